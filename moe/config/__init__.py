@@ -1,0 +1,19 @@
+"""Typed configuration: a yaml file and key=value overrides become one frozen `Config`. Imports nothing heavy."""
+
+from moe.config.load import ConfigError, load_config, to_yaml
+from moe.config.schema import Config, EvalData, ModelConfig, OptimizerConfig, SchedulerConfig, TrainData
+from moe.config.times import Time, parse_time
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "EvalData",
+    "ModelConfig",
+    "OptimizerConfig",
+    "SchedulerConfig",
+    "Time",
+    "TrainData",
+    "load_config",
+    "parse_time",
+    "to_yaml",
+]

@@ -1,0 +1,173 @@
+"""yaml + key=value overrides -> Config, or one ConfigError that lists every fault with its path, value and mend.
+
+OmegaConf raises only the first fault and a frozen config takes no update, so the input is flattened to leaves and
+merged leaf by leaf, each fault collected. Interpolations such as ${run_name} are resolved at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from moe.config.checks import find_faults
+from moe.config.schema import Config
+
+
+class ConfigError(ValueError):
+    """All faults of a configuration, one line each."""
+
+    def __init__(self, source: str, faults: list[str]):
+        self.faults = faults
+        super().__init__(
+            f"{source}: {len(faults)} fault{'s' if len(faults) > 1 else ''}\n" + "\n".join(f"  {f}" for f in faults)
+        )
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads `path`, applies `key=value` overrides in order, checks everything.
+
+    Raises:
+        ConfigError: every fault of the file, of the overrides and between settings.
+    """
+    tree = _read_yaml(Path(path))
+    faults: list[str] = []
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            faults.append(f"{override}: is no override; write key=value, e.g. optimizer.lr=5e-4")
+            continue
+        try:
+            _set(tree, key.strip().split("."), _parse_value(text))
+        except (yaml.YAMLError, TypeError) as error:
+            faults.append(f"{key}: {text!r} cannot be set: {str(error).splitlines()[0]}")
+    return _build(tree, faults, str(path))
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included, as yaml that `load_config` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain yaml lets a key stand twice and takes the last; here it is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"key {twice!r} stands twice (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+
+def _parse_value(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(
+            str(path), [f"there is no such file{'; there are: ' + ', '.join(near) if near else ''}"]
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), ["is not valid yaml: " + " ".join(str(error).split())]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), ["holds no settings; write key: value lines"])
+    return tree
+
+
+def _set(tree: dict, keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        child = tree.get(key)
+        if not isinstance(child, dict):
+            child = tree[key] = {}
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _leaves(node: Any, path: tuple[str, ...] = ()):
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield path, node
+
+
+def _build(tree: dict, faults: list[str], source: str) -> Config:
+    config: Any = OmegaConf.structured(Config)
+    wrong: set[str] = set()
+    for path, value in _leaves(tree):
+        dotted = ".".join(path)
+        nested = value
+        for key in reversed(path):
+            nested = {key: nested}
+        try:
+            config = OmegaConf.merge(config, nested)
+        except OmegaConfBaseException as error:
+            wrong.add(dotted)
+            faults.append(_explain(path, value, error))
+    missing = [
+        key
+        for key in sorted(OmegaConf.missing_keys(config))
+        if not any(w == key or key.startswith(w + ".") for w in wrong)
+    ]
+    faults += [f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in _fold(missing, tree)]
+    if faults:
+        raise ConfigError(source, faults)
+    try:
+        result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(source, [str(error).splitlines()[0]]) from None
+    if faults := find_faults(result):
+        raise ConfigError(source, faults)
+    return result
+
+
+def _fold(missing: list[str], tree: dict) -> list[str]:
+    """A section that is not there at all is one fault, not one for each of its keys."""
+    return list(
+        dict.fromkeys(key if key.split(".")[0] in tree or "." not in key else key.split(".")[0] for key in missing)
+    )
+
+
+def _fields_at(path: tuple[str, ...]) -> list[str]:
+    """Names of the settings that may stand in the section `path`; none where there is no such section."""
+    section: Any = Config
+    for key in path:
+        hint = get_type_hints(section).get(key)
+        section = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        if section is None:
+            return []
+    return [f.name for f in dataclasses.fields(section)]
+
+
+def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
+    """`path: value, what is wrong, the mend` from what OmegaConf says."""
+    dotted = ".".join(path)
+    for depth, key in enumerate(path):
+        known = _fields_at(path[:depth])
+        if not known:
+            return f"{'.'.join(path[:depth])}: takes one value, not a section (found {key!r} in it)"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
+            return f"{'.'.join(path[: depth + 1])}: is no setting; {mend}"
+    if _fields_at(path):
+        return f"{dotted}: is {value!r}; this is a section, with {', '.join(_fields_at(path))}"
+    reason = str(error).splitlines()[0]
+    return f"{dotted}: is {value!r}; {reason[0].lower()}{reason[1:]}"

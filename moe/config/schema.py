@@ -1,0 +1,195 @@
+"""Every setting, with its type, default and meaning. The string under a field is its row in docs/configuration.md.
+
+Decisions: names are Composer's where Composer has one; frozen, so a value read anywhere is the value in the yaml;
+keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_duration`, ...) have no default.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    d_model: int
+    "Width of the residual stream."
+    n_layers: int
+    "Transformer blocks; each has attention and a layer of experts."
+    n_heads: int
+    "Query heads."
+    n_kv_heads: int
+    "Key-value heads (grouped-query attention); must divide `n_heads`."
+    n_experts: int
+    "Experts in each layer. 1 makes a dense model."
+    top_k: int
+    "Experts that each token passes through."
+    expert_hidden: int
+    "Hidden width of one expert (SwiGLU)."
+    head_dim: int | None = None
+    "Width of one head; null means `d_model / n_heads`."
+    qk_norm: bool = True
+    "RMSNorm on each head's query and key."
+    rope_theta: float = 10000.0
+    "Base of the rotary position embedding."
+    norm_eps: float = 1e-6
+    "Epsilon of every RMSNorm."
+    tie_embeddings: bool = True
+    "One matrix for the embedding and the output head."
+    document_mask: bool = True
+    "Documents packed in one sample do not attend to each other, and the token after an EOS is no target."
+    dropout: float = 0.0
+    "Dropout on the embedding and on both residual branches."
+    balance_loss: float = 0.01
+    "Weight of the load-balance loss, per layer, over the global batch (arXiv 2501.11873)."
+    router_z_loss: float = 0.001
+    "Weight of the router z-loss, per layer (arXiv 2202.08906)."
+    z_loss: float = 0.0001
+    "Weight of the z-loss on the output logits (arXiv 2204.02311)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    lr: float | None = None
+    "Learning rate of the AdamW groups; null means `optimizer.lr`."
+    betas: tuple[float, float] = (0.9, 0.95)
+    "Decay rates of the two moments."
+    eps: float = 1e-8
+    "Added to the root of the second moment."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    lr: float
+    "Peak learning rate."
+    name: Literal["muon", "adamw"] = "muon"
+    "`muon`: Muon for every matrix of the blocks, AdamW for embeddings, head, norms and router. `adamw`: AdamW for all."
+    weight_decay: float = 0.1
+    "Decoupled weight decay; none on norms."
+    momentum: float = 0.95
+    "Muon's Nesterov momentum."
+    momentum_dtype: Literal["fp32", "bf16"] = "fp32"
+    "Data type of Muon's momentum; bf16 halves its memory."
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    "Scale of Muon's update. `match_rms_adamw`: 0.2 sqrt(max(rows, cols)), lr about 1e-3. `original`: lr about 0.02."
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    name: Literal["cosine_with_warmup", "wsd", "constant_with_warmup", "linear_decay_with_warmup"] = (
+        "cosine_with_warmup"
+    )
+    "Shape of the learning rate over `max_duration`."
+    t_warmup: str = "0ba"
+    "Linear warmup, in the unit of `max_duration`, e.g. 100000000tok."
+    alpha_f: float = 0.1
+    "Final learning rate as a share of the peak."
+    t_decay: str | None = None
+    "`wsd` only: length of the final decay, in the unit of `max_duration`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    local: str
+    "Folder made by convert/fineweb_to_mds.py (or where `remote` is cached)."
+    remote: str | None = None
+    "Where shards are fetched from as they are needed, e.g. s3://bucket/fineweb-10bt; null means all is in `local`."
+    split: str = "train"
+    "Subfolder of the data."
+    verify: Literal["size", "full"] = "size"
+    "Check of the shards before training: their sizes, or also their hashes (`full` reads all the data once)."
+    shuffle: bool = True
+    "Shuffle samples anew in each epoch (seeded)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalData:
+    local: str
+    "As `train_data.local`."
+    remote: str | None = None
+    "As `train_data.remote`."
+    split: str = "val"
+    "Subfolder of the data."
+    max_batches: int = 100
+    "Batches (of `global_train_batch_size` samples) per evaluation; -1 means the whole split."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoardConfig:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandBConfig:
+    project: str = "moe"
+    "W&B project."
+    entity: str | None = None
+    "W&B user or team."
+    mode: Literal["online", "offline"] = "online"
+    "`offline` needs no account; `wandb sync` uploads later."
+    tags: list[str] = field(default_factory=list)
+    "Tags of the W&B run."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggersConfig:
+    tensorboard: TensorBoardConfig | None = field(default_factory=TensorBoardConfig)
+    "`{}` writes TensorBoard files into the run folder; null writes none."
+    wandb: WandBConfig | None = None
+    "Weights & Biases; null turns it off."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run_name: str
+    "Name of the run; part of the default `save_folder`."
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    train_data: TrainData
+    max_duration: str
+    "Length of the run: tokens (10000000000tok) or steps (20000ba)."
+    global_train_batch_size: int
+    "Sequences per optimizer step, over all ranks and microbatches."
+    max_seq_len: int
+    "Tokens per sequence; must be what the data was converted with."
+    tokenizer: str
+    "Hub name or folder of the tokenizer that the data was converted with."
+    seed: int = 17
+    "Seed of initialisation, data order and dropout."
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    eval_data: EvalData | None = None
+    "Validation data; null turns evaluation off."
+    device_train_microbatch_size: int | str = "auto"
+    "Sequences per forward pass on one device: the memory knob, no effect on the result. `auto` searches it on GPU."
+    precision: Literal["amp_bf16", "amp_fp16", "fp32"] = "amp_bf16"
+    "Where the device has no bf16, amp_bf16 becomes fp32, with one printed line."
+    gradient_clip_norm: float = 1.0
+    "Largest global gradient norm; larger ones are scaled down to it."
+    activation_checkpointing: bool = False
+    "Recompute each block in the backward pass: less memory, about a quarter slower."
+    num_workers: int = 2
+    "Loader processes per rank."
+    save_folder: str = "./checkpoints/${run_name}"
+    "Run folder: checkpoints, config, logs."
+    save_interval: str = "1000ba"
+    "Time between checkpoints; the end of the run always makes one."
+    save_num_checkpoints_to_keep: int = 3
+    "Newest checkpoints that stay, across resumes; -1 keeps all."
+    keep_every: str | None = None
+    "The first checkpoint at or after each multiple of this stays for ever."
+    autoresume: bool = True
+    "The same command goes on from the newest checkpoint that verifies. false: a folder that holds a run is refused."
+    resume_from: str | None = None
+    "`step:5000` goes back to that checkpoint of this run."
+    load_path: str | None = None
+    "Checkpoint of another run to start from (a step folder, or a run folder for its newest)."
+    load_weights_only: bool = True
+    "With `load_path`: weights only, or also optimizer, step and data position."
+    eval_interval: str = "1000ba"
+    "Time between evaluations; the end of the run always makes one."
+    eval_first: bool = True
+    "Evaluate once before the first step."
+    log_interval: str = "10ba"
+    "Time between log lines and logged metrics."
+    loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    max_skipped_steps: int = 20
+    "Steps in a row with a non-finite gradient (each skipped on every rank) that stop the run."

@@ -1,0 +1,48 @@
+"""Durations and intervals as Composer writes them: `10000000000tok` or `1000ba` (batches, that is optimizer steps).
+
+Parsed in the config already: Composer accepts `500` or `'500'` for an interval and fails, or means epochs, much later.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+UNITS = {"tok": "tokens", "ba": "batches"}
+
+
+@dataclass(frozen=True)
+class Time:
+    """A count of tokens (`unit == "tok"`) or of batches (`unit == "ba"`)."""
+
+    value: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.value}{self.unit}"
+
+    def to_steps(self, tokens_per_step: int) -> int:
+        """Optimizer steps that cover this much: the last one may go beyond it by part of a step."""
+        return self.value if self.unit == "ba" else -(-self.value // tokens_per_step)
+
+    def to_tokens(self, tokens_per_step: int) -> int:
+        """Tokens after `to_steps` steps, for batches; the value itself for tokens."""
+        return self.value if self.unit == "tok" else self.value * tokens_per_step
+
+    def crossed(self, step: int, tokens_per_step: int) -> bool:
+        """Whether the step that ends at count `step` reaches a multiple of this interval."""
+        if self.unit == "ba":
+            return step % self.value == 0
+        return (step * tokens_per_step) // self.value > ((step - 1) * tokens_per_step) // self.value
+
+
+def parse_time(text: str) -> Time:
+    """`"1000ba"` -> Time(1000, "ba"). Underscores may group digits.
+
+    Raises:
+        ValueError: not a positive whole number followed by `tok` or `ba`.
+    """
+    match = re.fullmatch(r"([0-9][0-9_]*)(tok|ba)", str(text).strip())
+    if match is None or int(match[1].replace("_", "")) < 1:
+        raise ValueError("is no duration; write tokens as 100000000tok or batches (steps) as 1000ba")
+    return Time(int(match[1].replace("_", "")), match[2])

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="moe-trainer",
+    version="0.1.0",
+    description="Pretrain Mixture-of-Experts language models with Composer and Streaming: exact, resumable, simple.",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["moe", "moe.*"]),
+    install_requires=[
+        "torch>=2.7",
+        "mosaicml==0.32.1",
+        "mosaicml-streaming==0.13.0",
+        "transformers>=4.57",
+        "datasets>=3.6",
+        "wandb>=0.19",
+        "omegaconf==2.4.0",
+        "tensorboard>=2.16",
+        "pyarrow>=17",
+        "xxhash>=3",
+    ],
+    extras_require={
+        "convert": ["gigatoken==0.10.0", "fastokens==0.3.5"],
+        "eval": ["lm-eval==0.4.13"],
+        "dev": ["pytest>=8", "ruff==0.17.6", "mypy==2.4.1", "types-tqdm", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["moe=moe.cli.main:main"]},
+)
