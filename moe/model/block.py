@@ -1,0 +1,70 @@
+"""One pre-norm layer: x + attention(norm(x)), then x + experts(norm(x)).
+
+- A block returns what the losses need of its router beside x, and keeps nothing: recomputation cannot double a count.
+
+B batch, S sequence, T = B*S tokens, D width, E experts, F expert hidden.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.model.attention import Attention
+from moe.model.experts import moe_experts
+from moe.model.norm import RMSNorm
+from moe.model.router import Router
+
+
+class MoE(nn.Module):
+    """Router and experts of one layer. w13 holds the gate rows, then the up rows."""
+
+    def __init__(self, *, d_model: int, n_experts: int, top_k: int, expert_hidden: int) -> None:
+        super().__init__()
+        self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k)
+        self.w13 = nn.Parameter(torch.empty(n_experts, 2 * expert_hidden, d_model))
+        self.w2 = nn.Parameter(torch.empty(n_experts, d_model, expert_hidden))
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x_TD = x_BSD.flatten(0, 1)
+        routing = self.router(x_TD)
+        out_TD = moe_experts(x_TD, routing.weight_TK, routing.expert_TK, self.w13, self.w2, routing.counts_E)
+        return out_TD.view(x_BSD.shape), routing.counts_E, routing.prob_E, routing.z
+
+
+class Block(nn.Module):
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        n_experts: int,
+        top_k: int,
+        expert_hidden: int,
+        norm_eps: float,
+        qk_norm: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.attn_norm = RMSNorm(dim=d_model, eps=norm_eps)
+        self.attn = Attention(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            norm_eps=norm_eps,
+            qk_norm=qk_norm,
+        )
+        self.moe_norm = RMSNorm(dim=d_model, eps=norm_eps)
+        self.moe = MoE(d_model=d_model, n_experts=n_experts, top_k=top_k, expert_hidden=expert_hidden)
+
+    def forward(
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask_B1SS: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns x [B, S, D], the router's counts [E], summed probabilities [E] and z-loss term (see Routing)."""
+        attended_BSD = self.attn(self.attn_norm(x_BSD), rope, mask_B1SS)
+        x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
+        mixed_BSD, counts_E, prob_E, router_z = self.moe(self.moe_norm(x_BSD))
+        return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), counts_E, prob_E, router_z

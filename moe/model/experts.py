@@ -1,0 +1,131 @@
+"""SwiGLU experts.
+
+- Two tensors per layer, w13 (gate rows first, then up) and w2: one product gives gate and up.
+- Two backends behind `moe_experts`. `grouped_mm` on sm90 and sm100 with torch >= 2.10 (below sm90 it copies offsets
+  to the host); it never waits for the GPU. Elsewhere a loop over experts, one `torch.library` op whose host-side
+  counts stay inside, so that torch.compile sees no graph break.
+- The loop writes each expert's result and gradient into its slice of one preallocated tensor; indexing w[e] under
+  autograd would allocate a full-size gradient per expert (2 to 4 times slower).
+- Autocast reaches neither backend: inputs are cast here, then autocast is off.
+
+T tokens, D width, E experts, K experts per token, N = T*K assignments, F expert hidden.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe.model.dispatch import from_experts, sort_by_expert, to_experts
+from moe.model.precision import compute_dtype, no_autocast
+
+
+def _expert_slices(counts_E: Tensor) -> list[slice]:
+    ends = list(itertools.accumulate(counts_E.tolist()))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@torch.library.custom_op("moe::experts_loop", mutates_args=())
+def experts_loop(
+    x_ND: torch.Tensor, w13_E2FD: torch.Tensor, w2_EDF: torch.Tensor, counts_E: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Experts on rows sorted by expert, one after another.
+
+    Returns y [N, D], and gate and up [N, 2F], which only the backward pass needs.
+    """
+    y_ND = torch.empty_like(x_ND)
+    gate_up_N2F = x_ND.new_empty(x_ND.shape[0], w13_E2FD.shape[1])
+    for rows, w13_2FD, w2_DF in zip(_expert_slices(counts_E), w13_E2FD.unbind(0), w2_EDF.unbind(0), strict=True):
+        torch.mm(x_ND[rows], w13_2FD.t(), out=gate_up_N2F[rows])
+        gate, up = gate_up_N2F[rows].chunk(2, dim=-1)
+        torch.mm(F.silu(gate).mul_(up), w2_DF.t(), out=y_ND[rows])
+    return y_ND, gate_up_N2F
+
+
+@experts_loop.register_fake
+def _(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x_ND), x_ND.new_empty(x_ND.shape[0], w13_E2FD.shape[1])
+
+
+@torch.library.custom_op("moe::experts_loop_backward", mutates_args=())
+def experts_loop_backward(
+    grad_ND: torch.Tensor,
+    x_ND: torch.Tensor,
+    gate_up_N2F: torch.Tensor,
+    w13_E2FD: torch.Tensor,
+    w2_EDF: torch.Tensor,
+    counts_E: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, w13 and w2; an expert without tokens gets zeros."""
+    dx_ND, dw13_E2FD, dw2_EDF = torch.empty_like(x_ND), torch.empty_like(w13_E2FD), torch.empty_like(w2_EDF)
+    slices = _expert_slices(counts_E)
+    weights = zip(w13_E2FD.unbind(0), w2_EDF.unbind(0), dw13_E2FD.unbind(0), dw2_EDF.unbind(0), strict=True)
+    for rows, (w13_2FD, w2_DF, dw13_2FD, dw2_DF) in zip(slices, weights, strict=True):
+        gate, up = gate_up_N2F[rows].chunk(2, dim=-1)
+        act = F.silu(gate)
+        torch.mm(grad_ND[rows].t(), act * up, out=dw2_DF)
+        dh = grad_ND[rows] @ w2_DF
+        dgate_up = torch.empty_like(gate_up_N2F[rows])
+        dgate, dup = dgate_up.chunk(2, dim=-1)
+        torch.mul(dh, act, out=dup)
+        torch.ops.aten.silu_backward.grad_input(dh.mul_(up), gate, grad_input=dgate)
+        torch.mm(dgate_up.t(), x_ND[rows], out=dw13_2FD)
+        torch.mm(dgate_up, w13_2FD, out=dx_ND[rows])
+    return dx_ND, dw13_E2FD, dw2_EDF
+
+
+@experts_loop_backward.register_fake
+def _(
+    grad_ND: Tensor, x_ND: Tensor, gate_up_N2F: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x_ND), torch.empty_like(w13_E2FD), torch.empty_like(w2_EDF)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    x_ND, w13_E2FD, w2_EDF, counts_E = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros of [N, 2F] are made for the second output
+    ctx.save_for_backward(x_ND, output[1], w13_E2FD, w2_EDF, counts_E)
+
+
+def _backward(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    return (*experts_loop_backward(grad_ND.contiguous(), *ctx.saved_tensors), None)
+
+
+experts_loop.register_autograd(_backward, setup_context=_setup_context)
+
+
+def experts_grouped_mm(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor) -> Tensor:
+    """Experts on rows sorted by expert, all in one kernel per product: [N, D]. Needs torch >= 2.10."""
+    ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    gate, up = F.grouped_mm(x_ND, w13_E2FD.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
+    return F.grouped_mm(F.silu(gate) * up, w2_EDF.transpose(1, 2), offs=ends_E)
+
+
+@functools.cache
+def _has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(F, "grouped_mm"):
+        return False
+    return torch.cuda.get_device_capability(device) in {(9, 0), (10, 0)}
+
+
+def moe_experts(
+    x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor
+) -> Tensor:
+    """Each token through its K experts, summed with the router's weights: [T, D] in autocast's dtype, or x's.
+
+    counts_E (int64) is how often expert_TK names each expert.
+    """
+    dtype = compute_dtype(x_TD)
+    with no_autocast(x_TD):
+        order = sort_by_expert(expert_TK)
+        x_ND = to_experts(x_TD.to(dtype), order)
+        w13_E2FD, w2_EDF = w13_E2FD.to(dtype), w2_EDF.to(dtype)
+        if _has_grouped_mm(x_TD.device, dtype):
+            y_ND = experts_grouped_mm(x_ND, w13_E2FD, w2_EDF, counts_E)
+        else:
+            y_ND, _ = experts_loop(x_ND, w13_E2FD, w2_EDF, counts_E)
+        return from_experts(y_ND, weight_TK, order)

@@ -1,0 +1,102 @@
+"""Exact parameter counts and FLOPs per token, from the shape alone: no module is built.
+
+- Active parameters are those one token meets: top_k of n_experts experts, everything else.
+- FLOPs are those of matrix products, 2 per multiply-add, times 3 for forward and backward (the backward is two
+  products for each forward one): 6 per active matrix weight (the embedding's lookup is none, the head is one), and
+  for causal attention, of which half the scores are needed, 6 * n_layers * n_heads * head_dim * seq_len.
+"""
+
+from typing import NamedTuple
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of parameters. total and active are sums over the parts; a tied head is counted once, as embedding.
+
+    total       all
+    active      those one token meets: total less the experts it does not take
+    embedding   embedding matrix
+    head        head matrix; 0 when tied
+    attention   q, k, v and o projections
+    router      routers
+    experts     all experts
+    norms       norm weights
+    """
+
+    total: int
+    active: int
+    embedding: int
+    head: int
+    attention: int
+    router: int
+    experts: int
+    norms: int
+
+
+def count_parameters(
+    *,
+    vocab_size: int,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    n_experts: int,
+    top_k: int,
+    expert_hidden: int,
+    head_dim: int | None = None,
+    qk_norm: bool = True,
+    tie_embeddings: bool = True,
+) -> ParameterCount:
+    """Parameters of a Transformer of this shape (arguments as Transformer's)."""
+    head_dim = d_model // n_heads if head_dim is None else head_dim
+    embedding = vocab_size * d_model
+    head = 0 if tie_embeddings else embedding
+    attention = n_layers * d_model * head_dim * (2 * n_heads + 2 * n_kv_heads)
+    router = n_layers * n_experts * d_model
+    expert = n_layers * 3 * expert_hidden * d_model
+    norms = n_layers * (2 * d_model + (2 * head_dim if qk_norm else 0)) + d_model
+    total = embedding + head + attention + router + n_experts * expert + norms
+    return ParameterCount(
+        total=total,
+        active=total - (n_experts - top_k) * expert,
+        embedding=embedding,
+        head=head,
+        attention=attention,
+        router=router,
+        experts=n_experts * expert,
+        norms=norms,
+    )
+
+
+def flops_per_token(
+    *,
+    vocab_size: int,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    n_experts: int,
+    top_k: int,
+    expert_hidden: int,
+    seq_len: int,
+    head_dim: int | None = None,
+    qk_norm: bool = True,
+    tie_embeddings: bool = True,
+) -> float:
+    """FLOPs of forward and backward per token at sequence length seq_len, without recomputation."""
+    head_dim = d_model // n_heads if head_dim is None else head_dim
+    count = count_parameters(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        n_experts=n_experts,
+        top_k=top_k,
+        expert_hidden=expert_hidden,
+        head_dim=head_dim,
+        qk_norm=qk_norm,
+        tie_embeddings=tie_embeddings,
+    )
+    # A tied head is the embedding used as a matrix; untied, the embedding is only looked up.
+    matrices = count.active - count.norms - (0 if tie_embeddings else count.embedding)
+    return 6.0 * matrices + 6.0 * n_layers * n_heads * head_dim * seq_len

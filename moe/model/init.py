@@ -1,0 +1,32 @@
+"""Initial weights.
+
+| weights                                   | initial value                                        |
+|-------------------------------------------|------------------------------------------------------|
+| norms                                     | 1                                                    |
+| o_proj, w2 (they write to the residual)   | truncated normal, std 0.02 / sqrt(2 n_layers)        |
+| all other matrices                        | truncated normal, std 0.02                           |
+
+- Cut at 3 standard deviations: no outlier at the start.
+- Scaling residual outputs keeps the variance of the residual stream independent of depth (GPT-2).
+- By parameter name: the names are the checkpoint's contract already.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+STD = 0.02
+CUT = 3.0
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, *, n_layers: int) -> None:
+    """Fills every parameter in place, in the order of named_parameters, from torch's global generator."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.fill_(1.0)
+            continue
+        residual = name.endswith(("o_proj.weight", "moe.w2"))
+        std = STD / math.sqrt(2 * n_layers) if residual else STD
+        nn.init.trunc_normal_(parameter, std=std, a=-CUT * std, b=CUT * std)

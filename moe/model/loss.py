@@ -1,0 +1,97 @@
+"""Cross-entropy of a linear head, over chunks of tokens: the full logits never exist.
+
+- The gradients of hidden states and head are computed per chunk in the forward pass, while the chunk's logits are at
+  hand, and scaled by the upstream gradient in the backward pass: no recomputation, one fp32 [V, D] buffer. With
+  gradients off, none of it.
+- The z-loss (squared logsumexp, PaLM, arXiv 2204.02311) has to be weighted before that, or head gradients of both
+  parts would be kept. So its weight is an argument, `loss` carries the gradient of the weighted sum, and its parts
+  are returned detached.
+- Everything is a sum over targets, so that microbatches and ranks add up; the caller divides by the number of
+  targets.
+- Softmax is taken in fp32, products in autocast's dtype, the sum of the head's gradient over chunks in fp32.
+
+T tokens, D width, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe.model.precision import at_least_fp32, compute_dtype, no_autocast
+
+IGNORE = -100
+# Logits per chunk: on CPU a chunk should stay near the caches, on GPU it should fill the chip (256 MB of fp32).
+CHUNK_LOGITS_CPU = 2**22
+CHUNK_LOGITS_GPU = 2**26
+
+
+class HeadLoss(NamedTuple):
+    """Scalar sums over targets, fp32 (float64 for a float64 model). loss = nll + z_weight * z; only it has gradient."""
+
+    loss: Tensor
+    nll: Tensor
+    z: Tensor
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, w_VD: Tensor, target_T: Tensor, z_weight: float, dtype: torch.dtype, with_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # The head is cast in here, not outside: its gradient then reaches the fp32 weight without a detour over bf16.
+        w = w_VD.to(dtype)
+        exact = torch.promote_types(dtype, torch.float32)
+        dx_TD = torch.empty_like(x_TD) if with_grad else None
+        dw_VD = torch.zeros(w_VD.shape, dtype=exact, device=w_VD.device) if with_grad else None
+        nll = torch.zeros((), dtype=exact, device=x_TD.device)
+        z = torch.zeros_like(nll)
+        budget = CHUNK_LOGITS_CPU if x_TD.device.type == "cpu" else CHUNK_LOGITS_GPU
+        chunk = max(1, budget // w.shape[0])
+        for start in range(0, x_TD.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            x = x_TD[rows].to(dtype)
+            is_target = target_T[rows] != IGNORE
+            target = torch.where(is_target, target_T[rows], 0)[:, None]
+            valid = is_target.to(exact)
+            logits = at_least_fp32(x @ w.t())
+            target_logit = logits.gather(1, target).squeeze(1)
+            lse = logits.logsumexp(-1)
+            nll += ((lse - target_logit) * valid).sum()
+            z += (lse.square() * valid).sum()
+            if dx_TD is None or dw_VD is None:
+                continue
+            dlogits = logits.sub_(lse[:, None]).exp_().mul_(((1 + 2 * z_weight * lse) * valid)[:, None])
+            dlogits = dlogits.scatter_add_(1, target, -valid[:, None]).to(dtype)
+            dx_TD[rows] = dlogits @ w
+            if dtype == exact:
+                dw_VD.addmm_(dlogits.t(), x)
+            else:
+                dw_VD += dlogits.t() @ x
+        ctx.mark_non_differentiable(nll, z)
+        ctx.set_materialize_grads(False)
+        ctx.dx_TD, ctx.dw_VD, ctx.w_dtype = dx_TD, dw_VD, w_VD.dtype
+        return nll + z_weight * z, nll, z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None, None
+        if ctx.dx_TD is None:
+            raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass only")
+        dx_TD, dw_VD = ctx.dx_TD.mul_(grad), ctx.dw_VD.mul_(grad)
+        ctx.dx_TD = ctx.dw_VD = None  # scaled in place, hence used up
+        return dx_TD, dw_VD.to(ctx.w_dtype), None, None, None, None
+
+
+def linear_cross_entropy(x_TD: Tensor, w_VD: Tensor, target_T: Tensor, *, z_weight: float = 0.0) -> HeadLoss:
+    """Cross-entropy of softmax(x @ w.T) against target_T (int64; -100 is no target), summed over targets.
+
+    nll sums -log p(target), z sums logsumexp(logits)^2; loss = nll + z_weight * z is the one to differentiate, once.
+    """
+    with_grad = torch.is_grad_enabled() and (x_TD.requires_grad or w_VD.requires_grad)
+    dtype = compute_dtype(x_TD)
+    with no_autocast(x_TD):
+        return HeadLoss(*_LinearCrossEntropy.apply(x_TD, w_VD, target_T, z_weight, dtype, with_grad))

@@ -1,0 +1,153 @@
+"""The language model: embedding, blocks, norm, head.
+
+- Maps one to one onto transformers' Qwen3MoeForCausalLM; parameter names and shapes are the checkpoint's contract.
+- Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
+  of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
+- Every output is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
+
+B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from moe.model.attention import rope_table
+from moe.model.block import Block
+from moe.model.documents import document_causal_mask, document_ids
+from moe.model.init import init_weights
+from moe.model.loss import IGNORE, linear_cross_entropy
+from moe.model.norm import RMSNorm
+from moe.model.precision import compute_dtype, no_autocast
+
+
+class LossParts(NamedTuple):
+    """Sums over the tokens or targets of one forward pass.
+
+    loss         fp32 scalar: nll + z_loss * z, summed over targets; the part of the three that carries gradient
+    nll          fp32 scalar, negative log likelihood in nats summed over targets; detached
+    z            fp32 scalar, squared logsumexp of the logits summed over targets; detached
+    targets      int64 scalar, number of targets
+    counts_LE    int64, assignments per layer and expert; each layer's sum to T*K
+    prob_LE      fp32, router probabilities summed over tokens; carries gradient
+    router_z_L   fp32, squared logsumexp of the router's logits summed over tokens; carries gradient
+    """
+
+    loss: Tensor
+    nll: Tensor
+    z: Tensor
+    targets: Tensor
+    counts_LE: Tensor
+    prob_LE: Tensor
+    router_z_L: Tensor
+
+
+class Transformer(nn.Module):
+    """Decoder of n_layers pre-norm blocks.
+
+    head_dim None means d_model // n_heads. z_loss is the weight of z in LossParts.loss. dropout acts on the embedding
+    and on what each block adds to the residual stream. activation_checkpointing recomputes blocks in the backward pass.
+
+    Raises ValueError where heads or experts do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        eos_id: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int,
+        n_experts: int,
+        top_k: int,
+        expert_hidden: int,
+        head_dim: int | None = None,
+        rope_theta: float = 10000.0,
+        norm_eps: float = 1e-6,
+        qk_norm: bool = True,
+        tie_embeddings: bool = True,
+        document_mask: bool = True,
+        dropout: float = 0.0,
+        z_loss: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if head_dim is None:
+            if d_model % n_heads:
+                raise ValueError(
+                    f"d_model ({d_model}) is no multiple of n_heads ({n_heads}); change one or set head_dim"
+                )
+            head_dim = d_model // n_heads
+        if head_dim % 2:
+            raise ValueError(f"head_dim ({head_dim}) is odd; RoPE turns pairs of channels, make it even")
+        if n_heads % n_kv_heads:
+            raise ValueError(f"n_heads ({n_heads}) is no multiple of n_kv_heads ({n_kv_heads}); change one")
+        if not 1 <= top_k <= n_experts:
+            raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
+        self.eos_id = eos_id
+        self.head_dim = head_dim
+        self.rope_theta = rope_theta
+        self.document_mask = document_mask
+        self.dropout = dropout
+        self.z_loss = z_loss
+        self.activation_checkpointing = activation_checkpointing
+        self.embed = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model=d_model,
+                n_heads=n_heads,
+                n_kv_heads=n_kv_heads,
+                head_dim=head_dim,
+                n_experts=n_experts,
+                top_k=top_k,
+                expert_hidden=expert_hidden,
+                norm_eps=norm_eps,
+                qk_norm=qk_norm,
+                dropout=dropout,
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = RMSNorm(dim=d_model, eps=norm_eps)
+        self.lm_head = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
+        init_weights(self, n_layers=n_layers)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix [V, D]: the embedding's when tied."""
+        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+
+    def _hidden(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normed hidden states [B, S, D], counts_LE, prob_LE and router_z_L."""
+        x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
+        dtype = compute_dtype(x_BSD)
+        cos, sin = rope_table(
+            seq_len=tokens_BS.shape[1], head_dim=self.head_dim, theta=self.rope_theta, device=x_BSD.device
+        )
+        rope = (cos.to(dtype), sin.to(dtype))
+        mask = document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype) if self.document_mask else None
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        stats = []
+        for block in self.blocks:
+            if recompute:
+                x_BSD, *stat = checkpoint(block, x_BSD, rope, mask, use_reentrant=False)
+            else:
+                x_BSD, *stat = block(x_BSD, rope, mask)
+            stats.append(stat)
+        counts_LE, prob_LE, router_z_L = (torch.stack(parts) for parts in zip(*stats, strict=True))
+        return self.norm(x_BSD), counts_LE, prob_LE, router_z_L
+
+    def forward(self, tokens_BS: Tensor, labels_BS: Tensor | None = None) -> Tensor | LossParts:
+        """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target)."""
+        x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS)
+        if labels_BS is None:
+            dtype = compute_dtype(x_BSD)
+            with no_autocast(x_BSD):  # autocast's cached casts lose the tied weight's gradient on torch 2.7
+                return F.linear(x_BSD.to(dtype), self.head_weight.to(dtype))
+        target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
+        head = linear_cross_entropy(x_BSD.flatten(0, 1), self.head_weight, target_BS.flatten(), z_weight=self.z_loss)
+        return LossParts(*head, (target_BS != IGNORE).sum(), counts_LE, prob_LE, router_z_L)
