@@ -1,0 +1,118 @@
+"""StreamingDataset over blocks of tokens: same samples and order as stock, read through one memmap per shard.
+
+Stock opens the file for every sample and copies twice. It also waits for ever, or ends the epoch early, when a shard is missing:
+here a shard that cannot be had raises in every worker that needs it, with the file's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from time import time_ns
+from typing import Any
+
+import numpy as np
+from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
+
+from moe.data.errors import InputError
+
+ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
+
+
+class TokenDataset(StreamingDataset):
+    """Items are token ids [S], uint16 or uint32. Keywords beyond the three named ones are StreamingDataset's.
+
+    seq_len: S, which the shards must have. vocab_size: an id at or above it raises.
+    """
+
+    def __init__(self, *, seq_len: int, vocab_size: int, **streaming: Any) -> None:
+        super().__init__(**streaming)
+        self.seq_len, self.vocab_size = seq_len, vocab_size
+        self._rows: dict[int, np.ndarray] = {}
+        self._fault: str | None = None
+        encodings = {tuple(shard.column_encodings) for shard in self.shards}
+        for encoding, *others in encodings:
+            match = ENCODING.fullmatch(encoding)
+            if match is None or others:
+                raise InputError(
+                    f"{self._path(0).parent}: columns {encoding} are no tokens; convert with convert/fineweb_to_mds.py"
+                )
+            if int(match.group(2)) != seq_len:
+                raise InputError(
+                    f"{self._path(0).parent}: made with --seq-len {match.group(2)}, max_seq_len is {seq_len}; "
+                    "set max_seq_len to it, or convert again"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": {}}  # maps are per process: a spawned worker opens its own
+
+    def _path(self, shard_id: int) -> Path:
+        shard = self.shards[shard_id]
+        return Path(shard.dirname, shard.split, shard.raw_data.basename)
+
+    def _open(self, shard_id: int) -> np.ndarray:
+        """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or RuntimeError when its size is wrong."""
+        shard, path = self.shards[shard_id], self._path(shard_id)
+        size = path.stat().st_size
+        if size != shard.raw_data.bytes:
+            raise RuntimeError(
+                f"{path}: {size} bytes, index.json says {shard.raw_data.bytes}; restore the file or convert again"
+            )
+        match = ENCODING.fullmatch(shard.column_encodings[0])
+        assert match is not None
+        start = int(np.fromfile(path, np.uint32, 1, offset=4)[0])
+        return np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
+
+    def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
+        shard_id, row = self.spanner[sample_id]
+        rows = self._rows.get(shard_id)
+        if rows is None:
+            for _ in range(1 + retry):
+                try:
+                    rows = self._open(shard_id)
+                    break
+                except FileNotFoundError:
+                    self.prepare_shard(shard_id)
+            else:
+                raise RuntimeError(
+                    f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
+                )
+            if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
+                self._rows[shard_id] = rows
+            else:
+                self._shard_access_times[shard_id] = time_ns()
+        tokens = np.array(rows[row])
+        if (largest := int(tokens.max())) >= self.vocab_size:
+            raise RuntimeError(
+                f"{self._path(shard_id)}: token id {largest} in sample {row}, the vocabulary has {self.vocab_size}; "
+                "the shard is damaged (moe inspect verifies it) or was made with another tokenizer"
+            )
+        return tokens
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Stock's, but a shard that cannot be had leaves no one waiting: its state says 'here', who looks for it raises."""
+        if self.streams[int(self.stream_per_shard[shard_id])].remote is None:
+            if not self._path(shard_id).is_file():
+                self._fail(f"{self._path(shard_id)}: missing; restore the file or convert again")
+            return
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except Exception as error:
+            self._shard_states[shard_id] = _ShardState.LOCAL
+            self._fail(
+                f"{self._path(shard_id)}: cannot be fetched from {self.streams[0].remote} ({type(error).__name__}: {error})"
+            )
+
+    def _fail(self, fault: str) -> None:
+        self._fault = fault
+        raise RuntimeError(fault)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self._fault = None
+        yield from super().__iter__()
+        if (
+            self._fault is not None
+        ):  # a background thread failed: stock would end the epoch here as if all had been read
+            raise RuntimeError(self._fault)

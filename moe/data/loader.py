@@ -1,0 +1,189 @@
+"""Batches of tokens and labels, for training and for evaluation.
+
+- Training order is a function of (seed, epoch, global batch): `num_canonical_nodes` and `shuffle_block_size` are fixed, and an
+  epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers only divide the work.
+- Evaluation is sequential: global batch i holds samples [i*G, (i+1)*G). Rows that pad the last batch have all labels -100, so
+  every rank has the same number of batches and no sample counts twice.
+- Labels are unshifted; the token after an EOS is no target when documents do not see each other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import torch
+from streaming import Stream, StreamingDataLoader
+from streaming.base.world import World
+from torch.utils.data import DataLoader, Dataset
+
+from moe.data.dataset import TokenDataset
+from moe.data.errors import InputError
+from moe.data.verify import verify_split
+
+IGNORED = -100
+SHUFFLE_BLOCK = 1 << 18  # samples; Streaming's own least value
+
+
+class Collate:
+    """Rows [S] to {"tokens": int64 [B, S], "labels": int64 [B, S]}. A row None is padding: EOS tokens, no labels."""
+
+    def __init__(self, *, seq_len: int, eos_id: int, document_mask: bool) -> None:
+        self.seq_len, self.eos_id, self.document_mask = seq_len, eos_id, document_mask
+
+    def __call__(self, rows: list[np.ndarray | None]) -> dict[str, torch.Tensor]:
+        tokens = np.full((len(rows), self.seq_len), self.eos_id, np.int64)
+        for i, row in enumerate(rows):
+            if row is not None:
+                tokens[i] = row
+        labels = tokens.copy()
+        if self.document_mask:
+            labels[:, 1:][tokens[:, :-1] == self.eos_id] = IGNORED
+        for i, row in enumerate(rows):
+            if row is None:
+                labels[i] = IGNORED
+        return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
+
+
+def ignore_signals(worker: int) -> None:
+    """Ctrl+C and SIGUSR1 reach the whole process group; the trainer decides, and the workers live until its step is saved."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def open_stream(*, local: str, remote: str | None, split: str) -> tuple[Stream, int]:
+    """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet.
+
+    Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from `local` alone.
+    """
+    folder = os.path.join(local, split)
+    if remote is None:
+        faults = verify_split(folder)
+        if faults:
+            more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(faults[:5]) + more)
+    stream = Stream(local=local, remote=remote, split=split, validate_hash="xxh64" if remote is not None else None)
+    try:
+        samples = sum(len(shard) for shard in stream.get_shards(World.detect(), False))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{remote}/{split}/index.json cannot be fetched ({error}); check train_data.remote and the network"
+        ) from error
+    if not samples:
+        raise InputError(
+            f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"
+        )
+    return stream, samples
+
+
+def build_train_loader(
+    *,
+    local: str,
+    remote: str | None,
+    split: str,
+    seq_len: int,
+    eos_id: int,
+    vocab_size: int,
+    document_mask: bool,
+    device_batch_size: int,
+    seed: int,
+    num_workers: int,
+    shuffle: bool = True,
+    num_canonical_nodes: int = 1,
+    cache_limit: int | str | None = None,
+    multiprocessing_context: str | None = None,
+) -> StreamingDataLoader:
+    """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
+
+    num_canonical_nodes: a divisor of the global batch; more than 1 lets several nodes fetch different shards from `remote`.
+    Raises InputError for data that cannot be used, or fewer samples than one global batch.
+    """
+    stream, samples = open_stream(local=local, remote=remote, split=split)
+    global_batch = device_batch_size * World.detect().num_ranks
+    if global_batch % num_canonical_nodes:
+        raise InputError(
+            f"num_canonical_nodes ({num_canonical_nodes}) does not divide the global batch ({global_batch}); set it to 1"
+        )
+    if samples < global_batch:
+        raise InputError(
+            f"{os.path.join(local, split)}: {samples} samples, fewer than one global batch of {global_batch}; "
+            "lower global_train_batch_size or convert more text"
+        )
+    dataset = TokenDataset(
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        streams=[stream],
+        batch_size=device_batch_size,
+        epoch_size=samples - samples % global_batch,
+        shuffle=shuffle,
+        shuffle_algo="py1e",
+        shuffle_seed=seed,
+        shuffle_block_size=SHUFFLE_BLOCK,
+        num_canonical_nodes=num_canonical_nodes,
+        cache_limit=cache_limit,
+    )
+    return StreamingDataLoader(
+        dataset,
+        batch_size=device_batch_size,
+        num_workers=num_workers,
+        collate_fn=Collate(seq_len=seq_len, eos_id=eos_id, document_mask=document_mask),
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+        persistent_workers=False,
+        multiprocessing_context=multiprocessing_context if num_workers else None,
+    )
+
+
+class EvalRows(Dataset):
+    """The rows one rank evaluates, in order; None where the last global batch is padded."""
+
+    def __init__(
+        self, dataset: TokenDataset, *, device_batch_size: int, rank: int, world_size: int, max_batches: int | None
+    ) -> None:
+        self._dataset = dataset
+        group = device_batch_size * world_size
+        batches = -(-dataset.num_samples // group)
+        if max_batches is not None:
+            batches = min(batches, max_batches)
+        starts = np.arange(batches)[:, None] * group + rank * device_batch_size
+        self._ids = (starts + np.arange(device_batch_size)).reshape(-1)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, i: int) -> np.ndarray | None:
+        sample = int(self._ids[i])
+        return self._dataset.get_item(sample) if sample < self._dataset.num_samples else None
+
+
+def build_eval_loader(
+    *,
+    local: str,
+    remote: str | None,
+    split: str,
+    seq_len: int,
+    eos_id: int,
+    vocab_size: int,
+    document_mask: bool,
+    device_batch_size: int,
+    rank: int,
+    world_size: int,
+    max_batches: int | None,
+) -> DataLoader:
+    """Evaluation batches of this rank, the same at every call; at most `max_batches`, counted in global batches."""
+    stream, _ = open_stream(local=local, remote=remote, split=split)
+    dataset = TokenDataset(
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        streams=[stream],
+        batch_size=device_batch_size,
+        shuffle=False,
+        num_canonical_nodes=1,
+    )
+    rows = EvalRows(
+        dataset, device_batch_size=device_batch_size, rank=rank, world_size=world_size, max_batches=max_batches
+    )
+    collate = Collate(seq_len=seq_len, eos_id=eos_id, document_mask=document_mask)
+    return DataLoader(rows, batch_size=device_batch_size, shuffle=False, num_workers=0, collate_fn=collate)

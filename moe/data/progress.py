@@ -1,0 +1,68 @@
+"""A line on stderr while tokens flow: tokens, rate, share, time left, bytes. Rewritten on a terminal, else one every 10 s."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+
+def human(number: float) -> str:
+    """12345678 -> 12.3M"""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5 or unit == "T":
+            return (
+                f"{number:.0f}{unit}"
+                if unit == ""
+                else f"{number:.{max(0, 2 - len(str(int(abs(number)))) + 1)}f}{unit}"
+            )
+        number /= 1000
+    raise AssertionError
+
+
+def clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Progress:
+    """`read()` gives (tokens made now, share done 0..1, share done before this run). A thread draws until the block ends."""
+
+    def __init__(self, read: Callable[[], tuple[int, float, float]], *, token_bytes: int) -> None:
+        self._read, self._token_bytes = read, token_bytes
+        self._terminal = sys.stderr.isatty()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._start = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._draw()
+        if self._terminal:
+            sys.stderr.write("\n")
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.5 if self._terminal else 10):
+            self._draw()
+
+    def _draw(self) -> None:
+        tokens, share, before = self._read()
+        seconds = max(1e-9, time.monotonic() - self._start)
+        gained = share - before
+        left = clock(seconds * (1 - share) / gained) if gained > 0 else "?"
+        line = (
+            f"{share:4.0%}  {human(tokens)} tokens  {human(tokens / seconds)} tokens/s  {human(tokens * self._token_bytes)}B"
+            f"  {clock(seconds)} done, {left} left"
+        )
+        sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else line + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,39 @@
+"""What a conversion says at its end, and `moe inspect` from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from moe.data.meta import Meta
+from moe.data.packing import SPLITS
+from moe.data.progress import clock, human
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def summary(meta: Meta, folder: Path, report: dict[str, Any] | None) -> list[str]:
+    """Lines for a person. `report` is conversion.json's content, where there is one."""
+    tokens, documents = sum(meta.tokens.values()), sum(meta.documents.values())
+    per = meta.tokens_per_document
+    size = disk_bytes(folder)
+    lines = [
+        f"dataset      {meta.dataset}" + (f", config {meta.config}" if meta.config else "") + f", split {meta.split}",
+        f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id}), {meta.seq_len} tokens a sample, {meta.dtype}",
+        f"documents    {documents:,}",
+        f"tokens       {tokens:,} ({human(tokens)})",
+        *(f"  {s:<10} {meta.samples[s]:,} samples from {meta.documents[s]:,} documents" for s in SPLITS),
+        f"a document   {per['mean']:g} tokens on average, p50 {per['p50']:g}, p99 {per['p99']:g}, longest {per['max']:g}",
+        f"skipped rows {sum(meta.skipped.values()):,}"
+        + (f" ({', '.join(f'{n} {reason}' for reason, n in sorted(meta.skipped.items()))})" if meta.skipped else ""),
+        f"left out     {sum(meta.dropped_tokens.values()):,} tokens that fill no block"
+        + "".join(f"\n  file {file}: {reason}" for file, reason in meta.left_out.items()),
+        f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
+    ]
+    if report is not None:
+        rate = tokens / max(1e-9, report["seconds"])
+        lines.append(f"made in      {clock(report['seconds'])} ({human(rate)} tokens/s), encoder {report['encoder']}")
+    lines.append(f"folder       {folder}")
+    return lines

@@ -1,0 +1,115 @@
+"""Which rows are documents: text columns checked and cleaned, each bad row counted by reason.
+
+Reasons: `null`, `empty`, `blank` (only white space), `invalid_utf8`, `wrong_type` (not a string), `bad_json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+EXAMPLES = 20  # bad rows listed by name, per reason
+
+
+@dataclass
+class Skipped:
+    """Bad rows: how many by reason, and the first few by name."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        names = self.examples.setdefault(reason, [])
+        if len(names) < EXAMPLES:
+            names.append(name)
+
+    def merge(self, other: Skipped) -> None:
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+        for reason, names in other.examples.items():
+            mine = self.examples.setdefault(reason, [])
+            mine += names[: EXAMPLES - len(mine)]
+
+
+@dataclass
+class Batch:
+    """Rows as read: the text column, the id column where there is one, and the row number of each in its file."""
+
+    texts: pa.Array
+    ids: pa.Array | None
+    rows: list[int] | range
+    weight: int  # progress made, in the unit's own measure
+    bad: list[tuple[str, int]] = field(default_factory=list)  # rows the reader itself gave up: reason, row
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _utf8_mask(texts: pa.Array) -> np.ndarray | None:
+    """Which texts are valid UTF-8; None when all are (one fast pass)."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.large_binary()).to_pylist()
+        return np.array([value is None or _is_utf8(value) for value in raw])
+    return None
+
+
+def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringArray, pa.Array | None]:
+    """The documents of a batch and their ids, without the bad rows, which `skipped` gets."""
+    ids, rows = batch.ids, np.asarray(batch.rows)
+
+    def name(i: int) -> str:
+        value = ids[i].as_py() if ids is not None else None
+        return str(value) if value not in (None, "") else f"{file} row {int(rows[i])}"
+
+    def keep(texts: pa.Array, mask: np.ndarray, reasons: dict[str, np.ndarray]) -> pa.Array:
+        nonlocal ids, rows
+        for reason, which in reasons.items():
+            for i in np.flatnonzero(which).tolist():
+                skipped.add(reason, name(i))
+        arrow_mask = pa.array(mask)
+        ids, rows = (ids.filter(arrow_mask) if ids is not None else None), rows[mask]
+        return texts.filter(arrow_mask)
+
+    for reason, row in batch.bad:
+        skipped.add(reason, f"{file} row {row}")
+    texts = batch.texts
+    if pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_decode()
+    if texts.null_count:
+        mask = np.asarray(texts.is_valid())
+        texts = keep(texts, mask, {"null": ~mask})
+    if pa.types.is_binary(texts.type) or pa.types.is_large_binary(texts.type):
+        texts = texts.cast(pa.large_binary()).view(pa.large_string())
+    else:
+        texts = texts.cast(pa.large_string())
+    mask_utf8 = _utf8_mask(texts)
+    if mask_utf8 is not None:
+        texts = keep(texts, mask_utf8, {"invalid_utf8": ~mask_utf8})
+    empty, blank = np.asarray(pc.equal(pc.binary_length(texts), 0)), np.asarray(pc.utf8_is_space(texts))
+    if empty.any() or blank.any():
+        texts = keep(texts, ~(empty | blank), {"empty": empty, "blank": blank & ~empty})
+    return texts, ids
+
+
+def document_hashes(texts: pa.LargeStringArray, ids: pa.Array | None, seed: int) -> np.ndarray:
+    """xxh64 of each document's id (of its text where it has none), seeded: uint64 [documents]."""
+    digest = xxhash.xxh64_intdigest
+    if ids is None:
+        keys: list[Any] = texts.to_pylist()
+    else:
+        keys = ids.cast(pa.large_string()).to_pylist()
+        keys = [key if key else texts[i].as_py() for i, key in enumerate(keys)]
+    return np.fromiter((digest(key, seed) for key in keys), np.uint64, len(keys))

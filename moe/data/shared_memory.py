@@ -1,0 +1,56 @@
+"""Remove what a killed run left in /dev/shm, and nothing else.
+
+StreamingDataset names its segments NNNNNN_<what>; NNNNNN_locals holds the folders it reads. A prefix is removed when those are
+among the given folders and no living process has that segment mapped: another run, on this data or other, keeps its own.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS
+from streaming.base.shared.prefix import _unpack_locals
+
+SHM = Path("/dev/shm")
+
+
+def mapped_segments() -> set[str]:
+    """Names of /dev/shm segments that a living process has mapped, as far as /proc may be read."""
+    names: set[str] = set()
+    for maps in glob.glob("/proc/[0-9]*/maps"):
+        try:
+            with open(maps, errors="replace") as file:
+                names |= set(re.findall(r"/dev/shm/(\d{6}_\w+)$", file.read(), re.MULTILINE))
+        except OSError:  # the process ended, or belongs to someone else
+            continue
+    return names
+
+
+def clean_stale_shared_memory(folders: list[str]) -> list[str]:
+    """Unlink the segments of dead runs over `folders` (split folders, such as data/train). Returns the names removed.
+
+    Call it on one process of the machine, before the loaders are built. Does nothing where there is no /dev/shm.
+    """
+    ours = {os.path.abspath(folder) for folder in folders}
+    removed: list[str] = []
+    living = mapped_segments()
+    for path in sorted(SHM.glob(f"[0-9]*_{LOCALS}")):
+        prefix = path.name.removesuffix(f"_{LOCALS}")
+        try:
+            locals_, _ = _unpack_locals(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if path.name in living or not locals_ or not set(locals_) <= ours:
+            continue
+        locks = [Path(tempfile.gettempdir(), f"{prefix}_{name}") for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
+        for leftover in [*SHM.glob(f"{prefix}_*"), *locks]:
+            try:
+                leftover.unlink()
+                removed.append(leftover.name)
+            except OSError:
+                continue
+    return removed

@@ -1,0 +1,93 @@
+"""Load a tokenizer and say what it is.
+
+- No code from a hub repository is ever run (`trust_remote_code` stays off).
+- A tokenizer without EOS is refused: EOS is the only mark between documents.
+- The fingerprint covers what decides ids (vocabulary, merges, EOS, probe strings) and nothing else, so it is the same for a
+  hub name, a cached snapshot and a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from moe.data.errors import InputError
+
+PROBES = (
+    "Hello world",
+    " leading and  double   spaces\n\n\ttabs",
+    "It's 3.14159 and 1,000,000; don't",
+    "naïve café – “quotes” … 你好，世界 🙂 ﷺ",
+    "def f(x):\n    return x**2  # comment\r\n",
+    "<|endoftext|><s></s>[INST]",
+)
+
+
+def load_tokenizer(name_or_folder: str) -> Any:
+    """A transformers tokenizer from a folder or a hub name. Raises InputError when there is none, or when it has no EOS."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except Exception as error:
+        if Path(name_or_folder).is_dir():
+            files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
+            mend = f"the folder holds {files}; it needs a tokenizer.json"
+        else:
+            mend = "give a folder with a tokenizer.json, or a public name such as openai-community/gpt2"
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {mend} ({cause})") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"tokenizer '{name_or_folder}' has no EOS token, which marks where documents end; "
+            'add "eos_token" to its tokenizer_config.json, or choose another tokenizer'
+        )
+    return tokenizer
+
+
+def vocab_size(tokenizer: Any) -> int:
+    """One more than the largest id, added tokens included: the rows an embedding needs."""
+    return max(max(tokenizer.get_vocab().values()), tokenizer.eos_token_id) + 1
+
+
+def token_dtype(size: int) -> str:
+    """The dtype on disk for a vocabulary of `size` ids."""
+    return "uint16" if size <= 1 << 16 else "uint32"
+
+
+def encode_plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids per text as transformers gives them: nothing added, special tokens in the text taken as ordinary characters."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def plain_json(tokenizer: Any) -> str | None:
+    """The tokenizer as one tokenizer.json text that never yields a special token; None for a tokenizer without a fast backend.
+
+    Special tokens leave `added_tokens`, so a literal `<|endoftext|>` in a text cannot become a document boundary.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
+    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+    return json.dumps(spec, ensure_ascii=False)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 (hex) of sorted vocabulary, merges, EOS and the ids of PROBES."""
+    spec = json.loads(plain_json(tokenizer) or "{}")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in spec.get("model", {}).get("merges", [])]
+    content = {
+        "vocab": sorted(tokenizer.get_vocab().items()),
+        "merges": merges,
+        "eos": [tokenizer.eos_token, tokenizer.eos_token_id],
+        "probes": encode_plain(tokenizer, list(PROBES)),
+    }
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
