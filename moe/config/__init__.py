@@ -2,12 +2,13 @@
 
 from moe.config.load import ConfigError, load_config, to_yaml
 from moe.config.schema import Config, EvalData, ModelConfig, OptimizerConfig, SchedulerConfig, TrainData
-from moe.config.times import Time, parse_time
+from moe.config.times import Every, Time, parse_time
 
 __all__ = [
     "Config",
     "ConfigError",
     "EvalData",
+    "Every",
     "ModelConfig",
     "OptimizerConfig",
     "SchedulerConfig",

@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moe.config.checks import find_faults
 from moe.config.schema import Config
+from moe.errors import InputError
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """All faults of a configuration, one line each."""
 
     def __init__(self, source: str, faults: list[str]):

@@ -36,6 +36,19 @@ class Time:
         return (step * tokens_per_step) // self.value > ((step - 1) * tokens_per_step) // self.value
 
 
+@dataclass(frozen=True)
+class Every:
+    """Tells at which steps something is due: at each multiple of an interval, and at the run's last step."""
+
+    interval: Time
+    tokens_per_step: int
+    total_steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether it is due at the end of the step that makes the count `step`."""
+        return step >= self.total_steps or self.interval.crossed(step, self.tokens_per_step)
+
+
 def parse_time(text: str) -> Time:
     """`"1000ba"` -> Time(1000, "ba"). Underscores may group digits.
 

@@ -1,0 +1,172 @@
+"""Config -> objects: what a run is made of. Choices are plain dicts; no object is built in two places."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import DataSpec, Evaluator, Event, State
+
+from moe.config import Config, Every, ModelConfig, parse_time
+from moe.data import build_eval_loader, build_train_loader
+from moe.data.meta import Meta
+from moe.model import Transformer
+from moe.model.flops import count_parameters, flops_per_token
+from moe.optim import SCHEDULERS, Muon, build_groups
+from moe.train.model import MoEModel
+
+CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
+LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
+NO_SHAPE = (*LOSS_SETTINGS, "document_mask", "dropout", "z_loss", "norm_eps", "rope_theta")
+
+
+def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
+    """The model with its initial weights, the same on every rank."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
+    torch.manual_seed(seed)
+    return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
+
+
+def model_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """What `count_parameters` and `flops_per_token` need to know."""
+    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_SHAPE}
+    return {**shape, "vocab_size": vocab_size}
+
+
+def build_model(config: Config, meta: Meta) -> MoEModel:
+    shape = model_shape(config.model, meta.vocab_size)
+    transformer = build_transformer(
+        config.model,
+        vocab_size=meta.vocab_size,
+        eos_id=meta.eos_token_id,
+        seed=config.seed,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    return MoEModel(
+        transformer,
+        n_layers=config.model.n_layers,
+        n_experts=config.model.n_experts,
+        balance_loss=config.model.balance_loss,
+        router_z_loss=config.model.router_z_loss,
+        flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
+    )
+
+
+def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[str, Any]]]:
+    """The optimizer, and its groups as the config wants them (a checkpoint brings back those it was saved with)."""
+    settings = config.optimizer
+    groups = build_groups(
+        model.transformer,
+        name=settings.name,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        momentum_dtype=settings.momentum_dtype,
+        adjust_lr_fn=settings.adjust_lr_fn,
+        adamw_lr=settings.adamw.lr,
+        betas=tuple(settings.adamw.betas),
+        eps=settings.adamw.eps,
+    )
+    wanted = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    return Muon(groups), wanted
+
+
+def build_schedule(config: Config) -> partial[float]:
+    """Factor of the base learning rate as a function of `done`, in the unit of `max_duration`."""
+    scheduler = config.scheduler
+    settings: dict[str, Any] = {
+        "total": parse_time(config.max_duration).value,
+        "warmup": 0 if scheduler.t_warmup.startswith("0") else parse_time(scheduler.t_warmup).value,
+    }
+    if scheduler.name != "constant_with_warmup":
+        settings["alpha_f"] = scheduler.alpha_f
+    if scheduler.t_decay is not None:
+        settings["decay"] = parse_time(scheduler.t_decay).value
+    return partial(SCHEDULERS[scheduler.name], **settings)
+
+
+def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
+    """Sequences per forward pass: as set; `auto` stays auto on GPU and is computed from the sequence length on CPU."""
+    rank_batch = config.global_train_batch_size // world_size
+    size = config.device_train_microbatch_size
+    if size == "auto":
+        return "auto" if on_gpu else max(1, min(rank_batch, CPU_TOKENS_PER_MICROBATCH // config.max_seq_len))
+    return min(int(size), rank_batch)
+
+
+def build_train_spec(config: Config, meta: Meta, world_size: int) -> DataSpec:
+    data = config.train_data
+    loader = build_train_loader(
+        local=data.local,
+        remote=data.remote,
+        split=data.split,
+        shuffle=data.shuffle,
+        seed=config.seed,
+        device_batch_size=config.global_train_batch_size // world_size,
+        num_workers=config.num_workers,
+        **_contents(config, meta),
+    )
+    return DataSpec(loader, get_num_tokens_in_batch=_count_tokens)
+
+
+def build_evaluator(config: Config, meta: Meta, *, rank: int, world_size: int, every: Every) -> Evaluator:
+    """Evaluates at each `eval_interval` and at the last step, on the same samples whatever the number of ranks."""
+    data = config.eval_data
+    assert data is not None
+    loader = build_eval_loader(
+        local=data.local,
+        remote=data.remote,
+        split=data.split,
+        device_batch_size=config.global_train_batch_size // world_size,
+        rank=rank,
+        world_size=world_size,
+        max_batches=data.max_batches,
+        **_contents(config, meta),
+    )
+
+    def due(state: State, event: Event) -> bool:
+        return event == Event.BATCH_END and every.due(int(state.timestamp.batch))
+
+    size = microbatch_size(config, world_size, on_gpu=torch.cuda.is_available())
+    return Evaluator(
+        label="eval",
+        dataloader=DataSpec(loader, get_num_tokens_in_batch=_count_tokens),
+        eval_interval=due,
+        device_eval_microbatch_size=size,
+    )
+
+
+def _contents(config: Config, meta: Meta) -> dict[str, Any]:
+    return {
+        "seq_len": config.max_seq_len,
+        "eos_id": meta.eos_token_id,
+        "vocab_size": meta.vocab_size,
+        "document_mask": config.model.document_mask,
+    }
+
+
+def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
+    return batch["tokens"].numel()
+
+
+def data_fingerprint(folder: str | Path) -> str:
+    """Names the data by what made it: sha256 of its meta.json."""
+    return hashlib.sha256((Path(folder) / "meta.json").read_bytes()).hexdigest()[:16]
+
+
+__all__ = [
+    "build_evaluator",
+    "build_model",
+    "build_optimizer",
+    "build_schedule",
+    "build_train_spec",
+    "build_transformer",
+    "count_parameters",
+    "data_fingerprint",
+    "microbatch_size",
+    "model_shape",
+]

@@ -1,0 +1,267 @@
+"""The run from command line to exit code: check everything cheap first, then build, resume, train.
+
+Exit codes: 0 done (also: already complete), 1 failed, 2 input a user can mend, 75 stopped early (run the same command
+again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe.config import Config, ConfigError, Every, load_config, parse_time, to_yaml
+from moe.config.checks import check_ranks
+from moe.errors import InputError
+from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
+
+if TYPE_CHECKING:
+    from moe.data.meta import Meta
+    from moe.train.run_folder import RunFolder
+
+USAGE = (
+    "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
+)
+PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def say(line: str) -> None:
+    """Prints one line, on rank 0 only."""
+    if RANK == 0:
+        print(line, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Runs `train.py`'s command line; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    stop = StopSignal()
+    stop.install()
+    try:
+        config = load_config(argv[0], argv[1:])
+        if faults := check_ranks(config, WORLD_SIZE):
+            raise ConfigError(argv[0], faults)
+        return train(config, stop)
+    except InputError as error:
+        if RANK == 0:
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        return 2
+    except Stopped:
+        return EXIT_STOPPED
+
+
+def train(config: Config, stop: StopSignal) -> int:
+    """Trains to `max_duration`, or goes on from the run folder's newest checkpoint.
+
+    Raises:
+        InputError: something a user can mend; nothing has been overwritten.
+        Stopped: a signal ended the run early; everything is saved.
+    """
+    from moe.train.inputs import check_data
+
+    meta = check_data(config, report=say)
+    say("starting ...")
+    warnings.filterwarnings("ignore", message=".*(is not in the state_dict|pin_memory|No batches were trained).*")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import torch
+    from composer.utils import dist, get_device
+
+    on_gpu = torch.cuda.is_available()
+    config = _with_precision(config, on_gpu)
+    if WORLD_SIZE > 1:
+        dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"))
+    folder = _open_folder(config)
+    try:
+        return _fit(config, meta, folder, stop, on_gpu)
+    except Stopped:
+        folder.note(state="stopped")
+        say(f"stopped, saved in {folder.path}; run the same command again to go on")
+        raise
+    except BaseException:
+        folder.note(state="failed")
+        raise
+
+
+def _with_precision(config: Config, on_gpu: bool) -> Config:
+    import torch
+
+    if config.precision == "amp_fp16" and not on_gpu:
+        raise InputError("precision (amp_fp16) needs a GPU and there is none; use fp32 or amp_bf16")
+    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported()):
+        say(f"precision: amp_bf16 -> fp32, because the {'GPU' if on_gpu else 'CPU'} has no fast bf16")
+        return dataclasses.replace(config, precision="fp32")
+    return config
+
+
+def _open_folder(config: Config) -> RunFolder:
+    """Rank 0 locks and reads the run folder; all ranks get the same answer, or the same error."""
+    from composer.utils import dist
+
+    from moe.train.run_folder import RunFolder, open_run_folder
+
+    answer: list[Any] = [None, None]
+    lock = None
+    if RANK == 0:
+        try:
+            opened = open_run_folder(
+                Path(config.save_folder),
+                run_name=config.run_name,
+                autoresume=config.autoresume,
+                resume_from=config.resume_from,
+                report=say,
+            )
+            lock = opened.lock
+            answer = [None, (opened.record, opened.checkpoint)]
+        except InputError as error:
+            answer = [str(error), None]
+    dist.broadcast_object_list(answer)
+    if answer[0] is not None:
+        raise InputError(answer[0])
+    record, checkpoint = answer[1]
+    return RunFolder(Path(config.save_folder), record, checkpoint, lock)
+
+
+def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
+    from composer import Trainer
+    from composer.callbacks import SpeedMonitor
+
+    from moe import build
+    from moe.train.callbacks.console import Console
+    from moe.train.callbacks.gradients import GradientClipping
+    from moe.train.callbacks.learning_rate import LearningRate
+    from moe.train.callbacks.losses import StepLosses
+    from moe.train.callbacks.saver import CheckpointSaver
+    from moe.train.callbacks.seeding import StepSeed
+    from moe.train.inputs import print_plan
+    from moe.train.loading import use_safe_loading
+    from moe.train.logs import RunLog
+
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
+    total_steps = parse_time(config.max_duration).to_steps(tokens_per_step)
+
+    def every(interval: str) -> Every:
+        return Every(parse_time(interval), tokens_per_step, total_steps)
+
+    fingerprint = build.data_fingerprint(config.train_data.local)
+    load_path, weights_only = _starting_point(config, folder, fingerprint)
+    start_step = folder.checkpoint.step if folder.checkpoint else 0
+    microbatch = build.microbatch_size(config, WORLD_SIZE, on_gpu)
+    print_plan(config, meta, folder, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
+    if start_step >= total_steps:
+        folder.note(state="done")
+        say(f"complete: step {start_step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
+        return 0
+
+    model = build.build_model(config, meta)
+    optimizer, groups = build.build_optimizer(config, model)
+    writers, finish_logs = _open_logs(config, folder, start_step)
+    log = every(config.log_interval)
+    callbacks = [
+        StepSeed(config.seed),
+        LearningRate(
+            build.build_schedule(config),
+            total=parse_time(config.max_duration),
+            tokens_per_step=tokens_per_step,
+            groups=groups,
+        ),
+        StepLosses(model, tokens_per_step=tokens_per_step, log=log),
+        GradientClipping(config.gradient_clip_norm, config.max_skipped_steps),
+        SpeedMonitor(window_size=10),
+        CheckpointSaver(
+            folder.path,
+            every=every(config.save_interval),
+            keep=config.save_num_checkpoints_to_keep,
+            keep_every=parse_time(config.keep_every) if config.keep_every else None,
+            stop=stop,
+            manifest={"config": dataclasses.asdict(config), "data": fingerprint, "versions": _versions()},
+        ),
+    ]
+    evaluators = []
+    if config.eval_data is not None:
+        evaluators = [
+            build.build_evaluator(config, meta, rank=RANK, world_size=WORLD_SIZE, every=every(config.eval_interval))
+        ]
+    use_safe_loading()
+    trainer = Trainer(
+        model=model,
+        optimizers=optimizer,
+        train_dataloader=build.build_train_spec(config, meta, WORLD_SIZE),
+        eval_dataloader=evaluators,
+        max_duration=config.max_duration,
+        device="gpu" if on_gpu else "cpu",
+        precision=config.precision,
+        device_train_microbatch_size=microbatch,
+        run_name=config.run_name,
+        seed=config.seed,
+        callbacks=callbacks,
+        loggers=[RunLog(writers, log), *([Console(log)] if RANK == 0 else [])],
+        load_path=load_path,
+        load_weights_only=weights_only,
+        load_progress_bar=False,
+        progress_bar=False,
+    )
+    code = 1
+    try:
+        if evaluators and config.eval_first and start_step == 0:
+            trainer.eval()
+        trainer.fit()
+        code = 0
+    finally:
+        trainer.close()
+        finish_logs(code)
+    folder.note(state="done")
+    say(f"done: {total_steps:,} steps; checkpoint and logs are in {folder.path}")
+    return 0
+
+
+def _starting_point(config: Config, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool]:
+    """Which file to load, and whether only its weights: this run's checkpoint, else `load_path`, else nothing."""
+    from moe.train.checkpoints import find_named
+    from moe.train.run_folder import check_continues
+
+    if folder.checkpoint is not None:
+        check_continues(folder.checkpoint, dataclasses.asdict(config), fingerprint, report=say)
+        return str(folder.checkpoint.state_file), False
+    if config.load_path is not None:
+        named = find_named(config.load_path)
+        say(f"starting from the {'weights' if config.load_weights_only else 'state'} of {named.path}")
+        return str(named.state_file), config.load_weights_only
+    return None, False
+
+
+def _open_logs(config: Config, folder: RunFolder, start_step: int) -> tuple[list[Any], Any]:
+    """The places metrics go to (rank 0 only), and what to call with the exit code at the end."""
+    from moe.train.logs import jsonl_writer, tensorboard_writer, wandb_writer
+
+    if RANK != 0:
+        return [], lambda code: None
+    (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    writers = [jsonl_writer(folder.path / "metrics.jsonl", start_step)]
+    finish: Any = lambda code: None  # noqa: E731
+    if config.loggers.tensorboard is not None:
+        writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
+    if config.loggers.wandb is not None:
+        settings = config.loggers.wandb
+        folder.note(wandb_id=folder.record.get("wandb_id") or f"{config.run_name}-{folder.record['id']}")
+        write, finish = wandb_writer(
+            project=settings.project,
+            entity=settings.entity,
+            mode=settings.mode,
+            tags=list(settings.tags),
+            run_id=folder.record["wandb_id"],
+            name=config.run_name,
+            folder=folder.path,
+            config=dataclasses.asdict(config),
+        )
+        writers.append(write)
+    return writers, finish
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}

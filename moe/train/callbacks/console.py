@@ -1,0 +1,95 @@
+"""One line per log interval for the person at the terminal. Logs no metrics.
+
+    step 120/1,200  10%  62.9M tok  loss 4.512  ppl 91.1  lr 9.1e-04  grad 0.52  12.3k tok/s  1h02m left
+
+The rate is that of the interval, without evaluations and checkpoints; the time left counts only training.
+"""
+
+from __future__ import annotations
+
+import time
+
+from composer import Logger, State
+from composer.loggers import LoggerDestination
+
+from moe.config.times import Every
+
+
+def short(count: float) -> str:
+    """1234567 -> '1.23M'."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """3725 -> '1h02m'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s"
+
+
+class Console(LoggerDestination):
+    """Prints on one rank only. A logger, so that it sees what the callbacks of the same step have logged."""
+
+    def __init__(self, every: Every):
+        self.every = every
+        self.total_steps = every.total_steps
+        self.tokens_per_step = every.tokens_per_step
+        self.latest: dict[str, float] = {}
+        self.busy = 0.0  # seconds spent in steps since the last line
+        self.steps = 0
+        self._start = 0.0
+        self._eval_start = 0.0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.latest.update(metrics)
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        self._start = time.monotonic()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.busy += time.monotonic() - self._start
+        self.steps += 1
+        step = int(state.timestamp.batch)
+        if self.every.due(step):
+            print(self._line(step), flush=True)
+            self.busy, self.steps = 0.0, 0
+
+    def _line(self, step: int) -> str:
+        rate = self.steps * self.tokens_per_step / self.busy
+        left = (self.total_steps - step) * self.tokens_per_step / rate
+        rates = {name: value for name, value in self.latest.items() if name.startswith("optim/lr/")}
+        parts = [
+            f"step {step:,}/{self.total_steps:,}",
+            f"{100 * step / self.total_steps:.0f}%",
+            f"{short(step * self.tokens_per_step)} tok",
+        ]
+        if "train/loss" in self.latest:
+            parts += [f"loss {self.latest['train/loss']:.4f}", f"ppl {self.latest['train/perplexity']:.4g}"]
+        parts += [
+            f"lr {max(rates.values()):.2e}",
+            f"grad {self.latest['optim/grad_norm']:.3g}",
+            f"{short(rate)} tok/s",
+            f"{clock(left)} left",
+        ]
+        if self.latest["optim/skipped_steps"]:
+            parts.append(f"skipped {self.latest['optim/skipped_steps']:.0f}")
+        return "  ".join(parts)
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self._eval_start = time.monotonic()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        loss, perplexity = self.latest["metrics/eval/loss"], self.latest["metrics/eval/perplexity"]
+        seconds = time.monotonic() - self._eval_start
+        print(
+            f"eval at step {int(state.timestamp.batch):,}: loss {loss:.4f}  ppl {perplexity:.4g}  "
+            f"({short(int(state.eval_timestamp.token))} tok, {clock(seconds)})",
+            flush=True,
+        )

@@ -1,0 +1,144 @@
+"""Saves checkpoints in the background, and stops the run when it was asked to.
+
+| metric | meaning |
+|---|---|
+| `checkpoint/blocked_seconds` | how long the training thread stood still for the last save |
+
+Composer's own saver writes in place, forgets older files after a resume, and its saved position is an epoch too early
+at an epoch's end. Here the state is copied to host memory (the only part that blocks), and a thread writes, verifies
+and renames it; at most one is in flight, and it is joined before the run ends.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+from torch.utils._pytree import tree_map
+
+from moe.config.times import Every, Time
+from moe.train.checkpoints import retain, write_checkpoint
+from moe.train.stop import Stopped, StopSignal
+
+SAVED = ("model", "optimizers", "algorithms", "callbacks", "scaler", "timestamp", "rank_zero_seed", "dataset_state")
+
+
+class CheckpointSaver(Callback):
+    """Args:
+    manifest: what each manifest holds beside step, tokens, epoch position and files (config, data, versions).
+    report: prints one line to the user, on one rank only.
+    """
+
+    def __init__(
+        self,
+        save_folder: Path,
+        *,
+        every: Every,
+        keep: int,
+        keep_every: Time | None,
+        stop: StopSignal,
+        manifest: dict[str, Any],
+        report: Callable[[str], None],
+    ):
+        self.save_folder = save_folder
+        self.every = every
+        self.keep = keep
+        self.keep_every = keep_every
+        self.stop = stop
+        self.manifest = manifest
+        self.report = report
+        self.saved_step = -1
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.saved_step = int(state.timestamp.batch)  # what was just loaded stands on disk already
+        self.stop.training = True
+
+    def before_forward(self, state: State, logger: Logger) -> None:
+        if self.stop.overdue:  # weights are still those before the step: they can be saved as they are
+            self._stop(state, logger)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        step = int(state.timestamp.batch)
+        stopping = self.stop.agreed(state.device._device)
+        if stopping and step < self.every.total_steps:
+            self._stop(state, logger)
+        if self.every.due(step):
+            self.save(state, logger)
+
+    def _stop(self, state: State, logger: Logger) -> None:
+        self.save(state, logger)
+        self.join()
+        raise Stopped
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.join()
+
+    def close(self, state: State, logger: Logger) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def join(self) -> None:
+        """Waits for the write in flight; raises what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def save(self, state: State, logger: Logger) -> None:
+        """Copies the state and hands it to the writer; nothing to do where this step stands on disk already."""
+        step = int(state.timestamp.batch)
+        if step == self.saved_step:
+            return
+        start = time.monotonic()
+        self.join()
+        self.saved_step = step
+        content = _true_position({k: v for k, v in state.state_dict().items() if k in SAVED}, state)
+        if dist.get_global_rank() == 0:
+            content = tree_map(_to_host, content)
+            manifest = {
+                **self.manifest,
+                "tokens": int(state.timestamp.token),
+                "epoch": int(state.timestamp.epoch),
+                "sample_in_epoch": int(state.timestamp.sample_in_epoch),
+                "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+            self._thread = threading.Thread(target=self._write, args=(step, content, manifest), name="checkpoint")
+            self._thread.start()
+        logger.log_metrics({"checkpoint/blocked_seconds": time.monotonic() - start})
+
+    def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:
+        try:
+            write_checkpoint(self.save_folder, step, {"state": content}, manifest)
+            retain(
+                self.save_folder,
+                keep=self.keep,
+                keep_every=self.keep_every,
+                tokens_per_step=self.every.tokens_per_step,
+            )
+        except BaseException as error:  # raised again in the training thread, by join
+            self._error = error
+
+
+def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:
+    """Composer saves the dataset's own idea of the epoch, which lags at an epoch's end; the clock's is the true one."""
+    position = content["dataset_state"]["train"]
+    position["epoch"] = int(state.timestamp.epoch)
+    position["sample_in_epoch"] = int(state.timestamp.sample_in_epoch)
+    return content
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    return copy.deepcopy(value)

@@ -1,0 +1,264 @@
+"""Checkpoint folders: written aside, verified, listed, kept or removed. Plain files; imports no Composer.
+
+    save_folder/step-00005000/state.pt        what Composer's State.state_dict() gives, tensors on CPU
+    save_folder/step-00005000/manifest.json   sizes and xxh64 of the files, step, tokens, config, ...
+
+Decisions:
+- A checkpoint is written in a folder with another name, every file fsynced, the manifest last, then the folder renamed:
+  a folder named step-* was complete once. Its hashes tell whether it still is.
+- What does not verify is renamed (`set-aside-step-...`) and reported, never removed silently.
+- Files are read with weights_only: a checkpoint can carry data, not code.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from moe.config.times import Time
+from moe.errors import InputError
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+ALLOWED_TYPES = [datetime.timedelta, torch.torch_version.TorchVersion]
+
+
+class CheckpointError(InputError):
+    """A checkpoint that a user named, or that a run needs, cannot be used."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint folder and what its manifest says."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+    @property
+    def tokens(self) -> int:
+        return self.manifest["tokens"]
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / STATE
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+    """Writes one checkpoint so that it is either whole or not there, whenever the process or the machine stops.
+
+    Raises:
+        OSError: the disk is full or gone; nothing is left behind then, earlier checkpoints are untouched.
+    """
+    target = save_folder / folder_name(step)
+    aside = save_folder / f".writing-{folder_name(step)}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        with open(aside / STATE, "wb") as file:
+            torch.save(state, file)
+            _sync(file)
+        files = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
+        with open(aside / MANIFEST, "w", encoding="utf-8") as file:
+            json.dump({**manifest, "step": step, "files": files}, file, indent=1)
+            _sync(file)
+        _sync_folder(aside)
+        if target.exists():  # the same step again, after going back: the new one replaces it
+            target.rename(save_folder / f".replaced-{folder_name(step)}")
+        aside.rename(target)
+        _sync_folder(save_folder)
+        shutil.rmtree(save_folder / f".replaced-{folder_name(step)}", ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return target
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """xxh64 of a file's bytes, read in pieces."""
+    digest = xxhash.xxh64()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads the manifest and verifies sizes and hashes of all files.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files, _ = manifest["files"], (manifest["step"], manifest["tokens"], manifest["config"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error})") from None
+    for name, wanted in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing")
+        if path.stat().st_size != wanted["bytes"]:
+            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, its manifest says {wanted['bytes']}")
+        if hash_file(path) != wanted["xxh64"]:
+            raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+    return Checkpoint(folder, manifest)
+
+
+def step_folders(save_folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest step first; not verified."""
+    found = [p for p in save_folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None where the folder never held one. Broken ones are set aside and
+    reported.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none verifies.
+    """
+    folders = step_folders(save_folder)
+    faults = []
+    for folder in reversed(folders):
+        try:
+            found = read_checkpoint(folder)
+        except CheckpointError as error:
+            faults.append((folder, error))
+            continue
+        for broken, fault in faults:
+            aside = _free_name(broken.with_name(f"set-aside-{broken.name}"))
+            broken.rename(aside)
+            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}")
+        return found
+    if faults:
+        listed = "\n".join(f"  {fault}" for _, fault in faults)
+        raise CheckpointError(
+            f"save_folder ({save_folder}) holds {len(faults)} checkpoint(s) and none verifies:\n{listed}\n"
+            "  restore one from a copy, or give another save_folder to start over"
+        )
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    count, candidate = 1, path
+    while candidate.exists():
+        count, candidate = count + 1, path.with_name(f"{path.name}-{count + 1}")
+    return candidate
+
+
+def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
+    """Removes, with a line for each, what an interrupted write left; brings back a checkpoint caught in replacement."""
+    for old in save_folder.glob(".replaced-step-*"):
+        target = save_folder / old.name.removeprefix(".replaced-")
+        if not target.exists():
+            old.rename(target)
+            report(f"{target.name}: brought back, its replacement was interrupted")
+        else:
+            shutil.rmtree(old)
+    for partial in save_folder.glob(".writing-step-*"):
+        shutil.rmtree(partial)
+        report(
+            f"{partial.name.removeprefix('.writing-')}: was being written when the run was stopped; removed the part"
+        )
+
+
+def find_named(path: str) -> Checkpoint:
+    """A checkpoint that a user named: a step folder, the state.pt in it, or a run folder for its newest.
+
+    Raises:
+        CheckpointError: nothing there that can be used.
+    """
+    folder = Path(path)
+    if folder.name == STATE:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: there is no such checkpoint folder")
+    if (folder / MANIFEST).exists() or (folder / STATE).exists():
+        return read_checkpoint(folder)
+    if not step_folders(folder):
+        raise CheckpointError(f"{path}: is no checkpoint and holds none (step-* folders with {STATE} and {MANIFEST})")
+    faults = []
+    for candidate in reversed(step_folders(folder)):
+        try:
+            return read_checkpoint(candidate)
+        except CheckpointError as error:
+            faults.append(str(error))
+    raise CheckpointError("no checkpoint verifies: " + "; ".join(faults))
+
+
+def load_state(path: Path, map_location: str = "cpu") -> dict[str, Any]:
+    """Reads state.pt, tensors and plain values only.
+
+    Raises:
+        CheckpointError: the file carries something else, such as code; nothing of it has been run.
+    """
+    try:
+        with torch.serialization.safe_globals(ALLOWED_TYPES):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        reason = next(
+            (line for line in str(error).splitlines() if "GLOBAL" in line or "unsupported" in line.lower()), ""
+        )
+        raise CheckpointError(
+            f"{path}: refused, it holds more than tensors and plain values, or is damaged. "
+            f"{reason or str(error).splitlines()[0]}"
+        ) from None
+
+
+def retain(save_folder: Path, *, keep: int, keep_every: Time | None, tokens_per_step: int) -> list[Path]:
+    """Removes all but the newest `keep` checkpoints (-1: none) and those pinned by `keep_every`; returns what it
+    removed.
+
+    Pinned is the first checkpoint at or after each multiple of `keep_every`; it is never removed later, so the rule
+    gives the same answer whatever has been removed before, also after a resume.
+    """
+    folders = step_folders(save_folder)
+    if keep < 0:
+        return []
+    pinned: dict[int, Path] = {}
+    if keep_every is not None:
+        for folder in folders:
+            step = int(folder.name.removeprefix("step-"))
+            position = step if keep_every.unit == "ba" else step * tokens_per_step
+            pinned.setdefault(position // keep_every.value, folder)
+        pinned.pop(0, None)
+    removed = [folder for folder in folders[: len(folders) - keep] if folder not in pinned.values()]
+    for folder in removed:
+        aside = save_folder / f".removing-{folder.name}"
+        folder.rename(aside)  # so that a kill in the middle leaves no half checkpoint under a good name
+        shutil.rmtree(aside)
+    for leftover in save_folder.glob(".removing-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return removed

@@ -1,0 +1,129 @@
+"""One row of metrics per log interval, written to every place the user asked for.
+
+    save_folder/metrics.jsonl   one JSON object a line, `step` in each: the source of truth
+    save_folder/tensorboard/    TensorBoard event files
+    W&B                         one run id for the life of the run, kept in run.json
+
+Decisions:
+- One destination collects and writes at the interval, so a step between two rows costs nothing.
+- After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
+  step is lost or doubled.
+- W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from composer import Logger, State
+from composer.loggers import LoggerDestination
+
+from moe.config.times import Every
+from moe.errors import InputError
+
+Writer = Callable[[int, dict[str, float]], None]
+# Composer logs these at every batch; what they say stands in our own metrics.
+DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token", "time/epoch", "rank_zero_seed")
+
+
+class RunLog(LoggerDestination):
+    """Collects metrics and hands a row to each writer at every log interval, after an evaluation and at the end."""
+
+    def __init__(self, writers: Sequence[Writer], every: Every):
+        self.writers = writers
+        self.every = every
+        self.pending: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            if not name.startswith(DROPPED):
+                self.pending[name] = float(value)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if self.every.due(int(state.timestamp.batch)):
+            self._write(state)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.pending = {name: value for name, value in self.pending.items() if name.startswith("metrics/")}
+        self._write(state)
+
+    def _write(self, state: State) -> None:
+        row, self.pending = self.pending, {}
+        for write in self.writers if row else ():
+            write(int(state.timestamp.batch), row)
+
+
+def jsonl_writer(path: Path, resumed_step: int) -> Writer:
+    """Appends rows to `path`; first cuts rows beyond `resumed_step` and a last line that a kill left half written."""
+    if path.exists():
+        kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= resumed_step]
+        aside = path.with_suffix(".tmp")
+        aside.write_bytes(b"".join(line + b"\n" for line in kept))
+        os.replace(aside, path)
+    file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the run
+
+    def write(step: int, row: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+        file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    return write
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(log_dir=str(folder), purge_step=resumed_step + 1, flush_secs=10)
+
+    def write(step: int, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            board.add_scalar(name, value, global_step=step)
+
+    return write
+
+
+def wandb_writer(
+    *, project: str, entity: str | None, mode: str, tags: list[str], run_id: str, name: str, folder: Path, config: dict
+) -> tuple[Writer, Callable[[int], None]]:
+    """Starts or goes on with the W&B run `run_id`. Returns the writer and the function that ends the run.
+
+    Raises:
+        InputError: W&B cannot be reached or has no login; the message tells how to go on without.
+    """
+    import wandb
+
+    if mode == "online" and not wandb.api.api_key and os.environ.get("WANDB_MODE", "online") == "online":
+        raise InputError(
+            "loggers.wandb.mode (online) needs a login: run `wandb login`, or set loggers.wandb.mode=offline"
+        )
+    try:
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            mode=os.environ.get("WANDB_MODE", mode),  # type: ignore[arg-type]
+            tags=tags,
+            id=run_id,
+            resume="allow",
+            name=name,
+            dir=str(folder),
+            config=config,
+            settings=wandb.Settings(silent=True),
+        )
+    except Exception as error:
+        raise InputError(f"loggers.wandb: W&B did not start ({error}); set loggers.wandb.mode=offline") from None
+
+    def write(step: int, row: dict[str, float]) -> None:
+        run.log(row, step=step)
+
+    return write, lambda code: run.finish(exit_code=code)

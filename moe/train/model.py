@@ -1,0 +1,104 @@
+"""The ComposerModel around the transformer: turns its sums into one loss that no split of the batch can change.
+
+Decisions:
+- Every term is normalised by what the *global* batch holds (targets, tokens), known before the first microbatch, so the
+  gradient is the same for any number of ranks and microbatches. Composer then scales a microbatch by its share of the
+  rank's samples and DDP/FSDP average over ranks; `loss` undoes both.
+- Load balance (arXiv 2501.11873; Switch Transformer, arXiv 2101.03961, eq. 4): expert shares f are those of the
+  previous step's global batch, a buffer that the checkpoint keeps, uniform at step 0; the mean probability is the
+  current one.
+- No logits leave the transformer, so metrics add up sums and counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+from torch import Tensor
+from torchmetrics import Metric
+
+from moe.model import LossParts, Transformer
+
+
+class TokenLoss(Metric):
+    """Mean negative log likelihood per target token in nats; exact for any split of the data over batches and ranks."""
+
+    full_state_update = False
+    nll: Tensor
+    targets: Tensor
+
+    def __init__(self, perplexity: bool = False):
+        super().__init__()
+        self.perplexity = perplexity
+        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("targets", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, targets: Tensor) -> None:
+        self.nll += nll.double()
+        self.targets += targets
+
+    def compute(self) -> Tensor:
+        loss = self.nll / self.targets
+        return loss.exp() if self.perplexity else loss
+
+
+class MoEModel(ComposerModel):
+    """`forward` takes {"tokens", "labels"} (int64 [B, S], labels unshifted, -100 ignored) and returns `LossParts`."""
+
+    expert_share_LE: Tensor
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        *,
+        n_layers: int,
+        n_experts: int,
+        balance_loss: float,
+        router_z_loss: float,
+        flops_per_token: float,
+    ):
+        super().__init__()
+        self.transformer = transformer
+        self.balance_loss = balance_loss
+        self.router_z_loss = router_z_loss
+        self.flops_per_token = flops_per_token
+        self.register_buffer("expert_share_LE", torch.full((n_layers, n_experts), 1.0 / n_experts))
+        self.sums: dict[str, Tensor] = {}
+
+    def begin_step(self, *, global_targets: Tensor, global_tokens: int, rank_samples: int, world_size: int) -> None:
+        """Called once per optimizer step, before its first microbatch, with what the global batch holds."""
+        self.global_targets = global_targets.clamp(min=1)
+        self.global_tokens = global_tokens
+        self.rank_samples = rank_samples
+        self.world_size = world_size
+
+    def forward(self, batch: dict[str, Tensor]) -> LossParts:
+        return self.transformer(batch["tokens"], batch["labels"])
+
+    def loss(self, outputs: LossParts, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        n_experts = self.expert_share_LE.shape[1]
+        balance = n_experts * (self.expert_share_LE * outputs.prob_LE).sum() / self.global_tokens
+        router_z = outputs.router_z_L.sum() / self.global_tokens
+        total = outputs.loss / self.global_targets + self.balance_loss * balance + self.router_z_loss * router_z
+        self._accumulate(outputs)
+        return {"total": total * (self.world_size * self.rank_samples / batch["tokens"].shape[0])}
+
+    def _accumulate(self, outputs: LossParts) -> None:
+        for name in ("nll", "z", "targets", "counts_LE", "prob_LE", "router_z_L"):
+            value = getattr(outputs, name).detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def eval_forward(self, batch: dict[str, Tensor], outputs: Any = None) -> LossParts:
+        return outputs if outputs is not None else self.forward(batch)
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        return {} if is_train else {"loss": TokenLoss(), "perplexity": TokenLoss(perplexity=True)}
+
+    def update_metric(self, batch: Any, outputs: LossParts, metric: Metric) -> None:
+        metric.update(outputs.nll, outputs.targets)
+
+    def flops_per_batch(self, batch: dict[str, Tensor]) -> float:
+        """Model FLOPs of forward and backward over one rank's batch, recomputation not counted."""
+        return self.flops_per_token * batch["tokens"].numel()

@@ -1,0 +1,195 @@
+"""The run folder: whose it is, where to go on from, and that only one process trains in it.
+
+    save_folder/run.json     id, run_name, W&B run id, state (running, stopped, done, failed), where it was resumed from
+    save_folder/config.yaml  the configuration in force
+    save_folder/.lock        held while a process trains here; the kernel frees it when the process dies
+
+Decisions: a folder that holds a run is never started over; what must not change between two parts of a run is refused
+with both values, what may change is applied and told.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe.errors import InputError
+from moe.train.checkpoints import (
+    Checkpoint,
+    clear_unfinished,
+    folder_name,
+    newest_checkpoint,
+    read_checkpoint,
+    step_folders,
+)
+
+RUN_FILE = "run.json"
+FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
+FIXED = ("max_seq_len", "seed", "optimizer.name", "optimizer.momentum_dtype", "train_data.shuffle")
+
+
+@dataclass
+class RunFolder:
+    """An opened, locked run folder.
+
+    Attributes:
+        checkpoint: where to go on from; None for a fresh start.
+        record: the content of run.json.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    checkpoint: Checkpoint | None
+    lock: Any
+
+    def note(self, **changes: Any) -> None:
+        """Updates run.json; whole or not at all."""
+        self.record.update(changes, updated_at=_now())
+        write_json(self.path / RUN_FILE, self.record)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes aside and renames, so that a reader or a kill never meets half a file."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def open_run_folder(
+    path: Path, *, run_name: str, autoresume: bool, resume_from: str | None, report: Callable[[str], None]
+) -> RunFolder:
+    """Locks the folder, finds the checkpoint to go on from and writes run.json.
+
+    Raises:
+        InputError: the folder is in use, holds another run, may not be resumed, or no checkpoint of it verifies.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+    except OSError as error:
+        raise InputError(f"save_folder ({path}) cannot be written: {error.strerror}; give another one") from None
+    record = _read_record(path)
+    if record and record.get("run_name") != run_name:
+        raise InputError(
+            f"save_folder ({path}) holds another run, {record.get('run_name')!r}; "
+            f"this one is run_name ({run_name}). Give one of them another name"
+        )
+    clear_unfinished(path, report)
+    holds_run = bool(record) or bool(step_folders(path))
+    if holds_run and not autoresume and resume_from is None:
+        raise InputError(
+            f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
+            "or give another save_folder to start over"
+        )
+    record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": _now()}
+    if resume_from is not None:
+        checkpoint = _go_back(path, int(resume_from.removeprefix("step:")), record, report)
+    else:
+        checkpoint = newest_checkpoint(path, report)
+    folder = RunFolder(path, record, checkpoint, lock)
+    folder.note(state="running", pid=os.getpid(), host=os.uname().nodename)
+    return folder
+
+
+def _go_back(path: Path, step: int, record: dict[str, Any], report: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint of `step`; later ones are set aside. Done once: the same command again goes on from the newest."""
+    if record.get("went_back_to") == step:
+        newest = newest_checkpoint(path, report)
+        if newest is not None and newest.step > step:
+            report(f"resume_from=step:{step} was done before; going on from step {newest.step}")
+            return newest
+    kept = [int(p.name.removeprefix("step-")) for p in step_folders(path)]
+    if step not in kept:
+        raise InputError(f"resume_from (step:{step}): no such checkpoint in {path}; there are {_listed(kept)}")
+    checkpoint = read_checkpoint(path / folder_name(step))
+    for later in [s for s in kept if s > step]:
+        aside = path / f"left-behind-{folder_name(later)}-{int(time.time())}"
+        (path / folder_name(later)).rename(aside)
+        report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
+    record["went_back_to"] = step
+    return checkpoint
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(f"step:{s}" for s in steps) or "none"
+
+
+def _lock(path: Path) -> Any:
+    lock = open(path / ".lock", "a+")  # noqa: SIM115 - held open for the life of the process
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise InputError(
+            f"save_folder ({path}) is in use by another training process ({lock.read().strip() or 'unknown'}); "
+            "wait for it, stop it, or give another run_name"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
+    lock.flush()
+    return lock
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path / RUN_FILE}: cannot be read ({error}); restore or remove it") from None
+
+
+def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
+    before, now = dict(_leaves(saved)), dict(_leaves(current))
+    applied, refused = [], []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key):
+            continue
+        section, _, name = key.partition(".")
+        fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
+        (refused if fixed else applied).append(f"{key}: was {before.get(key)}, is {now.get(key)}")
+    return applied, refused
+
+
+def check_continues(
+    checkpoint: Checkpoint, config: dict[str, Any], data_fingerprint: str, report: Callable[[str], None]
+) -> None:
+    """Refuses what would make the checkpoint's continuation another run, reports what has changed and is applied.
+
+    Raises:
+        InputError: every setting that must not change, with both values.
+    """
+    applied, refused = compare_configs(checkpoint.manifest["config"], config)
+    if checkpoint.manifest["data"] != data_fingerprint:
+        refused.append(f"train_data: was data {checkpoint.manifest['data']}, is {data_fingerprint} (meta.json differs)")
+    if refused:
+        listed = "\n".join(f"  {line}" for line in refused)
+        raise InputError(
+            f"{checkpoint.path}: this run cannot go on with other settings than it was started with:\n{listed}\n"
+            f"  set them back, or start a new run from these weights: run_name=NEW load_path={checkpoint.path}"
+        )
+    for line in applied:
+        report(f"changed since the checkpoint: {line}")
+
+
+def _leaves(node: dict[str, Any], prefix: str = ""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,74 @@
+"""SIGTERM, SIGINT and SIGUSR1: finish the step, save, exit 75.
+
+Decisions:
+- The handler only notes the signal; the training loop asks `agreed()` after each step, so all ranks stop at the same
+  one.
+- Only a second SIGINT is a second Ctrl+C (exit 130 at once): on one Ctrl+C the launcher sends SIGTERM as well.
+- Before training there is nothing to save: the process ends at once, with 75.
+- A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch; where the process
+  hangs in a collective, a timer ends it. Either way the launcher's 30 seconds are kept, and a resume replays the step.
+- Forked loader workers inherit the handler; there the signal keeps its default effect.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+EXIT_STOPPED, EXIT_AT_ONCE = 75, 130
+PATIENCE, LAST_RESORT = 15.0, 25.0
+
+
+class Stopped(Exception):
+    """The run stopped early, with everything saved: the same command goes on."""
+
+
+class StopSignal:
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.received: signal.Signals | None = None
+        self.since = 0.0
+        self.training = False
+
+    def install(self) -> None:
+        """Takes over the signals; under a launcher also asks the kernel for SIGTERM when the launcher dies."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        if "LOCAL_WORLD_SIZE" in os.environ:
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    def _handle(self, number: int, frame: object) -> None:
+        if os.getpid() != self.pid:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if self.received == number == signal.SIGINT:
+            os._exit(EXIT_AT_ONCE)
+        if not self.training:
+            os._exit(EXIT_STOPPED)
+        if self.received is None:
+            self.received, self.since = signal.Signals(number), time.monotonic()
+            timer = threading.Timer(LAST_RESORT, os._exit, (EXIT_STOPPED,))
+            timer.daemon = True
+            timer.start()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the step still runs PATIENCE seconds after the signal."""
+        return self.received is not None and time.monotonic() - self.since > PATIENCE
+
+    def agreed(self, device: Any) -> bool:
+        """Whether any rank has had a signal; every rank gets the same answer. `device`: where collectives run."""
+        import torch  # not at the top: the handlers stand before anything heavy is imported
+        from composer.utils import dist
+
+        if dist.get_world_size() == 1:
+            return self.received is not None
+        flag = torch.tensor([int(self.received is not None)], device=device)
+        dist.all_reduce(flag, reduce_operation="MAX")
+        return bool(flag.item())
