@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.model.norm import RMSNorm
+from moe.model.precision import Linear
 
 
 def rope_table(*, seq_len: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -37,10 +38,10 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+        self.q_proj = Linear(d_model, n_heads * head_dim)
+        self.k_proj = Linear(d_model, n_kv_heads * head_dim)
+        self.v_proj = Linear(d_model, n_kv_heads * head_dim)
+        self.o_proj = Linear(n_heads * head_dim, d_model)
         self.q_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
 

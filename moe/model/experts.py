@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from moe.model.dispatch import from_experts, sort_by_expert, to_experts
 from moe.model.precision import compute_dtype, no_autocast
@@ -96,6 +97,16 @@ def _backward(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor, Tens
 
 
 experts_loop.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.moe.experts_loop)
+def _flops(x_shape: list[int], w13_shape: list[int], w2_shape: list[int], *_: Any, **__: Any) -> int:
+    return 2 * x_shape[0] * (w13_shape[1] * w13_shape[2] + w2_shape[1] * w2_shape[2])
+
+
+@register_flop_formula(torch.ops.moe.experts_loop_backward)
+def _flops_backward(_: Any, x_shape: list[int], __: Any, *weight_shapes: list[int], **___: Any) -> int:
+    return 2 * _flops(x_shape, *weight_shapes)
 
 
 def experts_grouped_mm(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor) -> Tensor:

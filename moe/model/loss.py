@@ -66,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dlogits = dlogits.scatter_add_(1, target, -valid[:, None]).to(dtype)
             dx_TD[rows] = dlogits @ w
             if dtype == exact:
-                dw_VD.addmm_(dlogits.t(), x)
+                torch.addmm(dw_VD, dlogits.t(), x, out=dw_VD)
             else:
                 dw_VD += dlogits.t() @ x
         ctx.mark_non_differentiable(nll, z)

@@ -21,7 +21,7 @@ from moe.model.documents import document_causal_mask, document_ids
 from moe.model.init import init_weights
 from moe.model.loss import IGNORE, linear_cross_entropy
 from moe.model.norm import RMSNorm
-from moe.model.precision import compute_dtype, no_autocast
+from moe.model.precision import Linear, compute_dtype, linear
 
 
 class LossParts(NamedTuple):
@@ -113,7 +113,7 @@ class Transformer(nn.Module):
             for _ in range(n_layers)
         )
         self.norm = RMSNorm(dim=d_model, eps=norm_eps)
-        self.lm_head = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
+        self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size)
         init_weights(self, n_layers=n_layers)
 
     @property
@@ -145,9 +145,7 @@ class Transformer(nn.Module):
         """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target)."""
         x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS)
         if labels_BS is None:
-            dtype = compute_dtype(x_BSD)
-            with no_autocast(x_BSD):  # autocast's cached casts lose the tied weight's gradient on torch 2.7
-                return F.linear(x_BSD.to(dtype), self.head_weight.to(dtype))
+            return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
         head = linear_cross_entropy(x_BSD.flatten(0, 1), self.head_weight, target_BS.flatten(), z_weight=self.z_loss)
         return LossParts(*head, (target_BS != IGNORE).sum(), counts_LE, prob_LE, router_z_L)

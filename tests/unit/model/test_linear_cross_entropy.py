@@ -1,0 +1,108 @@
+"""The chunked loss against plain float64 cross-entropy over full logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe.model import loss as loss_module
+from moe.model.loss import linear_cross_entropy
+
+T, D, V = 37, 8, 50
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS_CPU", 10 * V)  # 10 tokens a chunk: 3 whole ones and a rest
+
+
+def inputs(dtype=torch.float64, ignored=(0, 11, 12, 36)):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(T, D, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    w = torch.randn(V, D, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    target = torch.randint(0, V, (T,), generator=g)
+    target[list(ignored)] = -100
+    return x, w, target
+
+
+def plain(x, w, target):
+    logits = x @ w.t()
+    nll = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
+    return nll, logits.logsumexp(-1)[target != -100].square().sum()
+
+
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+@pytest.mark.parametrize("upstream", [1.0, -2.5, 1 / 33])
+def test_sums_and_gradients_equal_plain_cross_entropy(z_weight, upstream):
+    x, w, target = inputs()
+    nll, z = plain(x, w, target)
+    expected = torch.autograd.grad((nll + z_weight * z) * upstream, (x, w))
+    head = linear_cross_entropy(x, w, target, z_weight=z_weight)
+    torch.testing.assert_close(head.nll, nll.detach())
+    torch.testing.assert_close(head.z, z.detach())
+    torch.testing.assert_close(head.loss, (nll + z_weight * z).detach().requires_grad_())
+    for ours, theirs in zip(torch.autograd.grad(head.loss * upstream, (x, w)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+
+
+def test_fp32_stays_close_to_float64():
+    x, w, target = inputs()
+    nll, _ = plain(x, w, target)
+    expected = torch.autograd.grad(nll, (x, w))
+    x32, w32, _ = inputs(torch.float32)
+    head = linear_cross_entropy(x32, w32, target)
+    torch.testing.assert_close(head.nll.double(), nll.detach(), atol=0, rtol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(head.loss, (x32, w32)), expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_large_logits_stay_finite():
+    x, w, target = inputs(torch.float32)
+    head = linear_cross_entropy(x * 1e3, w * 1e2, target, z_weight=1e-4)
+    grads = torch.autograd.grad(head.loss, (x, w))
+    assert all(torch.isfinite(t).all() for t in (*head, *grads))
+
+
+def test_no_target_at_all_gives_zero_loss_and_zero_gradient():
+    x, w, _ = inputs()
+    head = linear_cross_entropy(x, w, torch.full((T,), -100), z_weight=1.0)
+    assert [part.item() for part in head] == [0.0, 0.0, 0.0]
+    assert all(grad.abs().max() == 0 for grad in torch.autograd.grad(head.loss, (x, w)))
+
+
+def test_only_the_weighted_sum_carries_gradient():
+    x, w, target = inputs()
+    head = linear_cross_entropy(x, w, target, z_weight=0.1)
+    assert (head.loss.requires_grad, head.nll.requires_grad, head.z.requires_grad) == (True, False, False)
+
+
+def test_second_backward_is_refused_rather_than_scaled_twice():
+    x, w, target = inputs()
+    head = linear_cross_entropy(x, w, target)
+    head.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        head.loss.backward()
+
+
+def test_without_gradients_no_gradient_buffer_is_made(monkeypatch):
+    x, w, target = inputs()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a gradient buffer was allocated")
+
+    monkeypatch.setattr(torch, "empty_like", refuse)
+    with torch.no_grad():
+        head = linear_cross_entropy(x, w, target)
+    assert not head.loss.requires_grad
+    with pytest.raises(AssertionError, match="gradient buffer"):
+        linear_cross_entropy(x, w, target)
+
+
+def test_autocast_keeps_an_fp32_head_gradient_close_to_fp32():
+    x, w, target = inputs(torch.float32)
+    expected = torch.autograd.grad(linear_cross_entropy(x, w, target).loss, (x, w))
+    with torch.autocast("cpu", torch.bfloat16):
+        head = linear_cross_entropy(x, w, target)
+    assert head.loss.dtype == torch.float32
+    for ours, theirs in zip(torch.autograd.grad(head.loss, (x, w)), expected, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.1)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from moe.model.router import Router
+
+
+@pytest.fixture
+def router():
+    torch.manual_seed(0)
+    router = Router(d_model=16, n_experts=6, top_k=2)
+    torch.nn.init.normal_(router.weight)
+    return router
+
+
+@pytest.fixture
+def x():
+    return torch.randn(11, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_chosen_weights_are_the_largest_probabilities_renormalised(router, x):
+    routing = router(x)
+    prob = torch.softmax(x @ router.weight.t(), -1)
+    for t in range(11):
+        largest = prob[t].argsort(descending=True)[:2]
+        assert routing.expert_TK[t].tolist() == largest.tolist()
+        torch.testing.assert_close(routing.weight_TK[t], prob[t, largest] / prob[t, largest].sum())
+
+
+def test_counts_probabilities_and_z_sum_over_tokens(router, x):
+    routing = router(x)
+    assert routing.counts_E.tolist() == [(routing.expert_TK == e).sum().item() for e in range(6)]
+    assert routing.counts_E.sum() == 11 * 2
+    logits = x @ router.weight.t()
+    torch.testing.assert_close(routing.prob_E, logits.softmax(-1).sum(0))
+    torch.testing.assert_close(routing.z, logits.exp().sum(-1).log().square().sum())
+
+
+def test_autocast_does_not_change_the_choice(router, x):
+    plain = router(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = router(x)
+    assert cast.weight_TK.dtype == torch.float32
+    assert torch.equal(cast.expert_TK, plain.expert_TK) and torch.equal(cast.weight_TK, plain.weight_TK)
+
+
+def test_balance_and_z_terms_reach_the_router_and_lower_what_they_name(router, x):
+    share = router(x).counts_E / 22
+    before = (share * router(x).prob_E).sum()
+    (grad,) = torch.autograd.grad(before, router.weight)
+    with torch.no_grad():
+        router.weight -= 0.01 * grad
+    assert grad.abs().max() > 0
+    assert (share * router(x).prob_E).sum() < before
+    (grad,) = torch.autograd.grad(router(x).z, router.weight)
+    assert grad.abs().max() > 0
