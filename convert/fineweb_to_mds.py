@@ -1,4 +1,7 @@
-"""Tokenise text into MDS shards. Without flags: FineWeb's 10B-token sample with GPT-2's tokenizer, 2048 tokens a sample."""
+"""Tokenise text into MDS shards.
+
+Without flags: FineWeb's 10B-token sample with GPT-2's tokenizer, 2048 tokens a sample.
+"""
 
 import argparse
 import sys

@@ -1,91 +1,44 @@
 """Text to an MDS dataset of tokens: plan, run the units, merge.
 
-- Work happens in `<out>.partial`; `<out>` appears in one rename when it is complete. Killed at any moment, the same command
-  goes on with the units that are not done, and the bytes are those of an uninterrupted run.
-- A plan that differs from the partial work's is refused with both values, and an existing `<out>` is never touched without
-  `--overwrite`, and then only replaced when its successor is complete.
-- A dataset too small for a val block at `--val-fraction` gets the smallest fraction that gives one, and a line that says so.
+- Work happens in `<out>.partial`; `<out>` appears in one rename when it is complete. Killed at any moment, the same
+  command goes on with the units that are not done, and the bytes are those of an uninterrupted run.
+- A plan that differs from the partial work's is refused with both values, and an existing `<out>` is never touched
+  without `--overwrite`, and then only replaced when its successor is complete.
+- A dataset too small for a val block at `--val-fraction` gets the smallest fraction that gives one, and a line that
+  says so.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moe.data import merge, pool
+from moe.data import merge
 from moe.data.encoders import choose_encoder
 from moe.data.errors import BadFileError, InputError
 from moe.data.meta import Meta, read_meta, write_meta
 from moe.data.packing import SPLITS
-from moe.data.progress import Progress, human
+from moe.data.progress import human
 from moe.data.reading import read_batches
 from moe.data.report import summary
+from moe.data.request import Request, resolve
 from moe.data.rows import Skipped, clean
-from moe.data.sources import Source, Unit, plan_units
+from moe.data.run_units import parts_of, run
+from moe.data.sources import Unit, plan_units
 from moe.data.state import Workspace
 from moe.data.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
-from moe.data.unit import Job, convert_unit, read_done, totals
+from moe.data.unit import Job
 
 CHECK_DOCUMENTS, CHECK_CHARS = 1000, 4 << 20
 
 
-@dataclass(frozen=True)
-class Request:
-    """The flags of convert/fineweb_to_mds.py."""
-
-    dataset: tuple[str, ...]
-    config: str | None
-    split: str
-    revision: str | None
-    text_column: str
-    tokenizer: str
-    seq_len: int
-    out: Path
-    val_fraction: float
-    seed: int
-    max_documents: int | None
-    max_tokens: int | None
-    workers: int | None  # None: one a core, fewer for little text
-    encoder: str
-    overwrite: bool
-    skip_bad_files: bool
-
-    def check(self) -> None:
-        """InputError for a value out of range."""
-        for flag, value, least in (("--seq-len", self.seq_len, 2), ("--workers", self.workers, 1)):
-            if value is not None and value < least:
-                raise InputError(f"{flag} {value}: must be at least {least}")
-        for flag, limit in (("--max-documents", self.max_documents), ("--max-tokens", self.max_tokens)):
-            if limit is not None and limit < 1:
-                raise InputError(f"{flag} {limit}: must be at least 1; leave it out for no limit")
-        if not 0 <= self.val_fraction < 1:
-            raise InputError(f"--val-fraction {self.val_fraction}: must be at least 0 and below 1, such as 0.005")
-        if not 0 <= self.seed < 1 << 63:
-            raise InputError(f"--seed {self.seed}: must be at least 0")
-
-
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def resolve(request: Request) -> Source:
-    """The dataset's files, on this machine or on the hub."""
-    from moe.data.hub import hub_source, is_hub_name
-    from moe.data.sources import local_source
-
-    names = request.dataset
-    if len(names) == 1 and is_hub_name(names[0]):
-        return hub_source(names[0], config=request.config, split=request.split, revision=request.revision)
-    if request.revision is not None:
-        raise InputError(f"--revision {request.revision}: {' '.join(names)} is on this machine; leave --revision out")
-    paths = [Path(name).expanduser() for name in names]
-    return local_source(paths, dataset=" ".join(names), config=request.config, split=request.split)
 
 
 def sample_documents(units: list[Unit], text_column: str) -> list[str]:
@@ -105,88 +58,6 @@ def sample_documents(units: list[Unit], text_column: str) -> list[str]:
     return texts
 
 
-class Limits:
-    """Which units a limited run needs: those in order until the documents or tokens taken reach the limit."""
-
-    def __init__(self, units: list[Unit], folder: Path, job: Job, left_out: set[str]) -> None:
-        self._units, self._folder, self._job, self._left_out = units, folder, job, left_out
-        self.documents, self.tokens = job.max_documents, job.max_tokens
-        self.used: list[Unit] = []
-        self.cut: Unit | None = None  # the unit that is taken in part
-        self._next = 0
-
-    def advance(self) -> bool:
-        """Take the units that are done; True once no further unit is needed."""
-        while self.cut is None and self._next < len(self._units):
-            unit = self._units[self._next]
-            if unit.file.name not in self._left_out:
-                done = read_done(self._folder, unit)
-                if done is None:
-                    return False
-                documents, tokens = totals(done)
-                over = (self.documents is not None and documents > self.documents) or (
-                    self.tokens is not None and tokens > self.tokens
-                )
-                if over or done["limited"]:
-                    self.cut = unit
-                else:
-                    self.used.append(unit)
-                    self.documents = None if self.documents is None else self.documents - documents
-                    self.tokens = None if self.tokens is None else self.tokens - tokens
-            self._next += 1
-        return self.cut is not None or self.documents == 0 or self.tokens == 0
-
-
-def run(job: Job, units: list[Unit], folder: Path, *, workers: int | None, left_out: set[str]) -> list[BadFileError]:
-    """Make every unit that is needed and not done. Returns the faults of files."""
-    faults: list[BadFileError] = []
-    pending = [unit for unit in units if read_done(folder, unit) is None]
-    limits = Limits(units, folder, job, left_out)
-    if not pending or limits.advance():
-        return []
-    if len(pending) < len(units):
-        say(f"resuming: {len(units) - len(pending)} of {len(units)} units are done")
-    weight = sum(unit.weight for unit in pending)
-    if workers is None:  # starting a process takes as long as 32 MB of text
-        workers = min(len(os.sched_getaffinity(0)), 1 + weight // (32 << 20))
-    counter = pool.new_counter()
-    total = max(1, sum(unit.weight for unit in units))
-    before = total - weight
-
-    def read() -> tuple[int, float, float]:
-        shares = [min(1.0, (before + counter[1]) / total)]
-        if job.max_documents:
-            shares.append(min(1.0, counter[2] / job.max_documents))
-        if job.max_tokens:
-            shares.append(min(1.0, counter[0] / job.max_tokens))
-        return counter[0], max(shares), before / total
-
-    def finished(unit: Unit, fault: BadFileError | None) -> bool:
-        if fault is not None:
-            faults.append(fault)
-            left_out.add(unit.file.name)
-        return not limits.advance()
-
-    with Progress(read, token_bytes=np.dtype(job.dtype).itemsize):
-        pool.run_units(job, pending, folder, workers=min(workers, len(pending)), counter=counter, finished=finished)
-    return faults
-
-
-def parts_of(job: Job, units: list[Unit], folder: Path, left_out: set[str]) -> list[tuple[Path, Unit]]:
-    """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
-    limits = Limits([u for u in units if u.file.name not in left_out], folder, job, left_out)
-    limits.advance()
-    parts = [(folder, unit) for unit in limits.used]
-    if limits.cut is not None and limits.documents != 0 and limits.tokens != 0:
-        cut = replace(job, max_documents=limits.documents, max_tokens=limits.tokens)
-        if cut == job:
-            return [*parts, (folder, limits.cut)]
-        aside = folder.with_name(f"{folder.name}-cut")
-        convert_unit(cut, limits.cut, aside, lambda *_: None)
-        parts.append((aside, limits.cut))
-    return parts
-
-
 def convert(request: Request) -> Meta:
     """Convert, or finish a conversion. Returns what the dataset holds. Raises InputError for what the user can mend."""
     started = time.monotonic()
@@ -194,7 +65,7 @@ def convert(request: Request) -> Meta:
     tokenizer = load_tokenizer(request.tokenizer)
     source = resolve(request)
     size = vocab_size(tokenizer)
-    identity = {
+    identity: dict[str, Any] = {
         "dataset": " ".join(request.dataset),
         "config": request.config,
         "split": request.split,

@@ -1,7 +1,7 @@
 """StreamingDataset over blocks of tokens: same samples and order as stock, read through one memmap per shard.
 
-Stock opens the file for every sample and copies twice. It also waits for ever, or ends the epoch early, when a shard is missing:
-here a shard that cannot be had raises in every worker that needs it, with the file's name.
+Stock opens the file for every sample and copies twice. It also waits for ever, or ends the epoch early, when a shard
+is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class TokenDataset(StreamingDataset):
     def __init__(self, *, seq_len: int, vocab_size: int, **streaming: Any) -> None:
         super().__init__(**streaming)
         self.seq_len, self.vocab_size = seq_len, vocab_size
+        self.shards: list[Any]  # readers of MDS shards
         self._rows: dict[int, np.ndarray] = {}
         self._fault: str | None = None
         encodings = {tuple(shard.column_encodings) for shard in self.shards}
@@ -92,7 +93,10 @@ class TokenDataset(StreamingDataset):
         return tokens
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Stock's, but a shard that cannot be had leaves no one waiting: its state says 'here', who looks for it raises."""
+        """Stock's, but a shard that cannot be had leaves no one waiting:
+
+        its state says 'here', who looks for it raises.
+        """
         if self.streams[int(self.stream_per_shard[shard_id])].remote is None:
             if not self._path(shard_id).is_file():
                 self._fail(f"{self._path(shard_id)}: missing; restore the file or convert again")
@@ -101,15 +105,14 @@ class TokenDataset(StreamingDataset):
             super().prepare_shard(shard_id, blocking)
         except Exception as error:
             self._shard_states[shard_id] = _ShardState.LOCAL
-            self._fail(
-                f"{self._path(shard_id)}: cannot be fetched from {self.streams[0].remote} ({type(error).__name__}: {error})"
-            )
+            reason = f"{type(error).__name__}: {error}"
+            self._fail(f"{self._path(shard_id)}: cannot be fetched from {self.streams[0].remote} ({reason})")
 
     def _fail(self, fault: str) -> None:
         self._fault = fault
         raise RuntimeError(fault)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Any]:
         self._fault = None
         yield from super().__iter__()
         if (

@@ -1,7 +1,7 @@
 """Text to ids, three ways behind one call: `encode(texts) -> (ids, offsets)`.
 
-- gigatoken and fastokens are 15 to 40 times faster than `tokenizers`; each is held against transformers on real documents and
-  on HARD strings before it is used, and dropped with a printed line on one differing id.
+- gigatoken and fastokens are 15 to 40 times faster than `tokenizers`; each is held against transformers on real
+  documents and on HARD strings before it is used, and dropped with a printed line on one differing id.
 - `transformers` always works: the fast backend where there is one, the Python tokenizer otherwise.
 - One thread each: parallelism is one process per worker, so that CPU use is what `--workers` says.
 """
@@ -105,12 +105,15 @@ class Transformers:
 
 
 def build_encoder(name: str, *, spec_json: str | None, tokenizer_name: str) -> Encoder:
-    """The encoder called `name`. Raises ImportError without its package, another error where it cannot read the tokenizer."""
+    """The encoder called `name`.
+
+    Raises ImportError without its package, another error where it cannot read the tokenizer.
+    """
     if name == "transformers":
         return Transformers(spec_json, tokenizer_name)
     if spec_json is None:
         raise ValueError("the tokenizer has no tokenizer.json form")
-    return {"gigatoken": Gigatoken, "fastokens": Fastokens}[name](spec_json)
+    return Gigatoken(spec_json) if name == "gigatoken" else Fastokens(spec_json)
 
 
 def first_difference(encoder: Encoder, texts: list[str], expected: list[list[int]]) -> str | None:
@@ -134,8 +137,8 @@ def choose_encoder(
 ) -> str:
     """The name of the fastest encoder that gives transformers' ids on HARD and on `documents`.
 
-    `wanted` is `auto` or one encoder's name. An encoder that is named and missing is an ImportError; one that is named and
-    differs gives way to `transformers`, and `say` gets the reason.
+    `wanted` is `auto` or one encoder's name. An encoder that is named and missing is an ImportError; one that is
+    named and differs gives way to `transformers`, and `say` gets the reason.
     """
     from moe.data.tokenizer import encode_plain
 

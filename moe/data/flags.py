@@ -1,4 +1,7 @@
-"""The flags of convert/fineweb_to_mds.py, and exit codes: 0 done, 2 input a user can mend, 75 stopped by SIGTERM, 130 by Ctrl+C."""
+"""The flags of convert/fineweb_to_mds.py, and exit codes:
+
+0 done, 2 input a user can mend, 75 stopped by SIGTERM, 130 by Ctrl+C.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,9 @@ def main(arguments: argparse.Namespace) -> int:
         "USE_TORCH", "0"
     )  # transformers then loads a tokenizer in 3 s and 130 MB, not 18 s and 690 MB
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from moe.data.convert import Request, convert
+    from moe.data.convert import convert
     from moe.data.errors import InputError
+    from moe.data.request import Request
 
     values = vars(arguments)
     values["dataset"] = tuple(values["dataset"])

@@ -1,4 +1,7 @@
-"""Datasets on the hub: which files a config names, at one commit. huggingface_hub speaks to the server, HF_ENDPOINT included."""
+"""Datasets on the hub:
+
+which files a config names, at one commit. huggingface_hub speaks to the server, HF_ENDPOINT included.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ def is_hub_name(name: str) -> bool:
 
 
 def hub_source(name: str, *, config: str | None, split: str, revision: str | None) -> Source:
-    """The files of a hub dataset's config and split. Raises InputError when the hub does not have it or cannot be reached."""
+    """The files of a hub dataset's config and split.
+
+    Raises InputError when the hub does not have it or cannot be reached.
+    """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -43,7 +49,8 @@ def hub_source(name: str, *, config: str | None, split: str, revision: str | Non
         raise InputError(f"--revision {revision}: {name} has no such branch, tag or commit on {endpoint}") from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"--dataset {name}: {endpoint} has no such dataset, it needs a login (hf auth login), or a folder on this machine was meant"
+            f"--dataset {name}: {endpoint} has no such dataset, or it needs a login (hf auth login); "
+            "for a folder on this machine give a path that exists"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise InputError(

@@ -1,9 +1,10 @@
 """Batches of tokens and labels, for training and for evaluation.
 
-- Training order is a function of (seed, epoch, global batch): `num_canonical_nodes` and `shuffle_block_size` are fixed, and an
-  epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers only divide the work.
-- Evaluation is sequential: global batch i holds samples [i*G, (i+1)*G). Rows that pad the last batch have all labels -100, so
-  every rank has the same number of batches and no sample counts twice.
+- Training order is a function of (seed, epoch, global batch): `num_canonical_nodes` and `shuffle_block_size` are
+  fixed, and an epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers
+  only divide the work.
+- Evaluation is sequential: global batch i holds samples [i*G, (i+1)*G). Rows that pad the last batch have all labels
+  -100, so every rank has the same number of batches and no sample counts twice.
 - Labels are unshifted; the token after an EOS is no target when documents do not see each other.
 """
 
@@ -47,7 +48,9 @@ class Collate:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ctrl+C and SIGUSR1 reach the whole process group; the trainer decides, and the workers live until its step is saved."""
+    """Ctrl+C and SIGUSR1 reach the whole process group; the trainer decides, and the workers live until its step is
+    saved.
+    """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
@@ -55,7 +58,8 @@ def ignore_signals(worker: int) -> None:
 def open_stream(*, local: str, remote: str | None, split: str) -> tuple[Stream, int]:
     """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet.
 
-    Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from `local` alone.
+    Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from
+    `local` alone.
     """
     folder = os.path.join(local, split)
     if remote is None:
@@ -96,14 +100,14 @@ def build_train_loader(
 ) -> StreamingDataLoader:
     """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
 
-    num_canonical_nodes: a divisor of the global batch; more than 1 lets several nodes fetch different shards from `remote`.
-    Raises InputError for data that cannot be used, or fewer samples than one global batch.
+    num_canonical_nodes: a divisor of the global batch; more than 1 lets several nodes fetch different shards from
+    `remote`. Raises InputError for data that cannot be used, or fewer samples than one global batch.
     """
     stream, samples = open_stream(local=local, remote=remote, split=split)
     global_batch = device_batch_size * World.detect().num_ranks
     if global_batch % num_canonical_nodes:
         raise InputError(
-            f"num_canonical_nodes ({num_canonical_nodes}) does not divide the global batch ({global_batch}); set it to 1"
+            f"num_canonical_nodes ({num_canonical_nodes}) does not divide the global batch ({global_batch}); use 1"
         )
     if samples < global_batch:
         raise InputError(

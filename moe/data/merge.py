@@ -1,7 +1,7 @@
 """Finished units to one dataset folder: `train/`, `val/`, `meta.json`.
 
-- Full shards are linked, not copied; the rests of all units are packed into further shards, then the tails, so only the last
-  shard of a split is not full and less than one block a split is dropped.
+- Full shards are linked, not copied; the rests of all units are packed into further shards, then the tails, so only
+  the last shard of a split is not full and less than one block a split is dropped.
 - Everything is a function of the units in order: who made them, and when, leaves no trace.
 """
 
@@ -105,7 +105,10 @@ def merge_split(parts: list[tuple[Path, Unit]], split: str, out: Path, layout: S
 
 
 def collect(parts: list[tuple[Path, Unit]]) -> dict:
-    """Sums over units: documents and tokens per split, text bytes, skipped rows, lengths and hashes of all documents."""
+    """Sums over units:
+
+    documents and tokens per split, text bytes, skipped rows, lengths and hashes of all documents.
+    """
     documents, tokens, text_bytes, skipped = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), 0, Skipped()
     lengths, hashes = [np.empty(0, np.uint32)], [np.empty(0, np.uint64)]
     for folder, unit in parts:

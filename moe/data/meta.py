@@ -1,4 +1,7 @@
-"""`meta.json`: what a converted dataset holds and what made it. The same bytes for any number of workers and any encoder."""
+"""`meta.json`:
+
+what a converted dataset holds and what made it. The same bytes for any number of workers and any encoder.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Documents to blocks of S tokens, for one unit of work and its two splits.
 
-- Every document ends with EOS. Documents follow each other without padding; what is left of a unit is packed with the other
-  units' tails in the merge.
-- Documents are shuffled in windows of at least WINDOW_TOKENS tokens, so memory does not grow with the unit. Where a window
-  ends depends on the documents alone, never on how they were read in batches.
+- Every document ends with EOS. Documents follow each other without padding; what is left of a unit is packed with the
+  other units' tails in the merge.
+- Documents are shuffled in windows of at least WINDOW_TOKENS tokens, so memory does not grow with the unit. Where a
+  window ends depends on the documents alone, never on how they were read in batches.
 - The shuffle sorts by splitmix64 of (seed, unit, row): no library's random stream, so the order never changes.
 """
 
@@ -29,7 +29,10 @@ def splitmix64(values: np.ndarray) -> np.ndarray:
 
 
 def shuffled_order(first_document: int, count: int, *, seed: int, unit: int) -> np.ndarray:
-    """The order of `count` documents of a unit, the first of which is its `first_document`-th: a permutation of range(count)."""
+    """The order of `count` documents of a unit, the first of which is its `first_document`-th:
+
+    a permutation of range(count).
+    """
     rows = np.arange(first_document, first_document + count, dtype=np.uint64)
     key = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(unit))
     return np.argsort(splitmix64(rows ^ splitmix64(key)), kind="stable")

@@ -1,4 +1,5 @@
-"""Run the unit function over units: in this process with one worker, else one spawned process a worker, one thread each.
+"""Run the unit function over units: in this process with one worker, else one spawned process a worker, one thread
+each.
 
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that goes on writing).
 - A unit whose file cannot be read is reported, not raised: the others go on.
@@ -6,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -77,7 +79,10 @@ def run_units(
     counter: Any,
     finished: Callable[[Unit, BadFileError | None], bool],
 ) -> None:
-    """Convert units in order; `finished(unit, fault)` after each says whether to go on. Raises RuntimeError when a worker dies."""
+    """Convert units in order; `finished(unit, fault)` after each says whether to go on.
+
+    Raises RuntimeError when a worker dies.
+    """
     todo = iter(units)
     if workers == 1:
         one_thread()
@@ -96,8 +101,8 @@ def run_units(
     try:
         going = True
         while going:
-            while len(running) < 2 * workers and (unit := next(todo, None)) is not None:
-                running[pool.submit(_run, unit)] = unit
+            for following in itertools.islice(todo, 2 * workers - len(running)):
+                running[pool.submit(_run, following)] = following
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -105,7 +110,8 @@ def run_units(
         pool.shutdown(wait=False, cancel_futures=True)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process died, most often for lack of memory; what is done is kept: run the same command with fewer --workers"
+            "a worker process died, most often for lack of memory; what is done is kept: "
+            "run the same command with fewer --workers"
         ) from error
     finally:
         for process in multiprocessing.active_children():

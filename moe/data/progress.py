@@ -1,4 +1,7 @@
-"""A line on stderr while tokens flow: tokens, rate, share, time left, bytes. Rewritten on a terminal, else one every 10 s."""
+"""A line on stderr while tokens flow:
+
+tokens, rate, share, time left, bytes. Rewritten on a terminal, else one every 10 s.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """`read()` gives (tokens made now, share done 0..1, share done before this run). A thread draws until the block ends."""
+    """`read()` gives (tokens made now, share done 0..1, share done before this run).
+
+    A thread draws until the block ends.
+    """
 
     def __init__(self, read: Callable[[], tuple[int, float, float]], *, token_bytes: int) -> None:
         self._read, self._token_bytes = read, token_bytes
@@ -61,8 +67,8 @@ class Progress:
         gained = share - before
         left = clock(seconds * (1 - share) / gained) if gained > 0 else "?"
         line = (
-            f"{share:4.0%}  {human(tokens)} tokens  {human(tokens / seconds)} tokens/s  {human(tokens * self._token_bytes)}B"
-            f"  {clock(seconds)} done, {left} left"
+            f"{share:4.0%}  {human(tokens)} tokens  {human(tokens / seconds)} tokens/s  "
+            f"{human(tokens * self._token_bytes)}B  {clock(seconds)} done, {left} left"
         )
         sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else line + "\n")
         sys.stderr.flush()

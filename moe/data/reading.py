@@ -1,7 +1,7 @@
 """Rows of a unit as Arrow batches of text and id: only those two columns are read, and only a few MB at a time.
 
-A .txt file is cut into documents at the first blank line after TXT_CHARS characters (at the next line end after four times as
-many), so that a book neither becomes one endless document nor loses its context line by line.
+A .txt file is cut into documents at the first blank line after TXT_CHARS characters (at the next line end after four
+times as many), so that a book neither becomes one endless document nor loses its context line by line.
 """
 
 from __future__ import annotations

@@ -21,11 +21,12 @@ def summary(meta: Meta, folder: Path, report: dict[str, Any] | None) -> list[str
     size = disk_bytes(folder)
     lines = [
         f"dataset      {meta.dataset}" + (f", config {meta.config}" if meta.config else "") + f", split {meta.split}",
-        f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id}), {meta.seq_len} tokens a sample, {meta.dtype}",
+        f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id})",
+        f"a sample     {meta.seq_len} tokens, {meta.dtype}",
         f"documents    {documents:,}",
         f"tokens       {tokens:,} ({human(tokens)})",
         *(f"  {s:<10} {meta.samples[s]:,} samples from {meta.documents[s]:,} documents" for s in SPLITS),
-        f"a document   {per['mean']:g} tokens on average, p50 {per['p50']:g}, p99 {per['p99']:g}, longest {per['max']:g}",
+        f"a document   {per['mean']:g} tokens, p50 {per['p50']:g}, p99 {per['p99']:g}, longest {per['max']:g}",
         f"skipped rows {sum(meta.skipped.values()):,}"
         + (f" ({', '.join(f'{n} {reason}' for reason, n in sorted(meta.skipped.items()))})" if meta.skipped else ""),
         f"left out     {sum(meta.dropped_tokens.values()):,} tokens that fill no block"

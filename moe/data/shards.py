@@ -1,7 +1,8 @@
-"""MDS shards from whole arrays: the same bytes MDSWriter gives for one `ndarray:<dtype>:<S>` column, written at disk speed.
+"""MDS shards from whole arrays: the same bytes MDSWriter gives for one `ndarray:<dtype>:<S>` column, written at disk
+speed.
 
-MDSWriter encodes and joins one sample at a time (111 thousand a second); here header, offsets and a block of rows go out as
-they lie in memory. A shard is full at MDSWriter's own limit, so a folder is equal to one that MDSWriter wrote.
+MDSWriter encodes and joins one sample at a time (111 thousand a second); here header, offsets and a block of rows go
+out as they lie in memory. A shard is full at MDSWriter's own limit, so a folder is equal to one that MDSWriter wrote.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Remove what a killed run left in /dev/shm, and nothing else.
 
-StreamingDataset names its segments NNNNNN_<what>; NNNNNN_locals holds the folders it reads. A prefix is removed when those are
-among the given folders and no living process has that segment mapped: another run, on this data or other, keeps its own.
+StreamingDataset names its segments NNNNNN_<what>; NNNNNN_locals holds the folders it reads. A prefix is removed when
+those are among the given folders and no living process has that segment mapped: another run, on this data or other,
+keeps its own.
 """
 
 from __future__ import annotations

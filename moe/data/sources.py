@@ -1,7 +1,9 @@
 """What a dataset's name stands for: a list of files, and the units of work they are cut into.
 
-- A unit is a fixed range of rows (row groups of a parquet file, bytes of a jsonl file), never a function of the workers.
-- A folder in the hub's layout names its configs and splits in its README's header; any other folder is all its files, by name.
+- A unit is a fixed range of rows (row groups of a parquet file, bytes of a jsonl file), never a function of the
+  workers.
+- A folder in the hub's layout names its configs and splits in its README's header; any other folder is all its files,
+  by name.
 - jsonl.gz and txt files are one unit each: they can only be read from the front.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,7 +34,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file. `name` is its path below the dataset, `path` where it is read from, `version` changes with its content."""
+    """One input file.
+
+    `name` is its path below the dataset, `path` where it is read from, `version` changes with its content.
+    """
 
     name: str
     path: str
@@ -198,7 +204,7 @@ def file_ranges(file: SourceFile, text_column: str) -> list[tuple[int, int, int]
         peek_jsonl(file, text_column)
     if file.kind == "jsonl":
         cuts = [*range(0, file.size, UNIT_BYTES), file.size]
-        return [(a, b, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [(a, b, b - a) for a, b in pairwise(cuts)]
     return [(0, file.size, file.size)]
 
 

@@ -3,8 +3,8 @@
     <out>.partial/  plan.json   .lock   units/<unit>/done.json   merged/
     <out>/          train/  val/  meta.json  conversion.json
 
-`plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's size and time, so a
-file that changed after its units were made is refused too, while a broken file may be mended.
+`plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's size and
+time, so a file that changed after its units were made is refused too, while a broken file may be mended.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Workspace:
         self._overwrite = overwrite
 
     def is_complete(self, identity: dict[str, Any], files: list[SourceFile]) -> bool:
-        """Whether <out> is the finished result of this request. InputError when it is something else and may not be replaced."""
+        """Whether <out> is the finished result of this request.
+
+        InputError when it is something else and may not be replaced.
+        """
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return False
         if not (self.out / "meta.json").is_file():
@@ -56,7 +59,8 @@ class Workspace:
         if changed:
             text = "\n".join(changed)
             raise InputError(
-                f"--out {self.out}: holds another conversion\n{text}\nChoose another --out, or --overwrite to replace it."
+                f"--out {self.out}: holds another conversion\n{text}\n"
+                "Choose another --out, or --overwrite to replace it."
             )
         return True
 
@@ -94,7 +98,8 @@ class Workspace:
             if not self._overwrite:
                 text = "\n".join(changed)
                 raise InputError(
-                    f"{self.partial}: begun by another request\n{text}\nRun it as it was begun, or --overwrite to start again."
+                    f"{self.partial}: begun by another request\n{text}\n"
+                    "Run it as it was begun, or --overwrite to start again."
                 )
         for entry in self.partial.iterdir():
             if entry.name != ".lock":

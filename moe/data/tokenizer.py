@@ -2,8 +2,8 @@
 
 - No code from a hub repository is ever run (`trust_remote_code` stays off).
 - A tokenizer without EOS is refused: EOS is the only mark between documents.
-- The fingerprint covers what decides ids (vocabulary, merges, EOS, probe strings) and nothing else, so it is the same for a
-  hub name, a cached snapshot and a folder.
+- The fingerprint covers what decides ids (vocabulary, merges, EOS, probe strings) and nothing else, so it is the same
+  for a hub name, a cached snapshot and a folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ PROBES = (
 
 
 def load_tokenizer(name_or_folder: str) -> Any:
-    """A transformers tokenizer from a folder or a hub name. Raises InputError when there is none, or when it has no EOS."""
+    """A transformers tokenizer from a folder or a hub name.
+
+    Raises InputError when there is none, or when it has no EOS.
+    """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -60,14 +63,18 @@ def token_dtype(size: int) -> str:
 
 
 def encode_plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Ids per text as transformers gives them: nothing added, special tokens in the text taken as ordinary characters."""
+    """Ids per text as transformers gives them:
+
+    nothing added, special tokens in the text taken as ordinary characters.
+    """
     if not texts:
         return []
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def plain_json(tokenizer: Any) -> str | None:
-    """The tokenizer as one tokenizer.json text that never yields a special token; None for a tokenizer without a fast backend.
+    """The tokenizer as one tokenizer.json text that never yields a special token; None for a tokenizer without a fast
+    backend.
 
     Special tokens leave `added_tokens`, so a literal `<|endoftext|>` in a text cannot become a document boundary.
     """

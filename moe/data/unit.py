@@ -1,7 +1,7 @@
 """One unit of work from rows to blocks: the function every engine runs, with the same bytes as its result.
 
-A unit is written into a temporary folder, its done mark (`done.json`) last, and then renamed: a folder with the final name is
-complete. Two processes may do the same unit at once; the second finds the first one's folder and leaves it.
+A unit is written into a temporary folder, its done mark (`done.json`) last, and then renamed: a folder with the final
+name is complete. Two processes may do the same unit at once; the second finds the first one's folder and leaves it.
 """
 
 from __future__ import annotations
