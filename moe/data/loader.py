@@ -16,6 +16,7 @@ import signal
 import numpy as np
 import torch
 from streaming import Stream, StreamingDataLoader
+from streaming.base.constant import DEFAULT_TIMEOUT
 from streaming.base.world import World
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,7 +68,14 @@ def open_stream(*, local: str, remote: str | None, split: str) -> tuple[Stream, 
         if faults:
             more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(faults[:5]) + more)
-    stream = Stream(local=local, remote=remote, split=split, validate_hash="xxh64" if remote is not None else None)
+    stream = Stream(
+        local=local,
+        remote=remote,
+        split=split,
+        download_retry=2,
+        download_timeout=DEFAULT_TIMEOUT,
+        validate_hash="xxh64" if remote is not None else None,
+    )
     try:
         samples = sum(len(shard) for shard in stream.get_shards(World.detect(), False))
     except (OSError, RuntimeError, ValueError) as error:
