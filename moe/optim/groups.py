@@ -1,0 +1,75 @@
+"""Which parameter is updated how.
+
+| parameters                          | name="muon"                | name="adamw" |
+|-------------------------------------|----------------------------|--------------|
+| matrices of the blocks, experts too | Muon                       | AdamW        |
+| embedding, head, router             | AdamW                      | AdamW        |
+| norms                               | AdamW without weight decay | the same     |
+
+- The router is a classifier over experts, not a map between features: AdamW, as embedding and head.
+- w13 is a group of its own, because each of its matrices is two (gate and up).
+- By parameter name: the names are the checkpoint's contract already. A parameter without gradient requirement is left
+  out.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def _kind(name: str, parameter: Tensor) -> str:
+    if parameter.ndim < 2:
+        return "norms"
+    if not name.startswith("blocks.") or "router" in name:
+        return "adamw"
+    return "muon_gate_up" if name.endswith("moe.w13") else "muon"
+
+
+def build_groups(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.95,
+    momentum_dtype: str = "fp32",
+    adjust_lr_fn: str = "match_rms_adamw",
+    adamw_lr: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+) -> list[dict[str, Any]]:
+    """Parameter groups of a Transformer for Muon; every group has `name`, `kind`, `lr` and `weight_decay`.
+
+    name is "muon" or "adamw" (everything AdamW). momentum, momentum_dtype ("fp32" or "bf16") and adjust_lr_fn belong to
+    the Muon groups; adamw_lr (None means lr), betas and eps to the AdamW groups.
+    Raises ValueError for another name.
+    """
+    if name not in ("muon", "adamw"):
+        raise ValueError(f"optimizer.name ({name!r}) is unknown; use 'muon' or 'adamw'")
+    members: dict[str, list[Tensor]] = {"muon": [], "muon_gate_up": [], "adamw": [], "norms": []}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = _kind(parameter_name, parameter)
+            members["adamw" if name == "adamw" and kind != "norms" else kind].append(parameter)
+    muon = {
+        "kind": "muon",
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "momentum_dtype": momentum_dtype,
+        "adjust_lr_fn": adjust_lr_fn,
+    }
+    adamw = {
+        "kind": "adamw",
+        "lr": lr if adamw_lr is None else adamw_lr,
+        "weight_decay": weight_decay,
+        "betas": tuple(betas),
+        "eps": eps,
+    }
+    settings = {
+        "muon": muon,
+        "muon_gate_up": {**muon, "split": 2},
+        "adamw": adamw,
+        "norms": {**adamw, "weight_decay": 0.0},
+    }
+    return [{"name": key, "params": params, **settings[key]} for key, params in members.items() if params]

@@ -1,0 +1,142 @@
+"""Muon and AdamW in one optimizer, because Composer takes one.
+
+- A group's `kind` says which of the two updates it: {"params": [...], "kind": "muon", ...}.
+- Muon (Moonlight, arXiv 2502.16982): Nesterov momentum, orthogonalised, scaled, decoupled weight decay. With
+  `adjust_lr_fn: match_rms_adamw` the scale is 0.2 sqrt(max(rows, cols)): the update's RMS is then AdamW's, so one
+  learning rate and one weight decay serve both. `original` is sqrt(max(1, rows / cols)) and wants a learning rate of
+  about 0.02. Names and formulas are those of torch.optim.Muon, which takes no batches of matrices.
+- Matrices of one shape go through the iteration as one batch. A tensor of experts is a batch already and goes alone:
+  stacking it over layers would copy most of the model. `split: 2` means that each matrix is two, stacked by rows
+  (gate and up).
+- The iteration runs in bf16 on CUDA, in fp32 on CPU, where bf16 is slower.
+- A parameter without gradient is skipped, its state untouched.
+- Loading keeps the dtypes of the saved state. torch casts state to the parameter's dtype, and bf16 momentum would
+  come back as fp32.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe.optim.newton_schulz import orthogonalize
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+ADJUST_LR: dict[str, Callable[[int, int], float]] = {
+    "match_rms_adamw": lambda rows, cols: 0.2 * math.sqrt(max(rows, cols)),
+    "original": lambda rows, cols: math.sqrt(max(1.0, rows / cols)),
+}
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "muon": {
+        "weight_decay": 0.1,
+        "momentum": 0.95,
+        "momentum_dtype": "fp32",
+        "adjust_lr_fn": "match_rms_adamw",
+        "split": 1,
+    },
+    "adamw": {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8},
+}
+
+
+def _matrices(tensor: Tensor, split: int) -> Tensor:
+    """View of a matrix or a batch of matrices as [N, R, C]."""
+    rows, cols = tensor.shape[-2:]
+    return tensor.view(-1, rows // split, cols)
+
+
+def _muon_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+    batches: dict[Any, list[Tensor]] = {}
+    for p in params:
+        batches.setdefault(p.shape if p.ndim == 2 else p, []).append(p)
+    for batch in batches.values():
+        updates = [_matrices(_momentum_step(p, state[p], group), group["split"]) for p in batch]
+        x_NRC = updates[0] if len(updates) == 1 else torch.cat(updates)
+        x_NRC = orthogonalize(x_NRC.bfloat16() if x_NRC.is_cuda else x_NRC)
+        scale = group["lr"] * ADJUST_LR[group["adjust_lr_fn"]](*x_NRC.shape[-2:])
+        for p, update in zip(batch, x_NRC.split([u.shape[0] for u in updates]), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            _matrices(p, group["split"]).add_(update, alpha=-scale)
+
+
+def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """Moves the momentum on by p's gradient and returns what Nesterov makes of both, in at least fp32."""
+    exact = torch.promote_types(p.dtype, torch.float32)
+    kept = exact if group["momentum_dtype"] == "fp32" else DTYPES[group["momentum_dtype"]]
+    if "momentum" not in state:
+        state["momentum"] = torch.zeros_like(p, dtype=kept)
+    assert p.grad is not None
+    grad = p.grad.to(exact)
+    momentum = state["momentum"].to(exact)  # the state itself in fp32, a copy in bf16
+    momentum.lerp_(grad, 1 - group["momentum"])
+    if momentum is not state["momentum"]:
+        state["momentum"].copy_(momentum)
+    return grad.lerp(momentum, group["momentum"])
+
+
+def _adamw_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+    """AdamW (arXiv 1711.05101) on all tensors of the group at once."""
+    for p in params:
+        if not state[p]:
+            state[p].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+    grads = [p.grad for p in params if p.grad is not None]
+    means, squares, steps = ([state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
+    beta1, beta2 = group["betas"]
+    torch._foreach_add_(steps, 1.0)
+    done = [step.item() for step in steps]  # they lie on the CPU: no wait for a GPU
+    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_lerp_(means, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_div_(denominators, [math.sqrt(1 - beta2**n) for n in done])
+    torch._foreach_add_(denominators, group["eps"])
+    torch._foreach_addcdiv_(params, means, denominators, [-group["lr"] / (1 - beta1**n) for n in done])
+
+
+UPDATES = {"muon": _muon_update, "adamw": _adamw_update}
+
+
+class Muon(torch.optim.Optimizer):
+    """Optimizer over groups of kind "muon" and "adamw" (see `build_groups`).
+
+    Every group has `params`, `kind` and `lr`; what else it may have stands, with its default, in DEFAULTS.
+    Parameters of a Muon group are matrices [R, C] or batches of them [E, R, C].
+    """
+
+    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+        super().__init__(param_groups, {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        kind = param_group.get("kind")
+        if kind not in DEFAULTS:
+            raise ValueError(f"kind ({kind!r}) of an optimizer group is unknown; use one of {sorted(DEFAULTS)}")
+        super().add_param_group({**DEFAULTS[kind], **param_group})
+        for p in self.param_groups[-1]["params"]:
+            if kind == "muon" and p.ndim not in (2, 3):
+                raise ValueError(f"a Muon group holds a tensor of shape {tuple(p.shape)}; move it to an AdamW group")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                UPDATES[group["kind"]](params, self.state, group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, p in zip(saved_ids, params, strict=True):
+            for key, value in state_dict["state"].get(saved_id, {}).items():
+                if self.state[p][key].dtype != value.dtype:
+                    self.state[p][key] = value.to(p.device)
