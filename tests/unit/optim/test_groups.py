@@ -4,7 +4,6 @@ from torch import nn
 
 from moe.optim import Muon, build_groups
 
-
 SHAPES = {
     "embed.weight": (11, 8),
     "blocks.0.attn_norm.weight": (8,),
