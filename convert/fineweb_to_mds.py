@@ -1,14 +1,11 @@
-"""Tokenise text into MDS shards.
-
-Without flags: FineWeb's 10B-token sample with GPT-2's tokenizer, 2048 tokens a sample.
-"""
+"""Tokenise text into MDS shards. Without flags: FineWeb's 10B-token sample, GPT-2's tokenizer, 2048 tokens a sample."""
 
 import argparse
 import sys
 
-from moe.data.flags import add_arguments, main
+from moe.data.flags import add_convert_arguments, convert_from
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_arguments(parser)
-    sys.exit(main(parser.parse_args()))
+    add_convert_arguments(parser)
+    sys.exit(convert_from(parser.parse_args()))

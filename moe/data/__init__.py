@@ -21,7 +21,7 @@ _HOME = {
     "verify_split": "verify",
     "clean_stale_shared_memory": "shared_memory",
     "build_corpus": "corpus",
-    "train_tokenizer": "train_tokenizer",
+    "train_tokenizer": "bpe",
 }
 __all__ = list(_HOME)
 

@@ -1,18 +1,17 @@
-"""Text to an MDS dataset of tokens: plan, run the units, merge.
+"""Text to an MDS dataset of tokens: plan, make the units, merge.
 
 - Work happens in `<out>.partial`; `<out>` appears in one rename when it is complete. Killed at any moment, the same
   command goes on with the units that are not done, and the bytes are those of an uninterrupted run.
 - A plan that differs from the partial work's is refused with both values, and an existing `<out>` is never touched
   without `--overwrite`, and then only replaced when its successor is complete.
-- A dataset too small for a val block at `--val-fraction` gets the smallest fraction that gives one, and a line that
-  says so.
+- A dataset too small for a val block at `--val-fraction` gets the smallest fraction that gives one, and a line says so.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,26 @@ from moe.data.report import summary
 from moe.data.request import Request, resolve
 from moe.data.rows import Skipped, clean
 from moe.data.run_units import parts_of, run
-from moe.data.sources import Unit, plan_units
+from moe.data.sources import Source, Unit, plan_units
 from moe.data.state import Workspace
 from moe.data.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
-from moe.data.unit import Job
+from moe.data.unit import Job, read_done
 
 CHECK_DOCUMENTS, CHECK_CHARS = 1000, 4 << 20
+Parts = list[tuple[Path, Unit]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with everything looked up: what will be made of what."""
+
+    request: Request
+    source: Source
+    identity: dict[str, Any]  # what a run that goes on must agree with
+    units: list[Unit]
+    bad: dict[str, str]  # files that cannot be read at all: why
+    job: Job
+    vocab_size: int
 
 
 def say(text: str) -> None:
@@ -58,52 +71,54 @@ def sample_documents(units: list[Unit], text_column: str) -> list[str]:
     return texts
 
 
-def convert(request: Request) -> Meta:
-    """Convert, or finish a conversion. Returns what the dataset holds. Raises InputError for what the user can mend."""
+def convert(request: Request) -> Meta | None:
+    """Convert, or go on with a conversion. Returns what the dataset holds; None for one shard of a sharded run.
+
+    Raises InputError for what the user can mend.
+    """
     started = time.monotonic()
     request.check()
     tokenizer = load_tokenizer(request.tokenizer)
-    source = resolve(request)
-    size = vocab_size(tokenizer)
-    identity: dict[str, Any] = {
-        "dataset": " ".join(request.dataset),
-        "config": request.config,
-        "split": request.split,
-        "revision": source.revision,
-        "text_column": request.text_column,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "seq_len": request.seq_len,
-        "seed": request.seed,
-        "val_fraction": request.val_fraction,
-        "max_documents": request.max_documents,
-        "max_tokens": request.max_tokens,
-    }
+    source = resolve(dataset=request.dataset, config=request.config, split=request.split, revision=request.revision)
+    identity = request.identity(tokenizer_fingerprint(tokenizer), source.revision)
     space = Workspace(request.out, overwrite=request.overwrite)
     if space.is_complete(identity, source.files):
         say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
         return read_meta(request.out)
-    units, bad = plan_units(source.files, request.text_column)
-    if bad and not request.skip_bad_files and not units:
-        raise InputError(faults_text(bad, request.skip_bad_files))
+    plan = make_plan(request, tokenizer, source, identity)
+    with space.lock(identity, source.files, plan.units, shared=request.num_shards is not None):
+        if request.num_shards is not None and not request.merge_only:
+            make_shard(plan, space)
+            return None
+        left_out = make_units(plan, space)
+        job, parts, sums = settle(plan, space, left_out)
+        meta = publish(replace(plan, job=job), space, parts, sums, left_out, started)
+    report = json.loads((request.out / "conversion.json").read_text())
+    for line in summary(meta, request.out, report):
+        say(line)
+    return meta
+
+
+def make_plan(request: Request, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
+    """Units and encoder. Raises InputError when no file can be read."""
+    units, faults = plan_units(source.files, request.text_column)
     if not units:
-        raise InputError(f"--dataset {identity['dataset']}: no file can be read\n" + faults_text(bad, True))
-    spec = plain_json(tokenizer)
-    documents = sample_documents(units, request.text_column)
+        raise InputError(faults_text(faults, skipping=True))
+    spec, size = plain_json(tokenizer), vocab_size(tokenizer)
     encoder = choose_encoder(
         request.encoder,
         tokenizer=tokenizer,
         tokenizer_name=request.tokenizer,
         spec_json=spec,
-        documents=documents,
+        documents=sample_documents(units, request.text_column),
         say=say,
     )
-    threshold = int(request.val_fraction * 2**64)
     job = Job(
         seq_len=request.seq_len,
         dtype=token_dtype(size),
         eos_id=tokenizer.eos_token_id,
         seed=request.seed,
-        val_threshold=threshold,
+        val_threshold=request.val_threshold,
         text_column=request.text_column,
         max_documents=request.max_documents,
         max_tokens=request.max_tokens,
@@ -111,111 +126,137 @@ def convert(request: Request) -> Meta:
         tokenizer=request.tokenizer,
         spec_json=spec,
     )
-    _ = job.layout  # refuses a sequence length that no shard can hold, before anything is written
+    job.check()
     say(
         f"{identity['dataset']}: {len(source.files)} files, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
-    with space.lock(identity, source.files, units):
-        left_out = {error.file: error.reason for error in bad}
-        faults = run(job, units, space.units, workers=request.workers, left_out=set(left_out))
-        left_out |= {error.file: error.reason for error in faults}
-        if left_out and not request.skip_bad_files:
-            every = [BadFileError(file, reason) for file, reason in left_out.items()]
-            raise InputError(faults_text(every, False) + f"\nWhat is done is kept in {space.partial}.")
-        job, parts, sums = settle(job, units, space, set(left_out), request)
-        merged = space.fresh_merged()
-        results = {split: merge.merge_split(parts, split, merged, job.layout) for split in SPLITS}
-        meta = Meta(
-            dataset=identity["dataset"],
-            config=request.config,
-            split=request.split,
-            revision=source.revision,
-            text_column=request.text_column,
-            tokenizer=request.tokenizer,
-            tokenizer_fingerprint=identity["tokenizer"],
-            vocab_size=size,
-            eos_id=job.eos_id,
-            seq_len=job.seq_len,
-            dtype=job.dtype,
-            seed=job.seed,
-            val_fraction=request.val_fraction if job.val_threshold == threshold else job.val_threshold / 2**64,
-            max_documents=request.max_documents,
-            max_tokens=request.max_tokens,
-            documents=sums["documents"],
-            tokens=sums["tokens"],
-            samples={split: result.samples for split, result in results.items()},
-            dropped_tokens={split: result.dropped_tokens for split, result in results.items()},
-            text_bytes=sums["text_bytes"],
-            tokens_per_document=length_statistics(sums["lengths"]),
-            skipped=sums["skipped"].counts,
-            skipped_examples=sums["skipped"].examples,
-            left_out=left_out,
-            versions=versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
-        )
-        write_meta(merged, meta)
-        report = {
-            "request": identity,
-            "files": {file.name: file.version for file in source.files},
-            "seconds": round(time.monotonic() - started, 2),
-            "encoder": encoder,
-            "workers": request.workers,
-            "versions": versions("gigatoken", "fastokens"),
-        }
-        (merged / "conversion.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-        space.publish()
-    for line in summary(meta, request.out, report):
-        say(line)
-    return meta
+    return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)
 
 
-def settle(
-    job: Job, units: list[Unit], space: Workspace, left_out: set[str], request: Request
-) -> tuple[Job, list[tuple[Path, Unit]], dict[str, Any]]:
+def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
+    """Every unit the request needs. Returns the files left out. Raises InputError for them without --skip-bad-files."""
+    request, left_out = plan.request, dict(plan.bad)
+    if request.merge_only:
+        pending = [unit for unit in plan.units if read_done(space.units, unit) is None]
+        if pending:
+            raise InputError(
+                f"--merge-only: {len(pending)} of {len(plan.units)} units are not done, the first is {pending[0].name} "
+                f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
+            )
+    else:
+        # again after a fault: a limit may now need units behind those it counted on
+        while faults := run(plan.job, plan.units, space.units, workers=request.workers, left_out=set(left_out)):
+            left_out |= {error.file: error.reason for error in faults}
+    last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
+    if last and (request.max_documents or request.max_tokens):  # what lies behind the limit is no concern of this run
+        needed = [file.name for file in plan.source.files[: last[0][1].file_index + 1]]
+        left_out = {file: reason for file, reason in left_out.items() if file in needed}
+    if left_out and not request.skip_bad_files:
+        every = [BadFileError(file, reason) for file, reason in left_out.items()]
+        raise InputError(faults_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+    return left_out
+
+
+def make_shard(plan: Plan, space: Workspace) -> None:
+    """The units of one shard of a sharded run; the merge comes when all are done."""
+    request = plan.request
+    assert request.num_shards is not None and request.shard_index is not None
+    mine = plan.units[request.shard_index :: request.num_shards]
+    faults = run(plan.job, mine, space.units, workers=request.workers, left_out=set(plan.bad), all_of_them=True)
+    if faults and not request.skip_bad_files:
+        raise InputError(faults_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+    say(
+        f"shard {request.shard_index} of {request.num_shards} is done: {len(mine)} units; "
+        "when all shards are, run once with --merge-only"
+    )
+
+
+def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job, Parts, dict[str, Any]]:
     """The parts to merge. Makes the units again with a larger val where val would hold no block."""
-    parts = parts_of(job, units, space.units, left_out)
+    request, job = plan.request, plan.job
+    parts = parts_of(job, plan.units, space.units, set(left_out))
     sums = merge.collect(parts)
     total = sum(sums["tokens"].values())
-    if total == 0:
-        skipped = ", ".join(f"{n} {reason}" for reason, n in sums["skipped"].counts.items()) or "none"
-        space.discard()
-        raise InputError(f"--dataset {' '.join(request.dataset)}: no documents in it (rows skipped: {skipped})")
     if total < job.seq_len:
         space.discard()
-        raise InputError(
-            f"the dataset has {total} tokens, less than one block of --seq-len {job.seq_len}; lower --seq-len"
-        )
+        if total:
+            raise InputError(f"{total} tokens are less than one block of --seq-len {job.seq_len}; lower --seq-len")
+        skipped = ", ".join(f"{n} {reason}" for reason, n in sums["skipped"].counts.items()) or "none"
+        raise InputError(f"--dataset {plan.identity['dataset']}: no documents in it (rows skipped: {skipped})")
     if job.val_threshold == 0 or sums["tokens"]["val"] >= job.seq_len:
         return job, parts, sums
     threshold = merge.threshold_for_one_block(sums["lengths"], sums["hashes"], job.seq_len)
     if threshold is None:
+        threshold = 0
         say(
             f"note: {total} tokens in {len(sums['lengths'])} documents leave no block of {job.seq_len} for val; "
             "train without eval_data, or lower --seq-len"
         )
-        return replace(job, val_threshold=0), *remake(replace(job, val_threshold=0), units, space, left_out, request)
-    say(
-        f"note: at --val-fraction {request.val_fraction} val would hold less than one block of {job.seq_len} tokens; "
-        f"using {threshold / 2**64:.4g}, which gives one"
-    )
+    else:
+        say(
+            f"note: at --val-fraction {request.val_fraction} val would hold less than one block of {job.seq_len} "
+            f"tokens; using {threshold / 2**64:.4g}, which gives one"
+        )
     job = replace(job, val_threshold=threshold)
-    return job, *remake(job, units, space, left_out, request)
+    folder = space.units.with_name(f"units-{threshold:016x}")
+    run(job, plan.units, folder, workers=request.workers, left_out=set(left_out))
+    parts = parts_of(job, plan.units, folder, set(left_out))
+    return job, parts, merge.collect(parts)
 
 
-def remake(
-    job: Job, units: list[Unit], space: Workspace, left_out: set[str], request: Request
-) -> tuple[list[tuple[Path, Unit]], dict[str, Any]]:
-    folder = space.units.with_name(f"units-{job.val_threshold:016x}")
-    run(job, units, folder, workers=request.workers, left_out=set(left_out))
-    parts = parts_of(job, units, folder, left_out)
-    return parts, merge.collect(parts)
+def publish(
+    plan: Plan, space: Workspace, parts: Parts, sums: dict[str, Any], left_out: dict[str, str], started: float
+) -> Meta:
+    """Merge the parts, describe them, and let the result appear."""
+    request, job = plan.request, plan.job
+    merged = space.fresh_merged()
+    results = {split: merge.merge_split(parts, split, merged, job.layout) for split in SPLITS}
+    as_asked = job.val_threshold == request.val_threshold
+    meta = Meta(
+        dataset=plan.identity["dataset"],
+        config=request.config,
+        split=request.split,
+        revision=plan.source.revision,
+        text_column=request.text_column,
+        tokenizer=request.tokenizer,
+        tokenizer_fingerprint=plan.identity["tokenizer"],
+        vocab_size=plan.vocab_size,
+        eos_id=job.eos_id,
+        seq_len=job.seq_len,
+        dtype=job.dtype,
+        seed=job.seed,
+        val_fraction=request.val_fraction if as_asked else job.val_threshold / 2**64,
+        max_documents=request.max_documents,
+        max_tokens=request.max_tokens,
+        documents=sums["documents"],
+        tokens=sums["tokens"],
+        samples={split: result.samples for split, result in results.items()},
+        dropped_tokens={split: result.dropped_tokens for split, result in results.items()},
+        text_bytes=sums["text_bytes"],
+        tokens_per_document=length_statistics(sums["lengths"]),
+        skipped=sums["skipped"].counts,
+        skipped_examples=sums["skipped"].examples,
+        left_out=left_out,
+        versions=versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
+    )
+    write_meta(merged, meta)
+    report = {
+        "request": plan.identity,
+        "files": {file.name: file.version for file in plan.source.files},
+        "seconds": round(time.monotonic() - started, 2),
+        "encoder": job.encoder,
+        "workers": request.workers,
+        "versions": versions("gigatoken", "fastokens"),
+    }
+    (merged / "conversion.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    space.publish()
+    return meta
 
 
-def faults_text(faults: list[BadFileError], skipping: bool) -> str:
-    lines = [
-        f"{len(faults)} file{'s' if len(faults) > 1 else ''} cannot be used:",
-        *(f"  {fault}" for fault in faults[:20]),
-    ]
+def faults_text(faults: list[BadFileError], *, skipping: bool) -> str:
+    lines = [f"{len(faults)} file{'s' if len(faults) > 1 else ''} cannot be used:"]
+    lines += [f"  {fault}" for fault in faults[:20]]
     if len(faults) > 20:
         lines.append(f"  and {len(faults) - 20} more")
     if not skipping:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from moe.errors import InputError
 
-class InputError(ValueError):
-    """A flag, path or dataset that cannot be used. The message names it, its value and the mend. Exit code 2."""
+__all__ = ["BadFileError", "InputError"]
 
 
 class BadFileError(InputError):

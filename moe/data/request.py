@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moe.data.errors import InputError
 from moe.data.hub import hub_source, is_hub_name
@@ -30,6 +31,30 @@ class Request:
     encoder: str
     overwrite: bool
     skip_bad_files: bool
+    shard_index: int | None = None
+    num_shards: int | None = None
+    merge_only: bool = False
+
+    @property
+    def val_threshold(self) -> int:
+        """A document whose 64-bit hash is below it goes to val."""
+        return int(self.val_fraction * 2**64)
+
+    def identity(self, tokenizer_fingerprint: str, revision: str | None) -> dict[str, Any]:
+        """All that decides the result: a run that goes on must agree in each."""
+        return {
+            "dataset": " ".join(self.dataset),
+            "config": self.config,
+            "split": self.split,
+            "revision": revision,
+            "text_column": self.text_column,
+            "tokenizer": tokenizer_fingerprint,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "val_fraction": self.val_fraction,
+            "max_documents": self.max_documents,
+            "max_tokens": self.max_tokens,
+        }
 
     def check(self) -> None:
         """InputError for a value out of range."""
@@ -41,16 +66,22 @@ class Request:
                 raise InputError(f"{flag} {limit}: must be at least 1; leave it out for no limit")
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction {self.val_fraction}: must be at least 0 and below 1, such as 0.005")
+        if (self.shard_index is None) != (self.num_shards is None) or (
+            self.num_shards is not None and not 0 <= (self.shard_index or 0) < self.num_shards
+        ):
+            raise InputError(
+                f"--shard-index {self.shard_index} --num-shards {self.num_shards}: "
+                "give both, the index from 0 to one less than the number"
+            )
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed {self.seed}: must be at least 0")
 
 
-def resolve(request: Request) -> Source:
+def resolve(*, dataset: tuple[str, ...], config: str | None, split: str, revision: str | None) -> Source:
     """The dataset's files, on this machine or on the hub."""
-    names = request.dataset
-    if len(names) == 1 and is_hub_name(names[0]):
-        return hub_source(names[0], config=request.config, split=request.split, revision=request.revision)
-    if request.revision is not None:
-        raise InputError(f"--revision {request.revision}: {' '.join(names)} is on this machine; leave --revision out")
-    paths = [Path(name).expanduser() for name in names]
-    return local_source(paths, dataset=" ".join(names), config=request.config, split=request.split)
+    if len(dataset) == 1 and is_hub_name(dataset[0]):
+        return hub_source(dataset[0], config=config, split=split, revision=revision)
+    if revision is not None:
+        raise InputError(f"--revision {revision}: {' '.join(dataset)} is on this machine; leave --revision out")
+    paths = [Path(name).expanduser() for name in dataset]
+    return local_source(paths, dataset=" ".join(dataset), config=config, split=split)

@@ -46,16 +46,23 @@ class Limits:
             self._next += 1
         return self.cut is not None or self.documents == 0 or self.tokens == 0
 
+    @property
+    def exhausted(self) -> bool:
+        return self._next == len(self._units)
 
-def run(job: Job, units: list[Unit], folder: Path, *, workers: int | None, left_out: set[str]) -> list[BadFileError]:
-    """Make every unit that is needed and not done. Returns the faults of files."""
+
+def run(
+    job: Job, units: list[Unit], folder: Path, *, workers: int | None, left_out: set[str], all_of_them: bool = False
+) -> list[BadFileError]:
+    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the faults of files."""
     faults: list[BadFileError] = []
-    pending = [unit for unit in units if read_done(folder, unit) is None]
+    pending = [unit for unit in units if unit.file.name not in left_out and read_done(folder, unit) is None]
     limits = Limits(units, folder, job, left_out)
-    if not pending or limits.advance():
+    if not pending or (limits.advance() and not all_of_them):
         return []
-    if len(pending) < len(units):
-        print(f"resuming: {len(units) - len(pending)} of {len(units)} units are done", flush=True)
+    done = sum(read_done(folder, unit) is not None for unit in units)
+    if done:
+        print(f"resuming: {done} of {len(units)} units are done", flush=True)
     weight = sum(unit.weight for unit in pending)
     if workers is None:  # starting a process takes as long as 32 MB of text
         workers = min(len(os.sched_getaffinity(0)), 1 + weight // (32 << 20))
@@ -75,7 +82,7 @@ def run(job: Job, units: list[Unit], folder: Path, *, workers: int | None, left_
         if fault is not None:
             faults.append(fault)
             left_out.add(unit.file.name)
-        return not limits.advance()
+        return all_of_them or not limits.advance()
 
     with Progress(read, token_bytes=np.dtype(job.dtype).itemsize):
         pool.run_units(job, pending, folder, workers=min(workers, len(pending)), counter=counter, finished=finished)
@@ -85,7 +92,7 @@ def run(job: Job, units: list[Unit], folder: Path, *, workers: int | None, left_
 def parts_of(job: Job, units: list[Unit], folder: Path, left_out: set[str]) -> list[tuple[Path, Unit]]:
     """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
     limits = Limits([u for u in units if u.file.name not in left_out], folder, job, left_out)
-    limits.advance()
+    assert limits.advance() or limits.exhausted, "a unit is neither done nor left out"
     parts = [(folder, unit) for unit in limits.used]
     if limits.cut is not None and limits.documents != 0 and limits.tokens != 0:
         cut = replace(job, max_documents=limits.documents, max_tokens=limits.tokens)

@@ -65,17 +65,22 @@ class Workspace:
         return True
 
     @contextmanager
-    def lock(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit]) -> Iterator[None]:
-        """Work in <out>.partial alone, with what it already holds if it was begun by the same request."""
+    def lock(
+        self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, shared: bool
+    ) -> Iterator[None]:
+        """Work in <out>.partial, alone or with other shards, on what it already holds if the same request began it."""
         self.partial.mkdir(parents=True, exist_ok=True)
         with open(self.partial / ".lock", "w") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(
                     f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
                 ) from error
             self._open_plan(identity, files, units)
+            if not shared:
+                for aside in self.partial.glob("units*/.*"):  # of killed workers
+                    shutil.rmtree(aside, ignore_errors=True)
             yield
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit]) -> None:
@@ -101,10 +106,10 @@ class Workspace:
                     f"{self.partial}: begun by another request\n{text}\n"
                     "Run it as it was begun, or --overwrite to start again."
                 )
-        for entry in self.partial.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        aside = path.with_suffix(".tmp")
+            for entry in self.partial.iterdir():
+                if entry.name != ".lock":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        aside = path.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps(plan, indent=1, sort_keys=True))
         os.rename(aside, path)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from moe.data.encoders import Encoder, build_encoder
+from moe.data.errors import InputError
 from moe.data.packing import SPLITS, Packer
 from moe.data.reading import read_batches
 from moe.data.rows import Skipped, clean, document_hashes
@@ -42,6 +43,13 @@ class Job:
     encoder: str
     tokenizer: str
     spec_json: str | None
+
+    def check(self) -> None:
+        """InputError for a sequence length that no shard can hold."""
+        try:
+            _ = self.layout
+        except ValueError as error:
+            raise InputError(f"--seq-len {self.seq_len}: {error}") from error
 
     @property
     def layout(self) -> ShardFormat:

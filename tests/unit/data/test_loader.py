@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import socket
@@ -22,6 +23,10 @@ def train_loader(folder, *, batch=8, workers=0, seed=17, **more):
     )
 
 
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
 def numbers(loader):
     """The number of every row, batch by batch."""
     return [batch["tokens"][:, 0].tolist() for batch in loader]
@@ -31,8 +36,8 @@ def test_epoch_holds_each_sample_once_and_next_epoch_another_order(token_folder)
     loader = train_loader(token_folder)
     first, second = numbers(loader), numbers(loader)
     for epoch in (first, second):
-        flat = sum(epoch, [])
-        assert len(flat) == len(set(flat)) == 230 // 8 * 8
+        rows = flat(epoch)
+        assert len(rows) == len(set(rows)) == 230 // 8 * 8
     assert first != second
 
 
@@ -160,13 +165,14 @@ def eval_batches(folder, *, rank=0, world_size=1, batch=4, max_batches=None):
 
 
 def real_rows(batch):
-    return [row[0].item() for row, labels in zip(batch["tokens"], batch["labels"], strict=True) if (labels != -100).any()]
+    rows = zip(batch["tokens"], batch["labels"], strict=True)
+    return [row[0].item() for row, labels in rows if (labels != -100).any()]
 
 
 def test_evaluation_is_sequential_and_repeats(token_folder):
     for _ in range(2):
         rows = [real_rows(batch) for batch in eval_batches(token_folder)]
-        assert sum(rows, []) == list(range(1, 22))
+        assert flat(rows) == list(range(1, 22))
 
 
 def test_evaluation_over_ranks_counts_each_sample_once_with_equal_batches(token_folder):
@@ -174,7 +180,7 @@ def test_evaluation_over_ranks_counts_each_sample_once_with_equal_batches(token_
     assert [len(batches) for batches in ranks] == [4, 4, 4]
     assert all(len(batch["tokens"]) == 2 for batches in ranks for batch in batches)
     for i in range(4):
-        group = sum((real_rows(batches[i]) for batches in ranks), [])
+        group = flat(real_rows(batches[i]) for batches in ranks)
         assert group == list(range(6 * i + 1, min(6 * i + 6, 21) + 1))
 
 

@@ -1,0 +1,11 @@
+"""Train a byte-level BPE tokenizer on the text a conversion would read."""
+
+import argparse
+import sys
+
+from moe.data.flags import add_tokenizer_arguments, train_tokenizer_from
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_tokenizer_arguments(parser)
+    sys.exit(train_tokenizer_from(parser.parse_args()))
