@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from streaming import StreamingDataset
 
+from moe.data import train_tokenizer
+from moe.data.encoders import HARD
+from moe.data.request import Request
 from moe.data.shards import ShardFormat
+from moe.data.sources import local_source
 
 SEQ_LEN = 16
 EOS = 0
@@ -37,3 +44,78 @@ def token_folder(tmp_path: Path) -> Path:
     write_split(tmp_path / "data" / "train", numbered_rows(230))
     write_split(tmp_path / "data" / "val", numbered_rows(21))
     return tmp_path / "data"
+
+
+WORDS = "the quick brown fox jumps over lazy dogs while seven wizards quietly box five dozen liquor jugs".split()
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    """Different little texts of 5 to 60 words; every tenth is a hard string."""
+    random = np.random.default_rng(seed)
+    texts = []
+    for i in range(count):
+        words = random.choice(WORDS, random.integers(5, 60))
+        texts.append(HARD[i // 10 % len(HARD)] + f" {seed} {i}" if i % 10 == 9 else f"{i} " + " ".join(words))
+    return texts
+
+
+def write_parquet(
+    path: Path, texts: list, *, ids: list | None = None, rows_per_group: int = 1000, **columns: list
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {
+        "text": texts,
+        "id": ids if ids is not None else [f"{path.stem}-{i}" for i in range(len(texts))],
+        **columns,
+    }
+    pq.write_table(pa.table(table), path, row_group_size=rows_per_group)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 400 tokens."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_parquet(folder / "text" / "a.parquet", make_texts(300))
+    source = local_source([folder / "text"], dataset="text", config=None, split="train")
+    return train_tokenizer(source, folder / "bpe", vocab_size=400)
+
+
+@pytest.fixture
+def make_request(tmp_path: Path, tokenizer_folder: Path):
+    """A conversion request over `tmp_path`/text into `tmp_path`/out, with changes."""
+
+    def make(**changes) -> Request:
+        values = {
+            "dataset": (str(tmp_path / "text"),),
+            "config": None,
+            "split": "train",
+            "revision": None,
+            "text_column": "text",
+            "tokenizer": str(tokenizer_folder),
+            "seq_len": 32,
+            "out": tmp_path / "out",
+            "val_fraction": 0.05,
+            "seed": 17,
+            "max_documents": None,
+            "max_tokens": None,
+            "workers": 1,
+            "encoder": "auto",
+            "overwrite": False,
+            "skip_bad_files": False,
+        }
+        return Request(**{**values, **changes})
+
+    return make
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a converted dataset but conversion.json, which names the encoder and the seconds."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "conversion.json")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def read_rows(folder: Path) -> np.ndarray:
+    """All samples of a split in order, by stock StreamingDataset."""
+    dataset = StreamingDataset(local=str(folder), batch_size=1, shuffle=False, num_canonical_nodes=1)
+    return np.stack([dataset[i]["tokens"] for i in range(dataset.num_samples)])
