@@ -10,9 +10,12 @@ from streaming import StreamingDataset
 
 from moe.data import train_tokenizer
 from moe.data.encoders import HARD
+from moe.data.packing import shuffled_order
 from moe.data.request import Request
+from moe.data.rows import document_hashes
 from moe.data.shards import ShardFormat
 from moe.data.sources import local_source
+from moe.data.tokenizer import encode_plain
 
 SEQ_LEN = 16
 EOS = 0
@@ -46,7 +49,7 @@ def token_folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-WORDS = "the quick brown fox jumps over lazy dogs while seven wizards quietly box five dozen liquor jugs".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while", "seven", "wizards", "quietly"]
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:
@@ -63,11 +66,8 @@ def write_parquet(
     path: Path, texts: list, *, ids: list | None = None, rows_per_group: int = 1000, **columns: list
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = {
-        "text": texts,
-        "id": ids if ids is not None else [f"{path.stem}-{i}" for i in range(len(texts))],
-        **columns,
-    }
+    ids = [f"{path.stem}-{i}" for i in range(len(texts))] if ids is None else ids
+    table = {"text": texts, "id": ids, **columns}
     pq.write_table(pa.table(table), path, row_group_size=rows_per_group)
     return path
 
@@ -119,3 +119,23 @@ def read_rows(folder: Path) -> np.ndarray:
     """All samples of a split in order, by stock StreamingDataset."""
     dataset = StreamingDataset(local=str(folder), batch_size=1, shuffle=False, num_canonical_nodes=1)
     return np.stack([dataset[i]["tokens"] for i in range(dataset.num_samples)])
+
+
+def expected_split(tokenizer, units, *, seq_len, threshold, seed):
+    """Blocks of both splits, built document by document in plain Python. `units`: (key, texts, ids)."""
+    blocks, tails = {"train": [], "val": []}, {"train": [], "val": []}
+    for key, texts, ids in units:
+        hashes = document_hashes(pa.array(texts, pa.large_string()), pa.array(ids, pa.string()), seed)
+        rows = encode_plain(tokenizer, texts)
+        streams = {"train": [], "val": []}
+        for i in shuffled_order(0, len(texts), seed=seed, unit=key):
+            streams["val" if int(hashes[i]) < threshold else "train"] += [*rows[i], tokenizer.eos_token_id]
+        for split, stream in streams.items():
+            whole = len(stream) // seq_len * seq_len
+            blocks[split] += stream[:whole]
+            tails[split] += stream[whole:]
+    result = {}
+    for split in blocks:
+        stream = blocks[split] + tails[split]
+        result[split] = np.array(stream[: len(stream) // seq_len * seq_len], np.uint16).reshape(-1, seq_len)
+    return result

@@ -10,32 +10,8 @@ import pytest
 from moe.data import InputError, load_tokenizer, packing, read_meta, sources, verify_split
 from moe.data.convert import convert
 from moe.data.encoders import HARD
-from moe.data.packing import shuffled_order
-from moe.data.rows import document_hashes
 from moe.data.tokenizer import encode_plain
-from tests.unit.data.conftest import folder_bytes, make_texts, read_rows, write_parquet
-
-
-def expected_split(tokenizer, units, *, seq_len, threshold, seed):
-    """Blocks of both splits, built document by document in plain Python. `units`: (key, texts, ids)."""
-    import pyarrow as pa
-
-    blocks, tails = {"train": [], "val": []}, {"train": [], "val": []}
-    for key, texts, ids in units:
-        hashes = document_hashes(pa.array(texts, pa.large_string()), pa.array(ids, pa.string()), seed)
-        rows = encode_plain(tokenizer, texts)
-        streams = {"train": [], "val": []}
-        for i in shuffled_order(0, len(texts), seed=seed, unit=key):
-            streams["val" if int(hashes[i]) < threshold else "train"] += [*rows[i], tokenizer.eos_token_id]
-        for split, stream in streams.items():
-            whole = len(stream) // seq_len * seq_len
-            blocks[split] += stream[:whole]
-            tails[split] += stream[whole:]
-    result = {}
-    for split in blocks:
-        stream = blocks[split] + tails[split]
-        result[split] = np.array(stream[: len(stream) // seq_len * seq_len], np.uint16).reshape(-1, seq_len)
-    return result
+from tests.unit.data.conftest import expected_split, folder_bytes, make_texts, read_rows, write_parquet
 
 
 def test_blocks_equal_a_plain_conversion_with_transformers(tmp_path, make_request, tokenizer_folder):

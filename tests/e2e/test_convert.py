@@ -1,0 +1,178 @@
+"""The conversion scripts as a user runs them: in a process of their own, killed and stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from moe.data import load_tokenizer
+from moe.data.encoders import HARD, build_encoder, first_difference
+from moe.data.tokenizer import encode_plain, plain_json
+from tests.unit.data.conftest import (
+    expected_split,
+    folder_bytes,
+    make_texts,
+    read_rows,
+    tokenizer_folder,
+    write_parquet,
+)
+
+__all__ = ["tokenizer_folder"]  # a fixture
+ROOT = Path(__file__).parents[2]
+
+
+def start(*flags: object, script: str = "fineweb_to_mds.py") -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "convert" / script), *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run(*flags: object, script: str = "fineweb_to_mds.py") -> subprocess.CompletedProcess:
+    process = start(*flags, script=script)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def done_units(partial: Path) -> int:
+    return len([path for path in partial.glob("units/*") if not path.name.startswith(".")])
+
+
+def wait_for_units(process: subprocess.Popen, partial: Path, count: int) -> None:
+    while process.poll() is None and done_units(partial) < count:
+        time.sleep(0.002)
+
+
+def session_is_empty(session: int) -> bool:
+    """Whether no process of the session is left."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory):
+    """24 units of real work each, so that a kill falls inside."""
+    folder = tmp_path_factory.mktemp("many") / "text"
+    for i in range(24):
+        write_parquet(folder / f"{i:02}.parquet", make_texts(1500, seed=i))
+    return folder
+
+
+def test_killed_three_times_then_finished_gives_the_bytes_of_an_uninterrupted_run(
+    tmp_path, many_files, tokenizer_folder
+):
+    flags = ["--dataset", many_files, "--tokenizer", tokenizer_folder, "--seq-len", 64, "--encoder", "transformers"]
+    whole = run(*flags, "--out", tmp_path / "whole", "--workers", 1)
+    assert whole.returncode == 0, whole.stderr
+    kills = 0
+    for goal in (2, 9, 17):
+        process = start(*flags, "--out", tmp_path / "out", "--workers", 2)
+        wait_for_units(process, tmp_path / "out.partial", goal)
+        time.sleep(random.random() * 0.02)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        for _ in range(500):  # workers notice that their parent is gone
+            if session_is_empty(process.pid):
+                break
+            time.sleep(0.02)
+        assert session_is_empty(process.pid)
+        process.communicate()
+    assert kills == 3
+    assert not (tmp_path / "out").exists()
+    last = run(*flags, "--out", tmp_path / "out", "--workers", 1)
+    assert last.returncode == 0, last.stderr
+    assert "resuming: " in last.stdout
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "whole")
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_stopped_run_says_how_to_go_on(tmp_path, many_files, tokenizer_folder, number, code):
+    flags = ["--dataset", many_files, "--tokenizer", tokenizer_folder, "--seq-len", 64, "--encoder", "transformers"]
+    process = start(*flags, "--out", tmp_path / "out", "--workers", 2)
+    wait_for_units(process, tmp_path / "out.partial", 3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "the same command goes on" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_gives_one_message_code_2_and_no_traceback(tmp_path, tokenizer_folder):
+    text = write_parquet(tmp_path / "text" / "a.parquet", make_texts(20)).parent
+    without_eos = tmp_path / "no-eos"
+    without_eos.mkdir()
+    (without_eos / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
+    (without_eos / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "empty").mkdir()
+    good = {"--dataset": text, "--tokenizer": tokenizer_folder, "--seq-len": 32, "--out": tmp_path / "out"}
+    cases = [
+        ({"--tokenizer": without_eos}, "has no EOS token"),
+        ({"--tokenizer": tmp_path / "nowhere"}, "cannot be loaded"),
+        ({"--text-column": "body"}, "no column 'body'; there are text, id"),
+        ({"--dataset": tmp_path / "empty"}, "no parquet, jsonl, jsonl.gz or txt file"),
+    ]
+    for change, message in cases:
+        result = run(*(item for pair in {**good, **change}.items() for item in pair))
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr and "Traceback" not in result.stderr
+        assert result.stderr.count("error: ") == 1
+        assert not list(tmp_path.glob("out*"))
+
+
+def test_hub_layout_of_real_text_converts_to_transformers_ids(tmp_path, shared_data):
+    """Every block of the shards, built again document by document with transformers' tokenizer."""
+    flags = ["--dataset", shared_data / "fineweb", "--config", "sample-10BT", "--tokenizer", shared_data / "gpt2"]
+    result = run(*flags, "--seq-len", 512, "--out", tmp_path / "out", "--val-fraction", 0.01)
+    assert result.returncode == 0, result.stderr
+    files = sorted((shared_data / "fineweb" / "sample" / "10BT").glob("*.parquet"))
+    tables = [pq.read_table(path, columns=["text", "id"]) for path in files]
+    units = [(i << 44, table["text"].to_pylist(), table["id"].to_pylist()) for i, table in enumerate(tables)]
+    tokenizer = load_tokenizer(str(shared_data / "gpt2"))
+    expected = expected_split(tokenizer, units, seq_len=512, threshold=int(0.01 * 2**64), seed=17)
+    for split in ("train", "val"):
+        assert (read_rows(tmp_path / "out" / split) == expected[split]).all()
+    assert len(expected["train"]) > 5000 and len(expected["val"]) > 10
+
+
+@pytest.mark.parametrize("name", ["gigatoken", "fastokens"])
+def test_fast_encoder_gives_transformers_ids_on_real_text(shared_data, name):
+    pytest.importorskip(name)
+    tokenizer = load_tokenizer(str(shared_data / "gpt2"))
+    texts = pq.read_table(shared_data / "fineweb" / "sample" / "10BT" / "000_00000.parquet")["text"].to_pylist()
+    encoder = build_encoder(name, spec_json=plain_json(tokenizer), tokenizer_name="")
+    assert first_difference(encoder, [*HARD, *texts], encode_plain(tokenizer, [*HARD, *texts])) is None
+
+
+def test_trained_tokenizer_loads_everywhere_and_converts(tmp_path):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(200))
+    flags = ["--dataset", tmp_path / "text", "--vocab-size", 300, "--out", tmp_path / "bpe"]
+    result = run(*flags, script="train_tokenizer.py")
+    assert result.returncode == 0, result.stderr
+    tokenizer = load_tokenizer(str(tmp_path / "bpe"))
+    assert tokenizer.eos_token == "<|endoftext|>" and len(tokenizer) == 300
+    refused = run(*flags, script="train_tokenizer.py")
+    assert refused.returncode == 2 and "not empty" in refused.stderr
+    converted = run(
+        *("--dataset", tmp_path / "text", "--tokenizer", tmp_path / "bpe", "--seq-len", 32, "--out", tmp_path / "out")
+    )
+    assert converted.returncode == 0, converted.stderr
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["vocab_size"] == 300
+
+
+def test_every_flag_has_a_default():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "sample-10BT" in result.stdout and "openai-community/gpt2" in result.stdout
+    assert "data/fineweb-10bt" in result.stdout.replace(os.sep, "/")
