@@ -1,0 +1,88 @@
+import json
+import shutil
+
+import pytest
+
+from moe.data import InputError, load_tokenizer, tokenizer_fingerprint
+from moe.data.tokenizer import plain_json, token_dtype, vocab_size
+
+
+def changed(folder, out, change, name="tokenizer.json"):
+    shutil.copytree(folder, out)
+    spec = json.loads((out / name).read_text())
+    change(spec)
+    (out / name).write_text(json.dumps(spec))
+    return str(out)
+
+
+def test_fingerprint_is_that_of_the_content_not_of_the_folder(tokenizer_folder, tmp_path):
+    shutil.copytree(tokenizer_folder, tmp_path / "copy")
+    one, other = load_tokenizer(str(tokenizer_folder)), load_tokenizer(str(tmp_path / "copy"))
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec["model"]["merges"].reverse(),
+        lambda spec: spec["pre_tokenizer"].update(add_prefix_space=True),
+        lambda spec: spec["added_tokens"].append({**spec["added_tokens"][0], "id": 400, "content": "<|pad|>"}),
+    ],
+)
+def test_fingerprint_changes_with_merges_splitting_and_added_tokens(tokenizer_folder, tmp_path, change):
+    other = load_tokenizer(changed(tokenizer_folder, tmp_path / "other", change))
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(load_tokenizer(str(tokenizer_folder)))
+
+
+def test_vocabulary_counts_added_tokens(tokenizer_folder, tmp_path):
+    def add(spec):
+        spec["added_tokens"].append({**spec["added_tokens"][0], "id": 400, "content": "<|pad|>"})
+
+    tokenizer = load_tokenizer(changed(tokenizer_folder, tmp_path / "other", add))
+    assert vocab_size(tokenizer) == 401
+
+
+def test_ids_need_two_bytes_up_to_65536_and_four_beyond():
+    assert [token_dtype(size) for size in (50257, 65536, 65537)] == ["uint16", "uint16", "uint32"]
+
+
+def test_special_tokens_leave_the_encoders_spec_and_others_stay(tokenizer_folder, tmp_path):
+    def add(spec):
+        word = {**spec["added_tokens"][0], "id": 400, "content": "fox jumps", "special": False}
+        spec["added_tokens"].append(word)
+
+    tokenizer = load_tokenizer(changed(tokenizer_folder, tmp_path / "other", add))
+    spec = plain_json(tokenizer)
+    assert spec is not None
+    assert [token["content"] for token in json.loads(spec)["added_tokens"]] == ["fox jumps"]
+
+
+def test_tokenizer_without_eos_is_refused_with_the_mend(tokenizer_folder, tmp_path):
+    def drop(config):
+        config.pop("eos_token")
+
+    folder = changed(tokenizer_folder, tmp_path / "other", drop, "tokenizer_config.json")
+    (tmp_path / "other" / "special_tokens_map.json").unlink()
+    with pytest.raises(InputError, match=r'no EOS token.*add "eos_token" to its tokenizer_config\.json'):
+        load_tokenizer(folder)
+
+
+def test_folder_without_a_tokenizer_is_named_with_what_it_holds(tmp_path):
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(InputError, match=r"cannot be loaded: the folder holds notes\.md; it needs a tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_code_in_a_tokenizer_repository_is_never_run(tokenizer_folder, tmp_path):
+    def hook(config):
+        config["tokenizer_class"] = "Evil"
+        config["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
+
+    folder = changed(tokenizer_folder, tmp_path / "other", hook, "tokenizer_config.json")
+    witness = tmp_path / "ran"
+    (tmp_path / "other" / "evil.py").write_text(f"open({str(witness)!r}, 'w')\nclass Evil: pass\n")
+    try:
+        load_tokenizer(folder)
+    except InputError:
+        pass
+    assert not witness.exists()
