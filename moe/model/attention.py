@@ -5,9 +5,13 @@
   table is computed once per forward and shared by all layers; it is no buffer, so building on the meta device loses
   nothing.
 - `mask` None means plain causal attention, which has kernels of its own.
+- Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
+  keys up to the block's end, costs 0.7 (512 tokens) to 0.6 (2,048) of that, forward and backward.
 
 B batch, S sequence, D width, H heads, G key-value heads, C channels of a head.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,8 @@ from torch import Tensor, nn
 
 from moe.model.norm import RMSNorm
 from moe.model.precision import Linear
+
+CPU_QUERY_BLOCK = 128
 
 
 def rope_table(*, seq_len: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -30,6 +36,22 @@ def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
     cos, sin = cos_SC2[:, None], sin_SC2[:, None]
     a, b = x_BSHC.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+    """Causal attention, within mask_B1SS where there is one: [B, S, H, C]."""
+    attention = functools.partial(F.scaled_dot_product_attention, enable_gqa=q_BHSC.shape[1] != k_BGSC.shape[1])
+    if mask_B1SS is None:
+        return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=True).transpose(1, 2)
+    seq_len = q_BHSC.shape[2]
+    block = CPU_QUERY_BLOCK if q_BHSC.device.type == "cpu" else seq_len
+    outputs = []
+    for start in range(0, seq_len, block):
+        end = min(start + block, seq_len)
+        mask = mask_B1SS[:, :, start:end, :end]
+        out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :end], v_BGSC[:, :, :end], attn_mask=mask)
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 class Attention(nn.Module):
@@ -50,12 +72,5 @@ class Attention(nn.Module):
         q_BSHC = apply_rope(self.q_norm(self.q_proj(x_BSD).view(heads)), *rope)
         k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)
         v_BSGC = self.v_proj(x_BSD).view(heads)
-        out_BHSC = F.scaled_dot_product_attention(
-            q_BSHC.transpose(1, 2),
-            k_BSGC.transpose(1, 2),
-            v_BSGC.transpose(1, 2),
-            attn_mask=mask_B1SS,
-            is_causal=mask_B1SS is None,
-            enable_gqa=q_BSHC.shape[2] != k_BSGC.shape[2],
-        )
-        return self.o_proj(out_BHSC.transpose(1, 2).flatten(2))
+        out_BSHC = attend(q_BSHC.transpose(1, 2), k_BSGC.transpose(1, 2), v_BSGC.transpose(1, 2), mask_B1SS)
+        return self.o_proj(out_BSHC.flatten(2))

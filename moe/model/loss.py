@@ -49,20 +49,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z = torch.zeros_like(nll)
         budget = CHUNK_LOGITS_CPU if x_TD.device.type == "cpu" else CHUNK_LOGITS_GPU
         chunk = max(1, budget // w.shape[0])
+        # One buffer for all chunks: fresh memory would cost a page fault for every 4 KiB of logits.
+        buffer = torch.empty(min(chunk, x_TD.shape[0]), w.shape[0], dtype=dtype, device=x_TD.device)
         for start in range(0, x_TD.shape[0], chunk):
             rows = slice(start, start + chunk)
             x = x_TD[rows].to(dtype)
             is_target = target_T[rows] != IGNORE
             target = torch.where(is_target, target_T[rows], 0)[:, None]
             valid = is_target.to(exact)
-            logits = at_least_fp32(x @ w.t())
+            logits = at_least_fp32(torch.mm(x, w.t(), out=buffer[: x.shape[0]]))
             target_logit = logits.gather(1, target).squeeze(1)
-            lse = logits.logsumexp(-1)
+            top = logits.amax(-1)
+            exp = logits.sub_(top[:, None]).exp_()
+            total = exp.sum(-1)
+            lse = top + total.log()
             nll += ((lse - target_logit) * valid).sum()
             z += (lse.square() * valid).sum()
             if dx_TD is None or dw_VD is None:
                 continue
-            dlogits = logits.sub_(lse[:, None]).exp_().mul_(((1 + 2 * z_weight * lse) * valid)[:, None])
+            dlogits = exp.mul_(((1 + 2 * z_weight * lse) * valid / total)[:, None])
             dlogits = dlogits.scatter_add_(1, target, -valid[:, None]).to(dtype)
             dx_TD[rows] = dlogits @ w
             if dtype == exact:
