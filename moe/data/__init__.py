@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "InputError": "errors",
     "load_tokenizer": "tokenizer",
     "tokenizer_fingerprint": "tokenizer",
     "vocab_size": "tokenizer",
@@ -21,7 +20,6 @@ _HOME = {
     "verify_split": "verify",
     "clean_stale_shared_memory": "shared_memory",
     "build_corpus": "corpus",
-    "train_tokenizer": "bpe",
 }
 __all__ = list(_HOME)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from moe.data import merge
 from moe.data.encoders import choose_encoder
-from moe.data.errors import BadFileError, InputError
+from moe.data.errors import BadFileError
 from moe.data.meta import Meta, read_meta, write_meta
 from moe.data.packing import SPLITS
 from moe.data.progress import human
@@ -32,6 +32,7 @@ from moe.data.sources import Source, Unit, plan_units
 from moe.data.state import Workspace
 from moe.data.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.unit import Job, read_done
+from moe.errors import InputError
 
 CHECK_DOCUMENTS, CHECK_CHARS = 1000, 4 << 20
 Parts = list[tuple[Path, Unit]]

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe.data.errors import InputError
+from moe.errors import InputError
 
 PACKAGES = (
     "stdlib",

@@ -16,7 +16,7 @@ import numpy as np
 from streaming import StreamingDataset
 from streaming.base.dataset import _ShardState
 
-from moe.data.errors import InputError
+from moe.errors import InputError
 
 ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from moe.errors import InputError
+
 HARD = (
     "<|endoftext|>",
     "a<|endoftext|>b <|endoftext|> <|endoftext|>\n<|endoftext|",
@@ -137,7 +139,7 @@ def choose_encoder(
 ) -> str:
     """The name of the fastest encoder that gives transformers' ids on HARD and on `documents`.
 
-    `wanted` is `auto` or one encoder's name. An encoder that is named and missing is an ImportError; one that is
+    `wanted` is `auto` or one encoder's name. An encoder that is named and missing is an InputError; one that is
     named and differs gives way to `transformers`, and `say` gets the reason.
     """
     from moe.data.tokenizer import encode_plain
@@ -150,13 +152,11 @@ def choose_encoder(
             break
         try:
             encoder = build_encoder(name, spec_json=spec_json, tokenizer_name=tokenizer_name)
-        except ImportError:
+        except ImportError as error:
             if wanted != "auto":
-                raise
+                raise InputError(f"--encoder {name}: {error}; pip install -e '.[convert]'") from error
             continue
-        except (
-            Exception
-        ) as error:  # a tokenizer this encoder does not know: whatever it raises, transformers can still do it
+        except Exception as error:  # a tokenizer it does not know: whatever it raises, transformers can still do it
             say(f"{name} cannot read this tokenizer ({str(error)[:200]}); not used")
             continue
         expected = expected or encode_plain(tokenizer, texts)

@@ -1,14 +1,12 @@
-"""Faults of the input, which the person at the keyboard can mend. Everything else is a bug and keeps its traceback."""
+"""Faults of one source file, kept apart from other input errors: the run goes on with the other files."""
 
 from __future__ import annotations
 
 from moe.errors import InputError
 
-__all__ = ["BadFileError", "InputError"]
-
 
 class BadFileError(InputError):
-    """One source file cannot be read. The run goes on with the others and stops before the merge."""
+    """A file that cannot be read. The conversion makes the others' units and stops before the merge."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(f"{file}: {reason}")

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moe.data.errors import InputError
 from moe.data.sources import Source, SourceFile, kind_of, select_files
+from moe.errors import InputError
 
 
 def is_hub_name(name: str) -> bool:

@@ -21,8 +21,8 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, Dataset
 
 from moe.data.dataset import TokenDataset
-from moe.data.errors import InputError
 from moe.data.verify import verify_split
+from moe.errors import InputError
 
 IGNORED = -100
 SHUFFLE_BLOCK = 1 << 18  # samples; Streaming's own least value

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moe.data.errors import InputError
 from moe.data.packing import SPLITS
 from moe.data.rows import Skipped
 from moe.data.shards import ShardFormat
 from moe.data.sources import Unit
 from moe.data.unit import read_done
+from moe.errors import InputError
 
 
 @dataclass

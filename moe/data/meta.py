@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from moe.data.errors import InputError
+from moe.errors import InputError
 
 FORMAT = 1
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe.data.errors import InputError
 from moe.data.hub import hub_source, is_hub_name
 from moe.data.sources import Source, local_source
+from moe.errors import InputError
 
 
 @dataclass(frozen=True)

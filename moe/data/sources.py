@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from moe.data.errors import BadFileError, InputError
+from moe.data.errors import BadFileError
+from moe.errors import InputError
 
 UNIT_BYTES = 128 << 20  # of text: about one 64 MB shard of tokens
 KINDS = {

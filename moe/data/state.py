@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moe.data.errors import InputError
 from moe.data.sources import SourceFile, Unit
 from moe.data.unit import read_done
+from moe.errors import InputError
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

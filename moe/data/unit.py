@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from moe.data.encoders import Encoder, build_encoder
-from moe.data.errors import InputError
 from moe.data.packing import SPLITS, Packer
 from moe.data.reading import read_batches
 from moe.data.rows import Skipped, clean, document_hashes
 from moe.data.shards import ShardFormat
 from moe.data.sources import Unit
+from moe.errors import InputError
 
 Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
 

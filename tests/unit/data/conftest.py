@@ -8,14 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from streaming import StreamingDataset
 
-from moe.data import train_tokenizer
 from moe.data.encoders import HARD
 from moe.data.packing import shuffled_order
 from moe.data.request import Request
 from moe.data.rows import document_hashes
 from moe.data.shards import ShardFormat
-from moe.data.sources import local_source
 from moe.data.tokenizer import encode_plain
+from moe.data.train_tokenizer import train_tokenizer
 
 SEQ_LEN = 16
 EOS = 0
@@ -77,8 +76,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE of 400 tokens."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_parquet(folder / "text" / "a.parquet", make_texts(300))
-    source = local_source([folder / "text"], dataset="text", config=None, split="train")
-    return train_tokenizer(source, folder / "bpe", vocab_size=400)
+    return train_tokenizer(dataset=str(folder / "text"), out=folder / "bpe", vocab_size=400)
 
 
 @pytest.fixture

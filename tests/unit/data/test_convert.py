@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from moe.data import InputError, load_tokenizer, packing, read_meta, sources, verify_split
+from moe.data import load_tokenizer, packing, read_meta, sources, verify_split
 from moe.data.convert import convert
 from moe.data.encoders import HARD
 from moe.data.tokenizer import encode_plain
+from moe.errors import InputError
 from tests.unit.data.conftest import expected_split, folder_bytes, make_texts, read_rows, write_parquet
 
 

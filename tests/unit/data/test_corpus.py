@@ -1,8 +1,8 @@
 import pyarrow.parquet as pq
 
-from moe.data import build_corpus, load_tokenizer, train_tokenizer
+from moe.data import build_corpus, load_tokenizer
 from moe.data.corpus import SCHEMA, documents, prose
-from moe.data.sources import local_source
+from moe.data.train_tokenizer import train_tokenizer
 
 SENTENCE = "This is a sentence of plain English that says what the function is for and how it is used by others. "
 
@@ -45,8 +45,8 @@ def test_corpus_has_finewebs_schema_its_size_and_trains_a_tokenizer(tmp_path, ca
     before = path.read_bytes()
     assert build_corpus(tmp_path / "corpus") == path and path.read_bytes() == before
     assert "is there already" in capsys.readouterr().out
-    source = local_source([tmp_path / "corpus"], dataset="corpus", config=None, split="train")
-    tokenizer = load_tokenizer(str(train_tokenizer(source, tmp_path / "bpe", vocab_size=1000)))
+    folder = train_tokenizer(dataset=str(tmp_path / "corpus"), out=tmp_path / "bpe", vocab_size=1000)
+    tokenizer = load_tokenizer(str(folder))
     assert len(tokenizer) == 1000
     assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
 

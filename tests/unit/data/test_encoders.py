@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from moe.data import load_tokenizer
 from moe.data.encoders import HARD, Transformers, build_encoder, choose_encoder, first_difference
 from moe.data.tokenizer import encode_plain, plain_json
+from moe.errors import InputError
 from tests.unit.data.conftest import make_texts
 
 
@@ -31,7 +34,7 @@ def test_slices_of_a_column_are_encoded_as_they_stand(tokenizer, name):
     ids, offsets = encoder.encode(column.slice(7, 5))
     want = encode_plain(tokenizer, column.to_pylist()[7:12])
     base = int(offsets[0])
-    assert [ids[a - base : b - base].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == want
+    assert [ids[a - base : b - base].tolist() for a, b in itertools.pairwise(offsets)] == want
 
 
 def test_literal_eos_text_never_becomes_the_eos_id(tokenizer):
@@ -98,8 +101,6 @@ def test_encoder_that_cannot_read_the_tokenizer_gives_way(tokenizer, monkeypatch
 
 def test_missing_package_is_passed_over_in_auto_and_named_when_asked_for(tokenizer, monkeypatch):
     import sys
-
-    from moe.data import InputError
 
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     monkeypatch.setitem(sys.modules, "fastokens", None)

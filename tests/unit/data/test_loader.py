@@ -11,7 +11,8 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
-from moe.data import InputError, build_eval_loader, build_train_loader
+from moe.data import build_eval_loader, build_train_loader
+from moe.errors import InputError
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 
 COMMON = {"remote": None, "seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from moe.data import InputError, sources
+from moe.data import sources
 from moe.data.reading import TXT_CHARS, read_batches
 from moe.data.sources import local_source, pattern_regex, plan_units, select_files
+from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
 README = """---

@@ -1,10 +1,12 @@
+import contextlib
 import json
 import shutil
 
 import pytest
 
-from moe.data import InputError, load_tokenizer, tokenizer_fingerprint
+from moe.data import load_tokenizer, tokenizer_fingerprint
 from moe.data.tokenizer import plain_json, token_dtype, vocab_size
+from moe.errors import InputError
 
 
 def changed(folder, out, change, name="tokenizer.json"):
@@ -25,7 +27,7 @@ def test_fingerprint_is_that_of_the_content_not_of_the_folder(tokenizer_folder, 
     "change",
     [
         lambda spec: spec["model"]["merges"].reverse(),
-        lambda spec: spec["pre_tokenizer"].update(add_prefix_space=True),
+        lambda spec: spec["pre_tokenizer"].update(use_regex=False),
         lambda spec: spec["added_tokens"].append({**spec["added_tokens"][0], "id": 400, "content": "<|pad|>"}),
     ],
 )
@@ -81,8 +83,6 @@ def test_code_in_a_tokenizer_repository_is_never_run(tokenizer_folder, tmp_path)
     folder = changed(tokenizer_folder, tmp_path / "other", hook, "tokenizer_config.json")
     witness = tmp_path / "ran"
     (tmp_path / "other" / "evil.py").write_text(f"open({str(witness)!r}, 'w')\nclass Evil: pass\n")
-    try:
+    with contextlib.suppress(InputError):
         load_tokenizer(folder)
-    except InputError:
-        pass
     assert not witness.exists()

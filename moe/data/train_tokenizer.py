@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe.data.errors import BadFileError, InputError
+from moe.data.errors import BadFileError
 from moe.data.reading import read_batches
+from moe.data.request import resolve
 from moe.data.rows import Skipped, clean
 from moe.data.sources import Source, plan_units
+from moe.errors import InputError
 
 EOS = "<|endoftext|>"
 LEAST_VOCAB = 257  # all bytes and EOS
@@ -36,10 +38,13 @@ def text_batches(source: Source, text_column: str, max_bytes: int) -> Iterator[l
 
 
 def train_tokenizer(
-    source: Source,
-    out_folder: str | Path,
     *,
+    dataset: str | tuple[str, ...],
+    out: str | Path,
     vocab_size: int,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
     text_column: str = "text",
     max_bytes: int = 1 << 30,
     overwrite: bool = False,
@@ -47,16 +52,18 @@ def train_tokenizer(
     """Train on the first `max_bytes` characters and write a folder that transformers' AutoTokenizer loads. Returns it.
 
     `vocab_size` counts the 256 bytes and EOS; a small text may give fewer. Raises InputError for a folder in use, no
-    text or a vocabulary that cannot be.
+    text, or a vocabulary that cannot be.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    out = Path(out_folder)
+    out = Path(out)
     if vocab_size < LEAST_VOCAB:
         raise InputError(f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise InputError(f"--out {out}: not empty; choose another folder, or --overwrite")
+    names = (dataset,) if isinstance(dataset, str) else dataset
+    source = resolve(dataset=names, config=config, split=split, revision=revision)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,0 +1,65 @@
+"""Shows a converted dataset: its summary from disk, whether its bytes are sound, and samples as text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+BOUNDARY = " ⟦end of document⟧ "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, help="the folder that convert/fineweb_to_mds.py wrote (its --out)")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's samples to show")
+    parser.add_argument("--samples", type=int, default=2, help="how many samples to show, spread over the split")
+    parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own cannot be had")
+    parser.add_argument("--quick", action="store_true", help="check sizes only, not every byte's hash")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the dataset is sound, 2 when it is not one or is damaged."""
+    from moe.data.meta import read_meta
+    from moe.data.packing import SPLITS
+    from moe.data.report import summary
+    from moe.data.verify import verify_split
+
+    meta = read_meta(args.data)
+    report = args.data / "conversion.json"
+    for line in summary(meta, args.data, json.loads(report.read_text()) if report.is_file() else None):
+        print(line)
+    faults = [fault for split in SPLITS for fault in verify_split(args.data / split, full=not args.quick)]
+    for fault in faults:
+        print(f"fault        {fault}")
+    if faults:
+        print("the dataset is damaged: restore these files, or convert again with --overwrite")
+        return 2
+    print("verified     " + ("sizes of all shards" if args.quick else "sizes and xxh64 of all shards"))
+    if args.samples > 0:
+        show_samples(args, meta)
+    return 0
+
+
+def show_samples(args: argparse.Namespace, meta: Any) -> None:
+    """Print samples as text, with a mark where one document ends and the next begins."""
+    import numpy as np
+
+    from moe.data.tokenizer import load_tokenizer, spare_torch, tokenizer_fingerprint
+    from moe.data.verify import read_samples
+    from moe.errors import InputError
+
+    spare_torch()
+    tokenizer = load_tokenizer(args.tokenizer or meta.tokenizer)
+    if tokenizer_fingerprint(tokenizer) != meta.tokenizer_fingerprint:
+        name = args.tokenizer or meta.tokenizer
+        raise InputError(f"tokenizer '{name}' is not the one these ids came from; give that with --tokenizer")
+    total = meta.samples[args.split]
+    count = min(args.samples, total)
+    for number in sorted({int(i) for i in np.linspace(0, max(0, total - 1), count)}) if count else []:
+        (tokens,) = read_samples(args.data / args.split, number, 1)
+        ends = np.flatnonzero(tokens == meta.eos_id) + 1
+        pieces = np.split(tokens, ends)
+        texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]
+        print(f"\n--- {args.split} sample {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
+        print(BOUNDARY.join(texts))
