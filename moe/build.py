@@ -42,7 +42,7 @@ def build_model(config: Config, meta: Meta) -> MoEModel:
     transformer = build_transformer(
         config.model,
         vocab_size=meta.vocab_size,
-        eos_id=meta.eos_token_id,
+        eos_id=meta.eos_id,
         seed=config.seed,
         activation_checkpointing=config.activation_checkpointing,
     )
@@ -68,7 +68,7 @@ def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[st
         momentum_dtype=settings.momentum_dtype,
         adjust_lr_fn=settings.adjust_lr_fn,
         adamw_lr=settings.adamw.lr,
-        betas=tuple(settings.adamw.betas),
+        betas=settings.adamw.betas,
         eps=settings.adamw.eps,
     )
     wanted = [{key: value for key, value in group.items() if key != "params"} for group in groups]
@@ -124,7 +124,7 @@ def build_evaluator(config: Config, meta: Meta, *, rank: int, world_size: int, e
         device_batch_size=config.global_train_batch_size // world_size,
         rank=rank,
         world_size=world_size,
-        max_batches=data.max_batches,
+        max_batches=None if data.max_batches == -1 else data.max_batches,
         **_contents(config, meta),
     )
 
@@ -143,7 +143,7 @@ def build_evaluator(config: Config, meta: Meta, *, rank: int, world_size: int, e
 def _contents(config: Config, meta: Meta) -> dict[str, Any]:
     return {
         "seq_len": config.max_seq_len,
-        "eos_id": meta.eos_token_id,
+        "eos_id": meta.eos_id,
         "vocab_size": meta.vocab_size,
         "document_mask": config.model.document_mask,
     }

@@ -18,6 +18,7 @@ from moe.config import Config, ConfigError, Every, load_config, parse_time, to_y
 from moe.config.checks import check_ranks
 from moe.errors import InputError
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
+from moe.units import say
 
 if TYPE_CHECKING:
     from moe.data.meta import Meta
@@ -28,12 +29,6 @@ USAGE = (
 )
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def say(line: str) -> None:
-    """Prints one line, on rank 0 only."""
-    if RANK == 0:
-        print(line, flush=True)
 
 
 def main(argv: list[str]) -> int:
@@ -179,7 +174,13 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
             keep=config.save_num_checkpoints_to_keep,
             keep_every=parse_time(config.keep_every) if config.keep_every else None,
             stop=stop,
-            manifest={"config": dataclasses.asdict(config), "data": fingerprint, "versions": _versions()},
+            report=say,
+            manifest={
+                "config": dataclasses.asdict(config),
+                "data": fingerprint,
+                "eos_id": meta.eos_id,
+                "versions": _versions(),
+            },
         ),
     ]
     evaluators = []

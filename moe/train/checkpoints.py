@@ -254,7 +254,7 @@ def retain(save_folder: Path, *, keep: int, keep_every: Time | None, tokens_per_
             position = step if keep_every.unit == "ba" else step * tokens_per_step
             pinned.setdefault(position // keep_every.value, folder)
         pinned.pop(0, None)
-    removed = [folder for folder in folders[: len(folders) - keep] if folder not in pinned.values()]
+    removed = [folder for folder in folders[: max(0, len(folders) - keep)] if folder not in pinned.values()]
     for folder in removed:
         aside = save_folder / f".removing-{folder.name}"
         folder.rename(aside)  # so that a kill in the middle leaves no half checkpoint under a good name

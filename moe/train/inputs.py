@@ -11,7 +11,7 @@ from moe.data.meta import Meta, read_meta
 from moe.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from moe.data.verify import verify_split
 from moe.errors import InputError
-from moe.train.callbacks.console import short
+from moe.units import short
 
 if TYPE_CHECKING:
     from moe.train.run_folder import RunFolder
@@ -55,12 +55,11 @@ def check_data(config: Config, report: Callable[[str], None]) -> Meta:
         if faults := verify_split(folder / data.split, full=full):
             listed = "\n".join(f"  {fault}" for fault in faults)
             raise InputError(f"{key}: {len(faults)} fault(s) in {folder / data.split}\n{listed}")
-        found = meta.splits[data.split].samples
+        found = meta.samples.get(data.split, 0)
         if found < samples:
             raise InputError(
-                f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, fewer than "
-                f"{'global_train_batch_size (' + str(samples) + ')' if samples > 1 else 'one'}; convert more text"
-                f"{' or lower the batch size' if samples > 1 else ', or raise --val-fraction'}"
+                f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, "
+                f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
             )
     return metas[0]
 
@@ -83,8 +82,7 @@ def print_plan(
     count = count_parameters(**model_shape(config.model, meta.vocab_size))
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     steps = parse_time(config.max_duration).to_steps(tokens_per_step)
-    train = meta.splits[config.train_data.split]
-    data_tokens = train.samples * meta.seq_len
+    data_tokens = meta.samples[config.train_data.split] * meta.seq_len
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = {
         "model": f"{count.total:,} parameters, {count.active:,} active per token "

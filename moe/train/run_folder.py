@@ -151,7 +151,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
-    before, now = dict(_leaves(saved)), dict(_leaves(current))
+    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
     applied, refused = [], []
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) == now.get(key):

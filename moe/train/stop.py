@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: finish the step, save, exit 75.
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: finish the step, save, exit 75.
 
 Decisions:
 - The handler only notes the signal; the training loop asks `agreed()` after each step, so all ranks stop at the same
@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 EXIT_STOPPED, EXIT_AT_ONCE = 75, 130
 PATIENCE, LAST_RESORT = 15.0, 25.0
 
@@ -38,7 +38,8 @@ class StopSignal:
     def install(self) -> None:
         """Takes over the signals; under a launcher also asks the kernel for SIGTERM when the launcher dies."""
         for number in SIGNALS:
-            signal.signal(number, self._handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup a hang-up stays ignored
+                signal.signal(number, self._handle)
         if "LOCAL_WORLD_SIZE" in os.environ:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

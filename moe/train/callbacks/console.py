@@ -13,29 +13,11 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.config.times import Every
-
-
-def short(count: float) -> str:
-    """1234567 -> '1.23M'."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return f"{count:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """3725 -> '1h02m'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24}d{hours % 24:02d}h"
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s"
+from moe.units import clock, say, short
 
 
 class Console(LoggerDestination):
-    """Prints on one rank only. A logger, so that it sees what the callbacks of the same step have logged."""
+    """A logger, so that it sees what the callbacks of the same step have logged."""
 
     def __init__(self, every: Every):
         self.every = every
@@ -58,7 +40,7 @@ class Console(LoggerDestination):
         self.steps += 1
         step = int(state.timestamp.batch)
         if self.every.due(step):
-            print(self._line(step), flush=True)
+            say(self._line(step))
             self.busy, self.steps = 0.0, 0
 
     def _line(self, step: int) -> str:
@@ -88,8 +70,7 @@ class Console(LoggerDestination):
     def eval_end(self, state: State, logger: Logger) -> None:
         loss, perplexity = self.latest["metrics/eval/loss"], self.latest["metrics/eval/perplexity"]
         seconds = time.monotonic() - self._eval_start
-        print(
+        say(
             f"eval at step {int(state.timestamp.batch):,}: loss {loss:.4f}  ppl {perplexity:.4g}  "
-            f"({short(int(state.eval_timestamp.token))} tok, {clock(seconds)})",
-            flush=True,
+            f"({short(int(state.eval_timestamp.token))} tok, {clock(seconds)})"
         )

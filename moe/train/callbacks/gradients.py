@@ -57,6 +57,6 @@ class GradientClipping(Callback):
         )
         if self.in_a_row >= self.max_skipped_steps:
             raise TooManySkippedSteps(
-                f"step {int(state.timestamp.batch) + 1}: the gradient was not finite for {self.in_a_row} steps in a row "
-                f"(max_skipped_steps); go back with resume_from=step:N and a lower optimizer.lr"
+                f"step {int(state.timestamp.batch) + 1}: the gradient was not finite for {self.in_a_row} steps in a "
+                f"row (max_skipped_steps); go back with resume_from=step:N and a lower optimizer.lr"
             )

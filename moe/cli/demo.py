@@ -1,0 +1,88 @@
+"""Makes text, tokenizer and shards from what is on this machine, and trains a small MoE; uses again what is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROMPTS = ("Return a new list with", "The function raises an error if", "This module provides")
+CONFIG = "yamls/demo.yaml"
+RUN = Path("checkpoints/demo")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="where text, tokenizer and shards go")
+
+
+def run(args: argparse.Namespace) -> int:
+    from moe.data.corpus import build_corpus
+    from moe.data.train_tokenizer import train_tokenizer
+    from moe.errors import InputError
+
+    if not Path(CONFIG).is_file():
+        raise InputError(f"{CONFIG} is not here; run `make demo` in the repository's folder")
+    start = time.monotonic()
+    text, tokenizer, shards = args.data / "text", args.data / "tokenizer", args.data / "mds"
+    _title(1, "Text: English documentation that is on this machine, as parquet in FineWeb's schema")
+    if _there(text / "corpus.done"):
+        build_corpus(text)
+        (text / "corpus.done").touch()
+    _title(2, "Tokenizer: an 8,192-token byte-level BPE trained on it")
+    if _there(tokenizer / "tokenizer_config.json"):
+        train_tokenizer(dataset=str(text), out=tokenizer, vocab_size=8192)
+    _title(3, "Shards: the text as tokens")
+    command = ["convert/fineweb_to_mds.py", "--dataset", str(text), "--tokenizer", f"./{tokenizer}"]
+    command += ["--seq-len", "256", "--val-fraction", "0.01", "--out", str(shards)]
+    if _there(shards / "meta.json") and (code := _call([sys.executable, *command], "python")):
+        return code
+    _title(4, "Training")
+    if code := _call([str(Path(sys.executable).with_name("composer")), "train.py", CONFIG], "composer"):
+        return code
+    _title(5, "What it learned to write")
+    prompts = [argument for prompt in PROMPTS for argument in ("--prompt", prompt)]
+    generate = ["generate", str(RUN), "--max-new-tokens", "40", *prompts]
+    if code := _call([str(Path(sys.executable).with_name("moe")), *generate], "moe"):
+        return code
+    _summary(time.monotonic() - start)
+    return 0
+
+
+def _title(number: int, text: str) -> None:
+    print(f"\n[{number}/5] {text}", flush=True)
+
+
+def _there(path: Path) -> bool:
+    """Whether the step that makes `path` must run; says so where it need not."""
+    if path.exists():
+        print(f"{path.parent} is there already", flush=True)
+    return not path.exists()
+
+
+def _call(command: list[str], name: str) -> int:
+    words = [name, *command[1:]]
+    print("$ " + " ".join(f'"{w}"' if " " in w else w for w in words), flush=True)
+    threads = str(os.cpu_count() or 1)
+    return subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
+
+
+def _summary(seconds: float) -> None:
+    rows = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["metrics/eval/loss"]) for row in rows if "metrics/eval/loss" in row]
+    (first, before), (last, after) = losses[0], losses[-1]
+    newest = sorted(RUN.glob("step-*"))[-1]
+    print(
+        f"""
+validation loss {before:.3f} at step {first} -> {after:.3f} at step {last} ({seconds / 60:.1f} minutes in all)
+checkpoint      {newest}
+logs            {RUN}/metrics.jsonl, {RUN}/tensorboard
+
+The same with FineWeb (10 billion tokens; the second wants a GPU):
+  python convert/fineweb_to_mds.py
+  composer train.py yamls/500m.yaml
+"""
+    )

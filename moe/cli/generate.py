@@ -1,0 +1,48 @@
+"""Continues prompts with a trained checkpoint (a run folder for its newest, or one step-* folder)."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
+    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may stand several times")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="longest continuation (default: 100)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="share of the probability kept (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=17)
+
+
+def run(args: argparse.Namespace) -> int:
+    from moe.data.tokenizer import load_tokenizer
+    from moe.errors import InputError
+    from moe.generate import generate, load_for_inference
+
+    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
+        raise InputError(
+            f"--max-new-tokens ({args.max_new_tokens}) must be at least 1, "
+            f"--temperature ({args.temperature}) at least 0, --top-p ({args.top_p}) above 0 and at most 1"
+        )
+    model, config = load_for_inference(args.checkpoint)
+    tokenizer = load_tokenizer(config["tokenizer"])
+    for number, prompt in enumerate(args.prompt):
+        tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        print(prompt, end="", flush=True)
+        shown = ""
+        new: list[int] = []
+        for token in generate(
+            model,
+            tokens,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            seed=args.seed + number,
+        ):
+            new.append(token)
+            text = tokenizer.decode(new, clean_up_tokenization_spaces=False)
+            if not text.endswith("\ufffd"):  # part of a character
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+        print("\n")
+    return 0

@@ -1,0 +1,43 @@
+"""The console script `moe`: one file per command, imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from moe.errors import InputError
+
+COMMANDS = {
+    "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
+    "inspect": "show and verify a converted dataset",
+    "generate": "continue prompts with a trained checkpoint",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `moe COMMAND ...`; returns the exit code (2 for input that can be mended)."""
+    argv = sys.argv[1:] if argv is None else argv
+    listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="moe",
+        description="Pretrain Mixture-of-Experts language models.",
+        epilog=f"commands:\n{listed}\n\nmoe COMMAND --help tells more; training is: composer train.py CONFIG.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
+    name = parser.parse_args(argv[:1]).command
+    command = import_module(f"moe.cli.{name}")
+    parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    try:
+        return command.run(parser.parse_args(argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What is shown to people: numbers as they read them, and one line at a time."""
+
+import os
+import sys
+
+
+def short(count: float) -> str:
+    """1234567 -> '1.23M'."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """3725 -> '1h02m'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s"
+
+
+def say(line: str) -> None:
+    """Prints one line, on rank 0 only. A terminal or pipe that has gone away does not end a run."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
