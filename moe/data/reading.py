@@ -13,7 +13,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,13 +27,24 @@ BATCH_BYTES = 4 << 20
 TXT_CHARS = 16 << 10
 PEEK_ROWS = 1000
 ID_COLUMN = "id"
+BLOCK_BYTES = 8 << 20  # fetched from the hub at once
+FOOTER_BYTES = 512 << 10
+
+
+def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO:
+    """The file's bytes, from the disk or, in blocks, from the hub."""
+    if not file.remote:
+        return open(file.path, "rb")
+    from moe.data.hub import HubFile
+
+    return io.BufferedReader(HubFile(file.path, file.size, block_bytes=block_bytes), 1 << 20)
 
 
 @contextmanager
-def open_parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
+def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[pq.ParquetFile]:
     """The open file, read through a small buffer. Faults of the file become BadFileError."""
     try:
-        with open(file.path, "rb") as raw:
+        with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold whole column chunks of every row group in memory
             yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError, EOFError) as error:
@@ -130,7 +141,7 @@ def _read_jsonl(unit: Unit, text_column: str) -> Iterator[Batch]:
         return Batch(pa.array(texts, pa.large_string()), column, list(rows), now - before, list(bad))
 
     try:
-        with open(unit.file.path, "rb") as raw:
+        with open_source(unit.file) as raw:
             held = 0
             for row, line, position in _lines(raw, unit):
                 size = position
@@ -161,7 +172,7 @@ def peek_jsonl(file: SourceFile, text_column: str) -> None:
     """BadFileError when none of the first rows of the file has `text_column`, or none is a JSON object."""
     seen: dict[str, None] = {}
     try:
-        with open(file.path, "rb") as raw:
+        with open_source(file) as raw:
             for _, line, _ in itertools.islice(_lines(raw, Unit(0, file, 0, file.size, 0)), PEEK_ROWS):
                 try:
                     row = json.loads(line)
@@ -190,7 +201,7 @@ def _read_txt(unit: Unit, text_column: str) -> Iterator[Batch]:
         return Batch(pa.array(pieces, pa.large_binary()), None, list(rows), now - before)
 
     try:
-        with open(unit.file.path, "rb") as raw, io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="") as lines:
+        with open_source(unit.file) as raw, io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="") as lines:
             for piece in _pieces(lines):
                 pieces.append(piece.encode("utf-8", "surrogateescape"))
                 rows.append(row)

@@ -45,6 +45,7 @@ class SourceFile:
     kind: str
     size: int
     version: str
+    remote: bool = False  # `path` is below the hub's endpoint
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,12 @@ def parquet_ranges(metadata: pq.FileMetaData, column: str) -> list[tuple[int, in
 
 def file_ranges(file: SourceFile, text_column: str) -> list[tuple[int, int, int]]:
     """(begin, end, weight) of the file's units. Raises BadFileError for a file that cannot be read at all."""
-    from moe.data.reading import open_parquet, peek_jsonl
+    from moe.data.reading import FOOTER_BYTES, open_parquet, peek_jsonl
 
     if file.size == 0:
         raise BadFileError(file.name, "the file is empty (0 bytes); delete it or fetch it again")
     if file.kind == "parquet":
-        with open_parquet(file) as parquet:
+        with open_parquet(file, block_bytes=FOOTER_BYTES) as parquet:
             check_text_column(parquet.schema_arrow, text_column, file.name)
             if parquet.metadata.num_rows == 0:
                 raise BadFileError(file.name, "the file has no rows; delete it or fetch it again")

@@ -1,0 +1,98 @@
+"""A small stand-in for the hub on loopback, which can misbehave."""
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves `datasets`:
+
+    name -> folder. `faults(path, count)` may name what goes wrong with that file's count-th request.
+    """
+
+    def __init__(self, datasets: dict[str, Path], faults=lambda path, count: None) -> None:
+        self.datasets, self.faults = datasets, faults
+        self.requests: Counter[str] = Counter()
+        self.ranges: list[tuple[str, int, int, float]] = []
+        self.failed: Counter[str] = Counter()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                hub.answer(self)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @staticmethod
+    def send(handler, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        for key, value in (headers or {}).items():
+            handler.send_header(key, value)
+        handler.end_headers()
+        handler.wfile.write(body if cut is None else body[:cut])
+        if cut is not None:
+            handler.close_connection = True
+
+    def answer(self, handler) -> None:
+        path = handler.path.partition("?")[0]
+        self.requests[path] += 1
+        fault = self.faults(path, self.requests[path])
+        if fault is not None:
+            self.failed[fault] += 1
+        if fault == "429":
+            return self.send(handler, 429, b"slow down", {"Retry-After": "1"})
+        if fault == "503":
+            return self.send(handler, 503, b"sorry")
+        if fault == "drop":
+            handler.close_connection = True
+            return handler.connection.close()
+        if fault == "stall":
+            time.sleep(4)
+            handler.close_connection = True
+            return None
+        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/([^/]+)", path)
+        if api and api[1] in self.datasets and api[2] in ("main", SHA):
+            root = self.datasets[api[1]]
+            files = [p for p in sorted(root.rglob("*")) if p.is_file()]
+            listing = [
+                {
+                    "rfilename": p.relative_to(root).as_posix(),
+                    "size": p.stat().st_size,
+                    "blobId": str(p.stat().st_mtime_ns),
+                }
+                for p in files
+            ]
+            return self.send(handler, 200, json.dumps({"sha": SHA, "siblings": listing}).encode())
+        file = re.fullmatch(rf"/datasets/([^/]+/[^/]+)/resolve/{SHA}/(.+)", path)
+        target = self.datasets[file[1]] / file[2] if file and file[1] in self.datasets else None
+        if target is None or not target.is_file():
+            return self.send(handler, 404, b"no such thing")
+        body, status, first = target.read_bytes(), 200, 0
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        if asked:
+            first, status = int(asked[1]), 206
+            body = body[first : int(asked[2]) + 1]
+            self.ranges.append((path, first, len(body), time.monotonic()))
+        if fault == "short":
+            return self.send(handler, status, body[: len(body) // 2])  # well-formed, but not what was asked for
+        return self.send(handler, status, body, cut=len(body) // 2 if fault == "cut" else None)
