@@ -29,7 +29,7 @@ def sort_by_expert(expert_TK: Tensor) -> ExpertOrder:
 
 
 def _weighted_sum(y_ND: Tensor, inverse_TK: Tensor, weight_TK: Tensor | None) -> Tensor:
-    """Sum over K of the rows that belong to a token, in fp32 or wider."""
+    """Sum over K of the rows that belong to a token, in the wider dtype of rows and weights."""
     out_TD: Tensor | None = None
     for k, inverse_T in enumerate(inverse_TK.unbind(1)):
         row_TD = y_ND.index_select(0, inverse_T)
@@ -37,7 +37,7 @@ def _weighted_sum(y_ND: Tensor, inverse_TK: Tensor, weight_TK: Tensor | None) ->
             row_TD = row_TD * weight_TK[:, k, None]
         out_TD = row_TD if out_TD is None else out_TD + row_TD
     assert out_TD is not None
-    return out_TD.to(y_ND.dtype)
+    return out_TD
 
 
 class _ToExperts(torch.autograd.Function):
@@ -77,4 +77,5 @@ def to_experts(x_TD: Tensor, order: ExpertOrder) -> Tensor:
 
 def from_experts(y_ND: Tensor, weight_TK: Tensor, order: ExpertOrder) -> Tensor:
     """The experts' outputs back in token order, summed over K with the router's weights: [T, D] in y's dtype."""
-    return _FromExperts.apply(y_ND, weight_TK, order.order_N, order.inverse_TK)
+    # Cast outside: a cast to the same dtype that ends a Function's forward loses the gradient under torch.compile 2.11.
+    return _FromExperts.apply(y_ND, weight_TK, order.order_N, order.inverse_TK).to(y_ND.dtype)

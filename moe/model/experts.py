@@ -11,7 +11,6 @@
 T tokens, D width, E experts, K experts per token, N = T*K assignments, F expert hidden.
 """
 
-import functools
 import itertools
 from typing import Any
 
@@ -116,7 +115,6 @@ def experts_grouped_mm(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E:
     return F.grouped_mm(F.silu(gate) * up, w2_EDF.transpose(1, 2), offs=ends_E)
 
 
-@functools.cache
 def _has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(F, "grouped_mm"):
         return False

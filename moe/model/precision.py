@@ -18,8 +18,9 @@ from torch import Tensor, nn
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Dtype of matrix products on `x`: autocast's where autocast is on for x's device, else x's own."""
     device = x.device.type
-    known = torch.amp.is_autocast_available(device)  # the meta device is not
-    return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else x.dtype
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -30,8 +31,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Context in which no operation on x's device is cast."""
     device = x.device.type
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

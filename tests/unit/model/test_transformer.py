@@ -2,6 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moe.model.attention import rope_table
+from moe.model.documents import document_causal_mask, document_ids
+
 
 def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -114,6 +117,21 @@ def test_dropout_acts_in_training_only(build, tokens):
         assert not torch.equal(model(tokens), model(tokens))
         model.eval()
         assert torch.equal(model(tokens), model(tokens))
+
+
+def test_a_compiled_block_has_no_graph_break_and_equal_gradients(build, tokens):
+    model = build()
+    block = model.blocks[0]
+    x = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    rope = rope_table(seq_len=20, head_dim=8, theta=1e4, device=x.device)
+    mask = document_causal_mask(document_ids(tokens, 0), torch.float32)
+    results = []
+    for forward in (block, torch.compile(block, backend="aot_eager", fullgraph=True)):
+        out, counts, prob, z = forward(x, rope, mask)
+        grads = torch.autograd.grad(out.square().sum() + prob[0] + z, [x, *block.parameters()])
+        results.append([out, counts, prob, z, *grads])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain)
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
