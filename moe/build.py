@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.core import DataSpec, Evaluator, Event, State
+from torch.utils.data import DataLoader
 
 from moe.config import Config, Every, ModelConfig, parse_time
 from moe.data import build_eval_loader, build_train_loader
@@ -134,10 +136,23 @@ def build_evaluator(config: Config, meta: Meta, *, rank: int, world_size: int, e
     size = microbatch_size(config, world_size, on_gpu=torch.cuda.is_available())
     return Evaluator(
         label="eval",
-        dataloader=DataSpec(loader, get_num_tokens_in_batch=_count_tokens),
+        dataloader=DataSpec(_Batches(loader), get_num_tokens_in_batch=_count_tokens),
         eval_interval=due,
         device_eval_microbatch_size=size,
     )
+
+
+class _Batches:
+    """A loader that already divides its rows among the ranks; Composer would refuse it for want of a sampler."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
 
 def _contents(config: Config, meta: Meta) -> dict[str, Any]:

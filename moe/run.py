@@ -81,6 +81,9 @@ def train(config: Config, stop: StopSignal) -> int:
     except BaseException:
         folder.note(state="failed")
         raise
+    finally:
+        if folder.lock is not None:
+            folder.lock.close()
 
 
 def _with_precision(config: Config, on_gpu: bool) -> Config:

@@ -122,28 +122,25 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
         except OmegaConfBaseException as error:
             wrong.add(dotted)
             faults.append(_explain(path, value, error))
-    missing = [
-        key
-        for key in sorted(OmegaConf.missing_keys(config))
-        if not any(w == key or key.startswith(w + ".") for w in wrong)
-    ]
-    faults += [f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in _fold(missing, tree)]
+    missing = _fold(sorted(OmegaConf.missing_keys(config)), tree, wrong)
+    faults += [f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in missing]
+    result = None
+    if not OmegaConf.missing_keys(config):
+        try:
+            result = OmegaConf.to_object(config)
+            faults += find_faults(result)  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            faults.append(str(error).splitlines()[0])
     if faults:
         raise ConfigError(source, faults)
-    try:
-        result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise ConfigError(source, [str(error).splitlines()[0]]) from None
-    if faults := find_faults(result):
-        raise ConfigError(source, faults)
+    assert isinstance(result, Config)
     return result
 
 
-def _fold(missing: list[str], tree: dict) -> list[str]:
-    """A section that is not there at all is one fault, not one for each of its keys."""
-    return list(
-        dict.fromkeys(key if key.split(".")[0] in tree or "." not in key else key.split(".")[0] for key in missing)
-    )
+def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
+    """A section that is not there at all is one fault, not one for each of its keys; a wrong value is not missing."""
+    told = [key for key in missing if not any(key == w or key.startswith(w + ".") for w in wrong)]
+    return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
 
 
 def _fields_at(path: tuple[str, ...]) -> list[str]:

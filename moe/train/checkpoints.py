@@ -29,7 +29,7 @@ from moe.config.times import Time
 from moe.errors import InputError
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-ALLOWED_TYPES = [datetime.timedelta, torch.torch_version.TorchVersion]
+ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
 
 
 class CheckpointError(InputError):

@@ -77,7 +77,7 @@ class MoEModel(ComposerModel):
     def forward(self, batch: dict[str, Tensor]) -> LossParts:
         return self.transformer(batch["tokens"], batch["labels"])
 
-    def loss(self, outputs: LossParts, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def loss(self, outputs: LossParts, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         n_experts = self.expert_share_LE.shape[1]
         balance = n_experts * (self.expert_share_LE * outputs.prob_LE).sum() / self.global_tokens
         router_z = outputs.router_z_L.sum() / self.global_tokens

@@ -50,9 +50,10 @@ class RunFolder:
     lock: Any
 
     def note(self, **changes: Any) -> None:
-        """Updates run.json; whole or not at all."""
+        """Updates run.json, whole or not at all; only the rank that holds the lock writes."""
         self.record.update(changes, updated_at=_now())
-        write_json(self.path / RUN_FILE, self.record)
+        if self.lock is not None:
+            write_json(self.path / RUN_FILE, self.record)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -152,7 +153,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
     before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
-    applied, refused = [], []
+    applied: list[str] = []
+    refused: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) == now.get(key):
             continue

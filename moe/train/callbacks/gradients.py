@@ -37,7 +37,7 @@ class GradientClipping(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         parameters = [p for p in state.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         value = float(norm)
         if value == value and value != float("inf"):

@@ -60,6 +60,7 @@ class CheckpointSaver(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.saved_step = int(state.timestamp.batch)  # what was just loaded stands on disk already
+        self.stop.install()  # once more: building the Trainer has put Composer's own SIGTERM handler in its place
         self.stop.training = True
 
     def before_forward(self, state: State, logger: Logger) -> None:

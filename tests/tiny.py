@@ -1,0 +1,64 @@
+"""A tokenizer, a dataset and a configuration small enough to train in seconds; made, not shipped."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import yaml
+
+WORDS = "the model reads a token and writes another one while every expert waits for its share of work".split()
+
+
+def write_text(path: Path, documents: int = 400, seed: int = 0) -> Path:
+    """jsonl of documents of 20 to 120 words each."""
+    rng = random.Random(seed)
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(documents):
+            text = " ".join(rng.choice(WORDS) for _ in range(rng.randint(20, 120)))
+            file.write(json.dumps({"id": f"doc-{number}", "text": text}) + "\n")
+    return path
+
+
+def write_tokenizer(folder: Path, text: Path, size: int = 300) -> Path:
+    """A byte-level BPE with EOS `<|endoftext|>`."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = ByteLevelBPETokenizer()
+    texts = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    backend.train_from_iterator(texts, vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+def tiny_config(folder: Path, **changes: object) -> dict:
+    """Settings for the data that `make_data` wrote into `folder`; 40 steps of 8 x 32 tokens."""
+    config = {
+        "run_name": "tiny",
+        "max_seq_len": 32,
+        "tokenizer": str(folder / "tokenizer"),
+        "model": dict(
+            d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, n_experts=4, top_k=2, expert_hidden=32, dropout=0.1
+        ),
+        "optimizer": {"name": "muon", "lr": 5e-3},
+        "scheduler": {"name": "cosine_with_warmup", "t_warmup": "1024tok", "alpha_f": 0.1},
+        "train_data": {"local": str(folder / "data")},
+        "eval_data": {"local": str(folder / "data"), "max_batches": 2},
+        "max_duration": "10240tok",
+        "global_train_batch_size": 8,
+        "precision": "fp32",
+        "num_workers": 0,
+        "save_folder": str(folder / "runs" / "${run_name}"),
+        "save_interval": "10ba",
+        "eval_interval": "20ba",
+        "log_interval": "1ba",
+        "loggers": {"tensorboard": None},
+    }
+    return {**config, **changes}
+
+
+def write_config(path: Path, config: dict) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path

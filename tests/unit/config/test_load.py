@@ -1,0 +1,125 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe.config import ConfigError, load_config, to_yaml
+from tests.tiny import tiny_config, write_config
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
+
+
+def faults(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, list(overrides))
+    return error.value.faults
+
+
+def test_overrides_win_over_the_file_and_keep_their_types(path: Path) -> None:
+    config = load_config(path, ["optimizer.lr=5e-4", "max_duration=80ba", "scheduler.t_warmup=8ba", "eval_data=null"])
+    assert (config.optimizer.lr, config.max_duration, config.eval_data) == (5e-4, "80ba", None)
+
+
+def test_an_override_can_fill_a_section_that_the_file_sets_to_null(path: Path) -> None:
+    config = load_config(path, ["loggers.wandb.project=x", "loggers.wandb.mode=offline"])
+    assert config.loggers.wandb is not None and config.loggers.wandb.project == "x"
+
+
+def test_all_faults_are_reported_at_once_each_with_path_value_and_mend(path: Path) -> None:
+    found = faults(path, "mdoel.d_model=3", "seed=abc", "model.d_modle=3", "precision=bf16", "eval_data.locl=x", "oops")
+    text = "\n".join(found)
+    assert len(found) == 6
+    assert "mdoel: is no setting; did you mean model?" in text
+    assert "seed: is 'abc'" in text
+    assert "model.d_modle: is no setting; did you mean model.d_model?" in text
+    assert "precision: is 'bf16'" in text and "amp_bf16" in text
+    assert "eval_data.locl: is no setting; did you mean eval_data.local?" in text
+    assert "oops: is no override" in text
+
+
+def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run_name: x\nmodel: {d_model: 8}\n")
+    found = [line.split(":")[0] for line in faults(tmp_path / "c.yaml")]
+    assert {"model.n_layers", "optimizer", "train_data", "max_duration", "tokenizer"} <= set(found)
+    assert len(found) == len(set(found)) and "optimizer.lr" not in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.top_k=9"], r"model\.top_k \(9\) exceeds model\.n_experts \(4\); lower"),
+        (["model.n_kv_heads=3"], r"n_heads \(2\) is not divisible by model\.n_kv_heads \(3\)"),
+        (["model.d_model=33"], r"model\.d_model \(33\) is not divisible by model\.n_heads"),
+        (["scheduler.t_warmup=10ba"], r"t_warmup \(10ba\) is not in the unit of max_duration \(10240tok\)"),
+        (["scheduler.t_warmup=10240tok"], r"t_warmup \(10240tok\) is not shorter than max_duration"),
+        (["save_interval=500"], r"save_interval \(500\) is no duration"),
+        (["max_duration=1ep"], r"max_duration \(1ep\) is no duration"),
+        (["save_folder="], r"save_folder"),
+        (["save_folder=''"], r"save_folder is empty with autoresume: true"),
+        (["resume_from=5000"], r"resume_from \(5000\) must name a step, as step:5000"),
+        (["optimizer.lr=0"], r"optimizer\.lr \(0\.0\) must be above 0"),
+        (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
+        (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be a whole number"),
+        (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) goes with scheduler\.name wsd"),
+        (["run_name=a/b"], r"run_name \(a/b\) must be letters"),
+        (["save_num_checkpoints_to_keep=0"], r"save_num_checkpoints_to_keep \(0\) keeps nothing"),
+        (["optimizer.adamw.betas=[0.9, 1.5]"], r"optimizer\.adamw\.betas \(\[0\.9, 1\.5\]\) must lie in"),
+        (["model=3"], r"model"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
+    assert any(re.search(expected, fault) for fault in faults(path, *overrides))
+
+
+def test_a_missing_file_names_the_yamls_beside_it(path: Path) -> None:
+    assert "c.yaml" in faults(path.with_name("d.yaml"))[0]
+
+
+def test_a_key_that_stands_twice_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 1\nseed: 2\n")
+    assert "'seed' stands twice" in faults(tmp_path / "c.yaml")[0]
+
+
+def test_a_run_name_that_looks_like_a_number_stays_as_it_is_written(path: Path) -> None:
+    assert load_config(path, ["run_name=5e-4"]).run_name == "5e-4"
+
+
+def test_the_written_config_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_the_batch_must_divide_by_the_ranks(path: Path) -> None:
+    from moe.config.checks import check_ranks
+
+    assert check_ranks(load_config(path), 2) == []
+    assert "global_train_batch_size (8) is not divisible by 3 ranks; use 6" in check_ranks(load_config(path), 3)[0]
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "yamls").glob("*.yaml")))
+def test_every_yaml_loads_and_explains_itself(name: str) -> None:
+    text = (ROOT / "yamls" / name).read_text()
+    config = load_config(ROOT / "yamls" / name)
+    assert config.autoresume and config.eval_data is not None
+    assert text.count("#") >= 10 and yaml.safe_load(text)["run_name"] == config.run_name
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [("500m", 510_551_040), ("1b", 999_542_784), ("1_5b", 1_508_812_288), ("large", 1_508_812_288)],
+)
+def test_named_sizes_have_the_parameters_they_are_named_after(name: str, total: int) -> None:
+    from moe.build import model_shape
+    from moe.model.flops import count_parameters
+
+    config = load_config(ROOT / "yamls" / f"{name}.yaml")
+    assert count_parameters(**model_shape(config.model, 50257)).total == total
+    named = {"500m": 5e8, "1b": 1e9, "1_5b": 1.5e9, "large": 1.5e9}[name]
+    assert abs(total / named - 1) < 0.03

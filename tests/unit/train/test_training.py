@@ -1,0 +1,194 @@
+"""Runs the whole trainer in this process, on a tiny dataset: what the losses, logs and checkpoints say."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe.run import main
+from moe.train.stop import StopSignal
+from tests.tiny import tiny_config, write_config
+
+
+@pytest.fixture(autouse=True)
+def _leave_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignal, "install", lambda self: None)
+
+
+def train(tiny: Path, tmp_path: Path, *overrides: str, name: str = "run") -> tuple[int, Path]:
+    path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
+    folder = tmp_path / name
+    return main([str(path), f"save_folder={folder}", *overrides]), folder
+
+
+def rows(folder: Path, key: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[key] for row in lines if key in row}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted(folder.glob("step-*"))[-1]
+    return torch.load(newest / "state.pt", weights_only=False)["state"]["model"]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of 40 steps."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(StopSignal, "install", lambda self: None)
+    code, folder = train(tiny, tmp_path_factory.mktemp("reference"))
+    patch.undo()
+    assert code == 0
+    return folder
+
+
+def test_training_lowers_the_loss_and_evaluates_first_between_and_last(reference: Path) -> None:
+    loss, evaluated = rows(reference, "train/loss"), rows(reference, "metrics/eval/loss")
+    assert list(loss) == list(range(1, 41)) and sorted(evaluated) == [0, 20, 40]
+    assert abs(evaluated[0] - math.log(300)) < 0.3  # near uniform over the vocabulary
+    assert evaluated[40] < evaluated[0] - 1
+    assert rows(reference, "metrics/eval/perplexity")[40] == pytest.approx(math.exp(evaluated[40]), rel=1e-5)
+
+
+def test_the_learning_rate_is_the_schedules_at_the_end_of_each_step(reference: Path) -> None:
+    rate = rows(reference, "optim/lr/muon")
+    assert rate[1] == pytest.approx(5e-3 / 4) and rate[4] == pytest.approx(5e-3)  # warmup of 4 steps
+    assert rate[22] == pytest.approx(5e-3 * (0.1 + 0.9 * 0.5)) and rate[40] == pytest.approx(5e-4)
+
+
+def test_the_newest_three_checkpoints_stay_and_logs_and_config_lie_beside_them(reference: Path) -> None:
+    names = {p.name for p in reference.iterdir()}
+    assert names >= {"step-00000020", "step-00000030", "step-00000040", "config.yaml", "metrics.jsonl", "run.json"}
+    assert "step-00000010" not in names
+    assert json.loads((reference / "run.json").read_text())["state"] == "done"
+    manifest = json.loads((reference / "step-00000040" / "manifest.json").read_text())
+    assert (manifest["step"], manifest["tokens"]) == (40, 10240) and manifest["versions"]["torch"]
+
+
+def test_the_loss_and_the_weights_do_not_depend_on_the_microbatch(tiny: Path, tmp_path: Path, reference: Path) -> None:
+    off = ["model.dropout=0", "max_duration=5ba", "scheduler.t_warmup=1ba"]  # dropout masks follow the microbatches
+    whole = train(tiny, tmp_path, *off, "device_train_microbatch_size=8", name="whole")[1]
+    split = train(tiny, tmp_path, *off, "device_train_microbatch_size=3", name="split")[1]
+    for key in ("train/loss", "train/balance_loss", "optim/grad_norm", "metrics/eval/loss"):
+        assert rows(whole, key) == pytest.approx(rows(split, key), rel=2e-5), key
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, weights(split)[name], rtol=1e-3, atol=2e-5)
+
+
+def test_the_first_loss_is_the_mean_over_targets_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
+    from moe import build
+    from moe.config import load_config
+    from moe.data.meta import read_meta
+
+    settings = ["model.dropout=0", "max_duration=1ba", "scheduler.t_warmup=0ba", "device_train_microbatch_size=3"]
+    folder = train(tiny, tmp_path, *settings)[1]
+    config, meta = load_config(tmp_path / "c.yaml", settings), read_meta(tiny / "data")
+    batch = next(iter(build.build_train_spec(config, meta, 1).dataloader))
+    logits = build.build_model(config, meta).transformer(batch["tokens"])
+    plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert (batch["labels"] == -100).any()
+    assert rows(folder, "train/loss")[1] == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_a_finished_run_says_so_and_exits_0(tiny: Path, tmp_path: Path, reference: Path, capsys) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in reference.glob("step-*/*")}
+    path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
+    assert main([str(path), f"save_folder={reference}"]) == 0
+    assert "complete: step 40 of 40" in capsys.readouterr().out
+    assert {p.name: p.stat().st_mtime_ns for p in reference.glob("step-*/*")} == before
+
+
+def test_a_longer_duration_and_another_rate_go_on_and_are_told(tiny: Path, tmp_path: Path, capsys) -> None:
+    folder = train(tiny, tmp_path, "max_duration=10ba", "scheduler.t_warmup=2ba")[1]
+    code, _ = train(tiny, tmp_path, "max_duration=14ba", "scheduler.t_warmup=2ba", "optimizer.lr=1e-3")
+    out = capsys.readouterr().out
+    assert code == 0 and "resumed from step 10" in out
+    assert "changed since the checkpoint: optimizer.lr: was 0.005, is 0.001" in out
+    assert sorted(rows(folder, "train/loss")) == list(range(1, 15))
+    assert rows(folder, "optim/lr/muon")[14] == pytest.approx(1e-4)
+
+
+def test_a_new_run_can_start_from_the_weights_of_another(tiny: Path, tmp_path: Path, reference: Path, capsys) -> None:
+    overrides = ["run_name=next", f"load_path={reference}", "max_duration=2ba", "scheduler.t_warmup=1ba"]
+    code, folder = train(tiny, tmp_path, *overrides, name="next")
+    assert code == 0 and "starting from the weights of" in capsys.readouterr().out
+    assert rows(folder, "metrics/eval/loss")[0] == pytest.approx(rows(reference, "metrics/eval/loss")[40], abs=1e-6)
+    assert sorted(rows(folder, "train/loss")) == [1, 2]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_schedule_and_optimizer_trains(tiny: Path, tmp_path: Path, optimizer: str) -> None:
+    schedules = {
+        "wsd": ["scheduler.t_decay=2ba"],
+        "constant_with_warmup": [],
+        "linear_decay_with_warmup": ["scheduler.alpha_f=0"],
+    }
+    for name, extra in schedules.items():
+        overrides = [
+            f"optimizer.name={optimizer}",
+            f"scheduler.name={name}",
+            "max_duration=4ba",
+            "scheduler.t_warmup=1ba",
+        ]
+        code, folder = train(tiny, tmp_path, *overrides, *extra, "eval_data=null", name=name)
+        assert code == 0 and len(rows(folder, "train/loss")) == 4
+
+
+def test_tensorboard_and_wandb_get_the_rows_too(tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    overrides = ["loggers.tensorboard={}", "loggers.wandb={project: test, mode: offline}", "max_duration=4ba"]
+    code, folder = train(tiny, tmp_path, *overrides, "scheduler.t_warmup=1ba")
+    assert code == 0
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4]
+    record = json.loads((folder / "run.json").read_text())
+    assert list(folder.glob(f"wandb/offline-run-*-{record['wandb_id']}"))
+
+
+def test_generation_from_the_checkpoint_continues_prompts(reference: Path, capsys) -> None:
+    from moe.cli.main import main as moe
+
+    greedy = ["generate", str(reference), "--max-new-tokens", "8", "--temperature", "0"]
+    assert moe([*greedy, "--prompt", "the model", "--prompt", "every"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the model") and "\n\nevery" in first and len(first) > 40
+    moe([*greedy, "--prompt", "the model", "--prompt", "every"])
+    assert capsys.readouterr().out == first
+    assert moe(["generate", str(reference / "nothing"), "--prompt", "x"]) == 2
+    assert "there is no such checkpoint folder" in capsys.readouterr().err
+
+
+def test_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
+    tiny: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from moe.train.callbacks.gradients import TooManySkippedSteps
+    from moe.train.model import MoEModel
+
+    plain = MoEModel.loss
+    calls = []
+
+    def poisoned(self, outputs, batch, *args, **kwargs):
+        calls.append(None)
+        loss = plain(self, outputs, batch)
+        return {"total": loss["total"] * (float("inf") if len(calls) in bad else 1.0)}
+
+    monkeypatch.setattr(MoEModel, "loss", poisoned)
+    bad = {3, 5}
+    overrides = ["max_duration=6ba", "scheduler.t_warmup=1ba", "save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+    code, folder = train(tiny, tmp_path, *overrides, "eval_data=null")
+    assert code == 0 and list(rows(folder, "optim/skipped_steps").values()) == [0, 0, 1, 1, 2, 2]
+    second, third, fourth = (
+        torch.load(folder / f"step-0000000{s}/state.pt", weights_only=False)["state"]["model"] for s in (2, 3, 4)
+    )
+    name = "transformer.blocks.0.moe.w13"
+    assert torch.equal(second[name], third[name]) and not torch.equal(third[name], fourth[name])
+    assert all(torch.isfinite(value).all() for value in fourth.values())
+    calls.clear()
+    bad = {2, 3, 4}
+    with pytest.raises(TooManySkippedSteps, match="not finite for 3 steps in a row"):
+        train(tiny, tmp_path, *overrides, "eval_data=null", "max_skipped_steps=3", name="stopped")
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "failed"
