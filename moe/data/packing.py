@@ -15,7 +15,7 @@ import numpy as np
 
 from moe.data.shards import ShardFormat
 
-WINDOW_TOKENS = 1 << 24
+WINDOW_TOKENS = 1 << 23
 SPLITS = ("train", "val")
 
 

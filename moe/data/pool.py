@@ -7,6 +7,7 @@ each.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -19,6 +20,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from moe.data.errors import BadFileError
 from moe.data.sources import Unit
 from moe.data.unit import Job, convert_unit
@@ -28,10 +31,12 @@ _folder: Path
 _counter: Any
 
 
-def one_thread() -> None:
-    """Keep the encoders' own thread pools out of this process; read when they start their first batch."""
+def settle_process() -> None:
+    """One thread, and memory given back: before the encoders start their first batch."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
+    with contextlib.suppress(NotImplementedError):  # the default pool keeps up to 100 MB more after large pages
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 def _exit_with_parent() -> None:
@@ -44,7 +49,7 @@ def _exit_with_parent() -> None:
 def _start_worker(job: Job, folder: Path, counter: Any) -> None:
     global _job, _folder, _counter
     _job, _folder, _counter = job, folder, counter
-    one_thread()
+    settle_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -85,7 +90,7 @@ def run_units(
     """
     todo = iter(units)
     if workers == 1:
-        one_thread()
+        settle_process()
         for unit in todo:
             fault = None
             try:

@@ -22,8 +22,9 @@ from moe.data.errors import BadFileError
 from moe.data.rows import Batch
 from moe.data.sources import SourceFile, Unit
 
-BATCH_ROWS = 128
-BATCH_BYTES = 4 << 20
+BATCH_ROWS = 1024
+READ_ROWS = 128
+BATCH_BYTES = 2 << 20
 TXT_CHARS = 16 << 10
 PEEK_ROWS = 1000
 ID_COLUMN = "id"
@@ -74,13 +75,25 @@ def _read_parquet(unit: Unit, text_column: str) -> Iterator[Batch]:
         groups = range(unit.begin, unit.end)
         rows = sum(parquet.metadata.row_group(i).num_rows for i in groups)
         first = sum(parquet.metadata.row_group(i).num_rows for i in range(unit.begin))
-        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, unit.weight)))
+        read_rows = max(1, min(READ_ROWS, BATCH_BYTES * rows // max(1, unit.weight)))
+        held: list[pa.RecordBatch] = []
         done = 0
-        for batch in parquet.iter_batches(batch_rows, row_groups=list(groups), columns=columns, use_threads=False):
-            texts = batch.column(text_column)
-            ids = batch.column(ID_COLUMN) if len(columns) > 1 else None
-            yield Batch(texts, ids, range(first + done, first + done + len(texts)), texts.nbytes)
-            done += len(texts)
+
+        def batch() -> Batch:
+            texts = pa.concat_arrays([part.column(text_column) for part in held])
+            ids = pa.concat_arrays([part.column(ID_COLUMN) for part in held]) if len(columns) > 1 else None
+            start = first + done - len(texts)
+            return Batch(texts, ids, range(start, start + len(texts)), texts.nbytes)
+
+        # read in small steps, as rows may be large; handed on in larger ones, as each costs the encoder 2 ms
+        for part in parquet.iter_batches(read_rows, row_groups=list(groups), columns=columns, use_threads=False):
+            held.append(part)
+            done += part.num_rows
+            if sum(p.num_rows for p in held) >= BATCH_ROWS or sum(p.nbytes for p in held) >= BATCH_BYTES:
+                yield batch()
+                held.clear()
+        if held:
+            yield batch()
         if done != rows:
             raise BadFileError(unit.file.name, f"{done} of {rows} rows could be read; fetch it again")
 
