@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from moe.model.precision import at_least_fp32, compute_dtype, no_autocast
 
 IGNORE = -100
-# Logits per chunk: on CPU a chunk should stay near the caches, on GPU it should fill the chip (256 MB of fp32).
+# Logits per chunk, where D tokens have fewer: on CPU near the caches, on GPU enough to fill it (256 MB of fp32).
 CHUNK_LOGITS_CPU = 2**22
 CHUNK_LOGITS_GPU = 2**26
 
@@ -48,7 +48,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.zeros((), dtype=exact, device=x_TD.device)
         z = torch.zeros_like(nll)
         budget = CHUNK_LOGITS_CPU if x_TD.device.type == "cpu" else CHUNK_LOGITS_GPU
-        chunk = max(1, budget // w.shape[0])
+        # At least D tokens: every chunk reads and writes the whole [V, D] buffer, and its logits are then no smaller.
+        chunk = max(w.shape[1], budget // w.shape[0])
         # One buffer for all chunks: fresh memory would cost a page fault for every 4 KiB of logits.
         buffer = torch.empty(min(chunk, x_TD.shape[0]), w.shape[0], dtype=dtype, device=x_TD.device)
         for start in range(0, x_TD.shape[0], chunk):
