@@ -115,7 +115,6 @@ class TokenDataset(StreamingDataset):
     def __iter__(self) -> Iterator[Any]:
         self._fault = None
         yield from super().__iter__()
-        if (
-            self._fault is not None
-        ):  # a background thread failed: stock would end the epoch here as if all had been read
+        # a background thread failed: stock would end the epoch here, as if all had been read
+        if self._fault is not None:
             raise RuntimeError(self._fault)

@@ -119,6 +119,13 @@ def test_two_ranks_split_the_global_batches_of_one(token_folder):
     assert together == [sorted(batch) for batch in one[5:]]
 
 
+def test_two_ranks_repeat_no_sample_to_fill_the_last_batch(tmp_path):
+    write_split(tmp_path / "train", numbered_rows(31))  # one more would make four global batches
+    ranks = run_ranks(tmp_path, ranks=2, batch=4)
+    rows = flat(flat(ranks))
+    assert len(rows) == len(set(rows)) == 24
+
+
 def test_samples_and_order_are_those_of_stock_streaming(token_folder):
     stock = StreamingDataset(
         local=str(token_folder),

@@ -94,6 +94,14 @@ def test_jsonl_units_share_the_lines_without_loss_or_doubling(tmp_path, monkeypa
     assert len(units) == -(-(tmp_path / "a.jsonl").stat().st_size // unit_bytes)
 
 
+def test_jsonl_line_that_starts_at_a_cut_is_read_once(tmp_path, monkeypatch):
+    lines = [json.dumps({"text": f"line {i:03}"}) + "\n" for i in range(30)]
+    assert len({len(line) for line in lines}) == 1
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(sources, "UNIT_BYTES", 3 * len(lines[0]))
+    assert rows_of(tmp_path) == [[f"line {i + j:03}" for j in range(3)] for i in range(0, 30, 3)]
+
+
 def test_parquet_units_are_ranges_of_row_groups(tmp_path, monkeypatch):
     texts = make_texts(100)
     write_parquet(tmp_path / "a.parquet", texts, rows_per_group=10)
