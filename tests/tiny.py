@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import yaml
 
-WORDS = "the model reads a token and writes another one while every expert waits for its share of work".split()
+WORDS = re.findall(r"\w+", "the model reads a token and writes another one while every expert waits for its share of the work")
 
 
 def write_text(path: Path, documents: int = 400, seed: int = 0) -> Path:
