@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS
-from streaming.base.shared.prefix import _unpack_locals
 
 SHM = Path("/dev/shm")
 
@@ -31,6 +30,11 @@ def mapped_segments() -> set[str]:
     return names
 
 
+def folders_of(content: bytes) -> list[str]:
+    """The folders in a NNNNNN_locals segment: a length (zero once the dataset is closed), then folders and the prefix."""
+    return content[4:].rstrip(b"\0").decode("utf-8", "replace").split("\0")[:-1]
+
+
 def clean_stale_shared_memory(folders: list[str]) -> list[str]:
     """Unlink the segments of dead runs over `folders` (split folders, such as data/train). Returns the names removed.
 
@@ -42,10 +46,10 @@ def clean_stale_shared_memory(folders: list[str]) -> list[str]:
     for path in sorted(SHM.glob(f"[0-9]*_{LOCALS}")):
         prefix = path.name.removesuffix(f"_{LOCALS}")
         try:
-            locals_, _ = _unpack_locals(path.read_bytes())
-        except (OSError, ValueError):
+            folders_read = folders_of(path.read_bytes())
+        except OSError:
             continue
-        if path.name in living or not locals_ or not set(locals_) <= ours:
+        if path.name in living or not folders_read or not set(folders_read) <= ours:
             continue
         locks = [Path(tempfile.gettempdir(), f"{prefix}_{name}") for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
         for leftover in [*SHM.glob(f"{prefix}_*"), *locks]:

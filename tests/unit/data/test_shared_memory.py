@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe.data import clean_stale_shared_memory
-from moe.data.shared_memory import SHM
+from moe.data.shared_memory import SHM, folders_of
 
 SCRIPT = """
 import sys, time
@@ -54,3 +54,10 @@ def test_only_the_dead_runs_segments_are_removed(token_folder, tmp_path):
         end(alive)
     assert second in clean_stale_shared_memory([folder])
     assert segments_over(token_folder) == []
+
+
+def test_folders_of_a_closed_dataset_are_still_read():
+    from streaming.base.shared.prefix import _pack_locals
+
+    content = _pack_locals(["/data/a/train", "/data/b"], 12)
+    assert folders_of(content) == folders_of(b"\0\0\0\0" + content[4:]) == ["/data/a/train", "/data/b"]
