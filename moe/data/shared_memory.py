@@ -31,7 +31,10 @@ def mapped_segments() -> set[str]:
 
 
 def folders_of(content: bytes) -> list[str]:
-    """The folders in a NNNNNN_locals segment: a length (zero once the dataset is closed), then folders and the prefix."""
+    """The folders in a NNNNNN_locals segment:
+
+    a length (zero once the dataset is closed), then folders and the prefix.
+    """
     return content[4:].rstrip(b"\0").decode("utf-8", "replace").split("\0")[:-1]
 
 
