@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-WORDS = re.findall(r"\w+", "the model reads a token and writes another one while every expert waits for its share of the work")
+TEXT = "the model reads a token and writes another one while every expert waits for its share of the work"
+WORDS = re.findall(r"\w+", TEXT)
 
 
 def write_text(path: Path, documents: int = 400, seed: int = 0) -> Path:
