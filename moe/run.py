@@ -103,6 +103,8 @@ def _open_folder(config: Config) -> RunFolder:
 
     from moe.train.run_folder import RunFolder, open_run_folder
 
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _clean_leftovers(config)
     answer: list[Any] = [None, None]
     lock = None
     if RANK == 0:
@@ -123,6 +125,14 @@ def _open_folder(config: Config) -> RunFolder:
         raise InputError(answer[0])
     record, checkpoint = answer[1]
     return RunFolder(Path(config.save_folder), record, checkpoint, lock)
+
+
+def _clean_leftovers(config: Config) -> None:
+    """Shared memory that a killed run left behind for this data; no other run's."""
+    from moe.data import clean_stale_shared_memory
+
+    sources = [data for data in (config.train_data, config.eval_data) if data is not None]
+    clean_stale_shared_memory([os.path.join(data.local, data.split) for data in sources])
 
 
 def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
@@ -147,7 +157,7 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
         return Every(parse_time(interval), tokens_per_step, total_steps)
 
     fingerprint = build.data_fingerprint(config.train_data.local)
-    load_path, weights_only = _starting_point(config, folder, fingerprint)
+    load_path, weights_only = _starting_point(config, meta, folder, fingerprint)
     start_step = folder.checkpoint.step if folder.checkpoint else 0
     microbatch = build.microbatch_size(config, WORLD_SIZE, on_gpu)
     print_plan(config, meta, folder, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
@@ -182,6 +192,7 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
                 "config": dataclasses.asdict(config),
                 "data": fingerprint,
                 "eos_id": meta.eos_id,
+                "vocab_size": meta.vocab_size,
                 "versions": _versions(),
             },
         ),
@@ -224,16 +235,17 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
     return 0
 
 
-def _starting_point(config: Config, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool]:
+def _starting_point(config: Config, meta: Meta, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool]:
     """Which file to load, and whether only its weights: this run's checkpoint, else `load_path`, else nothing."""
     from moe.train.checkpoints import find_named
-    from moe.train.run_folder import check_continues
+    from moe.train.run_folder import check_continues, check_weights_fit
 
     if folder.checkpoint is not None:
         check_continues(folder.checkpoint, dataclasses.asdict(config), fingerprint, report=say)
         return str(folder.checkpoint.state_file), False
     if config.load_path is not None:
         named = find_named(config.load_path)
+        check_weights_fit(named, dataclasses.asdict(config), meta.vocab_size)
         say(f"starting from the {'weights' if config.load_weights_only else 'state'} of {named.path}")
         return str(named.state_file), config.load_weights_only
     return None, False

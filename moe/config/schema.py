@@ -96,7 +96,7 @@ class TrainData:
     split: str = "train"
     "Subfolder of the data."
     verify: Literal["size", "full"] = "size"
-    "Check of the shards before training: their sizes, or also their hashes (`full` reads all the data once)."
+    "Check of the shards before training: their sizes, or also their hashes (`full` reads all local data once)."
     shuffle: bool = True
     "Shuffle samples anew in each epoch (seeded)."
 
@@ -165,7 +165,7 @@ class Config:
     gradient_clip_norm: float = 1.0
     "Largest global gradient norm; larger ones are scaled down to it."
     activation_checkpointing: bool = False
-    "Recompute each block in the backward pass: less memory, about a quarter slower."
+    "Recompute each block in the backward pass: less memory for more time."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"

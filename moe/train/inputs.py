@@ -31,7 +31,9 @@ def check_data(config: Config, report: Callable[[str], None]) -> Meta:
     metas = []
     for key, data, samples in parts:
         folder = Path(data.local)
-        if not folder.is_dir():
+        if data.remote is not None:
+            _fetch_meta(key, data.remote, folder)
+        elif not folder.is_dir():
             raise InputError(
                 f"{key}.local ({data.local}): there is no such folder; make it with "
                 f"`python convert/fineweb_to_mds.py --out {data.local}` or correct the path"
@@ -49,10 +51,11 @@ def check_data(config: Config, report: Callable[[str], None]) -> Meta:
                 f"tokenizer ({config.tokenizer}) is not the one that {key}.local ({data.local}) was made with "
                 f"({meta.tokenizer}); set tokenizer to that, or convert the text again"
             )
-        full = key == "train_data" and config.train_data.verify == "full"
+        full = key == "train_data" and data.remote is None and config.train_data.verify == "full"
         if full:
             report(f"verifying the hashes of {data.local}/{data.split} ...")
-        if faults := verify_split(folder / data.split, full=full):
+        # of remote data only index.json and meta.json are here yet; each shard is verified as it arrives
+        if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
             listed = "\n".join(f"  {fault}" for fault in faults)
             raise InputError(f"{key}: {len(faults)} fault(s) in {folder / data.split}\n{listed}")
         found = meta.samples.get(data.split, 0)
@@ -62,6 +65,20 @@ def check_data(config: Config, report: Callable[[str], None]) -> Meta:
                 f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
             )
     return metas[0]
+
+
+def _fetch_meta(key: str, remote: str, folder: Path) -> None:
+    """Copies meta.json from the remote to where the shards will be cached."""
+    from streaming.base.storage import CloudDownloader
+
+    if (folder / "meta.json").exists():
+        return
+    try:
+        CloudDownloader.direct_download(f"{remote.rstrip('/')}/meta.json", str(folder / "meta.json"))
+    except Exception as error:
+        raise InputError(
+            f"{key}.remote ({remote}): meta.json cannot be fetched ({error}); correct the address"
+        ) from None
 
 
 def print_plan(

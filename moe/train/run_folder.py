@@ -185,6 +185,21 @@ def check_continues(
         report(f"changed since the checkpoint: {line}")
 
 
+def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size: int) -> None:
+    """Whether another run's weights fit this run's model.
+
+    Raises:
+        InputError: every setting of the model that differs, with both values.
+    """
+    _, refused = compare_configs(checkpoint.manifest["config"], config)
+    refused = [line for line in refused if line.startswith("model.")]
+    if checkpoint.manifest["vocab_size"] != vocab_size:
+        refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
+    if refused:
+        listed = "\n".join(f"  {line}" for line in refused)
+        raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")
+
+
 def _leaves(node: dict[str, Any], prefix: str = ""):
     for key, value in node.items():
         if isinstance(value, dict):

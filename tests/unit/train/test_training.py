@@ -162,6 +162,103 @@ def test_generation_from_the_checkpoint_continues_prompts(reference: Path, capsy
     assert "there is no such checkpoint folder" in capsys.readouterr().err
 
 
+def test_remote_data_is_fetched_into_the_local_folder_as_it_is_needed(tiny: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    short = ["max_duration=2ba", "scheduler.t_warmup=1ba"]
+    streams = [
+        f"{key}_data.{place}" for key in ("train", "eval") for place in (f"local={cache}", f"remote={tiny / 'data'}")
+    ]
+    code, folder = train(tiny, tmp_path, *short, *streams, name="remote")
+    assert code == 0 and list((cache / "train").glob("shard.*.mds")) and list((cache / "val").glob("shard.*.mds"))
+    local = train(tiny, tmp_path, *short, name="local")[1]
+    assert rows(folder, "train/loss") == rows(local, "train/loss")
+    assert rows(folder, "metrics/eval/loss") == rows(local, "metrics/eval/loss")
+
+
+def test_a_remote_that_is_not_there_is_named(tiny: Path, tmp_path: Path, capsys) -> None:
+    code, _ = train(tiny, tmp_path, f"train_data.remote={tmp_path}/no", f"train_data.local={tmp_path}/cache")
+    assert code == 2 and f"train_data.remote ({tmp_path}/no): meta.json cannot be fetched" in capsys.readouterr().err
+
+
+BAD_INPUT = {
+    "missing folder": (["train_data.local=nowhere"], "train_data.local (nowhere): there is no such folder"),
+    "another sequence length": (["max_seq_len=64"], "set max_seq_len=32"),
+    "too few samples": (["global_train_batch_size=100000"], "fewer than the 100000 of one batch"),
+    "fp16 without a GPU": (["precision=amp_fp16"], "precision (amp_fp16) needs a GPU"),
+    "no such checkpoint": (["load_path=nowhere"], "nowhere: there is no such checkpoint folder"),
+    "no such step": (["resume_from=step:7"], "resume_from (step:7): no such checkpoint"),
+    "no such tokenizer": (["tokenizer=./nowhere"], "tokenizer './nowhere' cannot be loaded"),
+    "folder in the way": (["save_folder=/dev/null/x"], "save_folder (/dev/null/x) cannot be written"),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="amp_fp16 is fine on a GPU")
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_message_and_exit_code_2(tiny: Path, tmp_path: Path, capsys, case: str) -> None:
+    overrides, expected = BAD_INPUT[case]
+    code, folder = train(tiny, tmp_path, *overrides)
+    told = capsys.readouterr().err
+    assert code == 2 and expected in told and "Traceback" not in told
+    assert not folder.exists() or not list(folder.glob("step-*"))
+
+
+def test_data_made_with_another_tokenizer_is_refused(tiny: Path, tmp_path: Path, capsys) -> None:
+    from tests.tiny import write_text, write_tokenizer
+
+    other = write_tokenizer(tmp_path / "other", write_text(tmp_path / "t.jsonl", seed=5), size=280)
+    code, _ = train(tiny, tmp_path, f"tokenizer={other}")
+    assert code == 2 and f"tokenizer ({other}) is not the one that train_data.local" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_eos_is_refused(tiny: Path, tmp_path: Path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(tiny / "tokenizer", tmp_path / "tok")
+    path = tmp_path / "tok" / "tokenizer_config.json"
+    settings = {key: value for key, value in json.loads(path.read_text()).items() if key != "eos_token"}
+    path.write_text(json.dumps(settings))
+    (tmp_path / "tok" / "special_tokens_map.json").write_text("{}")
+    code, _ = train(tiny, tmp_path, f"tokenizer={tmp_path / 'tok'}")
+    assert code == 2 and "has no EOS token" in capsys.readouterr().err
+
+
+def test_a_missing_or_truncated_shard_is_named_before_training(tiny: Path, tmp_path: Path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    shard = next((tmp_path / "data" / "train").glob("shard.*.mds"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    assert train(tiny, tmp_path, f"train_data.local={tmp_path / 'data'}")[0] == 2
+    assert f"{shard}: {len(content) - 100} bytes" in capsys.readouterr().err
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    shard.write_bytes(flipped)
+    assert train(tiny, tmp_path, f"train_data.local={tmp_path / 'data'}", "train_data.verify=full")[0] == 2
+    assert f"{shard}: its bytes changed" in capsys.readouterr().err
+    shard.unlink()
+    assert train(tiny, tmp_path, f"train_data.local={tmp_path / 'data'}")[0] == 2
+    assert f"{shard}: missing" in capsys.readouterr().err
+
+
+def test_weights_of_another_shape_are_refused_with_both_shapes(
+    tiny: Path, tmp_path: Path, reference: Path, capsys
+) -> None:
+    overrides = [f"load_path={reference}", "model.d_model=64", "run_name=wide"]
+    code, _ = train(tiny, tmp_path, *overrides, name="wide")
+    assert code == 2 and "model.d_model: was 32, is 64" in capsys.readouterr().err
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused(tiny: Path, tmp_path: Path, reference: Path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(reference / "step-00000040", tmp_path / "step-00000040")
+    state = tmp_path / "step-00000040" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    code, _ = train(tiny, tmp_path, f"load_path={tmp_path / 'step-00000040'}", "run_name=next", name="next")
+    assert code == 2 and "state.pt: has 1000 bytes, its manifest says" in capsys.readouterr().err
+
+
 def test_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
     tiny: Path, tmp_path: Path, monkeypatch
 ) -> None:

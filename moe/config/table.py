@@ -1,0 +1,78 @@
+"""Prints docs/configuration.md, made from the dataclasses: python -m moe.config.table > docs/configuration.md"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+
+from moe.config import schema
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every setting, sections after the keys of the level above."""
+    tree = ast.parse(inspect.getsource(schema))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    found: list[tuple[str, str, str, str]] = []
+
+    def visit(name: str, prefix: str) -> None:
+        body = classes[name].body
+        sections = []
+        for field, following in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(field, ast.AnnAssign):
+                continue
+            kind = ast.unparse(field.annotation)
+            key = prefix + ast.unparse(field.target)
+            doc = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                doc = str(following.value.value)
+            section = next((c for c in classes if c in kind.replace(" | ", " ").split()), None)
+            if section:
+                sections.append((section, key + "."))
+            if doc or not section:
+                found.append((key, _kind(kind, section), _default(field.value), doc))
+        for section, path in sections:
+            visit(section, path)
+
+    visit("Config", "")
+    return found
+
+
+def _kind(kind: str, section: str | None) -> str:
+    if section:
+        return "section"
+    return (
+        kind.replace("None", "null").replace("Literal[", "").replace("'", "").rstrip("]")
+        if "Literal" in kind
+        else (kind.replace("None", "null"))
+    )
+
+
+def _default(value: ast.expr | None) -> str:
+    if value is None:
+        return "**required**"
+    text = ast.unparse(value)
+    if text.startswith("field("):
+        return "{}" if "list" not in text else "[]"
+    return {"None": "null", "True": "true", "False": "false"}.get(text, text.strip("'"))
+
+
+def render() -> str:
+    """The whole page."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every key of a yaml, and of `key=value` on the command line. Made by `python -m moe.config.table`.",
+        "Times are tokens (`100000000tok`) or optimizer steps (`1000ba`).",
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    for key, kind, default, doc in rows():
+        escaped = [cell.replace("|", "\\|") for cell in (kind, default, doc)]
+        shown = escaped[1] if escaped[1].startswith("**") else f"`{escaped[1]}`"
+        lines.append(f"| `{key}` | {escaped[0]} | {shown} | {escaped[2]} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
