@@ -5,7 +5,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test check format bench
+.PHONY: setup demo test check format
 
 setup: .venv/ready
 
@@ -14,7 +14,7 @@ setup: .venv/ready
 		{ echo "error: $$($(PYTHON) --version) is not Python 3.10 to 3.12; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install -e '.[dev,convert]'
+	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev,convert]'
 	@touch $@
 
 demo: setup
@@ -31,6 +31,3 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-bench: setup
-	@echo "make bench-convert   conversion against LLM Foundry's"

@@ -82,7 +82,7 @@ def build_schedule(config: Config) -> partial[float]:
     scheduler = config.scheduler
     settings: dict[str, Any] = {
         "total": parse_time(config.max_duration).value,
-        "warmup": 0 if scheduler.t_warmup.startswith("0") else parse_time(scheduler.t_warmup).value,
+        "warmup": parse_time(scheduler.t_warmup, zero=True).value,
     }
     if scheduler.name != "constant_with_warmup":
         settings["alpha_f"] = scheduler.alpha_f
@@ -147,6 +147,7 @@ class _Batches:
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
+        self.batch_size = loader.batch_size  # where Composer's automatic microbatching starts
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.loader)

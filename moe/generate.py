@@ -29,7 +29,7 @@ def load_for_inference(path: str) -> tuple[Transformer, dict[str, Any]]:
     config = found.manifest["config"]
     weights = {
         name.removeprefix(PREFIX): value
-        for name, value in load_state(found.state_file)["state"]["model"].items()
+        for name, value in load_state(found.state_file, mmap=True)["state"]["model"].items()
         if name.startswith(PREFIX)
     }
     settings = {k: v for k, v in config["model"].items() if k in ModelConfig.__dataclass_fields__}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe.config import Config, ConfigError, Every, load_config, parse_time, to_yaml
 from moe.config.checks import check_ranks
-from moe.errors import InputError
+from moe.errors import InputError, RunFailed
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 from moe.units import say
 
@@ -28,6 +28,7 @@ USAGE = (
     "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
 )
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
+DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -43,10 +44,10 @@ def main(argv: list[str]) -> int:
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
         return train(config, stop)
-    except InputError as error:
-        if RANK == 0:
+    except (InputError, RunFailed) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except Stopped:
         return EXIT_STOPPED
 
@@ -67,16 +68,19 @@ def train(config: Config, stop: StopSignal) -> int:
     import torch
     from composer.utils import dist, get_device
 
+    stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
     config = _with_precision(config, on_gpu)
     if WORLD_SIZE > 1:
-        dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"))
+        dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = _open_folder(config)
     try:
         return _fit(config, meta, folder, stop, on_gpu)
     except Stopped:
         folder.note(state="stopped")
         say(f"stopped, saved in {folder.path}; run the same command again to go on")
+        raise
+    except InputError:
         raise
     except BaseException:
         folder.note(state="failed")
@@ -91,7 +95,7 @@ def _with_precision(config: Config, on_gpu: bool) -> Config:
 
     if config.precision == "amp_fp16" and not on_gpu:
         raise InputError("precision (amp_fp16) needs a GPU and there is none; use fp32 or amp_bf16")
-    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported()):
+    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)):
         say(f"precision: amp_bf16 -> fp32, because the {'GPU' if on_gpu else 'CPU'} has no fast bf16")
         return dataclasses.replace(config, precision="fp32")
     return config
@@ -124,7 +128,7 @@ def _open_folder(config: Config) -> RunFolder:
     if answer[0] is not None:
         raise InputError(answer[0])
     record, checkpoint = answer[1]
-    return RunFolder(Path(config.save_folder), record, checkpoint, lock)
+    return RunFolder(Path(config.save_folder).expanduser(), record, checkpoint, lock)
 
 
 def _clean_leftovers(config: Config) -> None:
@@ -147,7 +151,7 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
     from moe.train.callbacks.saver import CheckpointSaver
     from moe.train.callbacks.seeding import StepSeed
     from moe.train.inputs import print_plan
-    from moe.train.loading import use_safe_loading
+    from moe.train.loading import mend_composer
     from moe.train.logs import RunLog
 
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
@@ -157,18 +161,21 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
         return Every(parse_time(interval), tokens_per_step, total_steps)
 
     fingerprint = build.data_fingerprint(config.train_data.local)
-    load_path, weights_only = _starting_point(config, meta, folder, fingerprint)
-    start_step = folder.checkpoint.step if folder.checkpoint else 0
+    load_path, weights_only, start_step = _starting_point(config, meta, folder, fingerprint)
     microbatch = build.microbatch_size(config, WORLD_SIZE, on_gpu)
     print_plan(config, meta, folder, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
-    if start_step >= total_steps:
+    eval_first = _evaluation_is_due(config, folder, start_step, every(config.eval_interval))
+    if start_step >= total_steps and not eval_first:
         folder.note(state="done")
         say(f"complete: step {start_step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
         return 0
 
     model = build.build_model(config, meta)
     optimizer, groups = build.build_optimizer(config, model)
-    writers, finish_logs = _open_logs(config, folder, start_step)
+    try:
+        writers, finish_logs = _open_logs(config, folder, start_step)
+    except OSError as error:
+        raise InputError(f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}") from None
     log = every(config.log_interval)
     callbacks = [
         StepSeed(config.seed),
@@ -202,53 +209,78 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
         evaluators = [
             build.build_evaluator(config, meta, rank=RANK, world_size=WORLD_SIZE, every=every(config.eval_interval))
         ]
-    use_safe_loading()
-    trainer = Trainer(
-        model=model,
-        optimizers=optimizer,
-        train_dataloader=build.build_train_spec(config, meta, WORLD_SIZE),
-        eval_dataloader=evaluators,
-        max_duration=config.max_duration,
-        device="gpu" if on_gpu else "cpu",
-        precision=config.precision,
-        device_train_microbatch_size=microbatch,
-        run_name=config.run_name,
-        seed=config.seed,
-        callbacks=callbacks,
-        loggers=[RunLog(writers, log), *([Console(log)] if RANK == 0 else [])],
-        load_path=load_path,
-        load_weights_only=weights_only,
-        load_progress_bar=False,
-        progress_bar=False,
-    )
-    code = 1
+    mend_composer()
+    code, trainer = 1, None
     try:
-        if evaluators and config.eval_first and start_step == 0:
+        trainer = Trainer(
+            model=model,
+            optimizers=optimizer,
+            train_dataloader=build.build_train_spec(config, meta, WORLD_SIZE),
+            eval_dataloader=evaluators,
+            max_duration=str(parse_time(config.max_duration)),
+            device="gpu" if on_gpu else "cpu",
+            precision=config.precision,
+            device_train_microbatch_size=microbatch,
+            run_name=config.run_name,
+            seed=config.seed,
+            callbacks=callbacks,
+            loggers=[RunLog(writers, log), *([Console(log)] if RANK == 0 else [])],
+            load_path=load_path,
+            load_weights_only=weights_only,
+            load_progress_bar=False,
+            progress_bar=False,
+        )
+        if eval_first:
             trainer.eval()
-        trainer.fit()
+        if start_step < total_steps:
+            trainer.fit()
         code = 0
+    except Stopped:
+        code = 0  # for W&B: an interruption is no failure
+        raise
     finally:
-        trainer.close()
+        if trainer is not None:
+            trainer.engine.close()  # not trainer.close(), which waits for all ranks: one of them may have failed alone
         finish_logs(code)
     folder.note(state="done")
     say(f"done: {total_steps:,} steps; checkpoint and logs are in {folder.path}")
     return 0
 
 
-def _starting_point(config: Config, meta: Meta, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool]:
-    """Which file to load, and whether only its weights: this run's checkpoint, else `load_path`, else nothing."""
+def _starting_point(config: Config, meta: Meta, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool, int]:
+    """Which file to load, whether only its weights, and at which step the run then stands: this run's checkpoint, else
+    `load_path`, else nothing.
+    """
     from moe.train.checkpoints import find_named
     from moe.train.run_folder import check_continues, check_weights_fit
 
+    settings = dataclasses.asdict(config)
     if folder.checkpoint is not None:
-        check_continues(folder.checkpoint, dataclasses.asdict(config), fingerprint, report=say)
-        return str(folder.checkpoint.state_file), False
-    if config.load_path is not None:
-        named = find_named(config.load_path)
-        check_weights_fit(named, dataclasses.asdict(config), meta.vocab_size)
-        say(f"starting from the {'weights' if config.load_weights_only else 'state'} of {named.path}")
-        return str(named.state_file), config.load_weights_only
-    return None, False
+        check_continues(folder.checkpoint, settings, fingerprint, report=say)
+        return str(folder.checkpoint.state_file), False, folder.checkpoint.step
+    if config.load_path is None:
+        return None, False, 0
+    named = find_named(config.load_path)
+    if config.load_weights_only:
+        check_weights_fit(named, settings, meta.vocab_size)
+        say(f"starting from the weights of {named.path}")
+        return str(named.state_file), True, 0
+    check_continues(named, settings, fingerprint, report=say)
+    say(f"starting from the state of {named.path}, step {named.step:,}")
+    return str(named.state_file), False, named.step
+
+
+def _evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
+    """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted."""
+    from composer.utils import dist
+
+    from moe.train.logs import evaluated_at
+
+    if config.eval_data is None or not (every.due(step) if step else config.eval_first):
+        return False
+    answer = [not evaluated_at(folder.path / "metrics.jsonl", step) if RANK == 0 else None]
+    dist.broadcast_object_list(answer)
+    return bool(answer[0])
 
 
 def _open_logs(config: Config, folder: RunFolder, start_step: int) -> tuple[list[Any], Any]:
@@ -258,7 +290,7 @@ def _open_logs(config: Config, folder: RunFolder, start_step: int) -> tuple[list
     if RANK != 0:
         return [], lambda code: None
     (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    writers = [jsonl_writer(folder.path / "metrics.jsonl", start_step)]
+    writers = [jsonl_writer(folder.path / "metrics.jsonl", start_step if folder.checkpoint else 0)]
     finish: Any = lambda code: None  # noqa: E731
     if config.loggers.tensorboard is not None:
         writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))

@@ -13,10 +13,11 @@ from pathlib import Path
 PROMPTS = ("Return a new list with", "The function raises an error if", "This module provides")
 CONFIG = "yamls/demo.yaml"
 RUN = Path("checkpoints/demo")
+DATA = Path("data/demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="where text, tokenizer and shards go")
+    parser.add_argument("--data", type=Path, default=DATA, help="where text, tokenizer and shards go")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,12 +37,15 @@ def run(args: argparse.Namespace) -> int:
     if _there(tokenizer / "tokenizer_config.json"):
         train_tokenizer(dataset=str(text), out=tokenizer, vocab_size=8192)
     _title(3, "Shards: the text as tokens")
-    command = ["convert/fineweb_to_mds.py", "--dataset", str(text), "--tokenizer", f"./{tokenizer}"]
+    command = ["convert/fineweb_to_mds.py", "--dataset", str(text), "--tokenizer", _folder(tokenizer)]
     command += ["--seq-len", "256", "--val-fraction", "0.01", "--out", str(shards)]
     if _there(shards / "meta.json") and (code := _call([sys.executable, *command], "python")):
         return code
     _title(4, "Training")
-    if code := _call([str(Path(sys.executable).with_name("composer")), "train.py", CONFIG], "composer"):
+    composer = [str(Path(sys.executable).with_name("composer")), "train.py", CONFIG]
+    if args.data != DATA:
+        composer += [f"tokenizer={_folder(tokenizer)}", f"train_data.local={shards}", f"eval_data.local={shards}"]
+    if code := _call(composer, "composer"):
         return code
     _title(5, "What it learned to write")
     prompts = [argument for prompt in PROMPTS for argument in ("--prompt", prompt)]
@@ -50,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
         return code
     _summary(time.monotonic() - start)
     return 0
+
+
+def _folder(path: Path) -> str:
+    """A folder's name that cannot be taken for a hub's."""
+    return str(path) if path.is_absolute() else f"./{path}"
 
 
 def _title(number: int, text: str) -> None:

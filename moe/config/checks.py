@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,12 @@ def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
             times[path] = parse_time(text)
         except ValueError as error:
             faults.append(f"{path} ({text}) {error}")
-    text = config.scheduler.t_warmup
-    if re.fullmatch(r"0+(tok|ba)", text) is None:
-        try:
-            times["scheduler.t_warmup"] = parse_time(text)
-        except ValueError as error:
-            faults.append(f"scheduler.t_warmup ({text}) {error}")
+    try:
+        warmup = parse_time(config.scheduler.t_warmup, zero=True)
+        if warmup.value:
+            times["scheduler.t_warmup"] = warmup
+    except ValueError as error:
+        faults.append(f"scheduler.t_warmup ({config.scheduler.t_warmup}) {error}")
     return times
 
 
@@ -78,9 +79,9 @@ def _check_model(config: Config, faults: list[str]) -> None:
             f"model.d_model ({model.d_model}) is not divisible by model.n_heads ({model.n_heads}); "
             "change one, or set model.head_dim"
         )
-    head_dim = model.head_dim or model.d_model // model.n_heads
-    if head_dim % 2:
-        faults.append(f"model.head_dim ({head_dim}) must be even for rotary embeddings")
+    head_dim = model.d_model // model.n_heads if model.head_dim is None else model.head_dim
+    if head_dim < 2 or head_dim % 2:
+        faults.append(f"model.head_dim ({head_dim}) must be an even number from 2 for rotary embeddings")
 
 
 def _check_ranges(config: Config, faults: list[str]) -> None:
@@ -100,7 +101,7 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
         ("seed", 0, 2**31 - 1),
     ):
         value = _get(config, path)
-        if value < low or (high is not None and value > high):
+        if not low <= value <= (math.inf if high is None else high) or value == math.inf:
             faults.append(
                 f"{path} ({value}) must be {'at least ' + str(low) if high is None else f'between {low} and {high}'}"
             )
@@ -113,7 +114,7 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
         "model.norm_eps",
     ):
         value = _get(config, path)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             faults.append(f"{path} ({value}) must be above 0")
     if not all(0 <= beta < 1 for beta in config.optimizer.adamw.betas):
         faults.append(f"optimizer.adamw.betas ({list(config.optimizer.adamw.betas)}) must lie in [0, 1)")
@@ -169,6 +170,8 @@ def _check_run(config: Config, faults: list[str]) -> None:
     if not config.save_folder.strip():
         mend = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
         faults.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {mend}")
+    if "://" in config.save_folder:
+        faults.append(f"save_folder ({config.save_folder}) must be a folder on this machine or a mounted disk")
     if config.resume_from is not None and re.fullmatch(r"step:\d+", config.resume_from) is None:
         faults.append(f"resume_from ({config.resume_from}) must name a step, as step:5000")
     if config.resume_from is not None and config.load_path is not None:

@@ -122,15 +122,17 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
         except OmegaConfBaseException as error:
             wrong.add(dotted)
             faults.append(_explain(path, value, error))
-    missing = _fold(sorted(OmegaConf.missing_keys(config)), tree, wrong)
-    faults += [f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in missing]
     result = None
-    if not OmegaConf.missing_keys(config):
-        try:
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        faults += [
+            f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in _fold(missing, tree, wrong)
+        ]
+        if not missing:
             result = OmegaConf.to_object(config)
             faults += find_faults(result)  # type: ignore[arg-type]
-        except OmegaConfBaseException as error:
-            faults.append(str(error).splitlines()[0])
+    except OmegaConfBaseException as error:
+        faults.append(" ".join(str(error).split()))
     if faults:
         raise ConfigError(source, faults)
     assert isinstance(result, Config)

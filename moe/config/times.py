@@ -49,13 +49,13 @@ class Every:
         return step >= self.total_steps or self.interval.crossed(step, self.tokens_per_step)
 
 
-def parse_time(text: str) -> Time:
-    """`"1000ba"` -> Time(1000, "ba"). Underscores may group digits.
+def parse_time(text: str, zero: bool = False) -> Time:
+    """`"1000ba"` -> Time(1000, "ba"). Underscores may group digits; `zero` allows 0.
 
     Raises:
         ValueError: not a positive whole number followed by `tok` or `ba`.
     """
     match = re.fullmatch(r"([0-9][0-9_]*)(tok|ba)", str(text).strip())
-    if match is None or int(match[1].replace("_", "")) < 1:
+    if match is None or int(match[1].replace("_", "")) < (0 if zero else 1):
         raise ValueError("is no duration; write tokens as 100000000tok or batches (steps) as 1000ba")
     return Time(int(match[1].replace("_", "")), match[2])

@@ -49,11 +49,16 @@ class Collate:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ctrl+C and SIGUSR1 reach the whole process group; the trainer decides, and the workers live until its step is
-    saved.
+    """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the whole process group; the trainer decides, and the workers
+    live until its step is saved. A second SIGTERM ends a worker: the loader itself sends one to a worker that is stuck.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+
+    def once(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, once)
 
 
 def open_stream(*, local: str, remote: str | None, split: str) -> tuple[Stream, int]:

@@ -29,6 +29,8 @@ from moe.config.times import Time
 from moe.errors import InputError
 
 STATE, MANIFEST = "state.pt", "manifest.json"
+SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
+NEEDED = ("step", "tokens", "config", "data", "eos_id", "vocab_size")
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
 
 
@@ -81,6 +83,7 @@ def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manife
         _sync_folder(aside)
         if target.exists():  # the same step again, after going back: the new one replaces it
             target.rename(save_folder / f".replaced-{folder_name(step)}")
+        (save_folder / SAVED_MARK).touch()
         aside.rename(target)
         _sync_folder(save_folder)
         shutil.rmtree(save_folder / f".replaced-{folder_name(step)}", ignore_errors=True)
@@ -120,19 +123,26 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, _ = manifest["files"], (manifest["step"], manifest["tokens"], manifest["config"])
+        files = {name: (int(file["bytes"]), str(file["xxh64"])) for name, file in manifest["files"].items()}
+        if missing := [key for key in NEEDED if key not in manifest] + [STATE] * (STATE not in files):
+            raise CheckpointError(f"{folder / MANIFEST}: lacks {', '.join(missing)}")
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error})") from None
-    for name, wanted in files.items():
+    for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is missing")
-        if path.stat().st_size != wanted["bytes"]:
-            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, its manifest says {wanted['bytes']}")
-        if hash_file(path) != wanted["xxh64"]:
-            raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: is missing")
+            if path.stat().st_size != size:
+                raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}")
+            if hash_file(path) != digest:
+                raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return Checkpoint(folder, manifest)
 
 
@@ -218,15 +228,15 @@ def find_named(path: str) -> Checkpoint:
     raise CheckpointError("no checkpoint verifies: " + "; ".join(faults))
 
 
-def load_state(path: Path, map_location: str = "cpu") -> dict[str, Any]:
-    """Reads state.pt, tensors and plain values only.
+def load_state(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Reads state.pt, tensors and plain values only. `mmap` leaves on disk what is not used.
 
     Raises:
         CheckpointError: the file carries something else, such as code; nothing of it has been run.
     """
     try:
         with torch.serialization.safe_globals(ALLOWED_TYPES):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:
         reason = next(
             (line for line in str(error).splitlines() if "GLOBAL" in line or "unsupported" in line.lower()), ""

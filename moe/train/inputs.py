@@ -114,6 +114,8 @@ def print_plan(
         "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "
         f"{folder.checkpoint.path.name}"
         if folder.checkpoint
+        else f"fresh, from {config.load_path}"
+        if config.load_path
         else "fresh",
     }
     say(f"\n{config.run_name}")

@@ -74,6 +74,14 @@ def jsonl_writer(path: Path, resumed_step: int) -> Writer:
     return write
 
 
+def evaluated_at(path: Path, step: int) -> bool:
+    """Whether the log holds the evaluation of `step`; one that was interrupted is not there."""
+    if not path.exists():
+        return False
+    rows = [line for line in path.read_bytes().splitlines() if b"metrics/eval/loss" in line]
+    return any(_step_of(row) == step for row in rows)
+
+
 def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
@@ -103,10 +111,6 @@ def wandb_writer(
     """
     import wandb
 
-    if mode == "online" and not wandb.api.api_key and os.environ.get("WANDB_MODE", "online") == "online":
-        raise InputError(
-            "loggers.wandb.mode (online) needs a login: run `wandb login`, or set loggers.wandb.mode=offline"
-        )
     try:
         run = wandb.init(
             project=project,

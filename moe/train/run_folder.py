@@ -22,6 +22,7 @@ from typing import Any
 
 from moe.errors import InputError
 from moe.train.checkpoints import (
+    SAVED_MARK,
     Checkpoint,
     clear_unfinished,
     folder_name,
@@ -31,8 +32,28 @@ from moe.train.checkpoints import (
 )
 
 RUN_FILE = "run.json"
+LOCK_PATIENCE = 12.0  # seconds
 FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
-FIXED = ("max_seq_len", "seed", "optimizer.name", "optimizer.momentum_dtype", "train_data.shuffle")
+FIXED = (
+    "global_train_batch_size",
+    "max_seq_len",
+    "optimizer.momentum_dtype",
+    "optimizer.name",
+    "seed",
+    "train_data.shuffle",
+    "train_data.split",
+)
+SHAPE = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "n_experts",
+    "expert_hidden",
+    "qk_norm",
+    "tie_embeddings",
+)
 
 
 @dataclass
@@ -74,11 +95,21 @@ def open_run_folder(
     Raises:
         InputError: the folder is in use, holds another run, may not be resumed, or no checkpoint of it verifies.
     """
+    path = path.expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
+        return _open_locked(path, lock, run_name, autoresume, resume_from, report)
     except OSError as error:
-        raise InputError(f"save_folder ({path}) cannot be written: {error.strerror}; give another one") from None
+        raise InputError(
+            f"save_folder ({path}) cannot be used: {error.strerror or error} ({error.filename or path}); "
+            "mend it or give another one"
+        ) from None
+
+
+def _open_locked(
+    path: Path, lock: Any, run_name: str, autoresume: bool, resume_from: str | None, report: Callable[[str], None]
+) -> RunFolder:
     record = _read_record(path)
     if record and record.get("run_name") != run_name:
         raise InputError(
@@ -86,8 +117,12 @@ def open_run_folder(
             f"this one is run_name ({run_name}). Give one of them another name"
         )
     clear_unfinished(path, report)
-    holds_run = bool(record) or bool(step_folders(path))
-    if holds_run and not autoresume and resume_from is None:
+    if (path / SAVED_MARK).exists() and not step_folders(path):
+        raise InputError(
+            f"save_folder ({path}) held checkpoints of this run and they are gone; bring them back (step-* folders), "
+            "or give another save_folder to start over"
+        )
+    if step_folders(path) and not autoresume and resume_from is None:
         raise InputError(
             f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
             "or give another save_folder to start over"
@@ -96,6 +131,7 @@ def open_run_folder(
     if resume_from is not None:
         checkpoint = _go_back(path, int(resume_from.removeprefix("step:")), record, report)
     else:
+        record.pop("went_back_to", None)
         checkpoint = newest_checkpoint(path, report)
     folder = RunFolder(path, record, checkpoint, lock)
     folder.note(state="running", pid=os.getpid(), host=os.uname().nodename)
@@ -107,7 +143,10 @@ def _go_back(path: Path, step: int, record: dict[str, Any], report: Callable[[st
     if record.get("went_back_to") == step:
         newest = newest_checkpoint(path, report)
         if newest is not None and newest.step > step:
-            report(f"resume_from=step:{step} was done before; going on from step {newest.step}")
+            report(
+                f"resume_from=step:{step} was done before; going on from step {newest.step}. "
+                "(To go back once more, first run without resume_from.)"
+            )
             return newest
     kept = [int(p.name.removeprefix("step-")) for p in step_folders(path)]
     if step not in kept:
@@ -118,6 +157,7 @@ def _go_back(path: Path, step: int, record: dict[str, Any], report: Callable[[st
         (path / folder_name(later)).rename(aside)
         report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
     record["went_back_to"] = step
+    record.pop("wandb_id", None)  # W&B takes no step twice: what is trained again goes to a run of its own
     return checkpoint
 
 
@@ -127,14 +167,18 @@ def _listed(steps: list[int]) -> str:
 
 def _lock(path: Path) -> Any:
     lock = open(path / ".lock", "a+")  # noqa: SIM115 - held open for the life of the process
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(int(LOCK_PATIENCE * 10)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:  # perhaps the loader workers of a killed run, which leave within seconds
+            time.sleep(0.1)
+    else:
         lock.seek(0)
         raise InputError(
             f"save_folder ({path}) is in use by another training process ({lock.read().strip() or 'unknown'}); "
             "wait for it, stop it, or give another run_name"
-        ) from None
+        )
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
     lock.flush()
@@ -143,11 +187,14 @@ def _lock(path: Path) -> Any:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise InputError(f"{path / RUN_FILE}: cannot be read ({error}); restore or remove it") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(f"{path / RUN_FILE}: is damaged; restore or remove it")
+    return record
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -192,7 +239,7 @@ def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size
         InputError: every setting of the model that differs, with both values.
     """
     _, refused = compare_configs(checkpoint.manifest["config"], config)
-    refused = [line for line in refused if line.startswith("model.")]
+    refused = [line for line in refused if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
     if checkpoint.manifest["vocab_size"] != vocab_size:
         refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
     if refused:

@@ -6,7 +6,7 @@ Decisions:
 - Only a second SIGINT is a second Ctrl+C (exit 130 at once): on one Ctrl+C the launcher sends SIGTERM as well.
 - Before training there is nothing to save: the process ends at once, with 75.
 - A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch; where the process
-  hangs in a collective, a timer ends it. Either way the launcher's 30 seconds are kept, and a resume replays the step.
+  hangs in a collective, a timer ends it before the launcher does. Either way a resume replays the step.
 - Forked loader workers inherit the handler; there the signal keeps its default effect.
 """
 
@@ -34,6 +34,8 @@ class StopSignal:
         self.received: signal.Signals | None = None
         self.since = 0.0
         self.training = False
+        self._interrupts = 0
+        self._timer: threading.Timer | None = None
 
     def install(self) -> None:
         """Takes over the signals; under a launcher also asks the kernel for SIGTERM when the launcher dies."""
@@ -48,15 +50,21 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if self.received == number == signal.SIGINT:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             os._exit(EXIT_AT_ONCE)
         if not self.training:
             os._exit(EXIT_STOPPED)
         if self.received is None:
             self.received, self.since = signal.Signals(number), time.monotonic()
-            timer = threading.Timer(LAST_RESORT, os._exit, (EXIT_STOPPED,))
-            timer.daemon = True
-            timer.start()
+            self._timer = threading.Timer(LAST_RESORT, os._exit, (EXIT_STOPPED,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def step_ended(self) -> None:
+        """The training thread has come to where it saves: it is not stuck, so nothing may cut the save short."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     @property
     def overdue(self) -> bool:

@@ -102,7 +102,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path, refe
     command = [sys.executable, TRAIN, str(config), f"run_name={name}", "save_interval=1000ba"]
     process = start(command, log)
     wait_for("step 30/150", log, process)
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)  # as a terminal, `timeout` or a scheduler sends it: to the loader workers too
     stopped = time.monotonic()
     text = finish(process, log, code=75)
     assert time.monotonic() - stopped < 30 and "run the same command again" in text

@@ -17,8 +17,10 @@ import torch
 from composer import Callback, Logger, State
 from torch.distributed.tensor import DTensor
 
+from moe.errors import RunFailed
 
-class TooManySkippedSteps(RuntimeError):
+
+class TooManySkippedSteps(RunFailed):
     """Training has diverged: no finite gradient for `max_skipped_steps` steps in a row."""
 
 

@@ -12,6 +12,7 @@ and renames it; at most one is in flight, and it is joined before the run ends.
 from __future__ import annotations
 
 import copy
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from typing import Any
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from moe.config.times import Every, Time
+from moe.errors import RunFailed
 from moe.train.checkpoints import retain, write_checkpoint
 from moe.train.stop import Stopped, StopSignal
 
@@ -56,31 +58,41 @@ class CheckpointSaver(Callback):
         self.report = report
         self.saved_step = -1
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: SaveError | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.saved_step = int(state.timestamp.batch)  # what was just loaded stands on disk already
-        self.stop.install()  # once more: building the Trainer has put Composer's own SIGTERM handler in its place
+        self.stop.install()  # once more: Composer's engine has put its own handlers in their place
         self.stop.training = True
 
     def before_forward(self, state: State, logger: Logger) -> None:
         if self.stop.overdue:  # weights are still those before the step: they can be saved as they are
             self._stop(state, logger)
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        step = int(state.timestamp.batch)
-        stopping = self.stop.agreed(state.device._device)
-        if stopping and step < self.every.total_steps:
-            self._stop(state, logger)
-        if self.every.due(step):
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._report_failure()
+        if self.every.due(int(state.timestamp.batch)):  # before an evaluation, which may be interrupted
             self.save(state, logger)
 
+    def eval_batch_start(self, state: State, logger: Logger) -> None:
+        if self.stop.training and self.stop.agreed(state.device._device):
+            self._stop(state, logger)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self.stop.agreed(state.device._device) and int(state.timestamp.batch) < self.every.total_steps:
+            self._stop(state, logger)
+
     def _stop(self, state: State, logger: Logger) -> None:
+        self.stop.step_ended()
+        self._report_failure(wait=True)
         self.save(state, logger)
         self.join()
         raise Stopped
 
     def fit_end(self, state: State, logger: Logger) -> None:
+        self.stop.step_ended()
+        self._report_failure(wait=True)
+        self.save(state, logger)  # again, where the last save failed
         self.join()
 
     def close(self, state: State, logger: Logger) -> None:
@@ -88,13 +100,26 @@ class CheckpointSaver(Callback):
             self._thread.join()
 
     def join(self) -> None:
-        """Waits for the write in flight; raises what it raised."""
+        """Waits for the write in flight.
+
+        Raises:
+            SaveError: it failed.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            self.saved_step = -1
             raise error
+
+    def _report_failure(self, wait: bool = False) -> None:
+        """Tells of a write that failed in the background; training goes on, and the next save tries again."""
+        if self._thread is not None and (wait or not self._thread.is_alive()):
+            try:
+                self.join()
+            except SaveError as error:
+                self.report(f"warning: {error}; the checkpoints before it are kept, the next save tries again")
 
     def save(self, state: State, logger: Logger) -> None:
         """Copies the state and hands it to the writer; nothing to do where this step stands on disk already."""
@@ -102,7 +127,7 @@ class CheckpointSaver(Callback):
         if step == self.saved_step:
             return
         start = time.monotonic()
-        self.join()
+        self._report_failure(wait=True)
         self.saved_step = step
         content = _true_position({k: v for k, v in state.state_dict().items() if k in SAVED}, state)
         if dist.get_global_rank() == 0:
@@ -127,8 +152,17 @@ class CheckpointSaver(Callback):
                 keep_every=self.keep_every,
                 tokens_per_step=self.every.tokens_per_step,
             )
-        except BaseException as error:  # raised again in the training thread, by join
-            self._error = error
+        except Exception as error:  # told in the training thread
+            size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
+            free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
+            self._error = SaveError(
+                f"the checkpoint of step {step} was not written to {self.save_folder}: {error} "
+                f"(it needs {size:,} bytes, {free:,} are free)"
+            )
+
+
+class SaveError(RunFailed):
+    """A checkpoint could not be written; those before it are untouched."""
 
 
 def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reseeds before every step.
+"""Reseeds before every step, also where Composer tries one again with a smaller microbatch.
 
 Composer restores the random state only at an epoch's start, so after a resume dropout would differ. Here the randomness
 of a step is a function of (seed, step, rank) alone. Logs no metrics.
@@ -23,5 +23,5 @@ class StepSeed(Callback):
     def __init__(self, seed: int):
         self.seed = seed
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def before_train_batch(self, state: State, logger: Logger) -> None:
         torch.manual_seed(step_seed(self.seed, int(state.timestamp.batch), dist.get_global_rank()))

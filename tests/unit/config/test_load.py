@@ -71,6 +71,12 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["save_num_checkpoints_to_keep=0"], r"save_num_checkpoints_to_keep \(0\) keeps nothing"),
         (["optimizer.adamw.betas=[0.9, 1.5]"], r"optimizer\.adamw\.betas \(\[0\.9, 1\.5\]\) must lie in"),
         (["model=3"], r"model"),
+        (["model.head_dim=-2"], r"model\.head_dim \(-2\) must be an even number"),
+        (["model.dropout=.nan"], r"model\.dropout \(nan\) must be between"),
+        (["optimizer.lr=.inf"], r"optimizer\.lr \(inf\) must be above 0"),
+        (["save_folder=s3://b/x"], r"save_folder \(s3://b/x\) must be a folder on this machine"),
+        (["save_folder=${nope}"], r"nope"),
+        (["run_name=${run_name}"], r"run_name"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:

@@ -19,10 +19,12 @@ from moe.train.checkpoints import (
     write_checkpoint,
 )
 
+MANIFEST = {"config": {}, "data": "d", "eos_id": 0, "vocab_size": 9}
+
 
 def write(folder: Path, step: int) -> Path:
     state = {"state": {"model": {"w": torch.full((100,), float(step))}}}
-    return write_checkpoint(folder, step, state, {"tokens": step * 100, "config": {}})
+    return write_checkpoint(folder, step, state, MANIFEST | {"tokens": step * 100})
 
 
 def steps(folder: Path) -> list[int]:
@@ -39,7 +41,7 @@ def test_a_written_checkpoint_verifies_and_reads_back(tmp_path: Path) -> None:
     found = read_checkpoint(write(tmp_path, 7))
     assert (found.step, found.tokens) == (7, 700)
     assert load_state(found.state_file)["state"]["model"]["w"][0] == 7
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000007"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".saved", "step-00000007"]
 
 
 def test_a_write_that_fails_leaves_nothing_behind_and_older_ones_untouched(tmp_path: Path, monkeypatch) -> None:
@@ -52,7 +54,7 @@ def test_a_write_that_fails_leaves_nothing_behind_and_older_ones_untouched(tmp_p
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".saved", "step-00000001"]
     assert read_checkpoint(tmp_path / folder_name(1)).step == 1
 
 
@@ -95,7 +97,7 @@ def test_what_an_interrupted_write_left_is_reported_and_removed(tmp_path: Path) 
     said: list[str] = []
     clear_unfinished(tmp_path, said.append)
     assert steps(tmp_path) == [6] and len(said) == 2
-    assert not list(tmp_path.glob(".*"))
+    assert [p.name for p in tmp_path.glob(".*")] == [".saved"]
 
 
 def test_retention_keeps_the_newest_and_the_pinned_whoever_wrote_them(tmp_path: Path) -> None:
@@ -146,3 +148,13 @@ def test_named_checkpoints_are_found_by_folder_file_or_run_and_faults_are_told(t
     (tmp_path / folder_name(2) / "manifest.json").write_text(json.dumps({"step": 2}))
     with pytest.raises(CheckpointError, match="cannot be read"):
         find_named(str(tmp_path / folder_name(2)))
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"files": {}, ' + '"step": 1}', '{"files": []}', '{"files": {"state.pt": {}}}', "[1]", "{", ""]
+)
+def test_a_damaged_manifest_never_verifies(tmp_path: Path, broken: str) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "manifest.json").write_text(broken)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        read_checkpoint(folder)

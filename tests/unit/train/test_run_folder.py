@@ -23,7 +23,8 @@ def test_a_fresh_folder_gets_an_id_that_stays(tmp_path: Path) -> None:
     assert first.checkpoint is None and again.record["id"] == first.record["id"]
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("moe.train.run_folder.LOCK_PATIENCE", 0.3)
     held = open_folder(tmp_path)
     with pytest.raises(InputError, match="in use by another training process"):
         open_folder(tmp_path)
@@ -100,3 +101,21 @@ def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp
     with pytest.raises(InputError, match=r"model\.d_model: was 8, is 16\n.*was data aaa, is bbb") as error:
         check_continues(checkpoint, changed("model", "d_model", 16), "bbb", SAID.append)
     assert "load_path" in str(error.value)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path: Path) -> None:
+    write(tmp_path, 1).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="held checkpoints of this run and they are gone"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", '"abc"', "{", ""])
+def test_a_damaged_run_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json: is damaged"):
+        open_folder(tmp_path)
+
+
+def test_a_changed_batch_size_is_refused_because_steps_would_mean_other_tokens() -> None:
+    refused = compare_configs({"global_train_batch_size": 8}, {"global_train_batch_size": 16})[1]
+    assert refused == ["global_train_batch_size: was 8, is 16"]

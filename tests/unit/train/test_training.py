@@ -202,7 +202,7 @@ BAD_INPUT = {
     "no such checkpoint": (["load_path=nowhere"], "nowhere: there is no such checkpoint folder"),
     "no such step": (["resume_from=step:7"], "resume_from (step:7): no such checkpoint"),
     "no such tokenizer": (["tokenizer=./nowhere"], "tokenizer './nowhere' cannot be loaded"),
-    "folder in the way": (["save_folder=/dev/null/x"], "save_folder (/dev/null/x) cannot be written"),
+    "folder in the way": (["save_folder=/dev/null/x"], "save_folder (/dev/null/x) cannot be used"),
 }
 
 
@@ -274,9 +274,8 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(tiny: Path, tmp_path: Pat
 
 
 def test_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
-    tiny: Path, tmp_path: Path, monkeypatch
+    tiny: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from moe.train.callbacks.gradients import TooManySkippedSteps
     from moe.train.model import MoEModel
 
     plain = MoEModel.loss
@@ -300,6 +299,72 @@ def test_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
     assert all(torch.isfinite(value).all() for value in fourth.values())
     calls.clear()
     bad = {2, 3, 4}
-    with pytest.raises(TooManySkippedSteps, match="not finite for 3 steps in a row"):
-        train(tiny, tmp_path, *overrides, "eval_data=null", "max_skipped_steps=3", name="stopped")
+    code, _ = train(tiny, tmp_path, *overrides, "eval_data=null", "max_skipped_steps=3", name="stopped")
+    assert code == 1 and "not finite for 3 steps in a row" in capsys.readouterr().err
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "failed"
+
+
+def test_a_failed_write_is_told_and_the_run_goes_on_and_saves_again(
+    tiny: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    import moe.train.callbacks.saver as saver
+
+    plain = saver.write_checkpoint
+
+    def full(folder, step, state, manifest):
+        if step in full_at:
+            raise OSError(28, "No space left on device")
+        return plain(folder, step, state, manifest)
+
+    monkeypatch.setattr(saver, "write_checkpoint", full)
+    full_at = {4}
+    overrides = ["max_duration=8ba", "scheduler.t_warmup=1ba", "save_interval=2ba", "eval_data=null"]
+    code, folder = train(tiny, tmp_path, *overrides)
+    out = capsys.readouterr().out
+    assert code == 0 and "checkpoint of step 4 was not written" in out and "No space left" in out and "are free" in out
+    assert [p.name for p in sorted(folder.glob("step-*"))] == ["step-00000002", "step-00000006", "step-00000008"]
+    full_at = {8}
+    code, folder = train(tiny, tmp_path, *overrides, name="last")
+    assert code == 1 and "checkpoint of step 8 was not written" in capsys.readouterr().err
+    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
+
+
+def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    from moe.train.model import TokenLoss
+
+    overrides = ["max_duration=8ba", "scheduler.t_warmup=1ba", "save_interval=2ba", "eval_interval=4ba"]
+    whole = train(tiny, tmp_path, *overrides, name="whole")[1]
+    plain, evaluations, last = TokenLoss.compute, [], {}
+
+    def dies(self):
+        evaluations.append(None)
+        if len(evaluations) == last["at"]:  # two metrics are computed in each evaluation
+            raise KeyboardInterrupt
+        return plain(self)
+
+    for last["at"], step in ((4, 4), (6, 8)):  # the evaluations are those of steps 0, 4 and 8
+        evaluations.clear()
+        monkeypatch.setattr(TokenLoss, "compute", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path, *overrides, name=f"cut-{step}")
+        monkeypatch.setattr(TokenLoss, "compute", plain)
+        assert step not in rows(tmp_path / f"cut-{step}", "metrics/eval/loss")
+        code, folder = train(tiny, tmp_path, *overrides, name=f"cut-{step}")
+        assert code == 0 and rows(folder, "metrics/eval/loss") == rows(whole, "metrics/eval/loss")
+        assert rows(folder, "train/loss") == rows(whole, "train/loss")
+
+
+def test_automatic_microbatching_finds_the_batch_size_of_both_loaders(tiny: Path) -> None:
+    """What a GPU run asks of the loaders; the search itself needs a GPU."""
+    from composer.core import Evaluator
+
+    from moe import build
+    from moe.config import Every, Time, load_config
+    from moe.data.meta import read_meta
+
+    config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
+    assert build.microbatch_size(config, 1, on_gpu=True) == "auto"
+    made = build.build_evaluator(config, meta, rank=0, world_size=1, every=Every(Time(1, "ba"), 256, 10))
+    evaluator = Evaluator(label="eval", dataloader=made.dataloader, device_eval_microbatch_size="auto")
+    assert evaluator.device_eval_microbatch_size == 8
+    assert build.build_train_spec(config, meta, 1).dataloader.batch_size == 8
