@@ -1,11 +1,12 @@
 # make setup   the environment in .venv            make demo    text, tokenizer, shards, a small MoE, in minutes
 # make test    the whole suite                     make check   linter, formatter, type checker
+# make format  mends what the linter can           make bench   a training step against transformers'
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test check format
+.PHONY: setup demo test check format bench
 
 setup: .venv/ready
 
@@ -31,3 +32,6 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/step.py

@@ -163,7 +163,8 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
     fingerprint = build.data_fingerprint(config.train_data.local)
     load_path, weights_only, start_step = _starting_point(config, meta, folder, fingerprint)
     microbatch = build.microbatch_size(config, WORLD_SIZE, on_gpu)
-    print_plan(config, meta, folder, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
+    count = build.count_parameters(**build.model_shape(config.model, meta.vocab_size))
+    print_plan(config, meta, folder, count=count, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
     eval_first = _evaluation_is_due(config, folder, start_step, every(config.eval_interval))
     if start_step >= total_steps and not eval_first:
         folder.note(state="done")

@@ -14,6 +14,7 @@ from moe.errors import InputError
 from moe.units import short
 
 if TYPE_CHECKING:
+    from moe.model.flops import ParameterCount
     from moe.train.run_folder import RunFolder
 
 
@@ -86,6 +87,7 @@ def print_plan(
     meta: Meta,
     folder: RunFolder,
     *,
+    count: ParameterCount,
     microbatch: int | str,
     world_size: int,
     say: Callable[[str], None],
@@ -93,10 +95,6 @@ def print_plan(
     """Says what the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
     import torch
 
-    from moe.build import model_shape
-    from moe.model.flops import count_parameters
-
-    count = count_parameters(**model_shape(config.model, meta.vocab_size))
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     steps = parse_time(config.max_duration).to_steps(tokens_per_step)
     data_tokens = meta.samples[config.train_data.split] * meta.seq_len

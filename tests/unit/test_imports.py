@@ -1,0 +1,53 @@
+"""Imports run one way: config <- {data, model, optim} <- train <- build <- run <- the scripts."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = {"errors", "units"}
+MAY_IMPORT = {
+    "errors": set(),
+    "units": set(),
+    "config": BASE,
+    "data": BASE,
+    "model": BASE,
+    "optim": BASE,
+    "train": BASE | {"config", "data", "model", "optim"},
+    "build": BASE | {"config", "data", "model", "optim", "train"},
+    "generate": BASE | {"config", "model", "train"},
+    "run": BASE | {"config", "data", "model", "optim", "train", "build"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of moe that a file imports, wherever in the file."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "moe" else [f"moe.{alias.name}" for alias in node.names]
+        parts |= {name.split(".")[1] for name in names if name.startswith("moe.")}
+    return parts
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_run_one_way(part: str) -> None:
+    single = ROOT / "moe" / f"{part}.py"
+    files = [single] if single.exists() else sorted((ROOT / "moe" / part).rglob("*.py"))
+    assert files
+    for path in files:
+        extra = imported(path) - MAY_IMPORT[part] - {part}
+        assert not extra, f"{path.relative_to(ROOT)} imports {extra}"
+
+
+def test_the_configuration_loads_without_anything_heavy() -> None:
+    code = (
+        "import sys, moe.config, moe.cli.main; moe.config.load_config('yamls/500m.yaml');"
+        "print([m for m in ('torch', 'composer', 'streaming', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
