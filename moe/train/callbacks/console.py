@@ -1,6 +1,6 @@
 """One line per log interval for the person at the terminal. Logs no metrics.
 
-    step 120/1,200  10%  62.9M tok  loss 4.512  ppl 91.1  lr 9.1e-04  grad 0.52  12.3k tok/s  1h02m left
+    step 120/1,200  10%  62.9M/629M tok  loss 4.512  ppl 91.1  lr 9.1e-04  grad 0.52  12.3k tok/s  1h02m left
 
 The rate is that of the interval, without evaluations and checkpoints; the time left counts only training.
 """
@@ -50,7 +50,7 @@ class Console(LoggerDestination):
         parts = [
             f"step {step:,}/{self.total_steps:,}",
             f"{100 * step / self.total_steps:.0f}%",
-            f"{short(step * self.tokens_per_step)} tok",
+            f"{short(step * self.tokens_per_step)}/{short(self.total_steps * self.tokens_per_step)} tok",
         ]
         if "train/loss" in self.latest:
             parts += [f"loss {self.latest['train/loss']:.4f}", f"ppl {self.latest['train/perplexity']:.4g}"]
