@@ -252,7 +252,7 @@ def _starting_point(config: Config, meta: Meta, folder: RunFolder, fingerprint: 
     """Which file to load, whether only its weights, and at which step the run then stands: this run's checkpoint, else
     `load_path`, else nothing.
     """
-    from moe.train.checkpoints import find_named
+    from moe.train.checkpoints import CheckpointError, find_named
     from moe.train.run_folder import check_continues, check_weights_fit
 
     settings = dataclasses.asdict(config)
@@ -261,7 +261,10 @@ def _starting_point(config: Config, meta: Meta, folder: RunFolder, fingerprint: 
         return str(folder.checkpoint.state_file), False, folder.checkpoint.step
     if config.load_path is None:
         return None, False, 0
-    named = find_named(config.load_path)
+    try:
+        named = find_named(config.load_path)
+    except CheckpointError as error:
+        raise InputError(f"load_path: {error}") from None
     if config.load_weights_only:
         check_weights_fit(named, settings, meta.vocab_size)
         say(f"starting from the weights of {named.path}")

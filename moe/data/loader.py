@@ -11,7 +11,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,6 +97,18 @@ def open_stream(*, local: str, remote: str | None, split: str) -> tuple[Stream, 
     return stream, samples
 
 
+def open_dataset(**settings: Any) -> TokenDataset:
+    """A TokenDataset. Streaming looks for a free number in shared memory and takes it later, so two runs that start at
+    the same moment can choose the same one: the one that comes second tries again.
+    """
+    for wait in range(1, 30):
+        try:
+            return TokenDataset(**settings)
+        except FileExistsError:
+            time.sleep(random.SystemRandom().uniform(0.02, 0.05 * wait))
+    return TokenDataset(**settings)
+
+
 def build_train_loader(
     *,
     local: str,
@@ -127,7 +142,7 @@ def build_train_loader(
             f"{os.path.join(local, split)}: {samples} samples, fewer than one global batch of {global_batch}; "
             "lower global_train_batch_size or convert more text"
         )
-    dataset = TokenDataset(
+    dataset = open_dataset(
         seq_len=seq_len,
         vocab_size=vocab_size,
         streams=[stream],
@@ -191,7 +206,7 @@ def build_eval_loader(
 ) -> DataLoader:
     """Evaluation batches of this rank, the same at every call; at most `max_batches`, counted in global batches."""
     stream, _ = open_stream(local=local, remote=remote, split=split)
-    dataset = TokenDataset(
+    dataset = open_dataset(
         seq_len=seq_len,
         vocab_size=vocab_size,
         streams=[stream],

@@ -45,8 +45,9 @@ def clean_stale_shared_memory(folders: list[str]) -> list[str]:
     """
     ours = {os.path.abspath(folder) for folder in folders}
     removed: list[str] = []
-    living = mapped_segments()
-    for path in sorted(SHM.glob(f"[0-9]*_{LOCALS}")):
+    found = sorted(SHM.glob(f"[0-9]*_{LOCALS}"))
+    living = mapped_segments()  # after the list: a run that starts in between is in neither or in both
+    for path in found:
         prefix = path.name.removesuffix(f"_{LOCALS}")
         try:
             folders_read = folders_of(path.read_bytes())

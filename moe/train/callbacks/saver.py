@@ -119,7 +119,7 @@ class CheckpointSaver(Callback):
             try:
                 self.join()
             except SaveError as error:
-                self.report(f"warning: {error}; the checkpoints before it are kept, the next save tries again")
+                self.report(f"warning: {error}, the next save tries again")
 
     def save(self, state: State, logger: Logger) -> None:
         """Copies the state and hands it to the writer; nothing to do where this step stands on disk already."""
@@ -155,9 +155,10 @@ class CheckpointSaver(Callback):
         except Exception as error:  # told in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
             free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
+            cause = "the disk is full" if size > free else str(error)
             self._error = SaveError(
-                f"the checkpoint of step {step} was not written to {self.save_folder}: {error} "
-                f"(it needs {size:,} bytes, {free:,} are free)"
+                f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
+                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are whole; free some space"
             )
 
 

@@ -273,3 +273,23 @@ def test_wide_ids_survive(tmp_path):
     write_split(tmp_path / "train", rows)
     batch = next(iter(train_loader(tmp_path, batch=4, vocab_size=200_001)))
     assert (batch["tokens"][:, 1] == 200_000).all()
+
+
+def test_two_runs_that_take_the_same_shared_memory_at_once_both_start(token_folder: Path, monkeypatch) -> None:
+    import moe.data.loader as loader
+
+    tries = []
+
+    class Contended(loader.TokenDataset):
+        def __init__(self, **settings):
+            tries.append(None)
+            if len(tries) < 3:
+                raise FileExistsError(17, "File exists", "/000425_locals")
+            super().__init__(**settings)
+
+    monkeypatch.setattr(loader, "TokenDataset", Contended)
+    settings = dict(remote=None, split="val", seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True)
+    made = loader.build_eval_loader(
+        local=str(token_folder), device_batch_size=4, rank=0, world_size=1, max_batches=1, **settings
+    )
+    assert len(tries) == 3 and len(next(iter(made))["tokens"]) == 4
