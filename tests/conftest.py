@@ -1,7 +1,6 @@
 """What all tests share."""
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
-
-# Dozens of trainers run in one process here, each with its shared memory and logs; many machines allow 1,024 files.
-_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536) if most > 0 else 65536, most))
 
 ROOT = Path(__file__).resolve().parent.parent
 
