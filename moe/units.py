@@ -1,5 +1,6 @@
 """What is shown to people: numbers as they read them, and one line at a time."""
 
+import contextlib
 import os
 import sys
 
@@ -29,5 +30,11 @@ def say(line: str) -> None:
         return
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except (OSError, ValueError):  # a closed pipe or terminal, a full disk under a log
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
+
+
+def complain(line: str) -> None:
+    """Prints an error on stderr, on any rank; as `say`, it never ends a run."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"\nerror: {line}", file=sys.stderr, flush=True)

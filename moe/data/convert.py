@@ -1,9 +1,9 @@
 """Text to an MDS dataset of tokens: plan, make the units, merge.
 
-- Work happens in `<out>.partial`; `<out>` appears in one rename when it is complete. Killed at any moment, the same
-  command goes on with the units that are not done, and the bytes are those of an uninterrupted run.
+- Work happens in `<out>.partial`; `<out>` is a dataset only when it is complete. Killed at any moment, the same command
+  goes on with the units that are not done, and the bytes are those of an uninterrupted run.
 - A plan that differs from the partial work's is refused with both values, and an existing `<out>` is never touched
-  without `--overwrite`, and then only replaced when its successor is complete.
+  without `--overwrite`, and then only replaced when its successor is complete (on a bucket: when all its units are).
 - A dataset too small for a val block at `--val-fraction` gets the smallest fraction that gives one, and a line says so.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ import numpy as np
 from moe.data import merge
 from moe.data.encoders import choose_encoder
 from moe.data.errors import BadFileError
-from moe.data.meta import Meta, read_meta, write_meta
+from moe.data.files import Source, Unit
+from moe.data.merge import Parts
+from moe.data.meta import Meta, meta_json, read_meta
 from moe.data.packing import SPLITS
 from moe.data.progress import human
 from moe.data.reading import read_batches
@@ -28,14 +30,14 @@ from moe.data.report import summary
 from moe.data.request import Request, resolve
 from moe.data.rows import Skipped, clean
 from moe.data.run_units import parts_of, run
-from moe.data.sources import Source, Unit, plan_units
-from moe.data.state import Workspace
+from moe.data.sources import plan_units
+from moe.data.state import Workspace, open_workspace
 from moe.data.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
-from moe.data.unit import Job, read_done
+from moe.data.unit import Job
+from moe.data.unit_store import UnitStore
 from moe.errors import InputError
 
 CHECK_DOCUMENTS, CHECK_CHARS = 1000, 4 << 20
-Parts = list[tuple[Path, Unit]]
 
 
 @dataclass(frozen=True)
@@ -78,30 +80,35 @@ def convert(request: Request) -> Meta | None:
     Raises InputError for what the user can mend.
     """
     started = time.monotonic()
-    request.check()
-    tokenizer = load_tokenizer(request.tokenizer)
-    source = resolve(dataset=request.dataset, config=request.config, split=request.split, revision=request.revision)
-    identity = request.identity(tokenizer_fingerprint(tokenizer), source.revision)
-    space = Workspace(request.out, overwrite=request.overwrite)
-    if space.is_complete(identity, source.files):
+    space = open_workspace(request.out, overwrite=request.overwrite)
+    plan = make_plan(request, space)
+    if plan is None:
         say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
         return read_meta(request.out)
-    plan = make_plan(request, tokenizer, source, identity)
-    with space.lock(identity, source.files, plan.units, shared=request.num_shards is not None):
+    with space.lock(plan.identity, plan.source.files, plan.units, shared=request.num_shards is not None):
         if request.num_shards is not None and not request.merge_only:
             make_shard(plan, space)
             return None
         left_out = make_units(plan, space)
         job, parts, sums = settle(plan, space, left_out)
         meta = publish(replace(plan, job=job), space, parts, sums, left_out, started)
-    report = json.loads((request.out / "conversion.json").read_text())
-    for line in summary(meta, request.out, report):
+    for line in summary(meta, request.out):
         say(line)
     return meta
 
 
-def make_plan(request: Request, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
-    """Units and encoder. Raises InputError when no file can be read."""
+def make_plan(request: Request, space: Workspace) -> Plan | None:
+    """Source, units and encoder; None where <out> is the finished result already.
+
+    Raises InputError for flags that cannot be, and when no file can be read.
+    """
+    request.check()
+    tokenizer = load_tokenizer(request.tokenizer)
+    source = resolve(dataset=request.dataset, config=request.config, split=request.split, revision=request.revision)
+    identity = request.identity(tokenizer_fingerprint(tokenizer), source.revision)
+    if space.is_complete(identity, source.files):
+        space.discard_own(identity)  # killed after the last step but one
+        return None
     units, faults = plan_units(source.files, request.text_column)
     if not units:
         raise InputError(faults_text(faults, skipping=True))
@@ -138,8 +145,9 @@ def make_plan(request: Request, tokenizer: Any, source: Source, identity: dict[s
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     """Every unit the request needs. Returns the files left out. Raises InputError for them without --skip-bad-files."""
     request, left_out = plan.request, dict(plan.bad)
+    make = partial(run, engine=request.engine, workers=request.workers)
     if request.merge_only:
-        pending = [unit for unit in plan.units if read_done(space.units, unit) is None]
+        pending = [unit for unit in plan.units if space.units.done(unit) is None]
         if pending:
             raise InputError(
                 f"--merge-only: {len(pending)} of {len(plan.units)} units are not done, the first is {pending[0].name} "
@@ -147,7 +155,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             )
     else:
         # again after a fault: a limit may now need units behind those it counted on
-        while faults := run(plan.job, plan.units, space.units, workers=request.workers, left_out=set(left_out)):
+        while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
             left_out |= {error.file: error.reason for error in faults}
     last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
     if last and (request.max_documents or request.max_tokens):  # what lies behind the limit is no concern of this run
@@ -164,7 +172,15 @@ def make_shard(plan: Plan, space: Workspace) -> None:
     request = plan.request
     assert request.num_shards is not None and request.shard_index is not None
     mine = plan.units[request.shard_index :: request.num_shards]
-    faults = run(plan.job, mine, space.units, workers=request.workers, left_out=set(plan.bad), all_of_them=True)
+    faults = run(
+        plan.job,
+        mine,
+        space.units,
+        engine=request.engine,
+        workers=request.workers,
+        left_out=set(plan.bad),
+        all_of_them=True,
+    )
     if faults and not request.skip_bad_files:
         raise InputError(faults_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(
@@ -200,9 +216,9 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
             f"tokens; using {threshold / 2**64:.4g}, which gives one"
         )
     job = replace(job, val_threshold=threshold)
-    folder = space.units.with_name(f"units-{threshold:016x}")
-    run(job, plan.units, folder, workers=request.workers, left_out=set(left_out))
-    parts = parts_of(job, plan.units, folder, set(left_out))
+    store = UnitStore(space.units.folder.beside(f"-{threshold:016x}"))
+    run(job, plan.units, store, engine=request.engine, workers=request.workers, left_out=set(left_out))
+    parts = parts_of(job, plan.units, store, set(left_out))
     return job, parts, merge.collect(parts)
 
 
@@ -211,8 +227,9 @@ def publish(
 ) -> Meta:
     """Merge the parts, describe them, and let the result appear."""
     request, job = plan.request, plan.job
-    merged = space.fresh_merged()
-    results = {split: merge.merge_split(parts, split, merged, job.layout) for split in SPLITS}
+    say(f"merging {len(parts)} units into {request.out}")
+    space.begin_merge()
+    results = {split: merge.merge_split(parts, split, space.merged, job.layout) for split in SPLITS}
     as_asked = job.val_threshold == request.val_threshold
     meta = Meta(
         dataset=plan.identity["dataset"],
@@ -241,16 +258,17 @@ def publish(
         left_out=left_out,
         versions=versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
-    write_meta(merged, meta)
     report = {
         "request": plan.identity,
         "files": {file.name: file.version for file in plan.source.files},
         "seconds": round(time.monotonic() - started, 2),
         "encoder": job.encoder,
+        "engine": request.engine,
         "workers": request.workers,
         "versions": versions("gigatoken", "fastokens"),
     }
-    (merged / "conversion.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    space.merged.write("conversion.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    space.merged.write("meta.json", meta_json(meta).encode())
     space.publish()
     return meta
 

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,7 +83,45 @@ class Fastokens:
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64)
 
 
+CUT = re.compile(r"(?<=[a-z]) (?=[a-z])", re.ASCII)
+CUT_CHARS = 1 << 18
+CUT_PROBE = (
+    "as well as one of the most important things in the world, it is not only a matter of fact that by the way of an "
+    "example the end of the day and at the same time there is going to be a lot of people who have been in order to do "
+    "so on the other hand for the first time in a number of years according to the results of this work in the united "
+    "states of america; thank you very much, i would like to know what you think about it as soon as possible"
+)
+
+
+def cut_text(text: str) -> Iterator[str]:
+    """Pieces of at least CUT_CHARS characters, each but the first beginning with a space between two words."""
+    start = 0
+    while len(text) - start > CUT_CHARS and (cut := CUT.search(text, start + CUT_CHARS)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def groups_of(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in order, together while they have at most CUT_CHARS characters."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > CUT_CHARS:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
+
+
 class Transformers:
+    """Its memory is 130 bytes a character, so a long text is encoded in pieces: cut before a word, where a tokenizer
+    that splits at spaces has a boundary anyhow. One that gives other ids for a probe cut at any such place, as it
+    joins words or adds to a text's front, gets its texts whole.
+    """
+
     name = "transformers"
 
     def __init__(self, spec_json: str | None, tokenizer_name: str) -> None:
@@ -99,11 +138,19 @@ class Transformers:
             slow = load_tokenizer(tokenizer_name)
             self._encode = lambda texts: encode_plain(slow, texts)
 
+        (whole,) = self._encode([CUT_PROBE])
+        halves = ([CUT_PROBE[: cut.start()], CUT_PROBE[cut.start() :]] for cut in CUT.finditer(CUT_PROBE))
+        self._may_cut = all(left + right == whole for left, right in map(self._encode, halves))
+
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        rows = self._encode(texts.to_pylist())
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return np.fromiter((i for row in rows for i in row), np.uint32, int(offsets[-1])), offsets
+        pieces = [list(cut_text(text)) if self._may_cut else [text] for text in texts.to_pylist()]
+        flat = [piece for document in pieces for piece in document]
+        ids = [np.empty(0, np.uint32)]
+        for group in groups_of(flat):
+            ids += [np.array(row, np.uint32) for row in self._encode(group)]
+        ends = np.cumsum([0] + [len(row) for row in ids[1:]])
+        offsets = ends[np.cumsum([0] + [len(document) for document in pieces])]
+        return np.concatenate(ids), offsets
 
 
 def build_encoder(name: str, *, spec_json: str | None, tokenizer_name: str) -> Encoder:

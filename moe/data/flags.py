@@ -7,6 +7,7 @@ goes on.
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class Stopped(BaseException):
@@ -34,12 +37,13 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokenizer", default="openai-community/gpt2", help="a hub name or a folder with a tokenizer.json")
     add("--seq-len", type=int, default=2048, help="tokens a sample")
-    add("--out", type=Path, default=Path("data/fineweb-10bt"), help="the folder to write")
+    add("--out", default="data/fineweb-10bt", help="the folder to write, or s3://bucket/prefix")
     add("--val-fraction", type=float, default=0.005, help="share of the documents that go to val")
     add("--seed", type=int, default=17, help="decides which documents go to val, and their order")
     add("--max-documents", type=int, default=None, help="stop after this many documents")
     add("--max-tokens", type=int, default=None, help="stop before this many tokens are exceeded")
     add("--workers", type=int, default=None, help="processes, one thread each (one a core, fewer for little text)")
+    add("--engine", choices=["local", "ray"], default="local", help="processes of this machine, or a Ray cluster's")
     encoders = ["auto", "gigatoken", "fastokens", "transformers"]
     add("--encoder", choices=encoders, default="auto", help="the fastest there is; all give the same ids")
     add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
@@ -76,6 +80,12 @@ def exit_code(action: Callable[[], object]) -> int:
         action()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; mend that and run the same command: it goes on", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
         print("stopped; the same command goes on from here", file=sys.stderr)

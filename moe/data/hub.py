@@ -1,24 +1,25 @@
-"""Datasets on the hub: which files a config names, at one commit, and their bytes, range by range.
+"""Files on the hub as bytes, range by range.
 
 - Only the ranges that hold the wanted columns are fetched; nothing is kept on the disk.
-- Every request is tried again after 429 (as Retry-After says), 5xx, a dropped or short body, or a stall, with growing
-  random pauses. A range counts only when all its bytes came, so no row is lost or doubled.
+- Every request is tried again after 429 (as Retry-After or the hub's RateLimit header says), 5xx, a dropped or short
+  body, or a stall, with growing random pauses. A range counts only when all its bytes came, so no row is lost or
+  doubled.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
-import json
 import os
 import random
 import re
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
-from moe.data.sources import Source, SourceFile, kind_of, select_files
 from moe.errors import InputError
 
 TRIES = 8
@@ -31,16 +32,23 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether `name` is `organisation/dataset` and nothing on this machine."""
-    pattern = r"[\w-][\w.-]*/[\w-][\w.-]*"
-    return not Path(name).exists() and kind_of(name) is None and re.fullmatch(pattern, name) is not None
+def asked_pause(status: int, headers: Mapping[str, str]) -> float | None:
+    """Seconds the server asks to wait: Retry-After, as a number or a date (RFC 9110, 10.2.3), else, of a 429, the time
+    until its window ends (https://huggingface.co/docs/hub/rate-limits). None when it asks for nothing.
+    """
+    asked = (headers.get("Retry-After") or "").strip()
+    if asked.isdigit():
+        return float(asked)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds())
+    window = re.search(r"\bt=(\d+)", headers.get("RateLimit") or "") if status == 429 else None
+    return float(window[1]) if window else None
 
 
-def pause(attempt: int, retry_after: str | None) -> float:
+def pause(attempt: int, asked_s: float | None) -> float:
     """Seconds to wait after failed attempt 0, 1, ...: what the server asks for, or a random part of a doubling span."""
-    if retry_after is not None and retry_after.strip().isdigit():
-        return min(float(retry_after), 10 * LONGEST_PAUSE_S)
+    if asked_s is not None:
+        return min(asked_s, 10 * LONGEST_PAUSE_S)
     return random.uniform(0.5, 1) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt)
 
 
@@ -54,7 +62,7 @@ def request(url: str, accept: Callable[[int, bytes], Any], headers: dict[str, st
 
     fault = ""
     for attempt in range(TRIES):
-        retry_after = None
+        asked_s = None
         try:
             every = {**build_hf_headers(), **(headers or {})}
             response: Any = get_session().get(url, headers=every, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
@@ -62,7 +70,7 @@ def request(url: str, accept: Callable[[int, bytes], Any], headers: dict[str, st
             fault = (
                 f"HTTP {status}" if status not in (200, 206) else f"a body of {len(body)} bytes that is not all of it"
             )
-            retry_after = response.headers.get("Retry-After")
+            asked_s = asked_pause(status, response.headers)
             answer = accept(status, body)
             if answer is not None:
                 return answer
@@ -71,7 +79,7 @@ def request(url: str, accept: Callable[[int, bytes], Any], headers: dict[str, st
         if status in REFUSALS:
             raise InputError(f"{url}: HTTP {status}; check the name, or log in with `hf auth login`")
         if attempt + 1 < TRIES:
-            time.sleep(pause(attempt, retry_after))
+            time.sleep(pause(attempt, asked_s))
     raise InputError(f"{url} cannot be fetched, {TRIES} tries ended in {fault}; run the same command again later")
 
 
@@ -119,31 +127,3 @@ class HubFile(io.RawIOBase):
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)
-
-
-def hub_source(name: str, *, config: str | None, split: str, revision: str | None) -> Source:
-    """The files of a hub dataset's config and split. Raises InputError when the hub does not have them."""
-    try:
-        api = f"{endpoint()}/api/datasets/{name}/revision/{revision or 'main'}?blobs=true"
-        info = request(api, lambda status, body: json.loads(body) if status == 200 else None)
-    except InputError as error:
-        mend = "or give the path of a folder or file that exists on this machine"
-        raise InputError(
-            f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {mend}"
-        ) from error
-    siblings = {entry["rfilename"]: entry for entry in info["siblings"]}
-    base = f"datasets/{name}/resolve/{info['sha']}"
-    readme = None
-    if (entry := siblings.get("README.md")) and entry["size"]:
-        readme = fetch_range(f"{endpoint()}/{base}/README.md", 0, entry["size"]).decode("utf-8", "replace")
-    files = []
-    for file in select_files(sorted(siblings), readme, dataset=name, config=config, split=split):
-        kind, entry = kind_of(file), siblings[file]
-        assert kind is not None
-        version = (entry.get("lfs") or {}).get("sha256") or entry.get("blobId") or info["sha"]
-        files.append(SourceFile(file, f"{base}/{file}", kind, entry.get("size") or 0, version, remote=True))
-    if not files:
-        raise InputError(
-            f"--dataset {name}: no parquet, jsonl, jsonl.gz or txt file for config {config}, split {split}"
-        )
-    return Source(files, info["sha"])

@@ -10,10 +10,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import os
 import random
 import signal
+import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, Dataset
 
 from moe.data.dataset import TokenDataset
+from moe.data.mixture import StreamSpec, epoch_samples
 from moe.data.verify import verify_split
 from moe.errors import InputError
 
@@ -54,6 +59,8 @@ class Collate:
 def ignore_signals(worker: int) -> None:
     """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the whole process group; the trainer decides, and the workers
     live until its step is saved. A second SIGTERM ends a worker: the loader itself sends one to a worker that is stuck.
+    SIGUSR2 writes the worker's stacks to stderr: the trainer's watchdog sends it. The kernel ends a worker with its
+    trainer: one that hangs would not notice.
     """
 
     def once(number: int, frame: object) -> None:
@@ -62,33 +69,36 @@ def ignore_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, once)
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def open_stream(*, local: str, remote: str | None, split: str) -> tuple[Stream, int]:
+def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
     """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet.
 
     Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from
     `local` alone.
     """
-    folder = os.path.join(local, split)
-    if remote is None:
+    folder = os.path.join(spec.local, spec.split)
+    if spec.remote is None:
         faults = verify_split(folder)
         if faults:
             more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(faults[:5]) + more)
     stream = Stream(
-        local=local,
-        remote=remote,
-        split=split,
+        local=spec.local,
+        remote=spec.remote,
+        split=spec.split,
         download_retry=2,
         download_timeout=DEFAULT_TIMEOUT,
-        validate_hash="xxh64" if remote is not None else None,
+        validate_hash="xxh64" if spec.remote is not None else None,
     )
     try:
         samples = sum(len(shard) for shard in stream.get_shards(World.detect(), False))
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{remote}/{split}/index.json cannot be fetched ({error}); check train_data.remote and the network"
+            f"{spec.remote}/{spec.split}/index.json cannot be fetched ({error}); check the remote and the network"
         ) from error
     if not samples:
         raise InputError(
@@ -110,10 +120,8 @@ def open_dataset(**settings: Any) -> TokenDataset:
 
 
 def build_train_loader(
+    specs: Mapping[str, StreamSpec],
     *,
-    local: str,
-    remote: str | None,
-    split: str,
     seq_len: int,
     eos_id: int,
     vocab_size: int,
@@ -128,26 +136,24 @@ def build_train_loader(
 ) -> StreamingDataLoader:
     """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
 
+    specs: one folder, or the streams of a mixture by name; their order does not matter.
     num_canonical_nodes: a divisor of the global batch; more than 1 lets several nodes fetch different shards from
     `remote`. Raises InputError for data that cannot be used, or fewer samples than one global batch.
     """
-    stream, samples = open_stream(local=local, remote=remote, split=split)
     global_batch = device_batch_size * World.detect().num_ranks
     if global_batch % num_canonical_nodes:
         raise InputError(
             f"num_canonical_nodes ({num_canonical_nodes}) does not divide the global batch ({global_batch}); use 1"
         )
-    if samples < global_batch:
-        raise InputError(
-            f"{os.path.join(local, split)}: {samples} samples, fewer than one global batch of {global_batch}; "
-            "lower global_train_batch_size or convert more text"
-        )
+    opened = {name: open_stream(spec) for name, spec in sorted(specs.items())}
+    counts = epoch_samples(specs, {name: samples for name, (_, samples) in opened.items()}, global_batch=global_batch)
+    for name, (stream, _) in opened.items():
+        stream.choose = counts[name]
     dataset = open_dataset(
         seq_len=seq_len,
         vocab_size=vocab_size,
-        streams=[stream],
+        streams=[stream for stream, _ in opened.values()],
         batch_size=device_batch_size,
-        epoch_size=samples - samples % global_batch,
         shuffle=shuffle,
         shuffle_algo="py1e",
         shuffle_seed=seed,
@@ -172,11 +178,18 @@ class EvalRows(Dataset):
     """The rows one rank evaluates, in order; None where the last global batch is padded."""
 
     def __init__(
-        self, dataset: TokenDataset, *, device_batch_size: int, rank: int, world_size: int, max_batches: int | None
+        self,
+        get: Callable[[int], np.ndarray],
+        samples: int,
+        *,
+        device_batch_size: int,
+        rank: int,
+        world_size: int,
+        max_batches: int | None,
     ) -> None:
-        self._dataset = dataset
+        self._get, self._samples = get, samples
         group = device_batch_size * world_size
-        batches = -(-dataset.num_samples // group)
+        batches = -(-samples // group)
         if max_batches is not None:
             batches = min(batches, max_batches)
         starts = np.arange(batches)[:, None] * group + rank * device_batch_size
@@ -187,14 +200,12 @@ class EvalRows(Dataset):
 
     def __getitem__(self, i: int) -> np.ndarray | None:
         sample = int(self._ids[i])
-        return self._dataset.get_item(sample) if sample < self._dataset.num_samples else None
+        return self._get(sample) if sample < self._samples else None
 
 
 def build_eval_loader(
+    spec: StreamSpec,
     *,
-    local: str,
-    remote: str | None,
-    split: str,
     seq_len: int,
     eos_id: int,
     vocab_size: int,
@@ -205,7 +216,7 @@ def build_eval_loader(
     max_batches: int | None,
 ) -> DataLoader:
     """Evaluation batches of this rank, the same at every call; at most `max_batches`, counted in global batches."""
-    stream, _ = open_stream(local=local, remote=remote, split=split)
+    stream, _ = open_stream(spec)
     dataset = open_dataset(
         seq_len=seq_len,
         vocab_size=vocab_size,
@@ -215,7 +226,12 @@ def build_eval_loader(
         num_canonical_nodes=1,
     )
     rows = EvalRows(
-        dataset, device_batch_size=device_batch_size, rank=rank, world_size=world_size, max_batches=max_batches
+        dataset.get_item,
+        dataset.num_samples,
+        device_batch_size=device_batch_size,
+        rank=rank,
+        world_size=world_size,
+        max_batches=max_batches,
     )
     collate = Collate(seq_len=seq_len, eos_id=eos_id, document_mask=document_mask)
     return DataLoader(rows, batch_size=device_batch_size, shuffle=False, num_workers=0, collate_fn=collate)

@@ -1,25 +1,28 @@
 """Finished units to one dataset folder: `train/`, `val/`, `meta.json`.
 
-- Full shards are linked, not copied; the rests of all units are packed into further shards, then the tails, so only
-  the last shard of a split is not full and less than one block a split is dropped.
+- Full shards are linked (on a bucket, copied by the server); the rests of all units are packed into further shards,
+  then the tails, so only the last shard of a split is not full and less than one block a split is dropped.
 - Everything is a function of the units in order: who made them, and when, leaves no trace.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from moe.data.files import Unit
+from moe.data.folders import Folder
 from moe.data.packing import SPLITS
 from moe.data.rows import Skipped
 from moe.data.shards import ShardFormat
-from moe.data.sources import Unit
-from moe.data.unit import read_done
+from moe.data.unit_store import UnitStore
 from moe.errors import InputError
+
+COPIES_AT_ONCE = 8  # on a bucket each takes a second, of waiting
+Parts = list[tuple[UnitStore, Unit]]
 
 
 @dataclass
@@ -31,52 +34,50 @@ class SplitResult:
 class ShardSequence:
     """Shards of one split in their final folder, numbered as they come."""
 
-    def __init__(self, folder: Path, layout: ShardFormat) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Folder, layout: ShardFormat) -> None:
         self._folder, self._layout = folder, layout
         self.infos: list[dict] = []
 
-    def path(self) -> Path:
-        return self._folder / f"shard.{len(self.infos):05}.mds"
-
-    def link(self, source: Path, info: dict) -> None:
-        if source.stat().st_size != info["bytes"]:
-            raise InputError(
-                f"{source} has {source.stat().st_size} bytes, {info['bytes']} were written; run with --overwrite"
-            )
-        try:
-            os.link(source, self.path())
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, self.path())
-        self.infos.append(info)
+    def copy(self, shards: Iterable[tuple[UnitStore, Unit, str, dict]]) -> None:
+        """Take finished shards of units, each with its entry of the done mark."""
+        with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
+            copies = []
+            for store, unit, name, info in shards:
+                if (size := store.size(unit, name)) != info["bytes"]:
+                    raise InputError(
+                        f"{store.folder}/{unit.name}/{name} has {size or 0} bytes, {info['bytes']} were written; "
+                        "run with --overwrite"
+                    )
+                own = f"shard.{len(self.infos):05}.mds"
+                copies.append(threads.submit(self._folder.copy, store.folder / unit.name, name, own))
+                self.infos.append(info)
+            for copy in copies:
+                copy.result()
 
     def write(self, rows: np.ndarray) -> None:
-        self.infos.append(self._layout.write(self.path(), rows))
+        with self._folder.scratch("shard") as aside:
+            info = self._layout.write(aside / "shard", rows)
+            self._folder.put(aside / "shard", f"shard.{len(self.infos):05}.mds")
+        self.infos.append(info)
 
     def finish(self) -> int:
-        self._layout.write_index(self._folder, self.infos)
+        with self._folder.scratch("index") as aside:
+            self._layout.write_index(aside, self.infos)
+            self._folder.put(aside / "index.json", "index.json")
         return sum(info["samples"] for info in self.infos)
 
 
-def _rest(folder: Path, unit: Unit, split: str, tokens: int, dtype: np.dtype) -> np.ndarray:
-    path = folder / unit.name / f"{split}.rest"
-    if path.stat().st_size != tokens * dtype.itemsize:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes, {tokens * dtype.itemsize} were written; run with --overwrite"
-        )
-    return np.fromfile(path, dtype)
-
-
-def merge_split(parts: list[tuple[Path, Unit]], split: str, out: Path, layout: ShardFormat) -> SplitResult:
-    """Write `out`/{split} from units, each given as (the folder of units, the unit)."""
+def merge_split(parts: Parts, split: str, out: Folder, layout: ShardFormat) -> SplitResult:
+    """Write `out`/{split} from units."""
+    for store in {id(store): store for store, _ in parts}.values():
+        store.refresh()
     shards = ShardSequence(out / split, layout)
-    done = []
-    for folder, unit in parts:
-        mark = read_done(folder, unit)
-        assert mark is not None, (folder, unit)
-        done.append(mark["splits"][split])
-        for i, info in enumerate(mark["splits"][split]["shards"]):
-            shards.link(folder / unit.name / f"{split}.{i:05}.mds", info)
+    entries = [mark_of(store, unit)["splits"][split] for store, unit in parts]
+    shards.copy(
+        (store, unit, f"{split}.{i:05}.mds", info)
+        for (store, unit), entry in zip(parts, entries, strict=True)
+        for i, info in enumerate(entry["shards"])
+    )
     buffer = np.empty((layout.samples_per_shard, layout.seq_len), layout.dtype)
     filled = 0
 
@@ -91,11 +92,12 @@ def merge_split(parts: list[tuple[Path, Unit]], split: str, out: Path, layout: S
                 filled = 0
 
     tails = []
-    for (folder, unit), entry in zip(parts, done, strict=True):
-        tokens = _rest(folder, unit, split, entry["rest"], layout.dtype)
+    for (store, unit), entry in zip(parts, entries, strict=True):
+        content = store.read(unit, f"{split}.rest", entry["rest"] * layout.dtype.itemsize)
+        tokens = np.frombuffer(content, layout.dtype)
         whole = len(tokens) - len(tokens) % layout.seq_len
         add(tokens[:whole].reshape(-1, layout.seq_len))
-        tails.append(tokens[whole:])
+        tails.append(tokens[whole:].copy())  # a view would keep the rest in memory
     tail = np.concatenate(tails) if tails else np.empty(0, layout.dtype)
     whole = len(tail) - len(tail) % layout.seq_len
     add(tail[:whole].reshape(-1, layout.seq_len))
@@ -104,23 +106,28 @@ def merge_split(parts: list[tuple[Path, Unit]], split: str, out: Path, layout: S
     return SplitResult(shards.finish(), len(tail) - whole)
 
 
-def collect(parts: list[tuple[Path, Unit]]) -> dict:
+def mark_of(store: UnitStore, unit: Unit) -> dict:
+    mark = store.done(unit)
+    assert mark is not None, (str(store.folder), unit)
+    return mark
+
+
+def collect(parts: Parts) -> dict:
     """Sums over units:
 
     documents and tokens per split, text bytes, skipped rows, lengths and hashes of all documents.
     """
     documents, tokens, text_bytes, skipped = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), 0, Skipped()
     lengths, hashes = [np.empty(0, np.uint32)], [np.empty(0, np.uint64)]
-    for folder, unit in parts:
-        mark = read_done(folder, unit)
-        assert mark is not None, (folder, unit)
+    for store, unit in parts:
+        mark = mark_of(store, unit)
         for split in SPLITS:
             documents[split] += mark["documents"][split]
             tokens[split] += mark["tokens"][split]
         text_bytes += mark["text_bytes"]
         skipped.merge(Skipped(**mark["skipped"]))
-        lengths.append(np.load(folder / unit.name / "lengths.npy"))
-        hashes.append(np.load(folder / unit.name / "hashes.npy"))
+        lengths.append(store.array(unit, "lengths.npy"))
+        hashes.append(store.array(unit, "hashes.npy"))
     return {
         "documents": documents,
         "tokens": tokens,

@@ -8,10 +8,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Protocol
 
+from moe.data.places import open_folder
 from moe.errors import InputError
 
 FORMAT = 1
+
+
+class Vocabulary(Protocol):
+    """What a model needs to know of its data."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -46,21 +57,27 @@ class Meta:
     format: int = field(default=FORMAT)
 
 
-def write_meta(folder: Path, meta: Meta) -> None:
-    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+def meta_json(meta: Meta) -> str:
+    return json.dumps(asdict(meta), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_meta(folder: str | Path) -> Meta:
-    """The dataset's description. Raises InputError when `folder` holds no finished conversion."""
-    path = Path(folder) / "meta.json"
+    """The dataset's description. Raises InputError when `folder`, a path or an s3:// address, holds no finished
+    conversion.
+    """
+    place = open_folder(folder)
+    text = place.read("meta.json")
     mend = "give the folder that convert/fineweb_to_mds.py wrote (--out), or convert first"
-    if not path.is_file():
-        state = "is not there" if not path.parent.exists() else "has no meta.json"
-        raise InputError(f"{path.parent} {state}: {mend}")
+    if text is None:
+        state = "is empty or not there" if place.is_empty() else "has no meta.json"
+        raise InputError(f"{folder} {state}: {mend}")
+    path = f"{folder}/meta.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         if content["format"] != FORMAT:
             raise InputError(f"{path}: format {content['format']}, this version reads {FORMAT}; convert again")
         return Meta(**{f.name: content[f.name] for f in fields(Meta)})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): {mend}") from error

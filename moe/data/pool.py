@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from moe.data.errors import BadFileError
-from moe.data.sources import Unit
+from moe.data.files import Unit
+from moe.data.folders import Folder
 from moe.data.unit import Job, convert_unit
 
 _job: Job
-_folder: Path
+_folder: Folder
 _counter: Any
 
 
@@ -46,7 +46,7 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker(job: Job, folder: Path, counter: Any) -> None:
+def _start_worker(job: Job, folder: Folder, counter: Any) -> None:
     global _job, _folder, _counter
     _job, _folder, _counter = job, folder, counter
     settle_process()
@@ -55,7 +55,7 @@ def _start_worker(job: Job, folder: Path, counter: Any) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _add(counter: Any, tokens: int, weight: int, documents: int) -> None:
+def add(counter: Any, tokens: int, weight: int, documents: int) -> None:
     with counter.get_lock():
         counter[0] += tokens
         counter[1] += weight
@@ -64,7 +64,7 @@ def _add(counter: Any, tokens: int, weight: int, documents: int) -> None:
 
 def _run(unit: Unit) -> BadFileError | None:
     try:
-        convert_unit(_job, unit, _folder, lambda *made: _add(_counter, *made))
+        convert_unit(_job, unit, _folder, lambda *made: add(_counter, *made))
     except BadFileError as error:
         return error
     return None
@@ -78,7 +78,7 @@ def new_counter() -> Any:
 def run_units(
     job: Job,
     units: Iterable[Unit],
-    folder: Path,
+    folder: Folder,
     *,
     workers: int,
     counter: Any,
@@ -94,7 +94,7 @@ def run_units(
         for unit in todo:
             fault = None
             try:
-                convert_unit(job, unit, folder, lambda *made: _add(counter, *made))
+                convert_unit(job, unit, folder, lambda *made: add(counter, *made))
             except BadFileError as error:
                 fault = error
             if not finished(unit, fault):

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe.data.errors import BadFileError
+from moe.data.files import SourceFile, Unit
+from moe.data.hub import HubFile
 from moe.data.rows import Batch
-from moe.data.sources import SourceFile, Unit
 
 BATCH_ROWS = 1024
 READ_ROWS = 128
@@ -36,8 +37,6 @@ def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO
     """The file's bytes, from the disk or, in blocks, from the hub."""
     if not file.remote:
         return open(file.path, "rb")
-    from moe.data.hub import HubFile
-
     return io.BufferedReader(HubFile(file.path, file.size, block_bytes=block_bytes), 1 << 20)
 
 
@@ -77,7 +76,7 @@ def _read_parquet(unit: Unit, text_column: str) -> Iterator[Batch]:
         first = sum(parquet.metadata.row_group(i).num_rows for i in range(unit.begin))
         read_rows = max(1, min(READ_ROWS, BATCH_BYTES * rows // max(1, unit.weight)))
         held: list[pa.RecordBatch] = []
-        done = 0
+        held_bytes = done = 0
 
         def batch() -> Batch:
             texts = pa.concat_arrays([part.column(text_column) for part in held])
@@ -87,11 +86,15 @@ def _read_parquet(unit: Unit, text_column: str) -> Iterator[Batch]:
 
         # read in small steps, as rows may be large; handed on in larger ones, as each costs the encoder 2 ms
         for part in parquet.iter_batches(read_rows, row_groups=list(groups), columns=columns, use_threads=False):
-            held.append(part)
-            done += part.num_rows
-            if sum(p.num_rows for p in held) >= BATCH_ROWS or sum(p.nbytes for p in held) >= BATCH_BYTES:
+            if held and held_bytes + part.nbytes > BATCH_BYTES:  # two large rows would cost the encoder twice
                 yield batch()
-                held.clear()
+                held, held_bytes = [], 0
+            held.append(part)
+            held_bytes += part.nbytes
+            done += part.num_rows
+            if sum(p.num_rows for p in held) >= BATCH_ROWS:
+                yield batch()
+                held, held_bytes = [], 0
         if held:
             yield batch()
         if done != rows:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 from moe.data.meta import Meta
 from moe.data.packing import SPLITS
+from moe.data.places import open_folder
 from moe.data.progress import clock, human
 
 
-def disk_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def summary(meta: Meta, folder: Path, report: dict[str, Any] | None) -> list[str]:
-    """Lines for a person. `report` is conversion.json's content, where there is one."""
+def summary(meta: Meta, folder: str | Path) -> list[str]:
+    """Lines for a person about the dataset at a path or an s3:// address."""
+    place = open_folder(folder)
+    report = json.loads(place.read("conversion.json") or b"null")
     tokens, documents = sum(meta.tokens.values()), sum(meta.documents.values())
     per = meta.tokens_per_document
-    size = disk_bytes(folder)
+    size = sum(place.sizes().values())
     lines = [
         f"dataset      {meta.dataset}" + (f", config {meta.config}" if meta.config else "") + f", split {meta.split}",
         f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id})",

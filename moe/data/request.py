@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe.data.hub import hub_source, is_hub_name
-from moe.data.sources import Source, local_source
+from moe.data.files import Source
+from moe.data.sources import hub_source, is_hub_name, local_source
 from moe.errors import InputError
 
 
@@ -22,7 +22,7 @@ class Request:
     text_column: str
     tokenizer: str
     seq_len: int
-    out: Path
+    out: Path | str  # a path, or s3://bucket/prefix
     val_fraction: float
     seed: int
     max_documents: int | None
@@ -34,6 +34,7 @@ class Request:
     shard_index: int | None = None
     num_shards: int | None = None
     merge_only: bool = False
+    engine: str = "local"
 
     @property
     def val_threshold(self) -> int:

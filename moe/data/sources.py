@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,66 +20,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from moe.data.errors import BadFileError
+from moe.data.files import Source, SourceFile, Unit, kind_of
+from moe.data.hub import endpoint, fetch_range, request
+from moe.data.reading import FOOTER_BYTES, open_parquet, peek_jsonl
 from moe.errors import InputError
 
-UNIT_BYTES = 128 << 20  # of text: about one 64 MB shard of tokens
-KINDS = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".jsonl.gz": "jsonl.gz",
-    ".json.gz": "jsonl.gz",
-    ".txt": "txt",
-}
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One input file.
-
-    `name` is its path below the dataset, `path` where it is read from, `version` changes with its content.
-    """
-
-    name: str
-    path: str
-    kind: str
-    size: int
-    version: str
-    remote: bool = False  # `path` is below the hub's endpoint
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Rows of one file: row groups [begin, end) of a parquet file, bytes [begin, end) of any other."""
-
-    file_index: int  # in the dataset's list, unreadable files counted: mending one does not rename the others' units
-    file: SourceFile
-    begin: int
-    end: int
-    weight: int  # bytes of text (parquet) or of the file: the measure of progress
-
-    @property
-    def name(self) -> str:
-        return f"{self.file_index:05}-{self.begin:013}"
-
-    @property
-    def key(self) -> int:
-        """64 bits that seed the shuffle of this unit's documents."""
-        return self.file_index << 44 | self.begin
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset resolved: its files in order and, for the hub, the commit they are taken from."""
-
-    files: list[SourceFile]
-    revision: str | None
-
-
-def kind_of(name: str) -> str | None:
-    return next(
-        (KINDS[suffix] for suffix in sorted(KINDS, key=len, reverse=True) if name.lower().endswith(suffix)), None
-    )
+UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
 
 
 def pattern_regex(pattern: str) -> re.Pattern[str]:
@@ -127,6 +73,12 @@ def select_files(names: list[str], readme: str | None, *, dataset: str, config: 
     return [name for name in names if kind_of(name) and any(p.match(name) for p in patterns)]
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether `name` is `organisation/dataset` and nothing on this machine."""
+    pattern = r"[\w-][\w.-]*/[\w-][\w.-]*"
+    return not Path(name).exists() and kind_of(name) is None and re.fullmatch(pattern, name) is not None
+
+
 def local_source(paths: list[Path], *, dataset: str, config: str | None, split: str) -> Source:
     """Files and folders on this machine. Raises InputError when one is missing or nothing in them can be read."""
     files: list[SourceFile] = []
@@ -161,6 +113,34 @@ def local_source(paths: list[Path], *, dataset: str, config: str | None, split: 
     return Source(files, None)
 
 
+def hub_source(name: str, *, config: str | None, split: str, revision: str | None) -> Source:
+    """The files of a hub dataset's config and split. Raises InputError when the hub does not have them."""
+    try:
+        api = f"{endpoint()}/api/datasets/{name}/revision/{revision or 'main'}?blobs=true"
+        info = request(api, lambda status, body: json.loads(body) if status == 200 else None)
+    except InputError as error:
+        mend = "or give the path of a folder or file that exists on this machine"
+        raise InputError(
+            f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {mend}"
+        ) from error
+    siblings = {entry["rfilename"]: entry for entry in info["siblings"]}
+    base = f"datasets/{name}/resolve/{info['sha']}"
+    readme = None
+    if (entry := siblings.get("README.md")) and entry["size"]:
+        readme = fetch_range(f"{endpoint()}/{base}/README.md", 0, entry["size"]).decode("utf-8", "replace")
+    files = []
+    for file in select_files(sorted(siblings), readme, dataset=name, config=config, split=split):
+        kind, entry = kind_of(file), siblings[file]
+        assert kind is not None
+        version = (entry.get("lfs") or {}).get("sha256") or entry.get("blobId") or info["sha"]
+        files.append(SourceFile(file, f"{base}/{file}", kind, entry.get("size") or 0, version, remote=True))
+    if not files:
+        raise InputError(
+            f"--dataset {name}: no parquet, jsonl, jsonl.gz or txt file for config {config}, split {split}"
+        )
+    return Source(files, info["sha"])
+
+
 def check_text_column(schema: pa.Schema, column: str, file: str) -> None:
     """BadFileError unless `column` holds text; names the columns there are."""
     if column not in schema.names:
@@ -192,8 +172,6 @@ def parquet_ranges(metadata: pq.FileMetaData, column: str) -> list[tuple[int, in
 
 def file_ranges(file: SourceFile, text_column: str) -> list[tuple[int, int, int]]:
     """(begin, end, weight) of the file's units. Raises BadFileError for a file that cannot be read at all."""
-    from moe.data.reading import FOOTER_BYTES, open_parquet, peek_jsonl
-
     if file.size == 0:
         raise BadFileError(file.name, "the file is empty (0 bytes); delete it or fetch it again")
     if file.kind == "parquet":

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ PROBES = (
 
 def spare_torch() -> None:
     """Let transformers load tokenizers without torch: 3 s and 130 MB, not 18 s and 690 MB. Call it first of all."""
+    if "transformers" in sys.modules:  # too late, and the setting would reach the processes that this one starts
+        return
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that no models can be used
 
@@ -48,7 +52,7 @@ def load_tokenizer(name_or_folder: str) -> Any:
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
             mend = f"the folder holds {files}; it needs a tokenizer.json"
         else:
-            mend = "give a folder with a tokenizer.json, or a public name such as openai-community/gpt2"
+            mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {mend} ({cause})") from error
     if tokenizer.eos_token_id is None:
@@ -62,6 +66,30 @@ def load_tokenizer(name_or_folder: str) -> Any:
 def vocab_size(tokenizer: Any) -> int:
     """One more than the largest id, added tokens included: the rows an embedding needs."""
     return max(max(tokenizer.get_vocab().values()), tokenizer.eos_token_id) + 1
+
+
+def token_bytes(tokenizer: Any) -> list[int] | None:
+    """Bytes of text that each id stands for, by id; 0 for special tokens, which stand for none.
+
+    Summed over the tokens of a text they give its length in UTF-8, as decoding would, but exact where a token is a part
+    of a character. Known for byte-level BPE and for sentencepiece's marks; None for any other tokenizer.
+    """
+    decoder = json.dumps(json.loads(plain_json(tokenizer) or "{}").get("decoder"), ensure_ascii=False)
+    byte_level, marked = '"ByteLevel"' in decoder, "\u2581" in decoder
+    if not (byte_level or marked):
+        return None
+    sizes = [0] * vocab_size(tokenizer)
+    added, special = tokenizer.get_added_vocab(), set(tokenizer.all_special_ids)
+    for token, number in tokenizer.get_vocab().items():
+        if number in special:
+            continue
+        if byte_level and token not in added:
+            sizes[number] = len(token)  # one character of the alphabet for each byte
+        elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            sizes[number] = 1
+        else:
+            sizes[number] = len(token.replace("\u2581", " ").encode())
+    return sizes
 
 
 def token_dtype(size: int) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe.data.errors import BadFileError
+from moe.data.files import Source
 from moe.data.reading import read_batches
 from moe.data.request import resolve
 from moe.data.rows import Skipped, clean
-from moe.data.sources import Source, plan_units
+from moe.data.sources import plan_units
 from moe.errors import InputError
 
 EOS = "<|endoftext|>"

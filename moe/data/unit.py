@@ -1,15 +1,12 @@
 """One unit of work from rows to blocks: the function every engine runs, with the same bytes as its result.
 
-A unit is written into a temporary folder, its done mark (`done.json`) last, and then renamed: a folder with the final
-name is complete. Two processes may do the same unit at once; the second finds the first one's folder and leaves it.
+A unit is written into a scratch folder, its done mark last, and moves from there: one that has its mark is complete.
+Two processes may do the same unit at once; both make the same.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from moe.data.encoders import Encoder, build_encoder
-from moe.data.packing import SPLITS, Packer
+from moe.data.files import Unit
+from moe.data.folders import Folder
+from moe.data.packing import Packer
 from moe.data.reading import read_batches
 from moe.data.rows import Skipped, clean, document_hashes
 from moe.data.shards import ShardFormat
-from moe.data.sources import Unit
+from moe.data.unit_store import MARK
 from moe.errors import InputError
 
 Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
@@ -71,23 +70,14 @@ def within_limits(lengths: np.ndarray, documents: int | None, tokens: int | None
     return count
 
 
-def convert_unit(job: Job, unit: Unit, folder: Path, report: Report) -> None:
-    """Write `folder`/<unit.name>. Raises BadFileError when its file cannot be read."""
-    final = folder / unit.name
-    if (final / "done.json").exists():
+def convert_unit(job: Job, unit: Unit, folder: Folder, report: Report) -> None:
+    """Make `folder`/<unit.name>, unless it is done. Raises BadFileError when its file cannot be read."""
+    if folder.read(f"{unit.name}/{MARK}") is not None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{unit.name}.", dir=folder))
-    try:
+    with folder.scratch(unit.name) as aside:
         done = _write_unit(job, unit, aside, report)
-        (aside / "done.json").write_text(json.dumps(done, sort_keys=True))
-        try:
-            os.rename(aside, final)
-        except OSError:
-            if not (final / "done.json").exists():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        (aside / MARK).write_text(json.dumps(done, sort_keys=True))
+        folder.adopt(aside, unit.name, MARK)
 
 
 def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
@@ -148,16 +138,3 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         "splits": splits,
         "limited": full,
     }
-
-
-def read_done(folder: Path, unit: Unit) -> dict | None:
-    """The unit's done mark; None while it is not done."""
-    try:
-        return json.loads((folder / unit.name / "done.json").read_text())
-    except FileNotFoundError:
-        return None
-
-
-def totals(done: dict) -> tuple[int, int]:
-    """(documents, tokens) of a done mark, both splits together."""
-    return sum(done["documents"][s] for s in SPLITS), sum(done["tokens"][s] for s in SPLITS)

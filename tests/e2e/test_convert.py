@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from moe.data import load_tokenizer
 from moe.data.encoders import HARD, build_encoder, first_difference
 from moe.data.tokenizer import encode_plain, plain_json
+from tests.chaos.convert_kills import done_units, kill, start
 from tests.unit.data.conftest import (
     expected_split,
     folder_bytes,
@@ -25,12 +25,6 @@ from tests.unit.data.conftest import (
 )
 
 __all__ = ["tokenizer_folder"]  # a fixture
-ROOT = Path(__file__).parents[2]
-
-
-def start(*flags: object, script: str = "fineweb_to_mds.py") -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "convert" / script), *map(str, flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def run(*flags: object, script: str = "fineweb_to_mds.py") -> subprocess.CompletedProcess:
@@ -39,25 +33,9 @@ def run(*flags: object, script: str = "fineweb_to_mds.py") -> subprocess.Complet
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def done_units(partial: Path) -> int:
-    return len([path for path in partial.glob("units/*") if not path.name.startswith(".")])
-
-
 def wait_for_units(process: subprocess.Popen, partial: Path, count: int) -> None:
     while process.poll() is None and done_units(partial) < count:
         time.sleep(0.002)
-
-
-def session_is_empty(session: int) -> bool:
-    """Whether no process of the session is left."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +58,7 @@ def test_killed_three_times_then_finished_gives_the_bytes_of_an_uninterrupted_ru
         process = start(*flags, "--out", tmp_path / "out", "--workers", 2)
         wait_for_units(process, tmp_path / "out.partial", goal)
         time.sleep(random.random() * 0.02)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        for _ in range(500):  # workers notice that their parent is gone
-            if session_is_empty(process.pid):
-                break
-            time.sleep(0.02)
-        assert session_is_empty(process.pid)
-        process.communicate()
+        kills += kill(process)  # and its workers notice
     assert kills == 3
     assert not (tmp_path / "out").exists()
     last = run(*flags, "--out", tmp_path / "out", "--workers", 1)

@@ -1,8 +1,10 @@
 """The whole conversion in this process, on small data."""
 
+import errno
 import gzip
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from moe.data import load_tokenizer, packing, read_meta, sources, verify_split
 from moe.data.convert import convert
 from moe.data.encoders import HARD
+from moe.data.flags import exit_code
 from moe.data.tokenizer import encode_plain
 from moe.errors import InputError
 from tests.unit.data.conftest import expected_split, folder_bytes, make_texts, read_rows, write_parquet
@@ -318,6 +321,9 @@ def test_changed_source_and_tokenizer_are_refused_on_resume(tmp_path, make_reque
     write_parquet(tmp_path / "text" / "a.parquet", make_texts(61))
     with pytest.raises(InputError, match=r"a\.parquet: version \d+ then, \d+ now"):
         convert(make_request())
+    (tmp_path / "text" / "b.parquet").unlink()
+    with pytest.raises(InputError, match=r"b\.parquet: there then, not there now"):
+        convert(make_request())
 
 
 def test_complete_output_is_left_alone_and_never_harmed(tmp_path, make_request, capsys):
@@ -329,6 +335,8 @@ def test_complete_output_is_left_alone_and_never_harmed(tmp_path, make_request, 
     with pytest.raises(InputError, match=r"seed: 17 then, 5 now"):
         convert(make_request(seed=5))
     write_parquet(tmp_path / "text" / "a.parquet", ["", ""])
+    with pytest.raises(InputError, match=r"a\.parquet: \d+ then, \d+ now"):
+        convert(make_request())
     with pytest.raises(InputError, match="no documents"):
         convert(make_request(overwrite=True))
     assert folder_bytes(tmp_path / "out") == before
@@ -372,3 +380,30 @@ def test_values_out_of_range_are_named(tmp_path, make_request, changes, message)
     with pytest.raises(InputError, match=message):
         convert(make_request(**changes))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_limit_that_falls_elsewhere_once_a_file_is_mended_gives_the_bytes_of_a_clean_run(tmp_path, make_request):
+    for i, count in enumerate((20, 100, 100)):
+        write_parquet(tmp_path / "text" / f"{i}.parquet", make_texts(count, seed=i))
+    convert(make_request(out=tmp_path / "clean", max_documents=150))
+    whole = (tmp_path / "text" / "0.parquet").read_bytes()
+    (tmp_path / "text" / "0.parquet").write_bytes(whole[:-50])
+    with pytest.raises(InputError, match=r"0\.parquet"):
+        convert(make_request(max_documents=150))
+    (tmp_path / "text" / "0.parquet").write_bytes(whole)
+    convert(make_request(max_documents=150))
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "clean")
+
+
+def test_full_disk_is_told_in_one_message_with_code_2(capsys, monkeypatch):
+    monkeypatch.setattr("moe.data.tokenizer.spare_torch", lambda: None)  # this process may need transformers' models
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "data/out.partial")
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert exit_code(fail) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert "error: data/out.partial: No space left on device; mend that" in capsys.readouterr().err

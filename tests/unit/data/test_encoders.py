@@ -1,10 +1,13 @@
 import itertools
+import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import tokenizers
 
-from moe.data import load_tokenizer
+from moe.data import encoders, load_tokenizer
 from moe.data.encoders import HARD, Transformers, build_encoder, choose_encoder, first_difference
 from moe.data.tokenizer import encode_plain, plain_json
 from moe.errors import InputError
@@ -48,6 +51,48 @@ def test_literal_eos_text_never_becomes_the_eos_id(tokenizer):
         assert tokenizer.decode(ids) == "<|endoftext|>a <|endoftext|>b"
 
 
+def cut_in_small_pieces(monkeypatch):
+    monkeypatch.setattr(encoders, "CUT_CHARS", 40)
+    text = " ".join(make_texts(30)) + " the quick brown fox" * 20
+    assert "".join(encoders.cut_text(text)) == text
+    assert len(list(encoders.cut_text(text))) > 20
+    return [text, *HARD, *make_texts(20)]
+
+
+def test_long_text_is_cut_before_words_without_changing_an_id(tokenizer, monkeypatch):
+    texts = cut_in_small_pieces(monkeypatch)
+    encoder = Transformers(plain_json(tokenizer), "")
+    assert encoder._may_cut
+    assert first_difference(encoder, texts, encode_plain(tokenizer, texts)) is None
+
+
+def test_long_real_text_is_cut_without_changing_an_id(shared_data, monkeypatch):
+    monkeypatch.setattr(encoders, "CUT_CHARS", 200)
+    real = load_tokenizer(str(shared_data / "gpt2"))
+    texts = pq.read_table(shared_data / "fineweb/sample/10BT/000_00000.parquet")["text"].to_pylist()[:300]
+    assert first_difference(Transformers(plain_json(real), ""), texts, encode_plain(real, texts)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Prepend", "prepend": "x"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+    ],
+    ids=["text is put in front", "words are joined"],
+)
+def test_tokenizer_that_a_cut_would_change_gets_its_texts_whole(tokenizer, monkeypatch, change):
+    spec = {**json.loads(plain_json(tokenizer)), **change}
+    if "normalizer" not in change:  # a token that reaches over a space
+        spec["model"]["vocab"]["eĠ"] = len(spec["model"]["vocab"])
+        spec["model"]["merges"].insert(0, ["e", "Ġ"])
+    texts = cut_in_small_pieces(monkeypatch)
+    plain = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    encoder = Transformers(json.dumps(spec), "")
+    assert not encoder._may_cut
+    assert first_difference(encoder, texts, [plain.encode(text).ids for text in texts]) is None
+
+
 def test_tokenizer_without_a_fast_backend_is_encoded_by_transformers(tokenizer_folder, tokenizer):
     encoder = Transformers(None, str(tokenizer_folder))
     texts = make_texts(20)
@@ -66,8 +111,6 @@ def choose(tokenizer, wanted, said):
 
 
 def test_encoder_with_one_differing_id_is_dropped_and_named(tokenizer, monkeypatch):
-    from moe.data import encoders
-
     class Wrong:
         name = "gigatoken"
 
@@ -87,8 +130,6 @@ def test_encoder_with_one_differing_id_is_dropped_and_named(tokenizer, monkeypat
 
 
 def test_encoder_that_cannot_read_the_tokenizer_gives_way(tokenizer, monkeypatch):
-    from moe.data import encoders
-
     def broken(spec_json):
         raise RuntimeError("unknown pre-tokenizer")
 

@@ -1,14 +1,16 @@
 import gzip
 import json
 import random
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 
 import huggingface_hub.constants
 import pytest
 
 from moe.data import hub
 from moe.data.convert import convert
+from moe.data.files import SourceFile
 from moe.data.reading import open_parquet
-from moe.data.sources import SourceFile
 from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 from tests.unit.data.hub_server import SHA, Hub
@@ -213,5 +215,15 @@ def test_pauses_double_up_to_a_minute_and_are_random():
     pauses = [hub.pause(attempt, None) for attempt in range(12)]
     assert all(hub.FIRST_PAUSE_S * 2**i / 2 <= p <= hub.FIRST_PAUSE_S * 2**i for i, p in enumerate(pauses[:5]))
     assert max(pauses) <= hub.LONGEST_PAUSE_S
-    assert hub.pause(0, "7") == 7
+    assert hub.pause(0, 7.0) == 7
     assert len({hub.pause(3, None) for _ in range(5)}) == 5
+
+
+def test_server_may_ask_for_a_pause_in_seconds_as_a_date_or_by_its_window():
+    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
+    assert hub.asked_pause(429, {"Retry-After": " 7 "}) == 7
+    assert 80 < (hub.asked_pause(503, {"Retry-After": soon}) or 0) <= 90
+    assert hub.asked_pause(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert hub.asked_pause(429, {"RateLimit": '"api";r=0;t=55'}) == 55
+    assert hub.asked_pause(200, {"RateLimit": '"api";r=400;t=55'}) is None
+    assert hub.asked_pause(429, {"Retry-After": "soon"}) is None

@@ -53,10 +53,11 @@ def test_damage_is_named_and_ends_with_2(converted, capsys):
 
 
 def test_folder_without_a_dataset_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is empty or not there"):
+        call(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("something else")
     with pytest.raises(InputError, match=r"has no meta\.json"):
         call(tmp_path)
-    with pytest.raises(InputError, match="is not there"):
-        call(tmp_path / "nowhere")
 
 
 def test_other_tokenizer_is_refused(converted, tmp_path, tokenizer_folder):

@@ -11,17 +11,16 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
-from moe.data import build_eval_loader, build_train_loader
+from moe.data import StreamSpec, build_eval_loader, build_train_loader
 from moe.errors import InputError
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 
-COMMON = {"remote": None, "seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
+COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
 
 
-def train_loader(folder, *, batch=8, workers=0, seed=17, **more):
-    return build_train_loader(
-        local=str(folder), split="train", device_batch_size=batch, seed=seed, num_workers=workers, **{**COMMON, **more}
-    )
+def train_loader(folder, *, batch=8, workers=0, seed=17, remote=None, **more):
+    specs = {"": StreamSpec(local=str(folder), remote=remote and str(remote), split="train")}
+    return build_train_loader(specs, device_batch_size=batch, seed=seed, num_workers=workers, **{**COMMON, **more})
 
 
 def flat(lists):
@@ -69,9 +68,10 @@ def test_state_restores_the_exact_position(token_folder, workers, resumed_worker
 
 RANK_SCRIPT = """
 import json, sys
-from moe.data import build_train_loader
-folder, batch, workers, start = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-loader = build_train_loader(local=folder, remote=None, split="train", seq_len=16, eos_id=0, vocab_size=300,
+from moe.data import StreamSpec, build_train_loader
+specs, batch, workers, start, vocab_size = [json.loads(text) for text in sys.argv[1:]]
+specs = {name: StreamSpec(*spec) for name, spec in specs.items()}
+loader = build_train_loader(specs, seq_len=16, eos_id=0, vocab_size=vocab_size,
                             document_mask=True, device_batch_size=batch, seed=17, num_workers=workers)
 if start:
     loader.load_state_dict(start)
@@ -83,7 +83,8 @@ if dist.is_initialized():
 """
 
 
-def run_ranks(folder: Path, *, ranks: int, batch: int, workers: int = 0, start=None) -> list[list[list[int]]]:
+def run_ranks(specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300) -> list[list[list[int]]]:
+    """Rows of every batch of each rank; `specs` holds StreamSpec's values."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -99,7 +100,7 @@ def run_ranks(folder: Path, *, ranks: int, batch: int, workers: int = 0, start=N
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-c", RANK_SCRIPT, str(folder), str(batch), str(workers), json.dumps(start)]
+        command = [sys.executable, "-c", RANK_SCRIPT, *map(json.dumps, (specs, batch, 0, start, vocab_size))]
         started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate(timeout=180)[0] for process in started]
     assert [process.returncode for process in started] == [0] * ranks
@@ -114,14 +115,14 @@ def test_two_ranks_split_the_global_batches_of_one(token_folder):
         next(iterator)
     state = loader.state_dict()
     del iterator, loader
-    first, second = run_ranks(token_folder, ranks=2, batch=4, start=state)
+    first, second = run_ranks({"": [str(token_folder), None, "train"]}, ranks=2, batch=4, start=state)
     together = [sorted(a + b) for a, b in zip(first, second, strict=True)]
     assert together == [sorted(batch) for batch in one[5:]]
 
 
 def test_two_ranks_repeat_no_sample_to_fill_the_last_batch(tmp_path):
     write_split(tmp_path / "train", numbered_rows(31))  # one more would make four global batches
-    ranks = run_ranks(tmp_path, ranks=2, batch=4)
+    ranks = run_ranks({"": [str(tmp_path), None, "train"]}, ranks=2, batch=4)
     rows = flat(flat(ranks))
     assert len(rows) == len(set(rows)) == 24
 
@@ -161,8 +162,7 @@ def test_labels_are_the_tokens_without_document_mask(token_folder):
 
 def eval_batches(folder, *, rank=0, world_size=1, batch=4, max_batches=None):
     loader = build_eval_loader(
-        local=str(folder),
-        split="val",
+        StreamSpec(str(folder), None, "val"),
         device_batch_size=batch,
         rank=rank,
         world_size=world_size,
@@ -211,7 +211,7 @@ def test_truncated_shard_is_named_before_training(token_folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", ["removed", "truncated"])
-def test_shard_lost_while_training_raises_with_its_name(token_folder, workers, damage):
+def test_row08_shard_lost_while_training_raises_with_its_name(token_folder, workers, damage):
     loader = train_loader(token_folder, workers=workers)
     shard = token_folder / "train" / "shard.00001.mds"
     if damage == "removed":
@@ -288,8 +288,35 @@ def test_two_runs_that_take_the_same_shared_memory_at_once_both_start(token_fold
             super().__init__(**settings)
 
     monkeypatch.setattr(loader, "TokenDataset", Contended)
-    settings = dict(remote=None, split="val", seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True)
+    settings = dict(seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True)
     made = loader.build_eval_loader(
-        local=str(token_folder), device_batch_size=4, rank=0, world_size=1, max_batches=1, **settings
+        StreamSpec(str(token_folder), None, "val"), device_batch_size=4, rank=0, world_size=1, max_batches=1, **settings
     )
     assert len(tries) == 3 and len(next(iter(made))["tokens"]) == 4
+
+
+def test_a_cache_limit_never_deletes_data_that_has_no_remote_copy(token_folder: Path) -> None:
+    """Stock evicts the only copy."""
+    before = sorted(path.name for path in token_folder.rglob("*.mds"))
+    with pytest.raises(InputError, match="no other copy"):
+        train_loader(token_folder, cache_limit="1gb")
+    assert sorted(path.name for path in token_folder.rglob("*.mds")) == before
+
+
+def test_a_position_that_a_killed_run_left_in_shared_memory_is_not_taken_over(token_folder: Path) -> None:
+    """Stock begins where that run stood, whatever data it had."""
+    first = train_loader(token_folder)
+    expected = numbers(first)
+    prefix = first.dataset._shm_prefix_int
+    planted = []
+    for number in range(prefix, prefix + 40):  # the next dataset takes one of these
+        path = Path(f"/dev/shm/{number:06}_resume")
+        if not path.exists() and not Path(f"/dev/shm/{number:06}_locals").exists():
+            content = first.dataset.state_dict(16, True)
+            path.write_text(json.dumps(content))
+            planted.append(path)
+    try:
+        assert numbers(train_loader(token_folder)) == expected
+    finally:
+        for path in planted:
+            path.unlink(missing_ok=True)

@@ -11,8 +11,8 @@ from moe.data.shared_memory import SHM, folders_of
 
 SCRIPT = """
 import sys, time
-from moe.data import build_train_loader
-loader = build_train_loader(local=sys.argv[1], remote=None, split="train", seq_len=16, eos_id=0, vocab_size=300,
+from moe.data import StreamSpec, build_train_loader
+loader = build_train_loader({"": StreamSpec(sys.argv[1], None, "train")}, seq_len=16, eos_id=0, vocab_size=300,
                             document_mask=True, device_batch_size=8, seed=17, num_workers=0)
 next(iter(loader))
 print("READY", flush=True)

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from moe.data import load_tokenizer, tokenizer_fingerprint
-from moe.data.tokenizer import plain_json, token_dtype, vocab_size
+from moe.data.encoders import HARD
+from moe.data.tokenizer import PROBES, encode_plain, plain_json, token_bytes, token_dtype, vocab_size
 from moe.errors import InputError
 
 
@@ -86,3 +87,35 @@ def test_code_in_a_tokenizer_repository_is_never_run(tokenizer_folder, tmp_path)
     with contextlib.suppress(InputError):
         load_tokenizer(folder)
     assert not witness.exists()
+
+
+def test_bytes_of_tokens_add_up_to_the_text_whatever_it_is(tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    sizes = token_bytes(tokenizer)
+    assert len(sizes) == vocab_size(tokenizer) and sizes[tokenizer.eos_token_id] == 0
+    for text in (*PROBES, *HARD):
+        assert sum(sizes[token] for token in encode_plain(tokenizer, [text])[0]) == len(text.encode()), text
+
+
+def test_bytes_of_gpt2s_tokens_add_up_to_the_text(shared_data):
+    tokenizer = load_tokenizer(str(shared_data / "gpt2"))
+    sizes = token_bytes(tokenizer)
+    for text in (*PROBES, *HARD):
+        assert sum(sizes[token] for token in encode_plain(tokenizer, [text])[0]) == len(text.encode()), text
+
+
+def test_bytes_of_sentencepiece_like_tokens_add_up_and_other_tokenizers_have_none():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"</s>": 0, "\u2581the": 1, "\u2581": 2, "s": 3, **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)}}
+    backend = Tokenizer(models.BPE(words, [], byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    sizes = token_bytes(tokenizer)
+    text = " s\u00e9 \u4f60"
+    assert sum(sizes[token] for token in encode_plain(tokenizer, [text])[0]) == len(text.encode())
+    assert (sizes[0], sizes[1]) == (0, 4)
+    backend.decoder = decoders.WordPiece()
+    assert token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")) is None

@@ -1,0 +1,122 @@
+"""Where a conversion writes: a folder on this machine or one on a bucket, behind the same few calls.
+
+- A file is there whole or not at all; so is a folder that `adopt` makes, once its mark is there.
+- Files are made in a scratch folder on this machine and then move in. On the disk that is a rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from moe.errors import InputError
+
+
+class Folder(Protocol):
+    """Files by name, `/` between the parts of it. Picklable. Raises InputError where the place cannot be used."""
+
+    def __truediv__(self, name: str) -> Folder: ...
+
+    def beside(self, suffix: str) -> Folder:
+        """The folder with this name and `suffix`."""
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it, or no such folder."""
+
+    def sizes(self) -> dict[str, int]:
+        """Every file below it, with its bytes."""
+
+    def read(self, name: str) -> bytes | None:
+        """The file's content; None where there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make or replace a file."""
+
+    def scratch(self, label: str) -> AbstractContextManager[Path]:
+        """An empty folder on this machine, to make files in; gone afterwards."""
+
+    def put(self, path: Path, name: str) -> None:
+        """Take a file out of a scratch folder."""
+
+    def adopt(self, made: Path, name: str, mark: str) -> None:
+        """Take a whole scratch folder as `name`, where the file `mark` says that it is complete."""
+
+    def copy(self, source: Folder, name: str, own_name: str) -> None:
+        """The file `name` of a folder of the same kind, under another name: a hard link, or a copy on the server."""
+
+    def delete(self, names: list[str] | None = None) -> None:
+        """Remove these files, or all of it."""
+
+
+class LocalFolder:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name)
+
+    def beside(self, suffix: str) -> LocalFolder:
+        return LocalFolder(self.path.with_name(self.path.name + suffix))
+
+    def is_empty(self) -> bool:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; a folder is needed")
+        return not self.path.exists() or not any(self.path.iterdir())
+
+    def sizes(self) -> dict[str, int]:
+        files = (Path(folder) / name for folder, _, names in os.walk(self.path) for name in names)
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.path / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_bytes(content)
+        os.rename(aside, path)
+
+    @contextmanager
+    def scratch(self, label: str) -> Iterator[Path]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{label}.", dir=self.path))
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def put(self, path: Path, name: str) -> None:
+        os.rename(path, self.path / name)
+
+    def adopt(self, made: Path, name: str, mark: str) -> None:
+        try:
+            os.rename(made, self.path / name)
+        except OSError:  # another process made the same, in the same moment
+            if not (self.path / name / mark).exists():
+                raise
+
+    def copy(self, source: Folder, name: str, own_name: str) -> None:
+        assert isinstance(source, LocalFolder)
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source.path / name, self.path / own_name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source.path / name, self.path / own_name)
+
+    def delete(self, names: list[str] | None = None) -> None:
+        if names is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for name in names or []:
+            (self.path / name).unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Finished units, by name: `<folder>/<unit>/` with shards, rests, lengths, hashes and, written last, the done mark."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+
+from moe.data.files import Unit
+from moe.data.folders import Folder
+from moe.data.packing import SPLITS
+from moe.errors import InputError
+
+MARK = "done.json"
+
+
+class UnitStore:
+    """What is known of the units in `folder`: listed when first asked, then as `note` and `refresh` say."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._sizes: dict[str, int] | None = None
+        self._marks: dict[str, dict] = {}
+
+    def refresh(self) -> None:
+        """Look again: other machines may have made units."""
+        self._sizes = None
+
+    def note(self, unit: Unit) -> None:
+        """The unit was just made."""
+        content = self.folder.read(f"{unit.name}/{MARK}")
+        if content is None:
+            raise InputError(
+                f"{self.folder}/{unit.name} was made elsewhere and is not to be seen here; "
+                "give an --out that all machines share, or s3://"
+            )
+        self._marks[unit.name] = json.loads(content)
+
+    def done(self, unit: Unit) -> dict | None:
+        """The unit's done mark; None while it is not done."""
+        if unit.name not in self._marks:
+            if self.size(unit, MARK) is None:
+                return None
+            self.note(unit)
+        return self._marks[unit.name]
+
+    def size(self, unit: Unit, name: str) -> int | None:
+        """Bytes of a file of the unit; None where there is none."""
+        if self._sizes is None:
+            self._sizes = self.folder.sizes()
+        return self._sizes.get(f"{unit.name}/{name}")
+
+    def read(self, unit: Unit, name: str, size: int | None = None) -> bytes:
+        """A file of a finished unit. Raises InputError unless it has `size` bytes, where that is known."""
+        content = self.folder.read(f"{unit.name}/{name}")
+        if content is None or size not in (None, len(content)):
+            found = "is missing" if content is None else f"has {len(content)} bytes, {size} were written"
+            raise InputError(f"{self.folder}/{unit.name}/{name} {found}; run with --overwrite")
+        return content
+
+    def array(self, unit: Unit, name: str) -> np.ndarray:
+        return np.load(io.BytesIO(self.read(unit, name)))
+
+
+def totals(done: dict) -> tuple[int, int]:
+    """(documents, tokens) of a done mark, both splits together."""
+    return sum(done["documents"][s] for s in SPLITS), sum(done["tokens"][s] for s in SPLITS)
