@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
+    parser.add_argument("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; may stand several times")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="longest continuation (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
@@ -17,17 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from moe.data.tokenizer import load_tokenizer
     from moe.errors import InputError
-    from moe.generate import generate, load_for_inference
+    from moe.inference import find_checkpoint, load_model
+    from moe.model.generation import generate
 
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise InputError(
             f"--max-new-tokens ({args.max_new_tokens}) must be at least 1, "
             f"--temperature ({args.temperature}) at least 0, --top-p ({args.top_p}) above 0 and at most 1"
         )
-    model, config = load_for_inference(args.checkpoint)
+    checkpoint = find_checkpoint(args.checkpoint, args.step)
+    model, config = load_model(checkpoint), checkpoint.manifest["config"]
     tokenizer = load_tokenizer(config["tokenizer"])
-    for number, prompt in enumerate(args.prompt):
+    for prompt in args.prompt:
         tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        if len(tokens) + args.max_new_tokens > config["max_seq_len"]:
+            print(
+                f"warning: {len(tokens)} tokens and {args.max_new_tokens} new ones; the model was trained on "
+                f"{config['max_seq_len']}, what lies beyond may be poor",
+                file=sys.stderr,
+            )
         print(prompt, end="", flush=True)
         shown = ""
         new: list[int] = []
@@ -37,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             top_p=args.top_p,
-            seed=args.seed + number,
+            seed=args.seed,
         ):
             new.append(token)
             text = tokenizer.decode(new, clean_up_tokenization_spaces=False)
             if not text.endswith("\ufffd"):  # part of a character
                 print(text[len(shown) :], end="", flush=True)
                 shown = text
-        print("\n")
+        print(tokenizer.decode(new, clean_up_tokenization_spaces=False)[len(shown) :] + "\n")
     return 0

@@ -5,6 +5,8 @@
   table is computed once per forward and shared by all layers; it is no buffer, so building on the meta device loses
   nothing.
 - `mask` None means plain causal attention, which has kernels of its own.
+- Generation hands in a `KVCache`: the prompt in one pass, then one token at a time. Training hands in none and pays
+  nothing for it.
 - Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
   keys up to the block's end, costs 0.7 (512 tokens) to 0.6 (2,048) of that, forward and backward.
 
@@ -41,9 +43,9 @@ def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
 def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None) -> Tensor:
     """Causal attention, within mask_B1SS where there is one: [B, S, H, C]."""
     attention = functools.partial(F.scaled_dot_product_attention, enable_gqa=q_BHSC.shape[1] != k_BGSC.shape[1])
-    if mask_B1SS is None:
-        return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=True).transpose(1, 2)
     seq_len = q_BHSC.shape[2]
+    if mask_B1SS is None:  # fewer queries than keys: the last token alone, which sees all
+        return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=seq_len == k_BGSC.shape[2]).transpose(1, 2)
     block = CPU_QUERY_BLOCK if q_BHSC.device.type == "cpu" else seq_len
     outputs = []
     for start in range(0, seq_len, block):
@@ -52,6 +54,26 @@ def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | N
         out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :end], v_BGSC[:, :, :end], attn_mask=mask)
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+class KVCache:
+    """One layer's keys and values of the tokens seen so far, each [B, G, S, C]."""
+
+    def __init__(self) -> None:
+        self.k_BGSC: Tensor | None = None
+        self.v_BGSC: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.k_BGSC is None else self.k_BGSC.shape[2]
+
+    def append(self, k_BGSC: Tensor, v_BGSC: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes those of new tokens and returns all. After the first call only one token at a time."""
+        if self.k_BGSC is not None and self.v_BGSC is not None:
+            assert k_BGSC.shape[2] == 1, "several new tokens would need a mask of their own"
+            k_BGSC, v_BGSC = torch.cat((self.k_BGSC, k_BGSC), dim=2), torch.cat((self.v_BGSC, v_BGSC), dim=2)
+        self.k_BGSC, self.v_BGSC = k_BGSC, v_BGSC
+        return k_BGSC, v_BGSC
 
 
 class Attention(nn.Module):
@@ -67,10 +89,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask_B1SS: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask_B1SS: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
         heads = (*x_BSD.shape[:2], -1, self.head_dim)
         q_BSHC = apply_rope(self.q_norm(self.q_proj(x_BSD).view(heads)), *rope)
         k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)
-        v_BSGC = self.v_proj(x_BSD).view(heads)
-        out_BSHC = attend(q_BSHC.transpose(1, 2), k_BSGC.transpose(1, 2), v_BSGC.transpose(1, 2), mask_B1SS)
+        k_BGSC, v_BGSC = k_BSGC.transpose(1, 2), self.v_proj(x_BSD).view(heads).transpose(1, 2)
+        if cache is not None:
+            k_BGSC, v_BGSC = cache.append(k_BGSC, v_BGSC)
+        out_BSHC = attend(q_BSHC.transpose(1, 2), k_BGSC, v_BGSC, mask_B1SS)
         return self.o_proj(out_BSHC.flatten(2))

@@ -101,3 +101,10 @@ def linear_cross_entropy(x_TD: Tensor, w_VD: Tensor, target_T: Tensor, *, z_weig
     dtype = compute_dtype(x_TD)
     with no_autocast(x_TD):
         return HeadLoss(*_LinearCrossEntropy.apply(x_TD, w_VD, target_T, z_weight, dtype, with_grad))
+
+
+def target_bytes(labels_BS: Tensor, bytes_V: Tensor) -> Tensor:
+    """Bytes of text that the targets of unshifted labels stand for: int64 scalar. bytes_V holds those of each token."""
+    target_N = labels_BS[:, 1:].flatten()
+    is_target_N = target_N != IGNORE
+    return (bytes_V[torch.where(is_target_N, target_N, 0)] * is_target_N).sum()

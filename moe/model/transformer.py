@@ -3,6 +3,7 @@
 - Maps one to one onto transformers' Qwen3MoeForCausalLM; parameter names and shapes are the checkpoint's contract.
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
+- With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
 - Every output is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moe.model.attention import rope_table
+from moe.model.attention import KVCache, rope_table
 from moe.model.block import Block
 from moe.model.documents import document_causal_mask, document_ids
 from moe.model.init import init_weights
@@ -121,29 +122,37 @@ class Transformer(nn.Module):
         """The head's matrix [V, D]: the embedding's when tied."""
         return self.embed.weight if self.lm_head is None else self.lm_head.weight
 
-    def _hidden(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normed hidden states [B, S, D], counts_LE, prob_LE and router_z_L."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
+        start = caches[0].length if caches else 0
         cos, sin = rope_table(
-            seq_len=tokens_BS.shape[1], head_dim=self.head_dim, theta=self.rope_theta, device=x_BSD.device
+            seq_len=start + tokens_BS.shape[1], head_dim=self.head_dim, theta=self.rope_theta, device=x_BSD.device
         )
-        rope = (cos.to(dtype), sin.to(dtype))
-        mask = document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype) if self.document_mask else None
+        rope = (cos[start:].to(dtype), sin[start:].to(dtype))
+        masked = self.document_mask and caches is None
+        mask = document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype) if masked else None
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         stats = []
-        for block in self.blocks:
+        layers: list[KVCache | None] = [*caches] if caches else [None] * len(self.blocks)
+        for block, cache in zip(self.blocks, layers, strict=True):
             if recompute:
                 x_BSD, *stat = checkpoint(block, x_BSD, rope, mask, use_reentrant=False)
             else:
-                x_BSD, *stat = block(x_BSD, rope, mask)
+                x_BSD, *stat = block(x_BSD, rope, mask, cache)
             stats.append(stat)
         counts_LE, prob_LE, router_z_L = (torch.stack(parts) for parts in zip(*stats, strict=True))
         return self.norm(x_BSD), counts_LE, prob_LE, router_z_L
 
-    def forward(self, tokens_BS: Tensor, labels_BS: Tensor | None = None) -> Tensor | LossParts:
-        """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target)."""
-        x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS)
+    def forward(
+        self, tokens_BS: Tensor, labels_BS: Tensor | None = None, caches: list[KVCache] | None = None
+    ) -> Tensor | LossParts:
+        """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target).
+
+        caches: one a layer, for generation; the tokens then follow those that the caches hold.
+        """
+        x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS, caches)
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)

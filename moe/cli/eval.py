@@ -1,0 +1,124 @@
+"""Measures a checkpoint: its loss on converted data (--data), or its score in tasks of lm-eval (--tasks)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+TOKENS_PER_FORWARD = 8192
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
+    add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
+    add("--data", type=Path, action="append", metavar="FOLDER", help="converted data; may stand several times")
+    add("--split", default="val", help="the split of --data (default: val)")
+    add(
+        "--max-batches",
+        type=int,
+        default=-1,
+        help="at most so many batches of the run's global_train_batch_size, as eval_data.max_batches (default: all)",
+    )
+    add("--batch-size", type=int, default=None, help="samples at a time; the memory knob, no effect on the result")
+    add(
+        "--tasks",
+        default=None,
+        help="tasks of lm-eval, e.g. hellaswag,arc_easy; the export they are asked of stays in RUN/hf",
+    )
+    add("--include-path", type=Path, default=None, help="folder with task files (yaml) of your own")
+    add("--limit", type=int, default=None, help="at most so many examples of each task")
+    add("--output", type=Path, default=None, help="write the results of --tasks to this file, too (json)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from moe.errors import InputError
+
+    if not args.data and args.tasks is None:
+        raise InputError("give --data FOLDER for the loss on converted data, or --tasks NAMES for lm-eval's tasks")
+    for flag, value in (("--batch-size", args.batch_size), ("--limit", args.limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} ({value}) must be at least 1")
+    if args.max_batches < 1 and args.max_batches != -1:
+        raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
+    if args.data:
+        measure_data(args)
+    if args.tasks is not None:
+        from moe.harness import run_tasks
+
+        run_tasks(
+            args.checkpoint,
+            step=args.step,
+            tasks=[name.strip() for name in args.tasks.split(",") if name.strip()],
+            include_path=args.include_path,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            output=args.output,
+        )
+    return 0
+
+
+def measure_data(args: argparse.Namespace) -> None:
+    """Prints loss, perplexity and bits per byte of each --data."""
+    import torch
+
+    from moe.data.tokenizer import load_tokenizer, token_bytes, tokenizer_fingerprint
+    from moe.errors import InputError
+    from moe.evaluate import evaluate
+    from moe.inference import find_checkpoint, load_model
+
+    checkpoint = find_checkpoint(args.checkpoint, args.step)
+    config = checkpoint.manifest["config"]
+    if args.max_batches != -1 and "global_train_batch_size" not in config:
+        raise InputError(f"--max-batches counts batches of the run, and {checkpoint.path} was imported; leave it out")
+    tokenizer = load_tokenizer(config["tokenizer"])
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    metas = [check_data(folder, args.split, config["tokenizer"], fingerprint) for folder in args.data]
+    model = load_model(checkpoint)
+    bf16 = torch.cuda.is_available() and config.get("precision") == "amp_bf16"
+    for folder, meta in zip(args.data, metas, strict=True):
+        samples = meta.samples[args.split]
+        if args.max_batches != -1:
+            samples = min(samples, args.max_batches * config["global_train_batch_size"])
+        found = evaluate(
+            model,
+            folder / args.split,
+            samples=samples,
+            seq_len=meta.seq_len,
+            document_mask=config["model"].get("document_mask", False),  # an import tells of none
+            bf16=bf16,
+            token_bytes=token_bytes(tokenizer),
+            batch_size=args.batch_size or max(1, TOKENS_PER_FORWARD // meta.seq_len),
+            progress=partial(show_progress, folder, samples),
+        )
+        bits = "" if found.bits_per_byte is None else f"  bits per byte {found.bits_per_byte:.4f}"
+        print(
+            f"{folder / args.split} at step {checkpoint.step:,}: loss {found.loss:.4f}  "
+            f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} samples)"
+        )
+
+
+def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
+    """The data's description, after it was held against the checkpoint's tokenizer and its own shards."""
+    from moe.data.meta import read_meta
+    from moe.data.verify import verify_split
+    from moe.errors import InputError
+
+    meta = read_meta(folder)
+    if meta.tokenizer_fingerprint != fingerprint:
+        raise InputError(f"--data ({folder}) was made with {meta.tokenizer}, which is not the checkpoint's ({name})")
+    if not meta.samples.get(split):
+        there = ", ".join(f"{name} ({count})" for name, count in meta.samples.items())
+        raise InputError(f"--split ({split}): {folder} has no samples of it; there are {there}")
+    if faults := verify_split(folder / split):
+        raise InputError(f"--data ({folder / split}) is damaged:\n  " + "\n  ".join(faults))
+    return meta
+
+
+def show_progress(folder: Path, samples: int, done: int) -> None:
+    if sys.stderr.isatty():
+        end = "\r" if done < samples else "\r\033[K"
+        print(f"{folder}: {done:,} of {samples:,} samples", end=end, file=sys.stderr, flush=True)

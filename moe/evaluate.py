@@ -1,0 +1,78 @@
+"""The loss of a model on converted data: exact sums over tokens, so the mean does not depend on how they are batched.
+
+- Samples are read straight from the shards, in order: no loader, no shared memory, so it runs beside a training.
+- Documents are told apart as they were in training: the numbers are those that the run itself would log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moe.data.loader import Collate
+from moe.data.verify import read_samples
+from moe.model import LossParts, Transformer
+from moe.model.loss import target_bytes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over the targets of an evaluation. text_bytes is 0 where the tokenizer does not tell."""
+
+    nll: float
+    targets: int
+    text_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log likelihood per target token, nats."""
+        return self.nll / self.targets if self.targets else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self.nll / self.text_bytes / math.log(2) if self.text_bytes else None
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer,
+    split: Path,
+    *,
+    samples: int,
+    seq_len: int,
+    document_mask: bool,
+    bf16: bool,
+    token_bytes: list[int] | None,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> Evaluation:
+    """The first `samples` samples of `split`, `batch_size` of `seq_len` tokens at a time.
+
+    bf16: under autocast, as a training in amp_bf16. progress is told how many samples are done.
+    """
+    device = model.embed.weight.device
+    collate = Collate(seq_len=seq_len, eos_id=model.eos_id, document_mask=document_mask)
+    bytes_V = torch.tensor(token_bytes or [0] * model.embed.num_embeddings, device=device)
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    targets, text_bytes = torch.zeros((2,), dtype=torch.int64, device=device)
+    masked, model.document_mask = model.document_mask, document_mask
+    for start in range(0, samples, batch_size):
+        rows = read_samples(split, start, min(batch_size, samples - start))
+        batch = {name: part.to(device) for name, part in collate(list(rows)).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            parts = model(batch["tokens"], batch["labels"])
+        assert isinstance(parts, LossParts)
+        nll += parts.nll.double()
+        targets += parts.targets
+        text_bytes += target_bytes(batch["labels"], bytes_V)
+        progress(start + len(rows))
+    model.document_mask = masked
+    return Evaluation(nll.item(), int(targets), int(text_bytes))

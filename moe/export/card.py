@@ -1,0 +1,201 @@
+"""The model card: what the run's own files say about data, tokens, recipe, curves and validation loss.
+
+- Nothing is asked for and nothing guessed: what is not in the manifest, metrics.jsonl or the data's meta.json is left
+  out. The licence is the publisher's to add.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from moe.data.meta import Meta, read_meta
+from moe.errors import InputError
+from moe.model.flops import count_parameters
+from moe.train.checkpoints import Checkpoint
+from moe.units import short
+
+CURVES = "curves.png"
+SHAPE = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "n_experts",
+    "top_k",
+    "expert_hidden",
+    "head_dim",
+    "qk_norm",
+    "tie_embeddings",
+)
+RECIPE = (
+    "max_duration",
+    "global_train_batch_size",
+    "max_seq_len",
+    "optimizer",
+    "scheduler",
+    "gradient_clip_norm",
+    "precision",
+    "seed",
+)
+RECIPE_OF_MODEL = ("document_mask", "dropout", "balance_loss", "router_z_loss", "z_loss")
+
+
+def write_card(folder: Path, checkpoint: Checkpoint) -> None:
+    """README.md and, where the run logged losses, curves.png."""
+    config = checkpoint.manifest["config"]
+    rows = read_rows(checkpoint.path.parent / "metrics.jsonl", checkpoint.step)
+    pictured = draw_curves(folder / CURVES, rows, config)
+    metas = _metas(config.get("train_data", {}))
+    sections = [_front(metas), _head(checkpoint), _data(checkpoint, metas)]
+    if "max_duration" in config:
+        sections.append(_recipe(checkpoint))
+    if evaluations := _evaluations(rows):
+        sections.append(evaluations)
+    if pictured:
+        sections.append(f"## Curves\n\n![Training and validation loss over tokens]({CURVES})")
+    sections.append(_use(config.get("run_name", "model")))
+    (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl up to `last_step`; none where there is no such file."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a last line that a kill left half written
+            continue
+        if row.get("step", math.inf) <= last_step:
+            rows.append(row)
+    return rows
+
+
+def _series(rows: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), float)]
+
+
+def _evaluators(rows: list[dict[str, Any]]) -> list[str]:
+    """Names of what was evaluated, as they stand in metrics/NAME/loss."""
+    keys = {key for row in rows for key in row if key.startswith("metrics/") and key.endswith("/loss")}
+    return sorted(key.removeprefix("metrics/").removesuffix("/loss") for key in keys)
+
+
+def draw_curves(path: Path, rows: list[dict[str, Any]], config: dict[str, Any]) -> bool:
+    """Training and validation loss over tokens; False, and no file, where none was logged."""
+    lines = [("training", _series(rows, "train/loss"), "-")]
+    lines += [(f"validation, {name}", _series(rows, f"metrics/{name}/loss"), "o-") for name in _evaluators(rows)]
+    lines = [line for line in lines if line[1]]
+    if not lines:
+        return False
+    from matplotlib.figure import Figure
+
+    tokens_per_step = config["global_train_batch_size"] * config["max_seq_len"]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points, style in lines:
+        axes.plot([step * tokens_per_step for step, _ in points], [loss for _, loss in points], style, label=label)
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _metas(train_data: dict[str, Any]) -> list[Meta]:
+    """The descriptions of the training data, as far as they are still where the run read them."""
+    streams = list((train_data.get("streams") or {"": train_data}).values())
+    found = []
+    for folder in [stream["local"] for stream in streams if stream.get("local")]:
+        try:
+            found.append(read_meta(folder))
+        except InputError:
+            continue
+    return found
+
+
+def _front(metas: list[Meta]) -> str:
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- pretrained"]
+    hub = sorted({meta.dataset for meta in metas if meta.revision is not None})  # only data from the hub has one
+    lines += ["datasets:", *(f"- {name}" for name in hub)] if hub else []
+    return "\n".join([*lines, "---"])
+
+
+def _head(checkpoint: Checkpoint) -> str:
+    config, manifest = checkpoint.manifest["config"], checkpoint.manifest
+    shape = {key: config["model"][key] for key in SHAPE}
+    count = count_parameters(vocab_size=manifest["vocab_size"], **shape)
+    kind = "A dense" if shape["n_experts"] == 1 else "A Mixture-of-Experts"
+    experts = "" if shape["n_experts"] == 1 else f" ({shape['n_experts']} experts in each layer, top {shape['top_k']})"
+    active = "" if shape["n_experts"] == 1 else f", {count.active:,} of them active for each token{experts}"
+    return (
+        f"# {config.get('run_name', 'model')}\n\n"
+        f"{kind} language model of {count.total:,} parameters{active}, after step {checkpoint.step:,}: "
+        f"{short(checkpoint.tokens)} tokens of pretraining. A base model: it continues text and was not taught to "
+        "follow instructions.\n\n" + _table({**shape, "vocabulary": manifest["vocab_size"]})
+    )
+
+
+def _data(checkpoint: Checkpoint, metas: list[Meta]) -> str:
+    lines = [f"## Data\n\nTokenizer: `{checkpoint.manifest['config']['tokenizer']}`."]
+    if text := checkpoint.manifest["config"].get("train_data", {}).get("text"):
+        lines.append(f"`{text['dataset']}`, tokenised as it was read.")
+    for meta in metas:
+        name = meta.dataset + (f", {meta.config}" if meta.config else "") + f", {meta.split}"
+        documents, tokens = meta.documents.get("train", 0), meta.tokens.get("train", 0)
+        revision = f", revision `{meta.revision}`" if meta.revision else ""
+        lines.append(
+            f"`{name}`{revision}: {documents:,} documents, {tokens:,} tokens to train on, packed into sequences of "
+            f"{meta.seq_len}; a share of {meta.val_fraction:g} of the documents was held out for validation."
+        )
+    return "\n\n".join(lines)
+
+
+def _recipe(checkpoint: Checkpoint) -> str:
+    config = checkpoint.manifest["config"]
+    flat = {"tokens seen": f"{checkpoint.tokens:,}"}
+    for key in RECIPE:
+        value = config.get(key)
+        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    flat |= {f"model.{key}": config["model"].get(key) for key in RECIPE_OF_MODEL}
+    versions = ", ".join(f"{name} {version}" for name, version in checkpoint.manifest.get("versions", {}).items())
+    return f"## Recipe\n\n{_table(flat)}\n\nTrained with {versions}."
+
+
+def _evaluations(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for name in _evaluators(rows):
+        step, loss = (_series(rows, f"metrics/{name}/loss") or [(0, math.nan)])[-1]
+        if math.isnan(loss):
+            continue
+        bits = dict(_series(rows, f"metrics/{name}/bits_per_byte")).get(step)
+        bits_cell = "" if bits is None else f"{bits:.4f}"
+        lines.append(f"| {name} | {step:,} | {loss:.4f} | {math.exp(min(loss, 700)):.4g} | {bits_cell} |")
+    if not lines:
+        return ""
+    head = "| data | step | loss (nats per token) | perplexity | bits per byte |\n|---|---|---|---|---|"
+    return "## Validation\n\n" + "\n".join([head, *lines])
+
+
+def _use(run_name: str) -> str:
+    return f"""## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{run_name}"  # where this folder lies, or its hub name
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+tokens = tokenizer("Once upon a time", return_tensors="pt", add_special_tokens=False)
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))
+```"""
+
+
+def _table(values: dict[str, Any]) -> str:
+    """Rows of name and value; what is not set has none."""
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    rows = [f"| {key} | {value} |" for key, value in shown.items() if value != "null"]
+    return "\n".join(["| | |", "|---|---|", *rows])

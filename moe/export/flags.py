@@ -1,0 +1,42 @@
+"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the proof or the disk failed, 2 input to mend,
+130 Ctrl+C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "checkpoint", nargs="?", help="run folder (its newest checkpoint) or step folder, e.g. checkpoints/moe-500m-10b"
+    )
+    add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
+    add("--from-hf", metavar="FOLDER", help="the other way: a Hugging Face folder or hub name becomes a checkpoint")
+    add("--out", type=Path, required=True, help="the folder to write; with --from-hf a run folder for load_path")
+    add("--overwrite", action="store_true", help="replace what is in --out")
+
+
+def export_from(args: argparse.Namespace) -> int:
+    from moe.errors import InputError, RunFailed
+
+    try:
+        if (args.checkpoint is None) == (args.from_hf is None):
+            raise InputError("give a checkpoint to export, or --from-hf and what to import")
+        if args.from_hf is None:
+            from moe.export.to_hf import export
+
+            export(args.checkpoint, step=args.step, out=args.out, overwrite=args.overwrite)
+        else:
+            from moe.export.from_hf import import_folder
+
+            import_folder(args.from_hf, out=args.out, overwrite=args.overwrite)
+    except (InputError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

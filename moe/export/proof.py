@@ -1,0 +1,50 @@
+"""Whether transformers makes the same of a folder as this model does: logits of one sequence, fp32.
+
+- Weights stay on disk on both sides until they are used (transformers 4.57 maps safetensors; 5.x gathers the experts of
+  a Mixture-of-Experts model in memory).
+- A choice between two experts that is closer than rounding may fall differently on the two sides, about once in 10^6
+  choices: a sequence that differs is followed by two others. A wrong weight, name or setting fails all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from moe.errors import RunFailed
+from moe.model import Transformer
+
+TOLERANCE = 1e-4
+TOKENS = 64
+ATTEMPTS = 3
+
+
+def prove(folder: Path, model: Transformer) -> float:
+    """The largest difference of any logit between transformers on `folder` and `model` (fp32, on CPU).
+
+    Raises:
+        RunFailed: transformers cannot load the folder, or its logits differ by more than 1e-4.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    except Exception as error:
+        raise RunFailed(f"transformers cannot load what was written ({type(error).__name__}: {error})") from error
+    vocab_size = model.embed.weight.shape[0]
+    seq_len = min(TOKENS, peer.config.max_position_embeddings)
+    differences = []
+    for seed in range(ATTEMPTS):
+        tokens_BS = torch.randint(vocab_size, (1, seq_len), generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            ours, theirs = model(tokens_BS), peer(tokens_BS).logits[..., :vocab_size]  # rows an import has cut
+        differences.append((ours - theirs).abs().max().item())
+        if differences[-1] <= TOLERANCE:  # false for nan
+            return differences[-1]
+    raise RunFailed(
+        f"transformers' logits differ from ours by {min(differences):.3g}, more than {TOLERANCE}; nothing was kept"
+    )

@@ -1,0 +1,145 @@
+"""The `model` section of our configuration and transformers' config.json, both ways.
+
+- Written by hand, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
+  `num_local_experts`, `rope_theta` and `rope_parameters`, and states what either takes a default for.
+- Read with the defaults of transformers, so that a key that is absent means here what it means there. Every key that
+  asks for something this model does not have is named, all at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe.errors import InputError
+
+MOE, DENSE = "Qwen3MoeForCausalLM", "Qwen3ForCausalLM"
+MODEL_TYPES = {MOE: "qwen3_moe", DENSE: "qwen3"}
+# our name -> (transformers' name, transformers' default; None: must be there)
+NAMES: dict[str, tuple[str, Any]] = {
+    "d_model": ("hidden_size", None),
+    "n_layers": ("num_hidden_layers", None),
+    "n_heads": ("num_attention_heads", None),
+    "n_kv_heads": ("num_key_value_heads", None),
+    "head_dim": ("head_dim", None),
+    "norm_eps": ("rms_norm_eps", 1e-6),
+    "tie_embeddings": ("tie_word_embeddings", False),
+}
+# What this model has, and what an absent key means to transformers.
+FIXED: dict[str, tuple[Any, Any]] = {
+    "hidden_act": ("silu", "silu"),
+    "attention_bias": (False, False),
+    "use_sliding_window": (False, False),
+}
+FIXED_MOE: dict[str, tuple[Any, Any]] = {
+    "norm_topk_prob": (True, False),
+    "decoder_sparse_step": (1, 1),
+    "mlp_only_layers": ([], []),
+}
+# Parts of other families: nothing but an absent, null, zero or empty value will do.
+FOREIGN = (
+    "attn_logit_softcapping",
+    "expert_bias",
+    "final_logit_softcapping",
+    "first_k_dense_replace",
+    "mlp_bias",
+    "moe_router_enable_expert_bias",
+    "n_shared_experts",
+    "num_shared_experts",
+    "quantization_config",
+    "routed_scaling_factor",
+    "scoring_func",
+    "shared_expert_intermediate_size",
+)
+
+
+def to_config(settings: dict[str, Any], *, vocab_size: int, max_seq_len: int, special: dict[str, int]) -> dict:
+    """config.json for a model of these settings (a manifest's `model` section). special: bos_token_id and the like.
+
+    Raises:
+        InputError: the model has no counterpart in transformers.
+    """
+    if not settings["qk_norm"]:
+        raise InputError(
+            f"model.qk_norm (false) has no counterpart in transformers' {MOE}; only models with qk_norm export"
+        )
+    dense = settings["n_experts"] == 1
+    architecture = DENSE if dense else MOE
+    settings = {**settings, "head_dim": settings["head_dim"] or settings["d_model"] // settings["n_heads"]}
+    config = {
+        "architectures": [architecture],
+        "model_type": MODEL_TYPES[architecture],
+        "vocab_size": vocab_size,
+        "max_position_embeddings": max_seq_len,
+        **{theirs: settings[ours] for ours, (theirs, _) in NAMES.items()},
+        **{key: value for key, (value, _) in FIXED.items()},
+        "intermediate_size": settings["top_k"] * settings["expert_hidden"],
+        "rope_theta": settings["rope_theta"],
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": settings["rope_theta"]},
+        "sliding_window": None,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": "float32",
+        **special,
+    }
+    if dense:
+        return config
+    return {
+        **config,
+        **{key: value for key, (value, _) in FIXED_MOE.items()},
+        "moe_intermediate_size": settings["expert_hidden"],
+        "num_experts": settings["n_experts"],
+        "num_local_experts": settings["n_experts"],
+        "num_experts_per_tok": settings["top_k"],
+        "output_router_logits": False,
+        "router_aux_loss_coef": settings.get("balance_loss", 0.0),
+    }
+
+
+def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
+    """Our `model` section for a config.json.
+
+    Raises:
+        InputError: names every key by which the model differs from ours, with its value and the one it would need.
+    """
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture not in MODEL_TYPES:
+        wanted = f"a {MOE} or, dense, a {DENSE}"
+        faults = [f"architectures ({config.get('architectures')}): must be {wanted}"]
+    else:
+        faults = []
+    fixed = FIXED if architecture == DENSE else {**FIXED, **FIXED_MOE}
+    for key, (wanted, default) in fixed.items():
+        found = config.get(key, default)
+        if found != wanted and not (not found and not wanted):  # null stands for [] and for false
+            faults.append(f"{key} ({found}): must be {wanted}")
+    faults += [f"{key} ({config[key]}): is not supported" for key in FOREIGN if config.get(key)]
+    if any(kind != "full_attention" for kind in config.get("layer_types") or []):
+        faults.append(f"layer_types ({config['layer_types']}): must be full_attention throughout")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        faults.append(f"rope_type ({kind}): must be default")
+    if (share := rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) != 1.0:
+        faults.append(f"partial_rotary_factor ({share}): must be 1.0")
+    numbers = {ours: (theirs, config.get(theirs, default)) for ours, (theirs, default) in NAMES.items()}
+    if "vocab_size" not in config:
+        faults.append("vocab_size: is missing")
+    if architecture == DENSE:
+        numbers |= {"expert_hidden": ("intermediate_size", config.get("intermediate_size"))}
+    else:
+        experts = config.get("num_experts", config.get("num_local_experts"))
+        numbers |= {
+            "n_experts": ("num_experts", experts),
+            "top_k": ("num_experts_per_tok", config.get("num_experts_per_tok")),
+            "expert_hidden": ("moe_intermediate_size", config.get("moe_intermediate_size")),
+        }
+    faults += [f"{theirs}: is missing" for theirs, value in numbers.values() if value is None]
+    if faults:
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise InputError(f"{source}: is no model of this family; its config.json differs:\n{listed}")
+    settings = {"n_experts": 1, "top_k": 1} | {ours: value for ours, (_, value) in numbers.items()}
+    if settings["head_dim"] == settings["d_model"] // settings["n_heads"]:
+        settings["head_dim"] = None  # as a yaml has it, whose value a run compares with this one
+    settings["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    return {**settings, "qk_norm": True}

@@ -1,0 +1,143 @@
+"""A checkpoint as a Hugging Face folder, proven by transformers before it gets its name.
+
+    config.json generation_config.json  tokenizer.json tokenizer_config.json ...
+    model.safetensors, or over 5 GB model-00001-of-00003.safetensors ... and model.safetensors.index.json
+    README.md curves.png                the model card, from the run's manifest, configuration and metrics
+
+- A tied head is written all the same, beside `tie_word_embeddings: true`.
+- Weights are written as they are, fp32, one shard at a time from the mapped checkpoint: the memory needed does not grow
+  with the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moe.data.tokenizer import load_tokenizer
+from moe.errors import RunFailed
+from moe.export.card import write_card
+from moe.export.folders import written_aside
+from moe.export.names import hf_parts
+from moe.export.proof import prove
+from moe.export.settings import to_config
+from moe.inference import build_skeleton, find_checkpoint, load_weights
+from moe.train.checkpoints import Checkpoint
+from moe.units import short
+
+SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # the defaults of `moe generate`
+
+
+def export(
+    path: str,
+    *,
+    out: Path,
+    step: int | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    shard_bytes: int = SHARD_BYTES,
+) -> Checkpoint:
+    """Writes the checkpoint at `path` (that of `step`, or a run folder's newest) to `out`; returns the checkpoint.
+
+    Raises:
+        InputError: no such checkpoint, a model that has no counterpart, or `out` is there already.
+        RunFailed: transformers' logits are not ours, or the disk is full; `out` is then as it was.
+    """
+    checkpoint = find_checkpoint(path, step)
+    manifest = checkpoint.manifest
+    settings = manifest["config"]["model"]
+    dense = settings["n_experts"] == 1
+    tokenizer = load_tokenizer(manifest["config"]["tokenizer"])
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": manifest["eos_id"]}
+    special = {name: number for name, number in ids.items() if number is not None}
+    max_seq_len = manifest["config"]["max_seq_len"]
+    config = to_config(settings, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
+    with written_aside(out, overwrite=overwrite, replaceable=lambda old: (old / "config.json").is_file()) as folder:
+        weights = load_weights(checkpoint)
+        write_weights(
+            folder, weights if dense else _with_head(checkpoint, weights), dense=dense, shard_bytes=shard_bytes, say=say
+        )
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", {**special, "pad_token_id": manifest["eos_id"], **SAMPLING})
+        write_tokenizer(folder, tokenizer, max_seq_len)
+        write_card(folder, checkpoint)
+        say("loading it with transformers and comparing logits ...")
+        model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
+        model.load_state_dict(weights, assign=True)
+        difference = prove(folder, model.eval())
+        say(f"proven: largest difference of a logit {difference:.1e}")
+    say(f"step {checkpoint.step:,} of {checkpoint.path.parent} is in {out}")
+    return checkpoint
+
+
+def _with_head(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with a head that is tied written out: SGLang's Qwen3-MoE ties none, and without it would answer from
+    a head of random numbers.
+    """
+    if "lm_head.weight" in weights:
+        return weights
+    again = load_weights(checkpoint)["embed.weight"]  # a mapping of its own: safetensors writes no tensor twice
+    return {**weights, "lm_head.weight": again}
+
+
+def write_tokenizer(folder: Path, tokenizer: Any, max_seq_len: int) -> None:
+    """The tokenizer's files, as transformers 4 and 5 both read them."""
+    tokenizer.model_max_length = max_seq_len
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") == "TokenizersBackend":  # what 5.x writes and 4.57 does not find
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    content["model_input_names"] = ["input_ids", "attention_mask"]  # else token types too, which `generate` refuses
+    _write_json(path, content)
+
+
+def write_weights(
+    folder: Path, weights: dict[str, Tensor], *, dense: bool, shard_bytes: int, say: Callable[[str], None]
+) -> None:
+    """safetensors of at most `shard_bytes` each (more for a tensor that is larger), and their index where several."""
+    parts: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        parts |= hf_parts(name, weight, dense=dense)
+    shards = list(_shards(parts, shard_bytes))
+    place: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        size = sum(part.nbytes for part in shard.values())
+        say(f"{name}: {len(shard):,} tensors, {short(size)}B")
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # what an OSError has become inside
+            raise RunFailed(f"{name} cannot be written ({error}); nothing was kept") from error
+        (folder / name).chmod(0o644)  # safetensors makes it for the owner alone
+        place |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        total = sum(part.nbytes for part in parts.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": place})
+
+
+def _shards(parts: dict[str, Tensor], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, part in parts.items():
+        if shard and size + part.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = part.to(torch.float32)
+        size += part.nbytes
+    yield shard
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""lm-eval's tasks on a checkpoint, through the model as transformers reads it.
+
+RUN/hf/step-00005000-1a2b3c4d/     the export that is asked, made once; its name ends with the checkpoint's xxh64
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moe.errors import InputError
+from moe.inference import find_checkpoint
+from moe.train.checkpoints import STATE, Checkpoint
+from moe.units import say
+
+EXPORTS = "hf"
+INSTALL = "pip install -e '.[eval]'"
+
+
+def run_tasks(
+    path: str,
+    *,
+    step: int | None,
+    tasks: list[str],
+    include_path: Path | None,
+    limit: int | None,
+    batch_size: int | None,
+    output: Path | None,
+) -> dict[str, Any]:
+    """Exports the checkpoint where that was not done, runs the tasks and prints lm-eval's table; returns its results.
+
+    Raises:
+        InputError: lm-eval is not installed, or it does not know a task.
+        RunFailed: the export is not what the checkpoint is.
+    """
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import make_table
+    except ImportError as error:
+        raise InputError(f"--tasks needs lm-eval, which is not here ({error}); {INSTALL}") from None
+    import torch
+
+    if include_path is not None and not include_path.is_dir():
+        raise InputError(f"--include-path ({include_path}): there is no such folder")
+    unknown, manager = tasks, None
+    if include_path is not None:  # first alone: reading what lm-eval brings takes it long
+        manager = TaskManager(include_path=str(include_path), include_defaults=False)
+        unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        manager = TaskManager(include_path=None if include_path is None else str(include_path))
+        unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise InputError(
+            f"--tasks: lm-eval does not know {', '.join(unknown)}; `lm-eval ls tasks` lists what it has, "
+            "--include-path DIR adds your own"
+        )
+    checkpoint = find_checkpoint(path, step)
+    folder = exported(checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "dtype": "bfloat16" if device == "cuda" else "float32"},
+        tasks=tasks,
+        task_manager=manager,
+        limit=limit,
+        batch_size=batch_size or 1,
+        device=device,
+    )
+    assert results is not None
+    say(f"\n{checkpoint.path.parent} at step {checkpoint.step:,}")
+    say(make_table(results))
+    if results.get("groups"):
+        say(make_table(results, "groups"))
+    if output is not None:
+        kept = {key: results[key] for key in ("results", "groups", "versions", "n-shot", "n-samples") if key in results}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"step": checkpoint.step, **kept}, indent=1, default=str) + "\n", encoding="utf-8")
+    return results
+
+
+def exported(checkpoint: Checkpoint) -> Path:
+    """The checkpoint as a Hugging Face folder beside it; made where it is not there yet."""
+    from moe.export.to_hf import export
+
+    digest = checkpoint.manifest["files"][STATE]["xxh64"]
+    folder = checkpoint.path.parent / EXPORTS / f"{checkpoint.path.name}-{digest[:8]}"
+    if not folder.is_dir():
+        export(str(checkpoint.path), out=folder, say=say)
+    return folder

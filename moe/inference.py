@@ -1,0 +1,49 @@
+"""A checkpoint as a model to ask: loads the weights without Composer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe.config.schema import ModelConfig
+from moe.model import Transformer
+from moe.train.checkpoints import Checkpoint, find_named, folder_name, load_state
+
+PREFIX = "transformer."
+LOSS_SETTINGS = ("balance_loss", "router_z_loss")
+
+
+def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
+    """The checkpoint at `path` (a run folder for its newest, or a step folder), or that of `step` in a run folder.
+
+    Raises:
+        CheckpointError: no checkpoint there that verifies.
+    """
+    return find_named(path if step is None else f"{path.rstrip('/')}/{folder_name(step)}")
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The transformer's parameters by name, left on disk until they are used."""
+    state = load_state(checkpoint.state_file, mmap=True)["state"]["model"]
+    return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+
+
+def build_skeleton(settings: dict[str, Any], *, vocab_size: int, eos_id: int) -> Transformer:
+    """A Transformer without memory for its weights, from a manifest's `model` section.
+
+    Its document mask is off: a model in use sees all that stands before, as any engine shows it.
+    """
+    known = {k: v for k, v in settings.items() if k in ModelConfig.__dataclass_fields__ and k not in LOSS_SETTINGS}
+    with torch.device("meta"):
+        return Transformer(vocab_size=vocab_size, eos_id=eos_id, **{**known, "document_mask": False})
+
+
+def load_model(checkpoint: Checkpoint) -> Transformer:
+    """The model in eval mode, on the GPU where there is one."""
+    manifest = checkpoint.manifest
+    settings, sizes = manifest["config"]["model"], {key: manifest[key] for key in ("vocab_size", "eos_id")}
+    model = build_skeleton(settings, **sizes)
+    model.load_state_dict(load_weights(checkpoint), assign=True)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

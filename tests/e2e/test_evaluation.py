@@ -1,0 +1,30 @@
+"""Evaluation and samples under ranks, in subprocesses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_config, write_config
+from tests.unit.train.runs import rows
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSER = str(Path(sys.executable).with_name("composer"))
+
+
+def test_ranks_change_neither_the_evaluation_nor_the_samples(tiny: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny, save_folder=str(tmp_path / "${run_name}")))
+    overrides = ["max_duration=4ba", "scheduler.t_warmup=1ba", "model.dropout=0"]
+    overrides += ["eval_data.max_batches=-1", "sample_prompts=[the model]"]
+    command = [str(ROOT / "train.py"), str(config), *overrides]
+    one = subprocess.run([sys.executable, *command, "run_name=one"], capture_output=True, text=True)
+    two = subprocess.run([COMPOSER, "-n", "2", *command, "run_name=two"], capture_output=True, text=True)
+    assert (one.returncode, two.returncode) == (0, 0), two.stdout + two.stderr
+    assert two.stdout.count("  the model → ") == 2, "at steps 0 and 4, by one rank only"
+    for key in ("metrics/eval/loss", "metrics/eval/bits_per_byte"):
+        found = rows(tmp_path / "two", key)
+        assert sorted(found) == [0, 4] and found == pytest.approx(rows(tmp_path / "one", key), rel=1e-5)
+    assert rows(tmp_path / "two", "samples/the model")[0] == rows(tmp_path / "one", "samples/the model")[0]

@@ -1,0 +1,78 @@
+"""`moe generate` against transformers on the exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe.cli.main import main
+from moe.data.tokenizer import load_tokenizer
+from moe.export.to_hf import export
+from moe.inference import find_checkpoint, load_model
+from moe.model.generation import generate
+
+PROMPTS = ("the model", "every expert waits for", "a")
+GREEDY = ["--temperature", "0", "--max-new-tokens", "24"]
+
+
+def prompts(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--prompt", text)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "n_kv_heads": 1}, {"n_experts": 1, "top_k": 1}])
+def test_greedy_tokens_are_transformers_tokens(make_run: Callable, tmp_path: Path, changes: dict) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = make_run(**changes)
+    export(str(run), out=tmp_path / "hf", say=lambda line: None)
+    model = load_model(find_checkpoint(str(run))).cpu()
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(tmp_path / "hf"))
+    lengths = []
+    for prompt in PROMPTS:
+        tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        theirs = peer.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=32)
+        theirs = theirs[0, tokens.shape[1] :].tolist()
+        ours = list(generate(model, tokens[0].tolist(), max_new_tokens=32, temperature=0))
+        assert ours == [token for token in theirs if token != model.eos_id]
+        lengths.append(len(ours))
+    assert max(lengths) == 32
+
+
+def test_a_prompt_becomes_the_same_alone_and_in_company(make_run: Callable, capsys) -> None:
+    run = str(make_run())
+    for flags in (GREEDY, ["--seed", "3", "--max-new-tokens", "24"]):
+        assert main(["generate", run, *flags, *prompts(*PROMPTS)]) == 0
+        together = capsys.readouterr().out
+        for prompt in PROMPTS:
+            assert main(["generate", run, *flags, *prompts(prompt)]) == 0
+        assert capsys.readouterr().out == together
+        assert all(line.startswith(prompt) for prompt, line in zip(PROMPTS, together.split("\n\n"), strict=False))
+
+
+def test_text_is_shown_as_it_comes(make_run: Callable, monkeypatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *words, **settings: shown.append(" ".join(words)))
+    assert main(["generate", str(make_run()), *GREEDY, *prompts("the model")]) == 0
+    assert shown[0] == "the model" and len(shown) > 10
+
+
+def test_a_step_is_chosen_and_a_missing_one_told(make_run: Callable, capsys) -> None:
+    run = make_run(steps=(10, 20))
+    texts = []
+    for step in ("10", "20"):
+        assert main(["generate", str(run), "--step", step, *GREEDY, *prompts("the model")]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] != texts[1]
+    assert main(["generate", str(run), *GREEDY, *prompts("the model")]) == 0
+    assert capsys.readouterr().out == texts[1]
+    assert main(["generate", str(run), "--step", "7", *prompts("x")]) == 2
+    assert "step-00000007: there is no such checkpoint folder" in capsys.readouterr().err
+
+
+def test_more_than_the_trained_length_is_warned_of(make_run: Callable, capsys) -> None:
+    assert main(["generate", str(make_run()), "--max-new-tokens", "80", *prompts("the model")]) == 0
+    assert "80 new ones; the model was trained on 64" in capsys.readouterr().err
