@@ -1,12 +1,19 @@
 # make setup   the environment in .venv            make demo    text, tokenizer, shards, a small MoE, in minutes
 # make test    the whole suite                     make check   linter, formatter, type checker
 # make format  mends what the linter can           make bench   a training step against transformers'
+# make bench-reader   reading shards against stock Streaming and a plain memmap
+# make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
+# make chaos   50 kills, compared with an uninterrupted run; most of an hour
+# make bench-checkpoint   how long saving holds up training
+# make bench-convert   conversion against LLM Foundry's (needs the network once)
+# make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test check format bench
+.PHONY: setup demo test test-transformers5 check format chaos chaos-convert
+.PHONY: bench bench-reader bench-checkpoint bench-convert
 
 setup: .venv/ready
 
@@ -24,6 +31,16 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Streaming asks for transformers below 5 and works above it; the override is for this environment alone.
+.venv5/ready: setup.py pyproject.toml | setup
+	$(BIN)/uv venv --clear --python $(BIN)/python .venv5
+	echo 'transformers>=5' | $(BIN)/uv pip install --python .venv5/bin/python --override - -e '.[dev]'
+	@touch $@
+
+test-transformers5: .venv5/ready
+	.venv5/bin/python -m pytest tests/unit/export
+	$(BIN)/python -m pytest tests/unit/export -k transformers_5
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,3 +52,19 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/step.py
+
+bench-reader: setup
+	$(BIN)/python benchmarks/reader.py --write
+
+bench-checkpoint: setup
+	$(BIN)/python benchmarks/checkpoint.py
+
+chaos: setup
+	rm -rf /tmp/moe-chaos
+	$(BIN)/python -m tests.chaos.kills --kills 50 --folder /tmp/moe-chaos
+
+bench-convert: setup
+	$(BIN)/python benchmarks/convert.py --write
+
+chaos-convert: setup
+	$(BIN)/python tests/chaos/convert_kills.py

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from composer.core import DataSpec, Evaluator, Event, State
+from composer.utils import dist, get_device
 from torch.utils.data import DataLoader
 
 from moe.config import Config, Every, ModelConfig, parse_time
-from moe.data import build_eval_loader, build_train_loader
-from moe.data.meta import Meta
+from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_text_loader, build_train_loader
+from moe.data.meta import Vocabulary
+from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.model import Transformer
 from moe.model.flops import count_parameters, flops_per_token
 from moe.optim import SCHEDULERS, Muon, build_groups
+from moe.train.inputs import streams_of
 from moe.train.model import MoEModel
 
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
@@ -39,7 +40,7 @@ def model_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
     return {**shape, "vocab_size": vocab_size}
 
 
-def build_model(config: Config, meta: Meta) -> MoEModel:
+def build_model(config: Config, meta: Vocabulary) -> MoEModel:
     shape = model_shape(config.model, meta.vocab_size)
     transformer = build_transformer(
         config.model,
@@ -55,6 +56,7 @@ def build_model(config: Config, meta: Meta) -> MoEModel:
         balance_loss=config.model.balance_loss,
         router_z_loss=config.model.router_z_loss,
         flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
+        token_bytes=token_bytes(load_tokenizer(config.tokenizer)),
     )
 
 
@@ -100,46 +102,83 @@ def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
     return min(int(size), rank_batch)
 
 
-def build_train_spec(config: Config, meta: Meta, world_size: int) -> DataSpec:
-    data = config.train_data
+def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: TextPlan | None = None) -> DataSpec:
+    """Training batches with their position. `text` where the config has `train_data.text`."""
+    if text is not None:
+        return _build_text_spec(config, text, world_size)
     loader = build_train_loader(
-        local=data.local,
-        remote=data.remote,
-        split=data.split,
-        shuffle=data.shuffle,
+        streams_of(config.train_data),
+        shuffle=config.train_data.shuffle,
         seed=config.seed,
         device_batch_size=config.global_train_batch_size // world_size,
         num_workers=config.num_workers,
+        cache_limit=config.train_data.cache_limit,
         **_contents(config, meta),
     )
     return DataSpec(loader, get_num_tokens_in_batch=_count_tokens)
 
 
-def build_evaluator(config: Config, meta: Meta, *, rank: int, world_size: int, every: Every) -> Evaluator:
-    """Evaluates at each `eval_interval` and at the last step, on the same samples whatever the number of ranks."""
-    data = config.eval_data
-    assert data is not None
-    loader = build_eval_loader(
-        local=data.local,
-        remote=data.remote,
-        split=data.split,
+def _build_text_spec(config: Config, text: TextPlan, world_size: int) -> DataSpec:
+    loader, rows = build_text_loader(
+        text.job,
         device_batch_size=config.global_train_batch_size // world_size,
-        rank=rank,
-        world_size=world_size,
-        max_batches=None if data.max_batches == -1 else data.max_batches,
-        **_contents(config, meta),
+        num_workers=config.num_workers,
+        document_mask=config.model.document_mask,
     )
+
+    def add_over_ranks(positions: torch.Tensor) -> torch.Tensor:
+        summed = get_device(None).tensor_to_device(positions)
+        dist.all_reduce(summed, reduce_operation="SUM")
+        return summed
+
+    def share_positions(batch: Any) -> Any:
+        rows.share(add_over_ranks)  # with every batch: a rank that saves may not have to wait for another
+        return batch
+
+    transforms = share_positions if world_size > 1 else None
+    return DataSpec(loader, batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens)
+
+
+def build_evaluators(
+    config: Config,
+    meta: Vocabulary,
+    *,
+    rank: int,
+    world_size: int,
+    every: Every,
+    text: TextPlan | None = None,
+) -> list[Evaluator]:
+    """One for each validation set, labelled `eval` or `eval/NAME`. Evaluates at each `eval_interval` and at the last
+    step, on the same samples whatever the number of ranks.
+    """
 
     def due(state: State, event: Event) -> bool:
         return event == Event.BATCH_END and every.due(int(state.timestamp.batch))
 
-    size = microbatch_size(config, world_size, on_gpu=torch.cuda.is_available())
-    return Evaluator(
-        label="eval",
-        dataloader=DataSpec(_Batches(loader), get_num_tokens_in_batch=_count_tokens),
-        eval_interval=due,
-        device_eval_microbatch_size=size,
-    )
+    data = config.eval_data
+    if data is None:
+        return []
+    share: dict[str, Any] = {
+        "device_batch_size": config.global_train_batch_size // world_size,
+        "rank": rank,
+        "world_size": world_size,
+        "max_batches": None if data.max_batches == -1 else data.max_batches,
+    }
+    if data.text:
+        assert text is not None
+        loaders = {"": build_text_eval_loader(text, document_mask=config.model.document_mask, **share)}
+    else:
+        contents = _contents(config, meta)
+        loaders = {name: build_eval_loader(spec, **share, **contents) for name, spec in streams_of(data).items()}
+    return [
+        Evaluator(
+            label=f"eval/{name}" if name else "eval",
+            dataloader=DataSpec(_Batches(loader), get_num_tokens_in_batch=_count_tokens),
+            eval_interval=due,
+            device_eval_microbatch_size=microbatch_size(config, world_size, on_gpu=torch.cuda.is_available()),
+        )
+        for name, loader in loaders.items()
+    ]
 
 
 class _Batches:
@@ -156,7 +195,7 @@ class _Batches:
         return len(self.loader)
 
 
-def _contents(config: Config, meta: Meta) -> dict[str, Any]:
+def _contents(config: Config, meta: Vocabulary) -> dict[str, Any]:
     return {
         "seq_len": config.max_seq_len,
         "eos_id": meta.eos_id,
@@ -169,20 +208,14 @@ def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
     return batch["tokens"].numel()
 
 
-def data_fingerprint(folder: str | Path) -> str:
-    """Names the data by what made it: sha256 of its meta.json."""
-    return hashlib.sha256((Path(folder) / "meta.json").read_bytes()).hexdigest()[:16]
-
-
 __all__ = [
-    "build_evaluator",
+    "build_evaluators",
     "build_model",
     "build_optimizer",
     "build_schedule",
     "build_train_spec",
     "build_transformer",
     "count_parameters",
-    "data_fingerprint",
     "microbatch_size",
     "model_shape",
 ]

@@ -7,3 +7,11 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """Training cannot go on, through no fault of the input. The message says why and the mend. Exit code 1."""
+
+
+class DataFault(RunFailed):
+    """Training data that is missing, damaged or not what it says, met while reading it. The message names the file."""
+
+    def __init__(self, text: str) -> None:
+        # a loader worker's error comes wrapped in its traceback, as text: its last line is the message
+        super().__init__(text.rpartition("DataFault: ")[2].strip())

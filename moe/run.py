@@ -9,27 +9,27 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-import sys
+import re
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from moe.config import Config, ConfigError, Every, load_config, parse_time, to_yaml
+from moe.config import Config, ConfigError, Every, load_config, parse_seconds, parse_time
 from moe.config.checks import check_ranks
 from moe.errors import InputError, RunFailed
+from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, evaluation_is_due, open_folder, open_logs, starting_point
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
-from moe.units import say
+from moe.units import complain, say
 
 if TYPE_CHECKING:
-    from moe.data.meta import Meta
+    from moe.train.inputs import Inputs
     from moe.train.run_folder import RunFolder
 
 USAGE = (
     "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
 )
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
+LOST = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)|gloo.*by peer|NCCL.*remote process")
 DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
-RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def main(argv: list[str]) -> int:
@@ -37,16 +37,19 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
+    # Python's tracker of shared memory clears what a second Ctrl+C leaves; that it does is no news
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     stop = StopSignal()
     stop.install()
     try:
         config = load_config(argv[0], argv[1:])
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
+        stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
         return train(config, stop)
     except (InputError, RunFailed) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        if LOCAL_RANK == 0:
+            complain(str(error))
         return 2 if isinstance(error, InputError) else 1
     except Stopped:
         return EXIT_STOPPED
@@ -68,22 +71,25 @@ def train(config: Config, stop: StopSignal) -> int:
     import torch
     from composer.utils import dist, get_device
 
+    from moe.train.temporary import temporary_folder
+
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
     config = _with_precision(config, on_gpu)
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
-    folder = _open_folder(config)
+    folder = open_folder(config)
     try:
-        return _fit(config, meta, folder, stop, on_gpu)
+        with temporary_folder(folder.record["id"], leader=LOCAL_RANK == 0):
+            return _fit(config, meta, folder, stop, on_gpu)
     except Stopped:
-        folder.note(state="stopped")
-        say(f"stopped, saved in {folder.path}; run the same command again to go on")
+        folder.end("stopped", say)
+        say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
         raise
     except InputError:
         raise
     except BaseException:
-        folder.note(state="failed")
+        folder.end("failed", say)
         raise
     finally:
         if folder.lock is not None:
@@ -101,53 +107,18 @@ def _with_precision(config: Config, on_gpu: bool) -> Config:
     return config
 
 
-def _open_folder(config: Config) -> RunFolder:
-    """Rank 0 locks and reads the run folder; all ranks get the same answer, or the same error."""
-    from composer.utils import dist
-
-    from moe.train.run_folder import RunFolder, open_run_folder
-
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        _clean_leftovers(config)
-    answer: list[Any] = [None, None]
-    lock = None
-    if RANK == 0:
-        try:
-            opened = open_run_folder(
-                Path(config.save_folder),
-                run_name=config.run_name,
-                autoresume=config.autoresume,
-                resume_from=config.resume_from,
-                report=say,
-            )
-            lock = opened.lock
-            answer = [None, (opened.record, opened.checkpoint)]
-        except InputError as error:
-            answer = [str(error), None]
-    dist.broadcast_object_list(answer)
-    if answer[0] is not None:
-        raise InputError(answer[0])
-    record, checkpoint = answer[1]
-    return RunFolder(Path(config.save_folder).expanduser(), record, checkpoint, lock)
-
-
-def _clean_leftovers(config: Config) -> None:
-    """Shared memory that a killed run left behind for this data; no other run's."""
-    from moe.data import clean_stale_shared_memory
-
-    sources = [data for data in (config.train_data, config.eval_data) if data is not None]
-    clean_stale_shared_memory([os.path.join(data.local, data.split) for data in sources])
-
-
-def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
+def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
     from composer import Trainer
     from composer.callbacks import SpeedMonitor
 
     from moe import build
+    from moe.data.tokenizer import load_tokenizer
     from moe.train.callbacks.console import Console
     from moe.train.callbacks.gradients import GradientClipping
     from moe.train.callbacks.learning_rate import LearningRate
     from moe.train.callbacks.losses import StepLosses
+    from moe.train.callbacks.progress import Progress
+    from moe.train.callbacks.samples import Samples
     from moe.train.callbacks.saver import CheckpointSaver
     from moe.train.callbacks.seeding import StepSeed
     from moe.train.inputs import print_plan
@@ -160,25 +131,31 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
     def every(interval: str) -> Every:
         return Every(parse_time(interval), tokens_per_step, total_steps)
 
-    fingerprint = build.data_fingerprint(config.train_data.local)
-    load_path, weights_only, start_step = _starting_point(config, meta, folder, fingerprint)
+    load_path, weights_only, start_step = starting_point(config, meta, folder, meta.fingerprint)
     microbatch = build.microbatch_size(config, WORLD_SIZE, on_gpu)
     count = build.count_parameters(**build.model_shape(config.model, meta.vocab_size))
     print_plan(config, meta, folder, count=count, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
-    eval_first = _evaluation_is_due(config, folder, start_step, every(config.eval_interval))
+    eval_first = evaluation_is_due(config, folder, start_step, every(config.eval_interval))
     if start_step >= total_steps and not eval_first:
-        folder.note(state="done")
+        folder.end("done", say)
         say(f"complete: step {start_step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
         return 0
 
     model = build.build_model(config, meta)
     optimizer, groups = build.build_optimizer(config, model)
     try:
-        writers, finish_logs = _open_logs(config, folder, start_step)
+        writers, finish_logs = open_logs(config, folder, start_step, eval_first)
     except OSError as error:
         raise InputError(f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}") from None
     log = every(config.log_interval)
+    progress = Progress(
+        parse_seconds(config.stall_timeout),
+        stacks=folder.path / "stacks",
+        rank=RANK,
+        note=lambda state: folder.note(state=state),
+    )
     callbacks = [
+        progress,
         StepSeed(config.seed),
         LearningRate(
             build.build_schedule(config),
@@ -194,29 +171,33 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
             every=every(config.save_interval),
             keep=config.save_num_checkpoints_to_keep,
             keep_every=parse_time(config.keep_every) if config.keep_every else None,
+            max_failed=config.max_failed_saves,
             stop=stop,
             report=say,
+            remote=folder.remote,
             manifest={
                 "config": dataclasses.asdict(config),
-                "data": fingerprint,
+                "data": meta.fingerprint,
                 "eos_id": meta.eos_id,
                 "vocab_size": meta.vocab_size,
                 "versions": _versions(),
             },
         ),
     ]
-    evaluators = []
-    if config.eval_data is not None:
-        evaluators = [
-            build.build_evaluator(config, meta, rank=RANK, world_size=WORLD_SIZE, every=every(config.eval_interval))
-        ]
+    evaluators = build.build_evaluators(
+        config, meta, rank=RANK, world_size=WORLD_SIZE, every=every(config.eval_interval), text=meta.text
+    )
+    if evaluators and config.sample_prompts:
+        tokenizer = load_tokenizer(config.tokenizer)
+        callbacks.append(Samples(model.transformer, tokenizer, list(config.sample_prompts)))
     mend_composer()
     code, trainer = 1, None
+    progress.watch()
     try:
         trainer = Trainer(
             model=model,
             optimizers=optimizer,
-            train_dataloader=build.build_train_spec(config, meta, WORLD_SIZE),
+            train_dataloader=build.build_train_spec(config, meta, WORLD_SIZE, meta.text),
             eval_dataloader=evaluators,
             max_duration=str(parse_time(config.max_duration)),
             device="gpu" if on_gpu else "cpu",
@@ -239,80 +220,21 @@ def _fit(config: Config, meta: Meta, folder: RunFolder, stop: StopSignal, on_gpu
     except Stopped:
         code = 0  # for W&B: an interruption is no failure
         raise
+    except RuntimeError as error:
+        # a loader worker or another rank was killed; before the first step it may be a fault that comes again
+        if not (progress.steps_done and LOST.search(str(error))):
+            raise
+        complain(str(error).strip().splitlines()[-1])
+        code = 0
+        raise Stopped from None
     finally:
         if trainer is not None:
             trainer.engine.close()  # not trainer.close(), which waits for all ranks: one of them may have failed alone
         finish_logs(code)
-    folder.note(state="done")
+        progress.stop()
+    folder.end("done", say)
     say(f"done: {total_steps:,} steps; checkpoint and logs are in {folder.path}")
     return 0
-
-
-def _starting_point(config: Config, meta: Meta, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool, int]:
-    """Which file to load, whether only its weights, and at which step the run then stands: this run's checkpoint, else
-    `load_path`, else nothing.
-    """
-    from moe.train.checkpoints import CheckpointError, find_named
-    from moe.train.run_folder import check_continues, check_weights_fit
-
-    settings = dataclasses.asdict(config)
-    if folder.checkpoint is not None:
-        check_continues(folder.checkpoint, settings, fingerprint, report=say)
-        return str(folder.checkpoint.state_file), False, folder.checkpoint.step
-    if config.load_path is None:
-        return None, False, 0
-    try:
-        named = find_named(config.load_path)
-    except CheckpointError as error:
-        raise InputError(f"load_path: {error}") from None
-    if config.load_weights_only:
-        check_weights_fit(named, settings, meta.vocab_size)
-        say(f"starting from the weights of {named.path}")
-        return str(named.state_file), True, 0
-    check_continues(named, settings, fingerprint, report=say)
-    say(f"starting from the state of {named.path}, step {named.step:,}")
-    return str(named.state_file), False, named.step
-
-
-def _evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
-    """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted."""
-    from composer.utils import dist
-
-    from moe.train.logs import evaluated_at
-
-    if config.eval_data is None or not (every.due(step) if step else config.eval_first):
-        return False
-    answer = [not evaluated_at(folder.path / "metrics.jsonl", step) if RANK == 0 else None]
-    dist.broadcast_object_list(answer)
-    return bool(answer[0])
-
-
-def _open_logs(config: Config, folder: RunFolder, start_step: int) -> tuple[list[Any], Any]:
-    """The places metrics go to (rank 0 only), and what to call with the exit code at the end."""
-    from moe.train.logs import jsonl_writer, tensorboard_writer, wandb_writer
-
-    if RANK != 0:
-        return [], lambda code: None
-    (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    writers = [jsonl_writer(folder.path / "metrics.jsonl", start_step if folder.checkpoint else 0)]
-    finish: Any = lambda code: None  # noqa: E731
-    if config.loggers.tensorboard is not None:
-        writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
-    if config.loggers.wandb is not None:
-        settings = config.loggers.wandb
-        folder.note(wandb_id=folder.record.get("wandb_id") or f"{config.run_name}-{folder.record['id']}")
-        write, finish = wandb_writer(
-            project=settings.project,
-            entity=settings.entity,
-            mode=settings.mode,
-            tags=list(settings.tags),
-            run_id=folder.record["wandb_id"],
-            name=config.run_name,
-            folder=folder.path,
-            config=dataclasses.asdict(config),
-        )
-        writers.append(write)
-    return writers, finish
 
 
 def _versions() -> dict[str, str]:

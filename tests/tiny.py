@@ -9,6 +9,26 @@ from pathlib import Path
 
 import yaml
 
+RUN_SHAPE = {
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "n_experts": 4,
+    "top_k": 2,
+    "expert_hidden": 24,
+    "head_dim": None,
+    "qk_norm": True,
+    "rope_theta": 10000.0,
+    "norm_eps": 1e-6,
+    "tie_embeddings": True,
+    "document_mask": True,
+    "dropout": 0.1,
+    "balance_loss": 0.01,
+    "router_z_loss": 0.001,
+    "z_loss": 0.0001,
+}
+
 TEXT = "the model reads a token and writes another one while every expert waits for its share of the work"
 WORDS = re.findall(r"\w+", TEXT)
 
@@ -64,3 +84,46 @@ def tiny_config(folder: Path, **changes: object) -> dict:
 def write_config(path: Path, config: dict) -> Path:
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = (10,), **changes: object) -> Path:
+    """A run folder as the trainer leaves it, made without Composer: a checkpoint of each step, of other random weights
+    that are large enough to matter, and logged losses. `changes` are of the model.
+    """
+    import torch
+
+    from moe.data.tokenizer import load_tokenizer, vocab_size
+    from moe.model import Transformer
+    from moe.train.checkpoints import write_checkpoint
+
+    settings = {**RUN_SHAPE, **changes}
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    size = vocab_size(tokenizer)
+    config = {
+        "run_name": folder.name,
+        "tokenizer": str(tokenizer_folder),
+        "max_seq_len": 64,
+        "global_train_batch_size": 4,
+        "precision": "fp32",
+        "model": settings,
+        "max_duration": "2560tok",
+        "optimizer": {"name": "muon", "lr": 0.001},
+        "train_data": {"local": str(folder / "no-data")},
+    }
+    manifest = {"config": config, "data": "d", "eos_id": tokenizer.eos_token_id, "vocab_size": size}
+    shape = {key: value for key, value in settings.items() if key not in ("balance_loss", "router_z_loss")}
+    for step in steps:
+        torch.manual_seed(step)
+        model = Transformer(vocab_size=size, eos_id=tokenizer.eos_token_id, **shape)
+        weights = {
+            f"transformer.{name}": weight.uniform_(0.5, 1.5) if name.endswith("norm.weight") else weight * 8
+            for name, weight in model.state_dict().items()
+        }
+        weights["expert_share_LE"] = torch.full((settings["n_layers"], settings["n_experts"]), 0.25)
+        state = {"state": {"model": weights, "timestamp": {}}}
+        write_checkpoint(folder, step, state, {**manifest, "tokens": step * 256})
+    rows: list[dict] = [{"step": step, "train/loss": 6.0 - step / 10} for step in range(1, 11)]
+    for step in (0, 5, 10):
+        rows.append({"step": step, "metrics/eval/loss": 6.0 - step / 10, "metrics/eval/bits_per_byte": 2.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

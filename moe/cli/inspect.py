@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 BOUNDARY = " ⟦end of document⟧ "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, help="the folder that convert/fineweb_to_mds.py wrote (its --out)")
+    parser.add_argument("data", help="what convert/fineweb_to_mds.py wrote (its --out): a folder, or s3://")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's samples to show")
     parser.add_argument("--samples", type=int, default=2, help="how many samples to show, spread over the split")
     parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own cannot be had")
@@ -26,10 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from moe.data.verify import verify_split
 
     meta = read_meta(args.data)
-    report = args.data / "conversion.json"
-    for line in summary(meta, args.data, json.loads(report.read_text()) if report.is_file() else None):
+    for line in summary(meta, args.data):
         print(line)
-    faults = [fault for split in SPLITS for fault in verify_split(args.data / split, full=not args.quick)]
+    faults = [fault for split in SPLITS for fault in verify_split(f"{args.data}/{split}", full=not args.quick)]
     for fault in faults:
         print(f"fault        {fault}")
     if faults:
@@ -57,7 +54,7 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
     total = meta.samples[args.split]
     count = min(args.samples, total)
     for number in sorted({int(i) for i in np.linspace(0, max(0, total - 1), count)}) if count else []:
-        (tokens,) = read_samples(args.data / args.split, number, 1)
+        (tokens,) = read_samples(f"{args.data}/{args.split}", number, 1)
         ends = np.flatnonzero(tokens == meta.eos_id) + 1
         pieces = np.split(tokens, ends)
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]

@@ -10,8 +10,10 @@ from moe.errors import InputError
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
+    "check": "check config, data and checkpoints before a run, every byte of them",
     "inspect": "show and verify a converted dataset",
     "generate": "continue prompts with a trained checkpoint",
+    "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",
 }
 
 

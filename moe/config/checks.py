@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moe.config.times import Time, parse_time
+from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
-    from moe.config.schema import Config
+    from moe.config.schema import Config, TrainStream
 
 TIMES = ("max_duration", "save_interval", "eval_interval", "log_interval", "keep_every", "scheduler.t_decay")
+WEIGHTS = ("proportion", "repeat", "choose")  # of a stream in a mixture
 
 
 def find_faults(config: Config) -> list[str]:
@@ -21,12 +23,20 @@ def find_faults(config: Config) -> list[str]:
     _check_model(config, faults)
     _check_ranges(config, faults)
     _check_schedule(config, times, faults)
+    _check_data(config, faults)
     _check_run(config, faults)
     return faults
 
 
 def check_ranks(config: Config, world_size: int) -> list[str]:
     """Faults that depend on the number of ranks."""
+    text = config.train_data.text
+    if text is not None and text.lanes % world_size:
+        higher = -(-text.lanes // world_size) * world_size
+        return [
+            f"train_data.text.lanes ({text.lanes}) is not divisible by {world_size} ranks; use {higher} "
+            "in a new run, or another number of ranks in one that is begun"
+        ]
     if config.global_train_batch_size % world_size:
         lower = config.global_train_batch_size // world_size * world_size or world_size
         return [
@@ -58,6 +68,13 @@ def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
             times["scheduler.t_warmup"] = warmup
     except ValueError as error:
         faults.append(f"scheduler.t_warmup ({config.scheduler.t_warmup}) {error}")
+    for path in ("time_limit", "stall_timeout"):
+        text = _get(config, path)
+        try:
+            if text is not None:
+                parse_seconds(text)
+        except ValueError as error:
+            faults.append(f"{path} ({text}) {error}")
     return times
 
 
@@ -98,6 +115,7 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
         ("max_seq_len", 2, None),
         ("save_num_checkpoints_to_keep", -1, None),
         ("max_skipped_steps", 1, None),
+        ("max_failed_saves", 1, None),
         ("seed", 0, 2**31 - 1),
     ):
         value = _get(config, path)
@@ -161,6 +179,64 @@ def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -
         )
 
 
+def _check_data(config: Config, faults: list[str]) -> None:
+    for key, data in (("train_data", config.train_data), ("eval_data", config.eval_data)):
+        if data is None:
+            continue
+        given = [name for name in ("local", "streams", "text") if getattr(data, name)]
+        if len(given) != 1:
+            faults.append(
+                f"{key}: has {' and '.join(given) or 'no data'}; "
+                "give one of local (a folder), streams (several) and text (tokenised as it is read)"
+            )
+        if data.local is None and data.remote is not None:
+            faults.append(f"{key}.remote ({data.remote}) goes with {key}.local; each stream has a remote of its own")
+        folders: dict[tuple[str, str], str] = {}
+        for name, stream in data.streams.items():
+            other = folders.setdefault((stream.local, stream.split), name)
+            if other != name:
+                faults.append(
+                    f"{key}.streams.{name}.local ({stream.local}) is also that of {other}; "
+                    "leave one out, or give it a larger share with repeat or proportion"
+                )
+            if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
+                faults.append(f"{key}.streams.{name}: a stream's name must be letters, digits, '_' and '-'")
+    _check_weights(config.train_data.streams, faults)
+    text = config.train_data.text
+    if text is not None and not 0 <= text.val_fraction < 1:
+        faults.append(f"train_data.text.val_fraction ({text.val_fraction}) must be at least 0 and below 1, as 0.005")
+    if text is not None and (text.lanes < 1 or text.val_seed < 0):
+        faults.append(
+            f"train_data.text: lanes ({text.lanes}) must be at least 1, val_seed ({text.val_seed}) at least 0"
+        )
+    if config.eval_data is not None and config.eval_data.text and (text is None or text.val_fraction == 0):
+        faults.append(
+            "eval_data.text goes with train_data.text and a val_fraction above 0; give eval_data.local instead"
+        )
+
+
+def _check_weights(streams: dict[str, TrainStream], faults: list[str]) -> None:
+    absolute = []
+    for name, stream in streams.items():
+        path = f"train_data.streams.{name}"
+        given = {key: getattr(stream, key) for key in WEIGHTS if getattr(stream, key) is not None}
+        faults += [
+            f"{path}.{key} ({value}) must be above 0" for key, value in given.items() if not 0 < value < math.inf
+        ]
+        if len(given) > 1:
+            faults.append(f"{path}: gives {' and '.join(given)}; choose one")
+        absolute += [f"{path}.{key}" for key in given if key != "proportion"]
+    proportions = [s.proportion for s in streams.values() if s.proportion is not None]
+    if proportions and absolute:
+        faults.append(f"{absolute[0]} does not go with the proportion of another stream; give all streams the same")
+    if proportions and len(proportions) < len(streams) and sum(proportions) >= 1:
+        without = next(name for name, stream in streams.items() if stream.proportion is None)
+        faults.append(
+            f"train_data.streams: proportions add up to {sum(proportions):g} and leave nothing for {without}, "
+            "which has none; lower them, or give every stream one"
+        )
+
+
 def _check_run(config: Config, faults: list[str]) -> None:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run_name) is None:
         faults.append(
@@ -170,8 +246,22 @@ def _check_run(config: Config, faults: list[str]) -> None:
     if not config.save_folder.strip():
         mend = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
         faults.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {mend}")
-    if "://" in config.save_folder:
-        faults.append(f"save_folder ({config.save_folder}) must be a folder on this machine or a mounted disk")
+    if "://" in config.save_folder and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
+        faults.append(f"save_folder ({config.save_folder}) must be a folder, or s3://bucket/prefix")
+    limit, data = config.train_data.cache_limit, config.train_data
+    folders: list[Any] = [data] if data.local is not None else [*data.streams.values()]
+    alone = [f for f in folders if f.remote is None or os.path.realpath(f.remote) == os.path.realpath(str(f.local))]
+    if limit is not None and re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*(b|kb|mb|gb|tb)", limit.lower()) is None:
+        faults.append(f"train_data.cache_limit ({limit}) is no size; write it as 500mb or 100gb")
+    elif limit is not None and alone:
+        faults.append(
+            f"train_data.cache_limit ({limit}) would delete shards that have no other copy: "
+            f"the remote of {alone[0].local} is {alone[0].remote}; set remote, or remove cache_limit"
+        )
+    if config.sample_prompts and config.eval_data is None:
+        faults.append(
+            "sample_prompts are continued at evaluations and eval_data is null; set eval_data, or remove them"
+        )
     if config.resume_from is not None and re.fullmatch(r"step:\d+", config.resume_from) is None:
         faults.append(f"resume_from ({config.resume_from}) must name a step, as step:5000")
     if config.resume_from is not None and config.load_path is not None:

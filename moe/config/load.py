@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -119,7 +119,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
             nested = {key: nested}
         try:
             config = OmegaConf.merge(config, nested)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
             wrong.add(dotted)
             faults.append(_explain(path, value, error))
     result = None
@@ -145,15 +145,25 @@ def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
     return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
 
 
-def _fields_at(path: tuple[str, ...]) -> list[str]:
-    """Names of the settings that may stand in the section `path`; none where there is no such section."""
+def _fields_at(path: tuple[str, ...]) -> list[str] | None:
+    """Names of the settings that may stand in the section `path`; none where there is no such section, None where any
+    name may stand (`train_data.streams`).
+    """
     section: Any = Config
+    named: Any = None
     for key in path:
+        if named is not None:
+            section, named = named, None
+            continue
         hint = get_type_hints(section).get(key)
-        section = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
-        if section is None:
+        found = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        if found is None:
             return []
-    return [f.name for f in dataclasses.fields(section)]
+        if get_origin(hint) is dict:
+            named = found
+        else:
+            section = found
+    return None if named is not None else [f.name for f in dataclasses.fields(section)]
 
 
 def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
@@ -161,13 +171,15 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
     dotted = ".".join(path)
     for depth, key in enumerate(path):
         known = _fields_at(path[:depth])
+        if known is None:
+            continue
         if not known:
             return f"{'.'.join(path[:depth])}: takes one value, not a section (found {key!r} in it)"
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
             return f"{'.'.join(path[: depth + 1])}: is no setting; {mend}"
-    if _fields_at(path):
-        return f"{dotted}: is {value!r}; this is a section, with {', '.join(_fields_at(path))}"
+    if (known := _fields_at(path)) != []:
+        return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     reason = str(error).splitlines()[0]
     return f"{dotted}: is {value!r}; {reason[0].lower()}{reason[1:]}"

@@ -88,29 +88,85 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainData:
+class TrainStream:
     local: str
-    "Folder made by convert/fineweb_to_mds.py (or where `remote` is cached)."
+    "As `train_data.local`."
     remote: str | None = None
-    "Where shards are fetched from as they are needed, e.g. s3://bucket/fineweb-10bt; null means all is in `local`."
+    "As `train_data.remote`."
     split: str = "train"
     "Subfolder of the data."
-    verify: Literal["size", "full"] = "size"
-    "Check of the shards before training: their sizes, or also their hashes (`full` reads all local data once)."
-    shuffle: bool = True
-    "Shuffle samples anew in each epoch (seeded)."
+    proportion: float | None = None
+    "Share of an epoch's samples; streams without one share what is left by their size."
+    repeat: float | None = None
+    "Times the stream is read in an epoch; goes with no `proportion` in any stream."
+    choose: int | None = None
+    "Samples read in an epoch; goes with no `proportion` in any stream."
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalData:
+class EvalStream:
     local: str
     "As `train_data.local`."
     remote: str | None = None
     "As `train_data.remote`."
     split: str = "val"
     "Subfolder of the data."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData:
+    dataset: str
+    "Hub name, or a folder or file on this machine (parquet, jsonl, jsonl.gz, txt)."
+    config: str | None = None
+    "The dataset's config, e.g. sample-10BT for HuggingFaceFW/fineweb."
+    split: str = "train"
+    "The dataset's split."
+    revision: str | None = None
+    "Branch, tag or commit of a hub dataset."
+    text_column: str = "text"
+    "The column that holds the text."
+    val_fraction: float = 0.005
+    "Share of the documents that are never trained on; the same ones as in a conversion with this fraction and seed."
+    val_seed: int = 17
+    "Decides which these are, as --seed of the conversion."
+    lanes: int = 16
+    "Places in the text that are read side by side; the number of ranks must divide it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    local: str | None = None
+    "Folder made by convert/fineweb_to_mds.py (or where `remote` is cached). Give this, `streams` or `text`."
+    remote: str | None = None
+    "Where shards are fetched from as they are needed, e.g. s3://bucket/fineweb-10bt; null means all is in `local`."
+    split: str = "train"
+    "Subfolder of the data."
+    verify: Literal["size", "full"] = "size"
+    "Check of the shards before training: their sizes, or also their hashes (`full` reads all local data once)."
+    cache_limit: str | None = None
+    "With `remote`: most disk that fetched shards may take in `local`, e.g. 100gb; older ones are evicted."
+    shuffle: bool = True
+    "Shuffle samples anew in each epoch (seeded)."
+    streams: dict[str, TrainStream] = field(default_factory=dict)
+    "A mixture of several folders, each under a name of its own (docs/data.md)."
+    text: TextData | None = None
+    "Text that is tokenised as it is read, without a conversion (docs/data.md)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalData:
+    local: str | None = None
+    "As `train_data.local`. Give this, `streams` or `text`."
+    remote: str | None = None
+    "As `train_data.remote`."
+    split: str = "val"
+    "Subfolder of the data."
     max_batches: int = 100
     "Batches (of `global_train_batch_size` samples) per evaluation; -1 means the whole split."
+    streams: dict[str, EvalStream] = field(default_factory=dict)
+    "Several validation sets, each under a name of its own and logged as `metrics/eval/NAME/loss`."
+    text: bool = False
+    "Evaluate on the documents that `train_data.text` leaves out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +225,15 @@ class Config:
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"
-    "Run folder: checkpoints, config, logs."
+    "Run folder: checkpoints, config, logs. s3://bucket/prefix works in ./runs/{run_name} and uploads at each save."
     save_interval: str = "1000ba"
     "Time between checkpoints; the end of the run always makes one."
     save_num_checkpoints_to_keep: int = 3
     "Newest checkpoints that stay, across resumes; -1 keeps all."
     keep_every: str | None = None
     "The first checkpoint at or after each multiple of this stays for ever."
+    max_failed_saves: int = 5
+    "Checkpoints in a row that could not be written (a full disk) that stop the run; 1 stops it at the first."
     autoresume: bool = True
     "The same command goes on from the newest checkpoint that verifies. false: a folder that holds a run is refused."
     resume_from: str | None = None
@@ -188,8 +246,14 @@ class Config:
     "Time between evaluations; the end of the run always makes one."
     eval_first: bool = True
     "Evaluate once before the first step."
+    sample_prompts: list[str] = field(default_factory=list)
+    "Texts that the model continues at every evaluation; shown and logged."
     log_interval: str = "10ba"
     "Time between log lines and logged metrics."
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
     max_skipped_steps: int = 20
     "Steps in a row with a non-finite gradient (each skipped on every rank) that stop the run."
+    time_limit: str | None = None
+    "Wall-clock time of one start of the command, e.g. 24h: then it saves and exits 75. Leave room for a last save."
+    stall_timeout: str = "30m"
+    "Without progress for this long (a step, an evaluation batch) the run writes all stacks and ends. Above one step."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 
 from moe.config import schema
 
@@ -25,9 +26,9 @@ def rows() -> list[tuple[str, str, str, str]]:
             doc = ""
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 doc = str(following.value.value)
-            section = next((c for c in classes if c in kind.replace(" | ", " ").split()), None)
+            section = next((c for c in re.findall(r"\w+", kind) if c in classes), None)
             if section:
-                sections.append((section, key + "."))
+                sections.append((section, f"{key}.NAME." if kind.startswith("dict") else f"{key}."))
             if doc or not section:
                 found.append((key, _kind(kind, section), _default(field.value), doc))
         for section, path in sections:
@@ -39,7 +40,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 
 def _kind(kind: str, section: str | None) -> str:
     if section:
-        return "section"
+        return "sections by name" if kind.startswith("dict") else "section"
     return (
         kind.replace("None", "null").replace("Literal[", "").replace("'", "").rstrip("]")
         if "Literal" in kind

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 UNITS = {"tok": "tokens", "ba": "batches"}
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,15 @@ def parse_time(text: str, zero: bool = False) -> Time:
     if match is None or int(match[1].replace("_", "")) < (0 if zero else 1):
         raise ValueError("is no duration; write tokens as 100000000tok or batches (steps) as 1000ba")
     return Time(int(match[1].replace("_", "")), match[2])
+
+
+def parse_seconds(text: str) -> int:
+    """`"30m"` -> 1800. Wall-clock time in s, m, h or d.
+
+    Raises:
+        ValueError: not a positive whole number followed by one of these.
+    """
+    match = re.fullmatch(r"([0-9]+)([smhd])", str(text).strip())
+    if match is None or not int(match[1]):
+        raise ValueError("is no wall-clock time; write it as 90s, 30m, 12h or 2d")
+    return int(match[1]) * SECONDS[match[2]]

@@ -168,8 +168,7 @@ def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Check
             faults.append((folder, error))
             continue
         for broken, fault in faults:
-            aside = _free_name(broken.with_name(f"set-aside-{broken.name}"))
-            broken.rename(aside)
+            aside = set_aside(broken)
             report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}")
         return found
     if faults:
@@ -181,11 +180,14 @@ def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Check
     return None
 
 
-def _free_name(path: Path) -> Path:
-    count, candidate = 1, path
-    while candidate.exists():
-        count, candidate = count + 1, path.with_name(f"{path.name}-{count + 1}")
-    return candidate
+def set_aside(folder: Path) -> Path:
+    """Gives a checkpoint folder, where it is there, a name that no start takes; returns it."""
+    count, aside = 1, folder.with_name(f"set-aside-{folder.name}")
+    while aside.exists():
+        count, aside = count + 1, folder.with_name(f"set-aside-{folder.name}-{count + 1}")
+    if folder.exists():
+        folder.rename(aside)
+    return aside
 
 
 def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
@@ -197,11 +199,11 @@ def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
             report(f"{target.name}: brought back, its replacement was interrupted")
         else:
             shutil.rmtree(old)
-    for partial in save_folder.glob(".writing-step-*"):
+    for partial in [*save_folder.glob(".writing-step-*"), *save_folder.glob(".fetching-step-*")]:
         shutil.rmtree(partial)
-        report(
-            f"{partial.name.removeprefix('.writing-')}: was being written when the run was stopped; removed the part"
-        )
+        doing, _, name = partial.name[1:].partition("-")
+        verb = "written" if doing == "writing" else "fetched"
+        report(f"{name}: was being {verb} when the run was stopped; removed the part")
 
 
 def find_named(path: str) -> Checkpoint:
@@ -247,24 +249,26 @@ def load_state(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> 
         ) from None
 
 
-def retain(save_folder: Path, *, keep: int, keep_every: Time | None, tokens_per_step: int) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints (-1: none) and those pinned by `keep_every`; returns what it
-    removed.
+def steps_to_remove(steps: list[int], *, keep: int, keep_every: Time | None, tokens_per_step: int) -> list[int]:
+    """All but the newest `keep` of the given steps (-1: none) and those pinned by `keep_every`.
 
     Pinned is the first checkpoint at or after each multiple of `keep_every`; it is never removed later, so the rule
     gives the same answer whatever has been removed before, also after a resume.
     """
-    folders = step_folders(save_folder)
-    if keep < 0:
-        return []
-    pinned: dict[int, Path] = {}
+    steps = sorted(steps)
+    pinned: dict[int, int] = {}
     if keep_every is not None:
-        for folder in folders:
-            step = int(folder.name.removeprefix("step-"))
+        for step in steps:
             position = step if keep_every.unit == "ba" else step * tokens_per_step
-            pinned.setdefault(position // keep_every.value, folder)
+            pinned.setdefault(position // keep_every.value, step)
         pinned.pop(0, None)
-    removed = [folder for folder in folders[: max(0, len(folders) - keep)] if folder not in pinned.values()]
+    return [] if keep < 0 else [step for step in steps[: max(0, len(steps) - keep)] if step not in pinned.values()]
+
+
+def retain(save_folder: Path, **rule: Any) -> list[Path]:
+    """Removes the checkpoints that `steps_to_remove` names by `rule`; returns what it removed."""
+    steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(save_folder)]
+    removed = [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]
     for folder in removed:
         aside = save_folder / f".removing-{folder.name}"
         folder.rename(aside)  # so that a kill in the middle leaves no half checkpoint under a good name

@@ -2,70 +2,168 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moe.config import Config, parse_time
+from moe.config import Config, EvalData, TextData, TrainData, parse_time
 from moe.data.meta import Meta, read_meta
+from moe.data.mixture import StreamSpec, epoch_samples
 from moe.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from moe.data.verify import verify_split
 from moe.errors import InputError
 from moe.units import short
 
 if TYPE_CHECKING:
+    from moe.data.text import TextPlan
     from moe.model.flops import ParameterCount
     from moe.train.run_folder import RunFolder
 
 
-def check_data(config: Config, report: Callable[[str], None]) -> Meta:
-    """The training data's meta, after it and the validation data were held against the config.
+@dataclass(frozen=True)
+class Inputs:
+    """What the run is made from. `vocab_size` and `eos_id` are the tokenizer's, `plan` describes the training data."""
+
+    vocab_size: int
+    eos_id: int
+    fingerprint: str  # of the training data: a run goes on only with the same
+    plan: list[str]
+    epoch_tokens: int | None = None  # None: not known before the text is read
+    text: TextPlan | None = None
+
+
+def streams_of(data: TrainData | EvalData | None) -> dict[str, StreamSpec]:
+    """The folders of a section of the config by name, sorted; one without a name where there are no streams."""
+    if data is None:
+        return {}
+    if data.local is not None:
+        return {"": StreamSpec(data.local, data.remote, data.split)}
+    streams: dict[str, Any] = dict(data.streams)
+    return {name: StreamSpec(**asdict(stream)) for name, stream in sorted(streams.items())}
+
+
+def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
+    """Holds all training and validation data against the config and the tokenizer.
 
     Raises:
         InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
     """
-    tokenizer = load_tokenizer(config.tokenizer)
-    wanted = tokenizer_fingerprint(tokenizer)
-    parts = [("train_data", config.train_data, config.global_train_batch_size)]
-    if config.eval_data is not None:
-        parts.append(("eval_data", config.eval_data, 1))  # type: ignore[arg-type]
-    metas = []
-    for key, data, samples in parts:
-        folder = Path(data.local)
-        if data.remote is not None:
-            _fetch_meta(key, data.remote, folder)
-        elif not folder.is_dir():
-            raise InputError(
-                f"{key}.local ({data.local}): there is no such folder; make it with "
-                f"`python convert/fineweb_to_mds.py --out {data.local}` or correct the path"
-            )
-        meta = read_meta(folder)
-        metas.append(meta)
-        if meta.seq_len != config.max_seq_len:
-            raise InputError(
-                f"max_seq_len ({config.max_seq_len}) is not the sequence length of {key}.local ({data.local}), "
-                f"which is {meta.seq_len}; set max_seq_len={meta.seq_len}, "
-                f"or convert the text again with --seq-len {config.max_seq_len}"
-            )
-        if meta.tokenizer_fingerprint != wanted:
-            raise InputError(
-                f"tokenizer ({config.tokenizer}) is not the one that {key}.local ({data.local}) was made with "
-                f"({meta.tokenizer}); set tokenizer to that, or convert the text again"
-            )
-        full = key == "train_data" and data.remote is None and config.train_data.verify == "full"
-        if full:
-            report(f"verifying the hashes of {data.local}/{data.split} ...")
-        # of remote data only index.json and meta.json are here yet; each shard is verified as it arrives
-        if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
-            listed = "\n".join(f"  {fault}" for fault in faults)
-            raise InputError(f"{key}: {len(faults)} fault(s) in {folder / data.split}\n{listed}")
-        found = meta.samples.get(data.split, 0)
-        if found < samples:
-            raise InputError(
-                f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, "
-                f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
-            )
-    return metas[0]
+    wanted = tokenizer_fingerprint(load_tokenizer(config.tokenizer))
+    if config.train_data.text is not None:
+        inputs = _check_text(config, config.train_data.text, report)
+    else:
+        inputs = _check_streams(config, wanted, report)
+    for name, spec in streams_of(config.eval_data).items():
+        key = f"eval_data.streams.{name}" if name else "eval_data"
+        _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
+    return inputs
+
+
+def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -> Inputs:
+    specs = streams_of(config.train_data)
+    metas = {
+        name: _check_folder(
+            config,
+            f"train_data.streams.{name}" if name else "train_data",
+            spec,
+            wanted,
+            samples=1 if name else config.global_train_batch_size,
+            full=config.train_data.verify == "full",
+            report=report,
+        )
+        for name, spec in specs.items()
+    }
+    available = {name: meta.samples[specs[name].split] for name, meta in metas.items()}
+    counts = epoch_samples(specs, available, global_batch=config.global_train_batch_size)
+    prints = [f"{name} {data_fingerprint(spec.local)} {spec.split}{spec.weight}" for name, spec in specs.items()]
+    first = next(iter(metas.values()))
+    return Inputs(
+        vocab_size=first.vocab_size,
+        eos_id=first.eos_id,
+        fingerprint=data_fingerprint(specs[""].local) if "" in specs else "; ".join(prints),
+        epoch_tokens=sum(counts.values()) * config.max_seq_len,
+        plan=_describe(specs, available, counts, config.max_seq_len),
+    )
+
+
+def _check_text(config: Config, text: TextData, report: Callable[[str], None]) -> Inputs:
+    from moe.data.text import open_text  # not at the top: it needs torch, and faults of folders should be told sooner
+
+    plan = open_text(
+        **asdict(text), tokenizer_name=config.tokenizer, seq_len=config.max_seq_len, seed=config.seed, say=report
+    )
+    return Inputs(plan.vocab_size, plan.job.eos_id, plan.fingerprint, [plan.summary], text=plan)
+
+
+def data_fingerprint(folder: str | Path) -> str:
+    """Names the data by what made it: sha256 of its meta.json."""
+    return hashlib.sha256((Path(folder) / "meta.json").read_bytes()).hexdigest()[:16]
+
+
+def _describe(
+    specs: dict[str, StreamSpec], available: dict[str, int], counts: dict[str, int], seq_len: int
+) -> list[str]:
+    if "" in specs:
+        return [f"{specs[''].local}: {short(available[''] * seq_len)} tokens to train on"]
+    total = sum(counts.values())
+    lines = [f"{len(specs)} streams, {short(total * seq_len)} tokens an epoch"]
+    for name, spec in specs.items():
+        lines.append(
+            f"{name}: {counts[name] / total:.1%} of an epoch, {short(counts[name] * seq_len)} tokens, "
+            f"{counts[name] / available[name]:.3g} times {spec.local}"
+        )
+    return lines
+
+
+def _check_folder(
+    config: Config,
+    key: str,
+    data: StreamSpec,
+    wanted: str,
+    *,
+    samples: int,
+    full: bool,
+    report: Callable[[str], None],
+) -> Meta:
+    """The meta of one folder, after it was held against the config; `wanted` is the tokenizer's fingerprint."""
+    folder = Path(data.local)
+    if data.remote is not None:
+        _fetch_meta(key, data.remote, folder)
+    elif not folder.is_dir():
+        raise InputError(
+            f"{key}.local ({data.local}): there is no such folder; make it with "
+            f"`python convert/fineweb_to_mds.py --out {data.local}` or correct the path"
+        )
+    meta = read_meta(folder)
+    if meta.seq_len != config.max_seq_len:
+        raise InputError(
+            f"max_seq_len ({config.max_seq_len}) is not the sequence length of {key}.local ({data.local}), "
+            f"which is {meta.seq_len}; set max_seq_len={meta.seq_len}, "
+            f"or convert the text again with --seq-len {config.max_seq_len}"
+        )
+    if meta.tokenizer_fingerprint != wanted:
+        raise InputError(
+            f"tokenizer ({config.tokenizer}) is not the one that {key}.local ({data.local}) was made with "
+            f"({meta.tokenizer}); set tokenizer to that, or convert the text again"
+        )
+    full = full and data.remote is None
+    if full:
+        report(f"verifying the hashes of {data.local}/{data.split} ...")
+    # of remote data only index.json and meta.json are here yet; each shard is verified as it arrives
+    if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise InputError(
+            f"{key}: {len(faults)} fault(s) in {folder / data.split}\n{listed}\nRestore these files, or convert again."
+        )
+    found = meta.samples.get(data.split, 0)
+    if found < samples:
+        raise InputError(
+            f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, "
+            f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
+        )
+    return meta
 
 
 def _fetch_meta(key: str, remote: str, folder: Path) -> None:
@@ -84,7 +182,7 @@ def _fetch_meta(key: str, remote: str, folder: Path) -> None:
 
 def print_plan(
     config: Config,
-    meta: Meta,
+    inputs: Inputs,
     folder: RunFolder,
     *,
     count: ParameterCount,
@@ -97,16 +195,20 @@ def print_plan(
 
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     steps = parse_time(config.max_duration).to_steps(tokens_per_step)
-    data_tokens = meta.samples[config.train_data.split] * meta.seq_len
+    first, *more = inputs.plan
+    evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
+    if config.eval_data is not None and config.eval_data.text:
+        evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = {
         "model": f"{count.total:,} parameters, {count.active:,} active per token "
         f"({config.model.n_experts} experts, top {config.model.top_k})",
         "steps": f"{steps:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = {tokens_per_step:,} "
         f"tokens; {short(steps * tokens_per_step)} tokens in all",
-        "data": f"{config.train_data.local}: {short(data_tokens)} tokens to train on "
-        f"({steps * tokens_per_step / data_tokens:.2f} epochs)"
-        + (f", {config.eval_data.split} for evaluation" if config.eval_data else ", no evaluation"),
+        "data": first
+        + (f" ({steps * tokens_per_step / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
+        + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
+        + "".join(f"\n{'':10}{line}" for line in more),
         "device": f"{world_size} x {gpu}, {config.precision}, microbatch {microbatch}",
         "folder": str(folder.path),
         "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "

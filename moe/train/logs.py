@@ -6,6 +6,7 @@
 
 Decisions:
 - One destination collects and writes at the interval, so a step between two rows costs nothing.
+- Text is a row of its own: one name for each text, so that it is cut and purged as numbers are.
 - After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
   step is lost or doubled.
 - W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
@@ -13,10 +14,11 @@ Decisions:
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from composer.loggers import LoggerDestination
 from moe.config.times import Every
 from moe.errors import InputError
 
-Writer = Callable[[int, dict[str, float]], None]
+Row = Mapping[str, float | str]
+Writer = Callable[[int, Row], None]
 # Composer logs these at every batch; what they say stands in our own metrics.
 DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token", "time/epoch", "rank_zero_seed")
 
@@ -44,6 +47,14 @@ class RunLog(LoggerDestination):
             if not name.startswith(DROPPED):
                 self.pending[name] = float(value)
 
+    def log_table(
+        self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
+    ) -> None:
+        """Rows of (key, text), written at once."""
+        assert step is not None
+        for write in self.writers:
+            write(step, {f"{name}/{key}": text for key, text in rows})
+
     def batch_end(self, state: State, logger: Logger) -> None:
         if self.every.due(int(state.timestamp.batch)):
             self._write(state)
@@ -58,28 +69,35 @@ class RunLog(LoggerDestination):
             write(int(state.timestamp.batch), row)
 
 
-def jsonl_writer(path: Path, resumed_step: int) -> Writer:
-    """Appends rows to `path`; first cuts rows beyond `resumed_step` and a last line that a kill left half written."""
+def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Writer:
+    """Appends rows to `path`; first cuts rows beyond `resumed_step` and a last line that a kill left half written.
+
+    eval_again: the evaluation of `resumed_step` is made again; rows of those of its sets that were done are cut too.
+    """
     if path.exists():
         kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= resumed_step]
+        kept = [line for line in kept if not (eval_again and _is_eval(line) and _step_of(line) == resumed_step)]
         aside = path.with_suffix(".tmp")
         aside.write_bytes(b"".join(line + b"\n" for line in kept))
         os.replace(aside, path)
     file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the run
 
-    def write(step: int, row: dict[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+    def write(step: int, row: Row) -> None:
+        finite = {n: v if isinstance(v, str) or math.isfinite(v) else str(v) for n, v in row.items()}
         file.write(json.dumps({"step": step, **finite}) + "\n")
 
     return write
 
 
-def evaluated_at(path: Path, step: int) -> bool:
-    """Whether the log holds the evaluation of `step`; one that was interrupted is not there."""
-    if not path.exists():
-        return False
-    rows = [line for line in path.read_bytes().splitlines() if b"metrics/eval/loss" in line]
-    return any(_step_of(row) == step for row in rows)
+def evaluated_at(path: Path, step: int, keys: Sequence[str]) -> bool:
+    """Whether the log holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    found = [line for line in lines if _is_eval(line) and _step_of(line) == step]
+    return all(any(f'"{key}"'.encode() in line for line in found) for key in keys)
+
+
+def _is_eval(line: bytes) -> bool:
+    return b'"metrics/eval/' in line
 
 
 def _step_of(line: bytes) -> float:
@@ -94,9 +112,12 @@ def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
 
     board = SummaryWriter(log_dir=str(folder), purge_step=resumed_step + 1, flush_secs=10)
 
-    def write(step: int, row: dict[str, float]) -> None:
+    def write(step: int, row: Row) -> None:
         for name, value in row.items():
-            board.add_scalar(name, value, global_step=step)
+            if isinstance(value, str):
+                board.add_text(name, value, global_step=step)
+            else:
+                board.add_scalar(name, value, global_step=step)
 
     return write
 
@@ -127,7 +148,8 @@ def wandb_writer(
     except Exception as error:
         raise InputError(f"loggers.wandb: W&B did not start ({error}); set loggers.wandb.mode=offline") from None
 
-    def write(step: int, row: dict[str, float]) -> None:
-        run.log(row, step=step)
+    def write(step: int, row: Row) -> None:
+        text = {n: wandb.Html(html.escape(v)) for n, v in row.items() if isinstance(v, str)}
+        run.log({**row, **text}, step=step)
 
     return write, lambda code: run.finish(exit_code=code)

@@ -8,10 +8,13 @@ Decisions:
   previous step's global batch, a buffer that the checkpoint keeps, uniform at step 0; the mean probability is the
   current one.
 - No logits leave the transformer, so metrics add up sums and counts.
+- Bits per byte counts the bytes of the target tokens; the nats of an EOS count too, as the end of a document is to be
+  told in any tokenizer.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from moe.model import LossParts, Transformer
+from moe.model.loss import target_bytes
 
 
 class TokenLoss(Metric):
@@ -44,10 +48,22 @@ class TokenLoss(Metric):
         return loss.exp() if self.perplexity else loss
 
 
+class BitsPerByte(TokenLoss):
+    """The same in bits per byte of the text, which compares models of different tokenizers; `targets` counts bytes."""
+
+    def compute(self) -> Tensor:
+        return self.nll / self.targets / math.log(2)
+
+
 class MoEModel(ComposerModel):
-    """`forward` takes {"tokens", "labels"} (int64 [B, S], labels unshifted, -100 ignored) and returns `LossParts`."""
+    """`forward` takes {"tokens", "labels"} (int64 [B, S], labels unshifted, -100 ignored) and returns `LossParts`.
+
+    token_bytes: bytes of text each token stands for; None where the tokenizer does not tell, and then bits per byte are
+    not measured.
+    """
 
     expert_share_LE: Tensor
+    bytes_V: Tensor
 
     def __init__(
         self,
@@ -58,6 +74,7 @@ class MoEModel(ComposerModel):
         balance_loss: float,
         router_z_loss: float,
         flops_per_token: float,
+        token_bytes: list[int] | None = None,
     ):
         super().__init__()
         self.transformer = transformer
@@ -66,6 +83,8 @@ class MoEModel(ComposerModel):
         self.flops_per_token = flops_per_token
         self.register_buffer("expert_share_LE", torch.full((n_layers, n_experts), 1.0 / n_experts))
         self.sums: dict[str, Tensor] = {}
+        self.counts_bytes = token_bytes is not None
+        self.register_buffer("bytes_V", torch.tensor(token_bytes or [0]), persistent=False)
 
     def begin_step(self, *, global_targets: Tensor, global_tokens: int, rank_samples: int, world_size: int) -> None:
         """Called once per optimizer step, before its first microbatch, with what the global batch holds."""
@@ -94,10 +113,16 @@ class MoEModel(ComposerModel):
         return outputs if outputs is not None else self.forward(batch)
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
-        return {} if is_train else {"loss": TokenLoss(), "perplexity": TokenLoss(perplexity=True)}
+        if is_train:
+            return {}
+        metrics: dict[str, Metric] = {"loss": TokenLoss(), "perplexity": TokenLoss(perplexity=True)}
+        return {**metrics, "bits_per_byte": BitsPerByte()} if self.counts_bytes else metrics
 
     def update_metric(self, batch: Any, outputs: LossParts, metric: Metric) -> None:
-        metric.update(outputs.nll, outputs.targets)
+        if isinstance(metric, BitsPerByte):
+            metric.update(outputs.nll, target_bytes(batch["labels"], self.bytes_V))
+        else:
+            metric.update(outputs.nll, outputs.targets)
 
     def flops_per_batch(self, batch: dict[str, Tensor]) -> float:
         """Model FLOPs of forward and backward over one rank's batch, recomputation not counted."""

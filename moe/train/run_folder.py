@@ -16,23 +16,28 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe.errors import InputError
+from moe.s3 import RemoteError
 from moe.train.checkpoints import (
     SAVED_MARK,
     Checkpoint,
+    CheckpointError,
     clear_unfinished,
     folder_name,
     newest_checkpoint,
     read_checkpoint,
     step_folders,
 )
+from moe.train.remote import RemoteRun, Replaced
 
 RUN_FILE = "run.json"
 LOCK_PATIENCE = 12.0  # seconds
+OF_ONE_START = ("resume_from", "time_limit")  # no change of the run
 FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
 FIXED = (
     "global_train_batch_size",
@@ -63,18 +68,40 @@ class RunFolder:
     Attributes:
         checkpoint: where to go on from; None for a fresh start.
         record: the content of run.json.
+        remote: its copy on s3, on the rank that holds the lock.
     """
 
     path: Path
     record: dict[str, Any]
     checkpoint: Checkpoint | None
     lock: Any
+    remote: RemoteRun | None = None
 
     def note(self, **changes: Any) -> None:
         """Updates run.json, whole or not at all; only the rank that holds the lock writes."""
         self.record.update(changes, updated_at=_now())
         if self.lock is not None:
             write_json(self.path / RUN_FILE, self.record)
+
+    def newest(self) -> str:
+        """Where the run would go on, for people."""
+        folders = step_folders(self.path)
+        if not folders:
+            return f"nothing is saved in {self.path} yet"
+        return f"saved is step {int(folders[-1].name.removeprefix('step-')):,} in {self.path}"
+
+    def end(self, state: str, report: Callable[[str], None]) -> None:
+        """The last note of this start; goes to the remote too, with the last rows of the logs."""
+        try:
+            self.note(state=state)
+        except OSError as error:
+            report(f"warning: {self.path / RUN_FILE} cannot be written: {error.strerror}")
+        if self.remote is not None:
+            try:
+                with suppress(Replaced):  # what is there belongs to another process now
+                    self.remote.push_logs()
+            except RemoteError as error:
+                report(f"warning: the last logs are only in {self.path}: {error}")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -87,19 +114,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
+def local_folder(save_folder: str, run_name: str) -> Path:
+    """Where the run works: `save_folder` itself, or a folder of this machine where that is on s3."""
+    return Path("runs", run_name) if "://" in save_folder else Path(save_folder).expanduser()
+
+
 def open_run_folder(
-    path: Path, *, run_name: str, autoresume: bool, resume_from: str | None, report: Callable[[str], None]
+    save_folder: str, *, run_name: str, autoresume: bool, resume_from: str | None, report: Callable[[str], None]
 ) -> RunFolder:
-    """Locks the folder, finds the checkpoint to go on from and writes run.json.
+    """Locks the folder, finds the checkpoint to go on from, here or on the remote, and writes run.json.
 
     Raises:
         InputError: the folder is in use, holds another run, may not be resumed, or no checkpoint of it verifies.
     """
-    path = path.expanduser()
+    path = local_folder(save_folder, run_name)
+    remote = RemoteRun(save_folder, path, report=report) if "://" in save_folder else None
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
-        return _open_locked(path, lock, run_name, autoresume, resume_from, report)
+        if remote is not None:
+            remote.fetch_logs()
+        return _open_locked(path, lock, remote, run_name, autoresume, resume_from, report)
+    except RemoteError as error:
+        raise InputError(f"save_folder ({save_folder}) cannot be used: {error}") from None
     except OSError as error:
         raise InputError(
             f"save_folder ({path}) cannot be used: {error.strerror or error} ({error.filename or path}); "
@@ -108,7 +145,13 @@ def open_run_folder(
 
 
 def _open_locked(
-    path: Path, lock: Any, run_name: str, autoresume: bool, resume_from: str | None, report: Callable[[str], None]
+    path: Path,
+    lock: Any,
+    remote: RemoteRun | None,
+    run_name: str,
+    autoresume: bool,
+    resume_from: str | None,
+    report: Callable[[str], None],
 ) -> RunFolder:
     record = _read_record(path)
     if record and record.get("run_name") != run_name:
@@ -117,31 +160,53 @@ def _open_locked(
             f"this one is run_name ({run_name}). Give one of them another name"
         )
     clear_unfinished(path, report)
-    if (path / SAVED_MARK).exists() and not step_folders(path):
+    held = bool(step_folders(path)) or (remote is not None and bool(remote.steps()))
+    if (path / SAVED_MARK).exists() and not held:
         raise InputError(
             f"save_folder ({path}) held checkpoints of this run and they are gone; bring them back (step-* folders), "
             "or give another save_folder to start over"
         )
-    if step_folders(path) and not autoresume and resume_from is None:
+    if held and not autoresume and resume_from is None:
         raise InputError(
             f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
             "or give another save_folder to start over"
         )
     record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": _now()}
     if resume_from is not None:
-        checkpoint = _go_back(path, int(resume_from.removeprefix("step:")), record, report)
+        checkpoint = _go_back(path, remote, int(resume_from.removeprefix("step:")), record, report)
     else:
         record.pop("went_back_to", None)
-        checkpoint = newest_checkpoint(path, report)
-    folder = RunFolder(path, record, checkpoint, lock)
-    folder.note(state="running", pid=os.getpid(), host=os.uname().nodename)
+        checkpoint = _newest(path, remote, report)
+    folder = RunFolder(path, record, checkpoint, lock, remote)
+    folder.note(state="running", pid=os.getpid(), host=os.uname().nodename, session=uuid.uuid4().hex)
+    if remote is not None:
+        remote.claim(record["session"])
     return folder
 
 
-def _go_back(path: Path, step: int, record: dict[str, Any], report: Callable[[str], None]) -> Checkpoint | None:
+def _newest(path: Path, remote: RemoteRun | None, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies, here or on the remote."""
+    if remote is None:
+        return newest_checkpoint(path, report)
+    try:
+        here, fault = newest_checkpoint(path, report), None
+    except CheckpointError as error:
+        here, fault = None, error
+    found = remote.fetch_newest(after=here.step if here is not None else -1) or here
+    if found is None and fault is not None:
+        raise fault
+    if here is not None and found is here and here.step not in remote.steps():
+        report(f"uploading step {here.step:,}, which is only in {path} ...")
+        remote.upload(here.path)
+    return found
+
+
+def _go_back(
+    path: Path, remote: RemoteRun | None, step: int, record: dict[str, Any], report: Callable[[str], None]
+) -> Checkpoint | None:
     """The checkpoint of `step`; later ones are set aside. Done once: the same command again goes on from the newest."""
     if record.get("went_back_to") == step:
-        newest = newest_checkpoint(path, report)
+        newest = _newest(path, remote, report)
         if newest is not None and newest.step > step:
             report(
                 f"resume_from=step:{step} was done before; going on from step {newest.step}. "
@@ -149,13 +214,21 @@ def _go_back(path: Path, step: int, record: dict[str, Any], report: Callable[[st
             )
             return newest
     kept = [int(p.name.removeprefix("step-")) for p in step_folders(path)]
-    if step not in kept:
-        raise InputError(f"resume_from (step:{step}): no such checkpoint in {path}; there are {_listed(kept)}")
+    there = remote.steps() if remote is not None else []
+    if step not in kept and step not in there:
+        raise InputError(
+            f"resume_from (step:{step}): no such checkpoint in {remote.store.url if remote is not None else path}; "
+            f"there are {_listed(sorted({*kept, *there}))}"
+        )
+    if remote is not None and step not in kept:
+        remote.fetch(step)
     checkpoint = read_checkpoint(path / folder_name(step))
     for later in [s for s in kept if s > step]:
         aside = path / f"left-behind-{folder_name(later)}-{int(time.time())}"
         (path / folder_name(later)).rename(aside)
         report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
+    if remote is not None:
+        remote.leave_behind(step)
     record["went_back_to"] = step
     record.pop("wandb_id", None)  # W&B takes no step twice: what is trained again goes to a run of its own
     return checkpoint
@@ -221,14 +294,16 @@ def check_continues(
     """
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     if checkpoint.manifest["data"] != data_fingerprint:
-        refused.append(f"train_data: was data {checkpoint.manifest['data']}, is {data_fingerprint} (meta.json differs)")
+        refused.append(f"train_data: was data {checkpoint.manifest['data']}, is {data_fingerprint}")
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
+        fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
+        weights = f" from these weights: run_name=NEW load_path={checkpoint.path}" if fits else ": run_name=NEW"
         raise InputError(
             f"{checkpoint.path}: this run cannot go on with other settings than it was started with:\n{listed}\n"
-            f"  set them back, or start a new run from these weights: run_name=NEW load_path={checkpoint.path}"
+            f"  set them back, or start a new run{weights}"
         )
-    for line in applied:
+    for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
         report(f"changed since the checkpoint: {line}")
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: finish the step, save, exit 75.
+"""SIGTERM, SIGINT, SIGHUP, SIGUSR1 and a time limit: finish the step, save, exit 75.
 
 Decisions:
 - The handler only notes the signal; the training loop asks `agreed()` after each step, so all ranks stop at the same
@@ -34,6 +34,9 @@ class StopSignal:
         self.received: signal.Signals | None = None
         self.since = 0.0
         self.training = False
+        self.started = time.monotonic()
+        self.time_limit: float | None = None  # seconds from `started`; the same on every rank
+        self.saving = False  # the training thread waits for a write, which nothing may cut short
         self._interrupts = 0
         self._timer: threading.Timer | None = None
 
@@ -57,6 +60,8 @@ class StopSignal:
             os._exit(EXIT_STOPPED)
         if self.received is None:
             self.received, self.since = signal.Signals(number), time.monotonic()
+            if self.saving:
+                return
             self._timer = threading.Timer(LAST_RESORT, os._exit, (EXIT_STOPPED,))
             self._timer.daemon = True
             self._timer.start()
@@ -71,13 +76,26 @@ class StopSignal:
         """Whether the step still runs PATIENCE seconds after the signal."""
         return self.received is not None and time.monotonic() - self.since > PATIENCE
 
+    @property
+    def wanted(self) -> bool:
+        """Whether this rank has had a signal, or its time is over."""
+        over = self.time_limit is not None and time.monotonic() - self.started > self.time_limit
+        return over or self.received is not None
+
+    @property
+    def reason(self) -> str:
+        """What this rank was stopped by, for people."""
+        if self.received is not None:
+            return self.received.name
+        return "time_limit" if self.wanted else "a lost process or another rank"
+
     def agreed(self, device: Any) -> bool:
-        """Whether any rank has had a signal; every rank gets the same answer. `device`: where collectives run."""
+        """Whether any rank wants to stop; every rank gets the same answer. `device`: where collectives run."""
         import torch  # not at the top: the handlers stand before anything heavy is imported
         from composer.utils import dist
 
         if dist.get_world_size() == 1:
-            return self.received is not None
-        flag = torch.tensor([int(self.received is not None)], device=device)
+            return self.wanted
+        flag = torch.tensor([int(self.wanted)], device=device)
         dist.all_reduce(flag, reduce_operation="MAX")
         return bool(flag.item())

@@ -1,9 +1,13 @@
-"""The real scripts in subprocesses: kills, signals, ranks. Each start pays Composer's import: there are few of them."""
+"""The real scripts in subprocesses: signals, ranks, faults. Each start pays Composer's import: there are few of them.
+
+rowNN: rows of the table in docs/resume.md. Kills are in test_chaos.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,21 +15,36 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.chaos.kills import check_epochs, samples, session_members
 from tests.tiny import tiny_config, write_config
+from tests.unit.train.runs import assert_same_run, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSER = str(Path(sys.executable).with_name("composer"))
 TRAIN = str(ROOT / "train.py")
+TRACED = str(ROOT / "tests/chaos/traced.py")
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen:
+def start(command: list[str], log: Path, **env: str) -> subprocess.Popen:
     with open(log, "w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **env}
+        )
 
 
-def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def traced(folder: Path, **env: str) -> dict[str, str]:
+    """What tests/chaos/traced.py needs to know."""
+    return {
+        "CHAOS_TRACE": str(folder / "trace"),
+        "CHAOS_LIFE": "1",
+        "CHAOS_SLOW": "0",
+        "PYTHONPATH": str(ROOT),
+        **env,
+    }
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while text not in log.read_text():
         assert process.poll() is None, f"ended before {text!r}:\n{log.read_text()}"
@@ -33,32 +52,12 @@ def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 1
         time.sleep(0.01)
 
 
-def finish(process: subprocess.Popen, log: Path, code: int = 0, seconds: float = 120) -> str:
+def finish(process: subprocess.Popen, log: Path, code: int = 0, seconds: float = 240) -> str:
     assert process.wait(seconds) == code, log.read_text()
     return log.read_text()
 
 
-def losses(folder: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [row["step"] for row in rows if "train/loss" in row]
-    assert len(steps) == len(set(steps)), "a step is logged twice"
-    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-
-
-def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(sorted(folder.glob("step-*"))[-1] / "state.pt", weights_only=False)["state"]
-    return state["model"]
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    assert losses(folder) == losses(reference)
-    expected = final_weights(reference)
-    found = final_weights(folder)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-# An epoch and a half, so that runs cross an epoch's end; loader workers; dropout; enough steps to be killed in.
+# An epoch and a half, so that runs cross an epoch's end; loader workers; dropout; enough steps to be stopped in.
 STEPS = {"max_duration": "150ba", "scheduler": {"t_warmup": "10ba"}, "global_train_batch_size": 16}
 OFTEN = {"num_workers": 1, "save_interval": "15ba", "eval_interval": "50ba"}
 
@@ -79,30 +78,18 @@ def reference(config: Path) -> Path:
     return config.with_name("reference")
 
 
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(config: Path, reference: Path) -> None:
-    log = config.with_name("killed.log")
-    command = [sys.executable, TRAIN, str(config), "run_name=killed"]
-    process = start(command, log)
-    wait_for("step 50/150", log, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process = start(command, log)
-    wait_for("step 100/150", log, process)
-    assert "resumed from step" in log.read_text()
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finish(start(command, log), log)
-    assert_same_run(config.with_name("killed"), reference)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path, reference: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_row01_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path, reference: Path, number: int) -> None:
+    """Stock saves nothing. SIGTERM goes to the whole group, as `timeout` sends it; SIGUSR1 to the rank."""
     name = signal.Signals(number).name.lower()
     log = config.with_name(f"{name}.log")
     command = [sys.executable, TRAIN, str(config), f"run_name={name}", "save_interval=1000ba"]
     process = start(command, log)
     wait_for("step 30/150", log, process)
-    os.killpg(process.pid, number)  # as a terminal, `timeout` or a scheduler sends it: to the loader workers too
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
     stopped = time.monotonic()
     text = finish(process, log, code=75)
     assert time.monotonic() - stopped < 30 and "run the same command again" in text
@@ -112,14 +99,110 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path, refe
     assert_same_run(config.with_name(name), reference)
 
 
-def test_two_ranks_train_the_same_losses_as_one(config: Path, reference: Path) -> None:
-    log = config.with_name("ranks.log")
-    command = ["-n", "2", TRAIN, str(config), "run_name=ranks", "model.dropout=0", "max_duration=20ba"]
-    text = finish(start([COMPOSER, *command], log), log)
-    assert text.count("step 20/20") == 1, "only one rank speaks"
-    one = config.with_name("one.log")
-    finish(start([sys.executable, TRAIN, *command[3:], "run_name=one"], one), one)
-    assert losses(config.with_name("ranks")) == pytest.approx(losses(config.with_name("one")), abs=1e-5)
+def test_row01_a_second_ctrl_c_ends_at_once_and_loses_nothing_that_was_saved(config: Path) -> None:
+    """Saving takes seconds here, so that the second Ctrl+C comes in the middle of the save that the first began."""
+    log, folder = config.with_name("twice.log"), config.with_name("twice")
+    command = [sys.executable, TRACED, str(config), "run_name=twice", "save_interval=10ba", "eval_data=null"]
+    process = start(command, log, **traced(config.parent, CHAOS_SLOW="1.5"))
+    wait_for("step 10/150", log, process)
+    while not (folder / "step-00000010").exists():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, log.read_text()
+    os.killpg(process.pid, signal.SIGINT)
+    pressed = time.monotonic()
+    text = finish(process, log, code=130)
+    assert time.monotonic() - pressed < 3
+    while session_members(process.pid):
+        assert time.monotonic() - pressed < 30
+        time.sleep(0.05)
+    text = log.read_text()  # with what Python's tracker of shared memory says after the process
+    assert "Traceback" not in text and "leaked" not in text
+    from moe.train.checkpoints import newest_checkpoint
+
+    assert newest_checkpoint(folder, lambda line: None).step >= 10
+
+
+def test_ranks_change_nothing_and_may_change_within_a_run(tiny: Path, config: Path) -> None:
+    """One rank, two ranks, and two that become one in mid-epoch: the same samples in every step, the same losses."""
+    one, two, back = (config.with_name(name) for name in ("one", "two", "back"))
+    log, trace = config.with_name("ranks.log"), config.parent / "ranks.trace"
+    flags = [TRACED, str(config), "model.dropout=0", "max_duration=40ba", "save_interval=20ba"]
+    flags += ["global_train_batch_size=64", "eval_data=null"]
+
+    def run(command: list[str], life: int) -> str:
+        env = traced(config.parent, CHAOS_LIFE=str(life), CHAOS_TRACE=str(trace))
+        return finish(start(command, log, **env), log)
+
+    run([sys.executable, *flags, "run_name=one"], life=1)
+    text = run([COMPOSER, "-n", "2", *flags, "run_name=two"], life=2)
+    assert text.count("step 40/40") == 1, "only one rank speaks"
+    shutil.copytree(two, back)
+    shutil.rmtree(back / "step-00000040")
+    text = run([sys.executable, *flags, "run_name=two", f"save_folder={back}"], life=3)
+    assert "resumed from step 20" in text
+    loss = {folder: rows(folder, "train/loss") for folder in (one, two, back)}
+    assert [loss[one][step] for step in range(1, 21)] == pytest.approx([loss[two][s] for s in range(1, 21)], abs=1e-5)
+    assert [loss[two][step] for step in range(21, 41)] == pytest.approx(
+        [loss[back][s] for s in range(21, 41)], abs=1e-5
+    )
+    events = [json.loads(line) for line in trace.read_text().splitlines()]
+    taken = [samples([event for event in events if event["life"] == life]) for life in (1, 2, 3)]
+    epoch = json.loads((tiny / "data/meta.json").read_text())["samples"]["train"] // 64
+    assert 20 < epoch < 40
+    assert taken[0] == taken[1] and list(taken[0]) == list(range(1, 41))
+    assert taken[2] == {step: rows for step, rows in taken[0].items() if step > 20}
+    check_epochs(taken[0], 40, epoch)
+
+
+def test_row08_a_shard_that_goes_missing_or_lies_is_a_clear_error_with_workers_too(tiny: Path, tmp_path: Path) -> None:
+    """Stock trains on flipped bytes as garbage, and hangs where a shard is missing."""
+    shutil.copytree(tiny / "data", tmp_path / "data")
+    settings = tiny_config(tiny, train_data={"local": str(tmp_path / "data"), "verify": "full"}, num_workers=1)
+    config = write_config(tmp_path / "c.yaml", {**settings, "save_folder": str(tmp_path / "run"), "eval_data": None})
+    shard, log = tmp_path / "data/train/shard.00000.mds", tmp_path / "log"
+    good = shard.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    shard.write_bytes(flipped)
+    command = [sys.executable, TRAIN, str(config), "stall_timeout=60s"]
+    text = finish(start(command, log), log, code=2)
+    assert "shard.00000.mds: its bytes changed" in text and "Traceback" not in text
+    ids = bytearray(good)
+    ids[-40 * 64 :] = b"\xff" * (40 * 64)  # token 65535, in some samples
+    shard.write_bytes(ids)
+    process = start([*command, "train_data.verify=size"], log)
+    text = finish(process, log, code=1)
+    assert "shard.00000.mds: token id 65535 in sample" in text and "the vocabulary has 300" in text
+    assert "Traceback" not in text, text
+    assert not session_members(process.pid)
+
+
+def test_the_watchdog_ends_a_run_whose_loader_hangs_with_the_workers_stack(config: Path) -> None:
+    log, folder = config.with_name("hang.log"), config.with_name("hang")
+    command = [sys.executable, TRACED, str(config), "run_name=hang", "stall_timeout=4s", "eval_data=null"]
+    process = start(command, log, **traced(config.parent, CHAOS_HANG="400"))
+    text = finish(process, log, code=75)
+    assert "no progress for 0m04s (stall_timeout) after step" in text and "run the same command again" in text
+    assert 'traced.py", line' in text and "in hang" in text, "the worker's stack"
+    stacks = list((folder / "stacks").iterdir())
+    assert len(stacks) == 1 and "_train_loop" in stacks[0].read_text()
+    end = time.monotonic() + 20
+    while session_members(process.pid):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_row10_an_infinite_loss_on_one_rank_skips_the_step_on_both(config: Path) -> None:
+    """Stock's NaNMonitor lets it through, and it ruins the weights."""
+    log, folder = config.with_name("inf.log"), config.with_name("inf")
+    flags = [str(config), "run_name=inf", "max_duration=6ba", "scheduler.t_warmup=1ba", "eval_data=null"]
+    command = [COMPOSER, "-n", "2", TRACED, *flags]
+    finish(start(command, log, **traced(config.parent, CHAOS_INF="3/1")), log)
+    assert list(rows(folder, "optim/skipped_steps").values()) == [0, 0, 1, 1, 1, 1]
+    assert all(loss < 10 for step, loss in rows(folder, "train/loss").items())
 
 
 def test_bad_input_under_the_launcher_exits_2_without_a_traceback(config: Path) -> None:
@@ -127,3 +210,20 @@ def test_bad_input_under_the_launcher_exits_2_without_a_traceback(config: Path) 
     text = finish(start([COMPOSER, TRAIN, str(config), "model.top_k=9", "seeed=1"], log), log, code=2)
     assert "model.top_k (9) exceeds model.n_experts (4); lower top_k" in text
     assert "seeed: is no setting; did you mean seed?" in text and "Traceback" not in text
+
+
+def test_two_ranks_tokenise_the_text_of_one_as_they_go_and_go_on_from_where_they_stopped(
+    tiny: Path, config: Path
+) -> None:
+    text = {"dataset": str(tiny / "text.jsonl"), "lanes": 4, "val_fraction": 0.05}
+    settings = tiny_config(tiny, **STEPS, num_workers=1, save_folder=str(config.with_name("${run_name}")))
+    settings |= {"train_data": {"text": text}, "eval_data": {"text": True, "max_batches": 1}, "eval_interval": "50ba"}
+    path = write_config(config.with_name("text.yaml"), settings)
+    same = [TRAIN, str(path), "model.dropout=0", "scheduler.name=constant_with_warmup"]
+    for ranks, steps, name in (("2", 12, "texts"), ("2", 25, "texts"), ("1", 25, "text")):
+        log = config.with_name(f"{name}-{steps}.log")
+        command = [COMPOSER, "-n", ranks, *same, f"run_name={name}", f"max_duration={steps}ba"]
+        told = finish(start(command, log), log)
+        assert ("resumed from step" in told) == (name == "texts" and steps > 12)
+    loss = [rows(config.with_name(name), "train/loss") for name in ("texts", "text")]
+    assert len(loss[0]) == 25 and loss[0] == pytest.approx(loss[1], abs=1e-5)

@@ -8,6 +8,7 @@ The rate is that of the interval, without evaluations and checkpoints; the time 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from composer import Logger, State
 from composer.loggers import LoggerDestination
@@ -62,15 +63,26 @@ class Console(LoggerDestination):
         ]
         if self.latest["optim/skipped_steps"]:
             parts.append(f"skipped {self.latest['optim/skipped_steps']:.0f}")
+        if self.latest.get("train/loss_spikes"):
+            parts.append(f"spikes {self.latest['train/loss_spikes']:.0f}")
         return "  ".join(parts)
 
     def eval_start(self, state: State, logger: Logger) -> None:
         self._eval_start = time.monotonic()
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        loss, perplexity = self.latest["metrics/eval/loss"], self.latest["metrics/eval/perplexity"]
+        label = state.dataloader_label  # eval, or eval/NAME where there are several validation sets
+        loss, perplexity = self.latest[f"metrics/{label}/loss"], self.latest[f"metrics/{label}/perplexity"]
+        bits = self.latest.get(f"metrics/{label}/bits_per_byte")
         seconds = time.monotonic() - self._eval_start
         say(
-            f"eval at step {int(state.timestamp.batch):,}: loss {loss:.4f}  ppl {perplexity:.4g}  "
-            f"({short(int(state.eval_timestamp.token))} tok, {clock(seconds)})"
+            f"{label} at step {int(state.timestamp.batch):,}: loss {loss:.4f}  ppl {perplexity:.4g}  "
+            + ("" if bits is None else f"bits/byte {bits:.4f}  ")
+            + f"({short(int(state.eval_timestamp.token))} tok, {clock(seconds)})"
         )
+
+    def log_table(
+        self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
+    ) -> None:
+        for prompt, text in rows:
+            say(f"  {prompt} → {' '.join(text.split())}")

@@ -4,6 +4,7 @@
 |---|---|
 | `train/loss` | mean negative log likelihood per target token of the step's global batch, nats |
 | `train/perplexity` | its exponential |
+| `train/loss_spikes` | steps so far whose loss was 6 standard deviations above the mean of the 128 before |
 | `train/z_loss` | mean squared log-partition of the output logits, unweighted |
 | `train/balance_loss` | load-balance loss, mean over layers, unweighted; 1 is perfect balance |
 | `train/router_z_loss` | router z-loss, mean over layers, unweighted |
@@ -22,6 +23,7 @@ from composer.utils import dist
 
 from moe.config.times import Every
 from moe.train.model import MoEModel
+from moe.train.spikes import SpikeCounter
 
 IGNORED = -100
 
@@ -31,6 +33,13 @@ class StepLosses(Callback):
         self.model = model
         self.tokens_per_step = tokens_per_step
         self.log = log
+        self.spikes = SpikeCounter()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.spikes.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.spikes.load_state_dict(state)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         labels = state.batch["labels"]
@@ -54,6 +63,7 @@ class StepLosses(Callback):
         total = {name: part.view(value.shape) for (name, value), part in zip(sums.items(), parts, strict=True)}
         counts_LE = total["counts_LE"]
         share_LE = counts_LE / counts_LE.sum(dim=1, keepdim=True)
+        self.spikes.add(total["nll"] / total["targets"])
         if self.log.due(int(state.timestamp.batch) + 1):
             logger.log_metrics(self._metrics(total, share_LE, int(state.timestamp.batch) + 1))
         self.model.expert_share_LE.copy_(share_LE)
@@ -70,6 +80,7 @@ class StepLosses(Callback):
                 total["router_z_L"].mean() / self.tokens_per_step,
                 share_LE.max() * n_experts,
                 share_LE.min() * n_experts,
+                self.spikes.state["spikes"][0],
             ]
         ).tolist()
         loss = values[0]
@@ -81,5 +92,6 @@ class StepLosses(Callback):
             "train/router_z_loss": values[3],
             "experts/load_max": values[4],
             "experts/load_min": values[5],
+            "train/loss_spikes": values[6],
             "tokens": step * self.tokens_per_step,
         }

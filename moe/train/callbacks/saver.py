@@ -26,7 +26,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from moe.config.times import Every, Time
 from moe.errors import RunFailed
+from moe.s3 import RemoteError
 from moe.train.checkpoints import retain, write_checkpoint
+from moe.train.remote import RemoteRun, Replaced
 from moe.train.stop import Stopped, StopSignal
 
 SAVED = ("model", "optimizers", "algorithms", "callbacks", "scaler", "timestamp", "rank_zero_seed", "dataset_state")
@@ -45,20 +47,25 @@ class CheckpointSaver(Callback):
         every: Every,
         keep: int,
         keep_every: Time | None,
+        max_failed: int,
         stop: StopSignal,
         manifest: dict[str, Any],
         report: Callable[[str], None],
+        remote: RemoteRun | None = None,
     ):
         self.save_folder = save_folder
         self.every = every
         self.keep = keep
         self.keep_every = keep_every
+        self.max_failed = max_failed
+        self.failed = 0  # saves in a row
         self.stop = stop
         self.manifest = manifest
         self.report = report
+        self.remote = remote
         self.saved_step = -1
         self._thread: threading.Thread | None = None
-        self._error: SaveError | None = None
+        self._error: RunFailed | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.saved_step = int(state.timestamp.batch)  # what was just loaded stands on disk already
@@ -104,6 +111,7 @@ class CheckpointSaver(Callback):
 
         Raises:
             SaveError: it failed.
+            Replaced: another process trains this run now.
         """
         if self._thread is not None:
             self._thread.join()
@@ -114,11 +122,19 @@ class CheckpointSaver(Callback):
             raise error
 
     def _report_failure(self, wait: bool = False) -> None:
-        """Tells of a write that failed in the background; training goes on, and the next save tries again."""
+        """Tells of a write that failed in the background; training goes on, and the next save tries again.
+
+        Raises:
+            SaveError: `max_failed` saves in a row have failed.
+        """
         if self._thread is not None and (wait or not self._thread.is_alive()):
             try:
                 self.join()
+                self.failed = 0
             except SaveError as error:
+                self.failed += 1
+                if self.failed >= self.max_failed:
+                    raise SaveError(f"{error}. {self.failed} saves in a row failed (max_failed_saves)") from None
                 self.report(f"warning: {error}, the next save tries again")
 
     def save(self, state: State, logger: Logger) -> None:
@@ -127,7 +143,13 @@ class CheckpointSaver(Callback):
         if step == self.saved_step:
             return
         start = time.monotonic()
-        self._report_failure(wait=True)
+        self.stop.saving = True
+        if self.stop.received is not None:
+            self.stop.step_ended()
+        try:
+            self._report_failure(wait=True)
+        finally:
+            self.stop.saving = False
         self.saved_step = step
         content = _true_position({k: v for k, v in state.state_dict().items() if k in SAVED}, state)
         if dist.get_global_rank() == 0:
@@ -145,13 +167,15 @@ class CheckpointSaver(Callback):
 
     def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:
         try:
-            write_checkpoint(self.save_folder, step, {"state": content}, manifest)
-            retain(
-                self.save_folder,
-                keep=self.keep,
-                keep_every=self.keep_every,
-                tokens_per_step=self.every.tokens_per_step,
-            )
+            folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest)
+            rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
+            if self.remote is not None:
+                self.remote.push(folder, **rule)
+            retain(self.save_folder, **rule)
+        except Replaced as error:
+            self._error = error
+        except RemoteError as error:
+            self._error = SaveError(f"the checkpoint of step {step} is not on the remote, only in {folder}: {error}")
         except Exception as error:  # told in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
             free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0

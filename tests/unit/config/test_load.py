@@ -74,7 +74,13 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["model.head_dim=-2"], r"model\.head_dim \(-2\) must be an even number"),
         (["model.dropout=.nan"], r"model\.dropout \(nan\) must be between"),
         (["optimizer.lr=.inf"], r"optimizer\.lr \(inf\) must be above 0"),
-        (["save_folder=s3://b/x"], r"save_folder \(s3://b/x\) must be a folder on this machine"),
+        (["save_folder=gs://b/x"], r"save_folder \(gs://b/x\) must be a folder, or s3://bucket/prefix"),
+        (["save_folder=s3://"], r"save_folder \(s3://\) must be a folder, or s3://bucket/prefix"),
+        (["time_limit=4"], r"time_limit \(4\) is no wall-clock time; write it as 90s, 30m, 12h or 2d"),
+        (["stall_timeout=0m"], r"stall_timeout \(0m\) is no wall-clock time"),
+        (["max_failed_saves=0"], r"max_failed_saves \(0\) must be at least 1"),
+        (["train_data.cache_limit=1gb"], r"cache_limit \(1gb\) would delete shards that have no other copy"),
+        (["train_data.cache_limit=lots"], r"cache_limit \(lots\) is no size; write it as 500mb or 100gb"),
         (["save_folder=${nope}"], r"nope"),
         (["run_name=${run_name}"], r"run_name"),
     ],
@@ -129,3 +135,51 @@ def test_named_sizes_have_the_parameters_they_are_named_after(name: str, total: 
     assert count_parameters(**model_shape(config.model, 50257)).total == total
     named = {"500m": 5e8, "1b": 1e9, "1_5b": 1.5e9, "large": 1.5e9}[name]
     assert abs(total / named - 1) < 0.03
+
+
+STREAMS = "train_data={streams: {web: {local: w}, code: {local: c, proportion: 0.2}}}"
+
+
+def test_streams_of_a_mixture_have_names_of_their_own(path: Path) -> None:
+    config = load_config(
+        path, [STREAMS, "train_data.streams.code.proportion=0.3", "eval_data={streams: {a: {local: w}}}"]
+    )
+    assert config.train_data.streams["code"].proportion == 0.3 and config.train_data.streams["web"].split == "train"
+    assert config.eval_data is not None and config.eval_data.streams["a"].split == "val"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train_data={}"], r"train_data: has no data; give one of local \(a folder\), streams"),
+        ([STREAMS, "train_data.local=x"], r"train_data: has local and streams; give one of"),
+        ([STREAMS, "train_data.remote=s3://x"], r"train_data\.remote \(s3://x\) goes with train_data\.local"),
+        ([STREAMS, "train_data.streams.web.locl=x"], r"web\.locl: is no setting; did you mean .*streams\.web\.local\?"),
+        ([STREAMS, "train_data.streams.books.proportion=0.1"], r"train_data\.streams\.books\.local: is missing"),
+        ([STREAMS, "train_data.streams.web=5"], r"train_data\.streams\.web: is 5; this is a section, with local,"),
+        (["train_data={streams: [a]}"], r"train_data\.streams: is \['a'\]; this is a section, with names of your own"),
+        ([STREAMS, "train_data.streams.web.repeat=2"], r"streams\.web\.repeat does not go with the proportion of"),
+        ([STREAMS, "train_data.streams.code.choose=2"], r"streams\.code: gives proportion and choose; choose one"),
+        ([STREAMS, "train_data.streams.code.proportion=0"], r"streams\.code\.proportion \(0\.0\) must be above 0"),
+        ([STREAMS, "train_data.streams.code.proportion=1.5"], r"add up to 1\.5 and leave nothing for web"),
+        ([STREAMS, "train_data.streams.code.local=w"], r"streams\.code\.local \(w\) is also that of web"),
+        (
+            ["train_data={text: {dataset: d, val_fraction: 1}}"],
+            r"text\.val_fraction \(1\.0\) must be at least 0 and below",
+        ),
+        (["train_data={text: {dataset: d, lanes: 0}}"], r"train_data\.text: lanes \(0\) must be at least 1"),
+        (["train_data={text: {}}"], r"train_data\.text"),
+        (["eval_data={text: true}"], r"eval_data\.text goes with train_data\.text and a val_fraction above 0"),
+        (["train_data={streams: {'a/b': {local: w}}}"], r"streams\.a/b: a stream's name must be letters"),
+    ],
+)
+def test_faults_of_a_mixture_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
+    assert any(re.search(expected, fault) for fault in faults(path, *overrides)), faults(path, *overrides)
+
+
+def test_the_ranks_must_divide_the_lanes_of_text(path: Path) -> None:
+    from moe.config.checks import check_ranks
+
+    config = load_config(path, ["train_data={text: {dataset: d, lanes: 4}}", "global_train_batch_size=24"])
+    assert check_ranks(config, 2) == []
+    assert "train_data.text.lanes (4) is not divisible by 3 ranks; use 6" in check_ranks(config, 3)[0]

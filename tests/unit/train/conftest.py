@@ -7,6 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from moe.train.stop import StopSignal
+
+
+@pytest.fixture(autouse=True)
+def _leave_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignal, "install", lambda self: None)
+
 
 @pytest.fixture(autouse=True)
 def _release_shared_memory() -> Iterator[None]:

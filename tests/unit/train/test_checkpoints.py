@@ -44,7 +44,7 @@ def test_a_written_checkpoint_verifies_and_reads_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".saved", "step-00000007"]
 
 
-def test_a_write_that_fails_leaves_nothing_behind_and_older_ones_untouched(tmp_path: Path, monkeypatch) -> None:
+def test_row02_a_write_that_fails_leaves_nothing_behind_and_older_ones_untouched(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path, 1)
 
     def full(state, file):
@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_nothing_behind_and_older_ones_untouched(tmp_p
     assert read_checkpoint(tmp_path / folder_name(1)).step == 1
 
 
-def test_the_newest_that_verifies_is_used_and_broken_ones_are_named_and_set_aside(tmp_path: Path) -> None:
+def test_row02_the_newest_that_verifies_is_used_and_broken_ones_are_named_and_set_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     flip_a_byte(tmp_path / folder_name(4) / "state.pt")
@@ -122,7 +122,7 @@ class Payload:
         return (exec, (f"open({str(self.marker)!r}, 'w').close()",))
 
 
-def test_a_checkpoint_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
+def test_row07_a_checkpoint_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save({"state": {"model": Payload(tmp_path / "ran")}}, path)
     with pytest.raises(CheckpointError, match=r"state\.pt: refused"):

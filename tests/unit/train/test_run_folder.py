@@ -13,7 +13,7 @@ SAID: list[str] = []
 def open_folder(path: Path, **changes):
     SAID.clear()
     settings = {"run_name": "a", "autoresume": True, "resume_from": None, "report": SAID.append, **changes}
-    return open_run_folder(path, **settings)
+    return open_run_folder(str(path), **settings)
 
 
 def test_a_fresh_folder_gets_an_id_that_stays(tmp_path: Path) -> None:
@@ -100,7 +100,9 @@ def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp
     assert "changed since the checkpoint: optimizer.lr: was 1.0, is 2.0" in SAID
     with pytest.raises(InputError, match=r"model\.d_model: was 8, is 16\n.*was data aaa, is bbb") as error:
         check_continues(checkpoint, changed("model", "d_model", 16), "bbb", SAID.append)
-    assert "load_path" in str(error.value)
+    assert "load_path" not in str(error.value), "its weights would not fit"
+    with pytest.raises(InputError, match="new run from these weights: run_name=NEW load_path="):
+        check_continues(checkpoint, {**checkpoint.manifest["config"]}, "bbb", print)
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path: Path) -> None:

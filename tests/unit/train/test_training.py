@@ -10,27 +10,7 @@ import torch
 from moe.run import main
 from moe.train.stop import StopSignal
 from tests.tiny import tiny_config, write_config
-
-
-@pytest.fixture(autouse=True)
-def _leave_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StopSignal, "install", lambda self: None)
-
-
-def train(tiny: Path, tmp_path: Path, *overrides: str, name: str = "run") -> tuple[int, Path]:
-    path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
-    folder = tmp_path / name
-    return main([str(path), f"save_folder={folder}", *overrides]), folder
-
-
-def rows(folder: Path, key: str) -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[key] for row in lines if key in row}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = sorted(folder.glob("step-*"))[-1]
-    return torch.load(newest / "state.pt", weights_only=False)["state"]["model"]
+from tests.unit.train.runs import rows, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +72,7 @@ def test_the_first_loss_is_the_mean_over_targets_of_a_plain_forward(tiny: Path, 
     assert rows(folder, "train/loss")[1] == pytest.approx(plain.item(), abs=1e-5)
 
 
-def test_a_finished_run_says_so_and_exits_0(tiny: Path, tmp_path: Path, reference: Path, capsys) -> None:
+def test_row06_a_finished_run_says_so_and_exits_0(tiny: Path, tmp_path: Path, reference: Path, capsys) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in reference.glob("step-*/*")}
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
     assert main([str(path), f"save_folder={reference}"]) == 0
@@ -160,20 +140,6 @@ def test_generation_from_the_checkpoint_continues_prompts(reference: Path, capsy
     assert capsys.readouterr().out == first
     assert moe(["generate", str(reference / "nothing"), "--prompt", "x"]) == 2
     assert "there is no such checkpoint folder" in capsys.readouterr().err
-
-
-def test_greedy_tokens_are_the_likeliest_of_one_pass_over_the_whole_text(reference: Path) -> None:
-    from moe.generate import generate, load_for_inference
-
-    model, config = load_for_inference(str(reference))
-    assert config["run_name"] == "tiny" and torch.equal(
-        model.embed.weight, weights(reference)["transformer.embed.weight"]
-    )
-    new = list(generate(model, [5, 6], max_new_tokens=8, temperature=0))
-    likeliest = model(torch.tensor([[5, 6, *new]])).argmax(-1)[0]
-    assert len(new) == 8 and likeliest[1:-1].tolist() == new
-    sampled = [list(generate(model, [5], max_new_tokens=8, seed=seed, top_p=1.0)) for seed in (1, 1, 2)]
-    assert sampled[0] == sampled[1] != sampled[2]
 
 
 def test_remote_data_is_fetched_into_the_local_folder_as_it_is_needed(tiny: Path, tmp_path: Path) -> None:
@@ -244,7 +210,8 @@ def test_a_missing_or_truncated_shard_is_named_before_training(tiny: Path, tmp_p
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
     assert train(tiny, tmp_path, f"train_data.local={tmp_path / 'data'}")[0] == 2
-    assert f"{shard}: {len(content) - 100} bytes" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"{shard}: {len(content) - 100} bytes" in err and "Restore these files, or convert again" in err
     flipped = bytearray(content)
     flipped[-1] ^= 1
     shard.write_bytes(flipped)
@@ -273,7 +240,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(tiny: Path, tmp_path: Pat
     assert code == 2 and "state.pt: has 1000 bytes, its manifest says" in capsys.readouterr().err
 
 
-def test_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
+def test_row10_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
     tiny: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     from moe.train.model import MoEModel
@@ -364,7 +331,7 @@ def test_automatic_microbatching_finds_the_batch_size_of_both_loaders(tiny: Path
 
     config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
     assert build.microbatch_size(config, 1, on_gpu=True) == "auto"
-    made = build.build_evaluator(config, meta, rank=0, world_size=1, every=Every(Time(1, "ba"), 256, 10))
+    (made,) = build.build_evaluators(config, meta, rank=0, world_size=1, every=Every(Time(1, "ba"), 256, 10))
     evaluator = Evaluator(label="eval", dataloader=made.dataloader, device_eval_microbatch_size="auto")
     assert evaluator.device_eval_microbatch_size == 8
     assert build.build_train_spec(config, meta, 1).dataloader.batch_size == 8

@@ -1,0 +1,129 @@
+"""Ends a run that makes no progress. Logs no metrics.
+
+- A thread watches from before the Trainer is built until the run's end. Progress is a microbatch, a step, an evaluation
+  batch. Without any for `stall_timeout` seconds it writes the stacks of all threads to stderr and to
+  `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs in
+  C cannot be interrupted.
+- The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
+  first step would stall again.
+- Composer counts tokens by asking the batch and takes 0 for an answer; a `max_duration` in tokens would then never end.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from composer import Callback, Logger, State
+
+from moe.errors import RunFailed
+from moe.train.stop import EXIT_STOPPED
+from moe.units import clock
+
+WORKER_STACKS = 0.5  # seconds the workers have to write theirs
+
+
+class Progress(Callback):
+    """Args:
+    note: called with the run's new state ("stopped" or "failed") before the process ends.
+    end: ends the process with an exit code.
+    """
+
+    def __init__(
+        self,
+        stall_timeout: float,
+        *,
+        stacks: Path,
+        rank: int,
+        note: Callable[[str], None],
+        end: Callable[[int], None] = os._exit,
+    ):
+        self.stall_timeout = stall_timeout
+        self.stacks = stacks
+        self.rank = rank
+        self.note = note
+        self.end = end
+        self.step = 0
+        self.steps_done = 0
+        self.tokens = -1
+        self._seen = time.monotonic()
+        self._over = threading.Event()
+
+    def watch(self) -> None:
+        self._seen = time.monotonic()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(5.0, self.stall_timeout / 4)):
+            if time.monotonic() - self._seen > self.stall_timeout:
+                return self._end()
+
+    def _end(self) -> None:
+        """Whatever cannot be written, as on the disk that stalls, the process ends."""
+        try:
+            for tell in (self._print, self._write):
+                with suppress(OSError):
+                    tell()
+            with suppress(OSError):
+                self.note("stopped" if self.steps_done else "failed")
+            for worker in multiprocessing.active_children():
+                worker.kill()
+        finally:
+            self.end(EXIT_STOPPED if self.steps_done else 1)
+
+    def _print(self) -> None:
+        mend = "run the same command again" if self.steps_done else "mend what the stacks show waiting"
+        print(
+            f"\nerror: no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
+            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(2, all_threads=True)
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGUSR2)
+        time.sleep(WORKER_STACKS)
+
+    def _write(self) -> None:
+        self.stacks.mkdir(parents=True, exist_ok=True)
+        with open(self.stacks / f"step-{self.step:08d}-rank-{self.rank}.txt", "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    def _beat(self, state: State) -> None:
+        self._seen = time.monotonic()
+        self.step = int(state.timestamp.batch)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._beat(state)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._beat(state)
+
+    def after_backward(self, state: State, logger: Logger) -> None:
+        self._beat(state)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        self._beat(state)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._beat(state)
+        self.steps_done += 1
+        tokens = int(state.timestamp.token)
+        if tokens <= self.tokens:
+            raise RunFailed(
+                f"step {self.step:,}: the token count stays at {tokens:,}, so max_duration would never be reached; "
+                "the loader's batches must be counted (get_num_tokens_in_batch of the DataSpec)"
+            )
+        self.tokens = tokens

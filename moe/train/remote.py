@@ -1,0 +1,170 @@
+"""The copy of a run folder on s3://: what makes a run go on on another machine.
+
+Training works in a local folder; after each checkpoint its files are uploaded, the manifest last, then the logs.
+
+Decisions:
+- A remote checkpoint is complete when its manifest.json is there; what is fetched is verified by it before use.
+- One that does not verify, or that the run went back behind, stays, with its manifest renamed: no start takes it again.
+- There is no lock on s3. Each start writes its own `session` into run.json; a process that finds another's there before
+  an upload has been replaced, and stops without touching anything.
+- Retention is the local one, applied to what is on the remote, whoever put it there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe.errors import RunFailed
+from moe.s3 import RemoteError, RemoteFolder
+from moe.train.checkpoints import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    folder_name,
+    read_checkpoint,
+    set_aside,
+    steps_to_remove,
+)
+
+RUN_FILE = "run.json"
+LOGS = ("run.json", "config.yaml", "metrics.jsonl", "tensorboard", "stacks")
+
+
+class RemoteRun:
+    """Args:
+    url: s3://bucket/prefix of the run.
+    local: the folder that the run works in.
+    """
+
+    def __init__(self, url: str, local: Path, *, report: Callable[[str], None]):
+        self.store = RemoteFolder(url)
+        self.local = local
+        self.report = report
+        self.session: str | None = None
+        self._uploaded: dict[str, tuple[int, int]] = {}  # logs: name -> size, mtime in ns
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints on the remote, oldest first. Raises RemoteError."""
+        names = self.store.list("step-")
+        return sorted(int(name[len("step-") :].split("/")[0]) for name in names if name.endswith(f"/{MANIFEST}"))
+
+    def record(self) -> dict[str, Any]:
+        """The remote's run.json; empty where there is none. Raises RemoteError where it is damaged."""
+        found = _parse(self.store.read(RUN_FILE) or b"{}")
+        if found is None:
+            raise RemoteError(f"{self.store.url}/{RUN_FILE} is damaged; restore it or remove it there")
+        return found
+
+    def fetch_logs(self) -> None:
+        """Where another machine has trained this run since, or this one never has: run.json and the logs, so that they
+        go on.
+        """
+        here = self.local / RUN_FILE
+        mine = _parse(here.read_bytes()) if here.exists() else {}
+        if mine is None or (mine and self.record().get("session") in (None, mine.get("session"))):
+            return  # a damaged one here is told by who reads it next
+        for name in self.store.list():
+            if name.split("/")[0] in LOGS:
+                self.store.download(name, self.local / name)
+
+    def fetch_newest(self, after: int) -> Checkpoint | None:
+        """Brings the newest remote checkpoint later than step `after` that verifies; None where there is none."""
+        for step in reversed([step for step in self.steps() if step > after]):
+            try:
+                return self.fetch(step)
+            except CheckpointError as fault:
+                self._hide(step, "set-aside")
+                self.report(f"broken checkpoint on {self.store.url}: {fault}; set aside there")
+        return None
+
+    def fetch(self, step: int) -> Checkpoint:
+        """Downloads one checkpoint, whole or not at all.
+
+        Raises:
+            CheckpointError: what arrived is not what its manifest says.
+        """
+        name, aside = folder_name(step), self.local / f".fetching-{folder_name(step)}"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.report(f"fetching {name} from {self.store.url} ...")
+        try:
+            for file in self.store.list(f"{name}/"):
+                self.store.download(file, aside / file.removeprefix(f"{name}/"))
+            found = read_checkpoint(aside)
+            set_aside(self.local / name)  # a local one that did not verify
+            aside.rename(self.local / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return Checkpoint(self.local / name, found.manifest)
+
+    def leave_behind(self, after: int) -> None:
+        """Checkpoints later than `after` are no part of the run any more."""
+        for step in self.steps():
+            if step > after:
+                self._hide(step, "left-behind")
+
+    def _hide(self, step: int, why: str) -> None:
+        name = folder_name(step)
+        self.store.rename(f"{name}/{MANIFEST}", f"{name}/{why}-{MANIFEST}")
+
+    def claim(self, session: str) -> None:
+        """From here on this process is the one that writes; `session` stands in the local run.json already."""
+        self.session = session
+        self._upload_logs()
+
+    def push(self, checkpoint: Path, **retention: Any) -> None:
+        """Uploads a checkpoint and the logs, then removes what retention no longer keeps.
+
+        Raises:
+            Replaced: another process trains this run now.
+            RemoteError: an upload failed; the checkpoint is not complete on the remote.
+        """
+        self._check_session()
+        self.upload(checkpoint)
+        self._upload_logs()
+        for step in steps_to_remove(self.steps(), **retention):
+            names = self.store.list(f"{folder_name(step)}/")
+            self.store.delete(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # the done mark first
+
+    def upload(self, checkpoint: Path) -> None:
+        """One checkpoint, its manifest last."""
+        for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == MANIFEST):
+            self.store.upload(path, f"{checkpoint.name}/{path.name}")
+
+    def push_logs(self) -> None:
+        """Raises as `push` does."""
+        self._check_session()
+        self._upload_logs()
+
+    def _upload_logs(self) -> None:
+        for part in LOGS:
+            root = self.local / part
+            for path in sorted(root.rglob("*")) if root.is_dir() else [root] * root.exists():
+                stat = path.stat()
+                if path.is_file() and self._uploaded.get(str(path)) != (stat.st_size, stat.st_mtime_ns):
+                    self.store.upload(path, str(path.relative_to(self.local)))
+                    self._uploaded[str(path)] = (stat.st_size, stat.st_mtime_ns)
+
+    def _check_session(self) -> None:
+        there = self.record()
+        if there.get("session", self.session) != self.session:
+            raise Replaced(
+                f"{self.store.url}: the run was started again by pid {there.get('pid')} on {there.get('host')}, "
+                "which trains it now; this process stops and has changed nothing there since"
+            )
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    """None where it is no JSON object."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class Replaced(RunFailed):
+    """Another process has taken this run over."""

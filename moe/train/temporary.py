@@ -1,0 +1,72 @@
+"""A temporary folder of the run's own, so that a killed run leaves nothing behind that the next start does not clear.
+
+Streaming's lock files and the sockets of loader workers lie in the temporary folder, and a killed process cannot remove
+them. Here they lie in `moe-{run id}` inside it, which is emptied at each start and removed at the end.
+
+/tmp is used where TMPDIR is so long that a socket's address would exceed Linux's 107 bytes: a loader worker would then
+wait for ever.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.process
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from composer.utils import dist
+
+WORKERS_END = 1.0  # seconds
+LONGEST = 107 - len("/pymp-12345678/listener-12345678")
+
+
+@contextmanager
+def temporary_folder(run_id: str, *, leader: bool) -> Iterator[None]:
+    """Within it `tempfile` and children use the run's own folder. `leader`: makes it, on one rank per machine."""
+    before, outer = os.environ.get("TMPDIR"), tempfile.gettempdir()
+    own = os.path.join(outer, f"moe-{run_id}")
+    if len(os.fsencode(own)) > LONGEST:
+        own = f"/tmp/moe-{run_id}"
+    if leader:
+        shutil.rmtree(own, ignore_errors=True)
+        os.makedirs(own, mode=0o700)
+    dist.barrier()
+    os.environ["TMPDIR"] = tempfile.tempdir = own
+    others = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        tempfile.tempdir = outer
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+        _end_workers(others)
+        if leader:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _end_workers(others: list[multiprocessing.process.BaseProcess]) -> None:
+    """No loader worker outlives the run, except `others`, which were there before.
+
+    After an error a traceback still holds the loader: its workers would wait for work for ever, the process for them.
+    """
+    gc.collect()  # a loader that nothing refers to any more ends its workers
+    end = time.monotonic() + WORKERS_END
+    while (left := set(multiprocessing.active_children()) - set(others)) and time.monotonic() < end:
+        time.sleep(0.02)
+    if not left:
+        return
+    raises = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise here
+    try:
+        for worker in left:
+            worker.kill()
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, raises)
