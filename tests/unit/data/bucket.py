@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 
 import boto3
+from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 
 KEY, SECRET = "AKIATESTKEYOFMINE", "sEcReT/that+must-not/be-shown"
@@ -94,4 +95,6 @@ class BucketServer:
         return {name: content for name, content in self.files(bucket, prefix).items() if name != "conversion.json"}
 
     def close(self) -> None:
+        """Stop, and empty what moto keeps for the whole process: the next server would show this one's buckets."""
         self._server.stop()
+        get_backend("s3").reset()
