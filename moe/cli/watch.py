@@ -29,13 +29,16 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     found = reader.read()
     if not args.once and console.is_terminal and found.state not in (DONE, FAILED):
+        live = Live(frame(found, console), console=console, screen=True, auto_refresh=False)
         try:
-            with Live(frame(found, console), console=console, screen=True, auto_refresh=False) as live:
-                while found.state not in (DONE, FAILED):
-                    time.sleep(args.every)
-                    found = reader.read()
-                    live.update(frame(found, console), refresh=True)
+            live.start()
+            while found.state not in (DONE, FAILED):
+                time.sleep(args.every)
+                found = reader.read()
+                live.update(frame(found, console), refresh=True)
         except KeyboardInterrupt:
             pass
+        finally:
+            live.stop()  # not `with`: that would leave the screen as it is when Ctrl+C comes during the first frame
     console.print(frame(found, console))  # stays, where the live view leaves nothing
     return 0

@@ -125,7 +125,7 @@ def loss_chart(runs: dict[str, Run], marks: tuple[Mark, ...]) -> Chart | None:
         points = [(step * factor, value) for step, value in run.series("train/loss")]
         label = name if several else "training"
         if len(points) >= SMOOTH_FROM:
-            lines.append(Line(f"{label}, each step logged", thin(points), slot, "faint"))
+            lines.append(Line(f"{label}, as logged", thin(points), slot, "faint"))
             points = smooth(points)
         if points:
             lines.append(Line(label, thin(points), slot))
