@@ -192,7 +192,9 @@ def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path
     }
     const tips = [...document.querySelectorAll(".tip")].map((tip) => tip.innerText);
     const wide = document.documentElement.scrollWidth > window.innerWidth;
-    document.title = JSON.stringify({ tips, wide, faults: window.faults });
+    for (const svg of document.querySelectorAll("svg")) svg.dispatchEvent(new PointerEvent("pointerleave"));
+    const left = document.querySelectorAll(".tip, line.here").length;
+    document.title = JSON.stringify({ tips, wide, left, faults: window.faults });
     """
     page = page.replace("<head>", f"<head><script>{listen}</script>")
     page = page.replace("</body>", f"<script>{look}</script></body>")
@@ -203,6 +205,6 @@ def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path
     match = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert match, done.stderr[-2000:]
     found = json.loads(match[1].replace("&amp;", "&"))
-    assert found["faults"] == [] and not found["wide"]
+    assert (found["faults"], found["wide"], found["left"]) == ([], False, 0)
     assert found["tips"][0].startswith("60") and "training" in found["tips"][0] and "validation" in found["tips"][0]
     assert any("expert 2: 1" in tip for tip in found["tips"]), found["tips"]

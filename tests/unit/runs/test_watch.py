@@ -43,7 +43,9 @@ def test_a_frame_tells_state_progress_curves_experts_checkpoint_and_alarms(tmp_p
 def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
     rows = [row(step, layers=40, experts=256) for step in range(2, 60, 2)]
     folder = make_run(tmp_path / ("a-long-name-" * 6), rows=rows, events=KILLED, alarms=(ALARM,))
-    assert max(map(len, text_of(folder, width).splitlines())) <= width
+    lines = text_of(folder, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("layer " in line for line in lines) == sum("▒" in line for line in lines) + 1 > 10  # one says how many
 
 
 def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
