@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml: `make pictures`, most of 15 minutes.
+"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml: `make pictures`, about 10 minutes.
 
 The first run is killed (kill -9) after 45%, stopped (SIGTERM) after 75%, and goes on each time; the second has another
 learning rate. Needs Chromium, to take pictures of the page.
@@ -24,10 +24,10 @@ from moe.runs.reading import RunReader
 PICTURES = Path(__file__).parent / "pictures"
 RUNS = Path("checkpoints/pictures")
 DATA = Path("data/demo/mds")
-STEPS = 200
+STEPS = 150  # of 4,096 tokens
 SETTINGS = [
     "yamls/demo.yaml",
-    f"max_duration={STEPS}ba",
+    f"max_duration={STEPS * 4096}tok",
     "log_interval=2ba",
     "save_interval=25ba",
     "eval_interval=20ba",

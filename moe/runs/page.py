@@ -83,7 +83,7 @@ def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
     of_tokens = f"of {short(one.total_tokens)}" if one.total_tokens else ""
     steps = f"step {one.step:,}" + (f" of {one.total_steps:,}" if one.total_steps else "")
     cost = sum(each.cost for each in found)
-    rates = f"· {clock(one.seconds_left)} left" if one.seconds_left and one.state == "running" else "lately"
+    rates = f"· {clock(one.seconds_left)} left" if one.seconds_left and one.state == "running" else "in the last rows"
     tiles = [
         ("Tokens", short(one.tokens) if one.tokens else "0", f"{of_tokens}, {steps}".lstrip(", ")),
         ("Training loss", _number(one.loss), "nats per token"),
@@ -180,11 +180,14 @@ def _alarms(run: Run) -> str:
 def _differences(runs: dict[str, Run]) -> str:
     if len(runs) < 2:
         return ""
-    parts = []
+    parts, same = [], []
     for name, table in differences(list(runs.values())).items():
-        rows = [[key, *values] for key, values in table.items()]
-        drawn = _table(rows, [name, *runs]) if rows else f'<p class="card empty">No difference in {name}.</p>'
-        parts.append(drawn)
+        if table:
+            parts.append(_table([[key, *values] for key, values in table.items()], [name, *runs]))
+        else:
+            same.append(name)
+    if same:
+        parts.append(f'<p class="card empty">No difference in {" and ".join(same)}.</p>')
     return _section("What differs", "".join(parts))
 
 
@@ -199,19 +202,17 @@ def _samples(run: Run) -> str:
             f'<div class="card table samples"><table><thead><tr><th>step</th><th>{escape(prompt)} …</th></tr>'
             f"</thead><tbody>{rows}</tbody></table></div>"
         )
-    return _section("Samples", "".join(parts), "What the model wrote at each evaluation, newest first.")
+    grid = f'<div class="grid">{"".join(parts)}</div>' if parts else ""
+    return _section("Samples", grid, "What the model wrote at each evaluation, newest first.")
 
 
 def _facts(run: Run) -> str:
-    record = {key: _text(value) for key, value in run.record.items()}
+    record = {key: str(value) for key, value in run.record.items()}
     record |= {"checkpoints": ", ".join(f"{step:,}" for step in run.saved) or "none"}
-    parts = [
-        _facts_table("Run", record),
-        _facts_table("Environment", versions(run)),
-        _facts_table("Data", data(run)),
-        _facts_table("Configuration", settings(run)),
-    ]
-    return _section("What it was", f'<div class="grid facts">{"".join(parts)}</div>')
+    here = {"Run": record, "Environment": versions(run), "Data": data(run)}
+    left = "".join(_facts_table(title, facts) for title, facts in here.items())
+    right = _facts_table("Configuration", settings(run))
+    return _section("Facts", f'<div class="grid"><div>{left}</div><div>{right}</div></div>')
 
 
 def _facts_table(title: str, facts: dict[str, str]) -> str:
@@ -236,8 +237,8 @@ def _number(value: float | None) -> str:
 
 
 def _dense(text: str) -> str:
-    """Empty lines only one at a time: a young model writes many."""
-    return re.sub(r"\n\s*\n", "\n\n", text).rstrip()
+    """Without empty lines, of which a young model writes many."""
+    return re.sub(r"\n\s*\n", "\n", text).rstrip()
 
 
 def _text(value: Any) -> str:
