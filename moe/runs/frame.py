@@ -117,8 +117,8 @@ def _experts(rows: Table, run: Run, room: int, lines: int, plain: bool) -> None:
     `lines`, the most uneven ones.
     """
     layered = run.layered()
-    by_expert = {layer: run.lists(key)[-1:] for layer, key in layered.get("experts/load", {}).items()}
-    known = {layer: last[0][1] for layer, last in by_expert.items() if last and last[0][1]}
+    by_expert = {layer: run.last_list(key) for layer, key in layered.get("experts/load", {}).items()}
+    known = {layer: loads for layer, loads in by_expert.items() if loads}
     if known:
         shown = sorted(sorted(known, key=lambda layer: -max(known[layer]))[:lines])
         for layer in shown:

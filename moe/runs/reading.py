@@ -17,7 +17,6 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,15 @@ LAYERED = re.compile(r"^(.*?)/layer_(\d+)(/.*)?$")
 
 
 class Lines:
-    """The objects of a jsonl file that is being written. Parses only what has come since the last `read`."""
+    """The objects of a jsonl file that is being written. Parses only what has come since the last `read`.
+
+    `keys` are those of all rows, in the order in which they appeared.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self.keys: dict[str, None] = {}
         self._inode = -1
         self._offset = 0
 
@@ -46,17 +49,19 @@ class Lines:
         try:
             file = open(self.path, "rb")  # noqa: SIM115 - closed by the with below
         except (FileNotFoundError, NotADirectoryError):
-            self.rows, self._offset = [], 0
+            self.rows, self.keys, self._offset = [], {}, 0
             return self.rows
         with file:
             stat = os.fstat(file.fileno())
             if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
-                self.rows, self._inode, self._offset = [], stat.st_ino, 0
+                self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
             file.seek(self._offset)
             whole = file.read()
         whole = whole[: whole.rfind(b"\n") + 1]
         self._offset += len(whole)
-        self.rows = self.rows + [row for line in whole.splitlines() if (row := _object(line)) is not None]
+        new = [row for line in whole.splitlines() if (row := _object(line)) is not None]
+        self.rows = self.rows + new
+        self.keys = self.keys | {key: None for row in new for key in row}
         return self.rows
 
 
@@ -76,6 +81,7 @@ class Run:
         record: run.json.
         config: config.yaml; empty where it is not written yet.
         rows: metrics.jsonl, each with its `step`.
+        keys: names of all metrics, in the order in which they appeared.
         events: start, resume, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
         alarms: step, time, name, message, mend.
         saved: steps of the checkpoints that are there, ascending.
@@ -87,6 +93,7 @@ class Run:
     record: dict[str, Any]
     config: dict[str, Any]
     rows: list[dict[str, Any]]
+    keys: dict[str, None]
     events: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
     saved: list[int]
@@ -121,11 +128,6 @@ class Run:
     def tokens(self) -> int | None:
         return self.step * self.tokens_per_step if self.tokens_per_step else None
 
-    @cached_property
-    def keys(self) -> dict[str, None]:
-        """Names of all metrics, in the order in which they appeared."""
-        return {key: None for row in self.rows for key in row if key != "step"}
-
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric; a value that is not finite was logged as text and is left out."""
         return [(row["step"], float(row[key])) for row in self.rows if _is_number(row.get(key))]
@@ -148,8 +150,10 @@ class Run:
 
     def lists(self, key: str) -> list[tuple[int, list[float]]]:
         """(step, values) of a metric with a value for each expert."""
-        found = [(row["step"], row[key]) for row in self.rows if isinstance(row.get(key), list)]
-        return [(step, [float(value) for value in values]) for step, values in found if all(map(_is_number, values))]
+        return [(row["step"], row[key]) for row in self.rows if _is_list(row.get(key))]
+
+    def last_list(self, key: str) -> list[float] | None:
+        return next((row[key] for row in reversed(self.rows) if _is_list(row.get(key))), None)
 
     def samples(self) -> dict[str, list[tuple[int, str]]]:
         """What the model wrote after each of `sample_prompts`: prompt -> (step, text)."""
@@ -163,6 +167,10 @@ class Run:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
 
 class RunReader:
@@ -185,6 +193,7 @@ class RunReader:
             record=record,
             config=_yaml(self.path / CONFIG),
             rows=rows,
+            keys={key: None for key in self._logs["metrics"].keys if key != "step"},
             events=[row for row in self._logs["events"].read() if "event" in row],
             alarms=self._logs["alarms"].read(),
             saved=saved,
