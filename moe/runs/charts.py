@@ -2,7 +2,7 @@
 
 Decisions:
 - A chart is drawn where its metrics were logged, and no empty one where not. What no chart names gets a small one of
-  its own: nothing that was logged is hidden.
+  its own, but for what another metric says (SAID).
 - Several runs: one colour a run, and of a chart with several metrics the first.
 """
 

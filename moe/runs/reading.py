@@ -231,6 +231,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _instead(path: Path) -> str:
+    if str(path).startswith("s3:"):
+        return "is on s3; the logs of such a run are in ./runs/RUN_NAME"
     if not path.exists():
         return "there is no such folder"
     if not path.is_dir():

@@ -20,7 +20,7 @@ from moe.units import short
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
 WIDE = 800  # from here on a figure takes the whole row
 SLOTS = 8  # colours in the page's style
-ROWS = ((16, 16), (40, 9), (80, 5), (160, 3))  # (most rows, height of one)
+ROWS = ((16, 16), (40, 9), (80, 4), (160, 3))  # (most rows, height of one)
 LEVELS = 9  # of a heat map's colours
 RATIO_BOUNDS = (0.25, 0.5, 0.7, 0.9, 1.1, 1.43, 2.0, 4.0)  # symmetric about 1 in the logarithm
 

@@ -120,6 +120,8 @@ def test_what_is_no_run_folder_is_told_in_one_message(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=words):
             read_run(tmp_path / name)
+    with pytest.raises(InputError, match="./runs/RUN_NAME"):
+        read_run("s3://bucket/run")
 
 
 def test_metrics_of_layers_are_found_under_either_name(tmp_path: Path) -> None:
