@@ -1,6 +1,6 @@
-"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml: `make pictures`, about 10 minutes.
+"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml: `make pictures`, about 6 minutes.
 
-The first run is killed (kill -9) after 45%, stopped (SIGTERM) after 75%, and goes on each time; the second has another
+The first run is killed (kill -9) after 55%, stopped (SIGTERM) after 80%, and goes on each time; the second has another
 learning rate. Needs Chromium, to take pictures of the page.
 """
 
@@ -24,12 +24,12 @@ from moe.runs.reading import RunReader
 PICTURES = Path(__file__).parent / "pictures"
 RUNS = Path("checkpoints/pictures")
 DATA = Path("data/demo/mds")
-STEPS = 150  # of 4,096 tokens
+STEPS = 100  # of 4,096 tokens
 SETTINGS = [
     "yamls/demo.yaml",
     f"max_duration={STEPS * 4096}tok",
-    "log_interval=2ba",
-    "save_interval=25ba",
+    "log_interval=1ba",
+    "save_interval=20ba",
     "eval_interval=20ba",
 ]
 SETTINGS.append('sample_prompts=["Return a new list with","This module provides"]')
@@ -59,14 +59,14 @@ def wait_for(process: subprocess.Popen, reader: RunReader, step: int) -> None:
 
 def first_run() -> None:
     reader = RunReader(RUNS / FIRST)
-    for share, how in ((0.45, signal.SIGKILL), (0.75, signal.SIGTERM)):
+    for share, how in ((0.55, signal.SIGKILL), (0.8, signal.SIGTERM)):
         process = train(FIRST, "4e-3")
         wait_for(process, reader, round(STEPS * share))
         process.send_signal(how)
         process.wait()
         time.sleep(AWAY)
     process = train(FIRST, "4e-3")
-    wait_for(process, reader, round(STEPS * 0.9))
+    wait_for(process, reader, round(STEPS * 0.95))
     picture_terminal(reader)
     process.wait()
 

@@ -120,7 +120,7 @@ def test_what_is_no_run_folder_is_told_in_one_message(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=words):
             read_run(tmp_path / name)
-    with pytest.raises(InputError, match="./runs/RUN_NAME"):
+    with pytest.raises(InputError, match="runs/RUN_NAME"):
         read_run("s3://bucket/run")
 
 
