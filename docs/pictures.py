@@ -78,10 +78,10 @@ def first_run() -> None:
 def picture_terminal(reader: RunReader) -> None:
     console = Console(record=True, width=96, height=40, force_terminal=True, color_system="truecolor", file=StringIO())
     console.print(frame(reader.read(), console))
+    lines = console.export_text(clear=False).count("\n")
     with tempfile.TemporaryDirectory() as folder:
         drawing = Path(folder) / "watch.svg"
         console.save_svg(str(drawing), title=f"moe watch {reader.path}")
-        lines = console.export_text(clear=False).count("\n")
         photograph(drawing, "watch.png", width=1190, height=50 + round(24.4 * lines))
 
 

@@ -180,9 +180,15 @@ def _interrupted(rows: Table, run: Run) -> None:
 
 
 def _alarms(rows: Table, run: Run) -> None:
-    for alarm in run.alarms[-MOST_ALARMS:]:
-        text = Text(str(alarm.get("message", "")), style="red")
-        text.append(f"  {alarm['mend']}" if alarm.get("mend") else "", style="default")
-        rows.add_row(Text("alarm", style="red"), f"step {alarm.get('step', '?')}", text)
+    """Of each kind the newest, and how often there was one."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for alarm in run.alarms:
+        name = str(alarm.get("name"))
+        kinds[name] = [*kinds.pop(name, []), alarm]
+    for same in list(kinds.values())[-MOST_ALARMS:]:
+        text = Text(str(same[-1].get("message", "")), style="red")
+        text.append(f"  {same[-1]['mend']}" if same[-1].get("mend") else "", style="default")
+        text.append(f"  ({len(same)} times)" if len(same) > 1 else "", style="dim")
+        rows.add_row(Text("alarm", style="red"), f"step {same[-1].get('step', '?')}", text)
     if not run.alarms:
         rows.add_row("alarms", "none", "")

@@ -62,10 +62,11 @@ def test_a_run_that_has_only_started_and_one_without_layers_have_frames(tmp_path
     assert "2.50 load of the busiest" in text_of(make_run(tmp_path / "plain", rows=rows))
 
 
-def test_the_newest_alarms_are_shown(tmp_path: Path) -> None:
-    alarms = tuple({**ALARM, "step": step, "message": f"alarm of step {step}"} for step in range(10))
+def test_the_newest_kinds_of_alarm_are_shown_once_each(tmp_path: Path) -> None:
+    alarms = tuple({**ALARM, "step": n, "name": f"kind {n % 5}", "message": f"alarm of step {n}"} for n in range(10))
     text = text_of(make_run(tmp_path / "run", alarms=alarms))
-    assert "alarm of step 9" in text and "alarm of step 6" not in text
+    assert [n for n in range(10) if f"alarm of step {n}" in text] == [7, 8, 9]
+    assert text.count("(2 times)") == 3
 
 
 def test_a_running_run_that_has_gone_quiet_says_since_when(tmp_path: Path) -> None:
