@@ -85,7 +85,7 @@ def picture_terminal(reader: RunReader) -> None:
         photograph(drawing, "watch.png", width=1190, height=50 + round(24.4 * lines))
 
 
-def photograph(page: Path, name: str, *, width: int, height: int, dark: bool = False) -> None:
+def photograph(page: Path, name: str, *, width: int, height: int, top: int = 0, dark: bool = False) -> None:
     """A picture of `page` in docs/pictures, of few enough colours to be small."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "Chromium is needed: apt-get install chromium"
@@ -94,7 +94,7 @@ def photograph(page: Path, name: str, *, width: int, height: int, dark: bool = F
     command += [f"--window-size={width},{height}", f"--screenshot={path}", page.resolve().as_uri()]
     command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    image = Image.open(path).convert("RGB").crop((0, 0, width, height))
+    image = Image.open(path).convert("RGB").crop((0, top, width, height))
     image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -112,8 +112,8 @@ def main() -> None:
         moe(["report", str(RUNS / FIRST), "--out", str(one)])
         moe(["report", str(RUNS / FIRST), "--compare", str(RUNS / SECOND), "--out", str(both)])
         photograph(one, "report.png", width=1180, height=1760)
-        photograph(one, "report-dark.png", width=1180, height=820, dark=True)
-        photograph(both, "compare.png", width=1180, height=820)
+        photograph(one, "report-dark.png", width=1180, height=2770, top=2225, dark=True)
+        photograph(both, "compare.png", width=1180, height=890)
 
 
 if __name__ == "__main__":

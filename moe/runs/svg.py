@@ -132,7 +132,7 @@ def _legend(lines: list[Line]) -> str:
 
 def _key(bounds: list[float], kind: str) -> str:
     cells = "".join(f'<i class="{kind}{level}"></i>' for level in range(LEVELS))
-    return f'<p class="key"><span>&lt; {number(bounds[0])}</span>{cells}<span>&ge; {number(bounds[-1])}</span></p>'
+    return f'<p class="key"><span>&lt; {bounds[0]:.3g}</span>{cells}<span>&ge; {bounds[-1]:.3g}</span></p>'
 
 
 def _x_axis(low: float, high: float, px: Callable[[float], float], bottom: float, width: int, axis: bool = True) -> str:
