@@ -44,7 +44,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             faults.append(f"{override}: is no override; write key=value, e.g. optimizer.lr=5e-4")
             continue
         try:
-            _set(tree, key.strip().split("."), _parse_value(text))
+            _set(tree, key.strip().split("."), _parse_yaml(text))
         except (yaml.YAMLError, TypeError) as error:
             faults.append(f"{key}: {text!r} cannot be set: {str(error).splitlines()[0]}")
     return _build(tree, faults, str(path))
@@ -71,13 +71,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_value(text: str) -> Any:
-    return yaml.load(text, _Loader)
+def _parse_yaml(text: str) -> Any:
+    try:
+        value = yaml.load(text, _Loader)
+        _refuse_loops(value, ())
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # a date such as 2024-02-31
+        raise yaml.YAMLError(str(error)) from None
+    return value
+
+
+def _refuse_loops(node: Any, above: tuple[int, ...]) -> None:
+    if id(node) in above:
+        raise yaml.YAMLError("an alias (*name) stands inside of what it is an alias of")
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _refuse_loops(child, (*above, id(node)))
 
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(

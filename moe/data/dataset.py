@@ -7,7 +7,6 @@ is missing: here a shard that cannot be had raises in every worker that needs it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from time import time_ns
@@ -20,9 +19,8 @@ from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.shared.prefix import _get_path
 from streaming.base.world import World
 
+from moe.data.verify import ENCODING
 from moe.errors import DataFault, InputError
-
-ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
 
 
 class TokenDataset(StreamingDataset):
@@ -76,7 +74,11 @@ class TokenDataset(StreamingDataset):
             )
         match = ENCODING.fullmatch(shard.column_encodings[0])
         assert match is not None
-        start = int(np.fromfile(path, np.uint32, 1, offset=4)[0])
+        held, start = np.fromfile(path, np.uint32, 2).tolist()
+        if shard.samples > held:
+            raise DataFault(
+                f"{path}: holds {held} samples, index.json says {shard.samples}; restore the file or convert again"
+            )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
         return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
 

@@ -20,13 +20,14 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.config.times import Every
 from moe.errors import InputError
+from moe.typed_json import parse_json
 
 Row = Mapping[str, float | str]
 Writer = Callable[[int, Row], None]
@@ -102,9 +103,13 @@ def _is_eval(line: bytes) -> bool:
 
 def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line, _Step)["step"]
+    except ValueError:
         return math.inf
+
+
+class _Step(TypedDict):
+    step: int
 
 
 def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from moe.errors import InputError
 from moe.s3 import RemoteError
@@ -34,6 +35,7 @@ from moe.train.checkpoints import (
     step_folders,
 )
 from moe.train.remote import RemoteRun, Replaced
+from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
 LOCK_PATIENCE = 12.0  # seconds
@@ -59,6 +61,16 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
 )
+
+
+class Record(TypedDict):
+    """What a start reads in run.json."""
+
+    id: str
+    run_name: str
+    wandb_id: str | None
+    session: str | None
+    went_back_to: int | None
 
 
 @dataclass
@@ -260,13 +272,13 @@ def _lock(path: Path) -> Any:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = parse_json((path / RUN_FILE).read_bytes(), Record)
+        if re.fullmatch(r"[0-9a-f]{8}", record["id"]) is None:  # it names the folder that a start empties
+            raise ValueError(f"id is {record['id']!r:.60}; 8 hexadecimal digits are needed")
     except FileNotFoundError:
         return {}
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise InputError(f"{path / RUN_FILE}: is damaged; restore or remove it")
+    except ValueError as error:
+        raise InputError(f"{path / RUN_FILE}: is damaged ({error}); restore or remove it") from None
     return record
 
 
