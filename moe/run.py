@@ -80,7 +80,7 @@ def train(config: Config, stop: StopSignal) -> int:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
     try:
-        with temporary_folder(folder.record["id"], leader=LOCAL_RANK == 0):
+        with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             return _fit(config, meta, folder, stop, on_gpu)
     except Stopped:
         folder.end("stopped", say)
@@ -153,6 +153,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         stacks=folder.path / "stacks",
         rank=RANK,
         note=lambda state: folder.note(state=state),
+        end=stop.leave,
     )
     callbacks = [
         progress,

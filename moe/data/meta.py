@@ -98,7 +98,7 @@ def read_meta(folder: str | Path) -> Meta:
     path = f"{folder}/meta.json"
     try:
         version = parse_json(text, _Versioned)["format"]
-        content: dict[str, Any] = {**parse_json(text, _Counts), **parse_json(text, Meta)} if version == FORMAT else {}
+        content: Any = {**parse_json(text, _Counts), **parse_json(text, Meta)} if version == FORMAT else {}
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}): {mend}") from None
     if version != FORMAT:

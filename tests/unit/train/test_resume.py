@@ -382,42 +382,6 @@ def test_a_full_disk_stops_the_run_after_as_many_failed_saves_as_configured(
     assert max(rows(folder, "train/loss")) <= 4 * (allowed + 2)
 
 
-def test_row11_a_run_leaves_nothing_in_the_temporary_folder_and_clears_what_a_killed_one_left(
-    small: Path, tmp_path: Path, monkeypatch
-) -> None:
-    import tempfile
-
-    place = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # pytest's own would be too long a name for sockets
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    monkeypatch.setenv("TMPDIR", str(place))
-    settings = ["eval_data=null", "max_duration=4ba", "scheduler.t_warmup=1ba", "num_workers=1"]
-    assert train(small, tmp_path, *settings)[0] == 0
-    assert list(place.iterdir()) == [] and tempfile.gettempdir() == str(place)
-    left = place / f"moe-{json.loads((tmp_path / 'run/run.json').read_text())['id']}"
-    left.mkdir()
-    (left / "000000_barrier_filelock").touch()
-    (place / "of-another").mkdir()
-    assert train(small, tmp_path, "eval_data=null", "max_duration=6ba", "scheduler.t_warmup=1ba")[0] == 0
-    assert [path.name for path in place.iterdir()] == ["of-another"]
-    shutil.rmtree(place)
-
-
-def test_a_temporary_folder_with_a_long_name_does_not_hang_the_loader_workers(
-    small: Path, tmp_path: Path, monkeypatch
-) -> None:
-    """Stock waits for ever: a worker's socket does not fit into its address."""
-    import tempfile
-
-    place = tmp_path / ("long" * 20)
-    place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    monkeypatch.setenv("TMPDIR", str(place))
-    settings = ["eval_data=null", "max_duration=2ba", "scheduler.t_warmup=1ba", "num_workers=1"]
-    assert train(small, tmp_path, *settings)[0] == 0
-    assert list(place.iterdir()) == []
-    assert not list(Path("/tmp").glob(f"moe-{json.loads((tmp_path / 'run/run.json').read_text())['id']}"))
-
-
 def test_weights_are_compared_in_full(whole: Path) -> None:
     """What `assert_same_run` looks at: every tensor of the model, none of them constant over the run."""
     found = weights(whole)
