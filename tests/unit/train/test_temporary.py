@@ -18,16 +18,18 @@ def run_id(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["id"]
 
 
-def test_a_copy_of_a_run_has_a_temporary_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_copy_of_a_run_has_a_temporary_folder_of_its_own(tmp_path: Path, monkeypatch) -> None:
     """The copy has the same id; either would remove what the other one needs."""
     stop, same = StopSignal(), "0123abcd"
     with temporary_folder(tmp_path / "run", same, stop, leader=True):
         own = Path(tempfile.gettempdir())
         (own / "000000_barrier_filelock").touch()
+        monkeypatch.setattr(tempfile, "tempdir", str(own.parent))  # as another process has it
         with temporary_folder(tmp_path / "copy", same, stop, leader=True):
             assert Path(tempfile.gettempdir()) != own and list(own.iterdir())
         assert list(own.iterdir())
     assert not own.exists()
+    monkeypatch.undo()
     (tmp_path / "link").symlink_to(tmp_path / "run")
     assert folder_for(tmp_path / "link", same) == folder_for(tmp_path / "run", same)
 
