@@ -225,7 +225,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         # a loader worker or another rank was killed; before the first step it may be a fault that comes again
         if not (progress.steps_done and LOST.search(str(error))):
             raise
-        complain(str(error).strip().splitlines()[-1])
+        cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in str(error))
+        complain(str(error).strip().splitlines()[-1] + cut)
         code = 0
         raise Stopped from None
     finally:

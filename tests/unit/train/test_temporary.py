@@ -14,6 +14,11 @@ from moe.train.temporary import folder_for, temporary_folder
 from tests.unit.train.runs import train
 
 
+@pytest.fixture(autouse=True)
+def _same_place_afterwards(monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+
+
 def run_id(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["id"]
 
@@ -29,7 +34,6 @@ def test_a_copy_of_a_run_has_a_temporary_folder_of_its_own(tmp_path: Path, monke
             assert Path(tempfile.gettempdir()) != own and list(own.iterdir())
         assert list(own.iterdir())
     assert not own.exists()
-    monkeypatch.undo()
     (tmp_path / "link").symlink_to(tmp_path / "run")
     assert folder_for(tmp_path / "link", same) == folder_for(tmp_path / "run", same)
 
