@@ -34,6 +34,9 @@ SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
 
 
+ASIDE = "(Folders under that name are left to you to look at or delete: no start reads them.)"
+
+
 class File(TypedDict):
     bytes: int
     xxh64: str
@@ -192,7 +195,7 @@ def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Check
             continue
         for broken, fault in faults:
             aside = set_aside(broken)
-            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}")
+            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}. {ASIDE}")
         return found
     if faults:
         listed = "\n".join(f"  {fault}" for _, fault in faults)

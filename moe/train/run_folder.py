@@ -239,6 +239,8 @@ def _go_back(
         aside = path / f"left-behind-{folder_name(later)}-{int(time.time())}"
         (path / folder_name(later)).rename(aside)
         report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
+    if any(s > step for s in kept):
+        report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
     if remote is not None:
         remote.leave_behind(step)
     record["went_back_to"] = step
@@ -306,7 +308,7 @@ def check_continues(
     """
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     if checkpoint.manifest["data"] != data_fingerprint:
-        refused.append(f"train_data: was data {checkpoint.manifest['data']}, is {data_fingerprint}")
+        refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
         fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
@@ -317,6 +319,16 @@ def check_continues(
         )
     for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
         report(f"changed since the checkpoint: {line}")
+
+
+def _told_data(saved: str, current: str) -> str:
+    """Both fingerprints; of a mixture only the streams that differ, a line for each."""
+    before, now = saved.split("; "), current.split("; ")
+    if len(before) == len(now) == 1:
+        return f"train_data: was data {saved}, is {current}"
+    lines = [f"    was {stream}" for stream in before if stream not in now]
+    lines += [f"    is  {stream}" for stream in now if stream not in before]
+    return "\n".join(["train_data: the streams differ (name, data, split, weight)", *lines])
 
 
 def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size: int) -> None:
