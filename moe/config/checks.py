@@ -110,7 +110,8 @@ def _check_model(config: Config, faults: list[str]) -> None:
         )
     head_dim = model.d_model // model.n_heads if model.head_dim is None else model.head_dim
     if head_dim < 2 or head_dim % 2:
-        faults.append(f"model.head_dim ({head_dim}) must be an even number from 2 for rotary embeddings")
+        source = "" if model.head_dim is not None else ", which is model.d_model / model.n_heads,"
+        faults.append(f"model.head_dim ({head_dim}){source} must be an even number from 2 for rotary embeddings")
 
 
 def _check_ranges(config: Config, faults: list[str]) -> None:
@@ -164,18 +165,12 @@ def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -
     parts = {path: times[path] for path in ("scheduler.t_warmup", "scheduler.t_decay") if path in times}
     if duration is None:
         return
-    for path, part in parts.items():
-        if part.unit != duration.unit:
-            faults.append(
-                f"{path} ({part}) is not in the unit of max_duration ({duration}); write both in {duration.unit}"
-            )
-        elif part.value >= duration.value:
-            faults.append(f"{path} ({part}) is not shorter than max_duration ({duration}); shorten it")
-    if (
-        len(parts) == 2
-        and all(p.unit == duration.unit for p in parts.values())
-        and sum(p.value for p in parts.values()) > duration.value
-    ):
+    tokens_per_step = max(1, config.global_train_batch_size * config.max_seq_len)
+    lengths = {path: part.in_unit(duration.unit, tokens_per_step) for path, part in parts.items()}
+    for path, length in lengths.items():
+        if length >= duration.value:
+            faults.append(f"{path} ({parts[path]}) is not shorter than max_duration ({duration}); shorten it")
+    if len(parts) == 2 and sum(lengths.values()) > duration.value:
         faults.append(
             f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
         )

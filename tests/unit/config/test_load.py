@@ -43,6 +43,19 @@ def test_all_faults_are_reported_at_once_each_with_path_value_and_mend(path: Pat
     assert "oops: is no override" in text
 
 
+def test_faults_between_settings_are_told_with_those_of_type_unless_they_are_about_them(path: Path) -> None:
+    found = faults(path, "seed=abc", "model.top_k=9", "save_interval=500", "optimizer.lr=fast", "max_duration=7")
+    told = [re.split(r"[: (]", fault)[0] for fault in found]
+    assert sorted(told) == ["max_duration", "model.top_k", "optimizer.lr", "save_interval", "seed"]
+    found = faults(path, "model.n_experts=many", "model.top_k=9", "train_data.local=[x]", "max_seq_len=???", "seed=-1")
+    assert sorted(re.split(r"[: (]", fault)[0] for fault in found) == [
+        "max_seq_len",
+        "model.n_experts",
+        "seed",
+        "train_data.local",
+    ], "top_k is held against n_experts, which is not known"
+
+
 def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run_name: x\nmodel: {d_model: 8}\n")
     found = [line.split(":")[0] for line in faults(tmp_path / "c.yaml")]
@@ -56,7 +69,11 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["model.top_k=9"], r"model\.top_k \(9\) exceeds model\.n_experts \(4\); lower"),
         (["model.n_kv_heads=3"], r"n_heads \(2\) is not divisible by model\.n_kv_heads \(3\)"),
         (["model.d_model=33"], r"model\.d_model \(33\) is not divisible by model\.n_heads"),
-        (["scheduler.t_warmup=10ba"], r"t_warmup \(10ba\) is not in the unit of max_duration \(10240tok\)"),
+        (["scheduler.t_warmup=40ba"], r"t_warmup \(40ba\) is not shorter than max_duration \(10240tok\); shorten it"),
+        (
+            ["scheduler={name: wsd, t_warmup: 30ba, t_decay: 2816tok}"],
+            r"t_warmup and scheduler\.t_decay together exceed",
+        ),
         (["scheduler.t_warmup=10240tok"], r"t_warmup \(10240tok\) is not shorter than max_duration"),
         (["save_interval=500"], r"save_interval \(500\) is no duration"),
         (["max_duration=1ep"], r"max_duration \(1ep\) is no duration"),
