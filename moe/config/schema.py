@@ -88,11 +88,15 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStream:
+class Stream:
     local: str
     "As `train_data.local`."
     remote: str | None = None
     "As `train_data.remote`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStream(Stream):
     split: str = "train"
     "Subfolder of the data."
     proportion: float | None = None
@@ -104,11 +108,7 @@ class TrainStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalStream:
-    local: str
-    "As `train_data.local`."
-    remote: str | None = None
-    "As `train_data.remote`."
+class EvalStream(Stream):
     split: str = "val"
     "Subfolder of the data."
 
