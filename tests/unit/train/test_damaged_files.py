@@ -78,11 +78,13 @@ def test_a_metrics_file_that_is_a_folder_is_named_on_every_rank(tmp_path: Path) 
 
 @pytest.mark.parametrize("line", ['{"step": "3"}', '{"step": null}', '{"step": -1}', "[3]", '"step"', "{", "\xff"])
 def test_a_row_of_metrics_without_a_step_is_cut_at_a_resume(tmp_path: Path, line: str) -> None:
+    from moe.export.card import read_rows
     from moe.train.logs import evaluated_at, jsonl_writer
 
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b' "metrics/eval/loss"\n' + line.encode("latin-1"))
     assert not evaluated_at(path, 3, ["metrics/eval/loss"])
+    assert read_rows(path, 9) == [{"step": 1}], "nor is it part of a model card"
     jsonl_writer(path, 2)
     assert path.read_text() == '{"step": 1}\n'
 
