@@ -81,15 +81,16 @@ def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[st
 
 def build_schedule(config: Config) -> partial[float]:
     """Factor of the base learning rate as a function of `done`, in the unit of `max_duration`."""
-    scheduler = config.scheduler
+    scheduler, total = config.scheduler, parse_time(config.max_duration)
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
     settings: dict[str, Any] = {
-        "total": parse_time(config.max_duration).value,
-        "warmup": parse_time(scheduler.t_warmup, zero=True).value,
+        "total": total.value,
+        "warmup": parse_time(scheduler.t_warmup, zero=True).in_unit(total.unit, tokens_per_step),
     }
     if scheduler.name != "constant_with_warmup":
         settings["alpha_f"] = scheduler.alpha_f
     if scheduler.t_decay is not None:
-        settings["decay"] = parse_time(scheduler.t_decay).value
+        settings["decay"] = parse_time(scheduler.t_decay).in_unit(total.unit, tokens_per_step)
     return partial(SCHEDULERS[scheduler.name], **settings)
 
 

@@ -80,7 +80,7 @@ def train(config: Config, stop: StopSignal) -> int:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
     try:
-        with temporary_folder(folder.record["id"], leader=LOCAL_RANK == 0):
+        with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             return _fit(config, meta, folder, stop, on_gpu)
     except Stopped:
         folder.end("stopped", say)
@@ -156,6 +156,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         stacks=folder.path / "stacks",
         rank=RANK,
         note=lambda state: folder.note(state=state),
+        end=stop.leave,
     )
     callbacks = [
         progress,
@@ -233,7 +234,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         # a loader worker or another rank was killed; before the first step it may be a fault that comes again
         if not (progress.steps_done and LOST.search(str(error))):
             raise
-        complain(str(error).strip().splitlines()[-1])
+        cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in str(error))
+        complain(str(error).strip().splitlines()[-1] + cut)
         code = 0
         raise Stopped from None
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from moe.errors import InputError
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from moe.config import load_config
 
     config = load_config(args.config, args.overrides)
-    print(f"pass  config       {args.config}")
+    print(f"pass  config       {args.config}\nstarting ...", flush=True)
     failed = 0
     for name, check in (("data", _data), ("checkpoints", _checkpoints)):
         try:
@@ -39,7 +40,7 @@ def _data(config: Config) -> Iterator[str]:
     from moe.train.inputs import check_data, streams_of
 
     full = dataclasses.replace(config, train_data=dataclasses.replace(config.train_data, verify="full"))
-    inputs = check_data(full, report=lambda line: None)
+    inputs = check_data(full, report=partial(print, flush=True))
     remotes = [spec.remote for spec in streams_of(config.train_data).values()]
     if not remotes:
         checked = "every file can be opened"

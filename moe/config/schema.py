@@ -80,19 +80,23 @@ class SchedulerConfig:
     )
     "Shape of the learning rate over `max_duration`."
     t_warmup: str = "0ba"
-    "Linear warmup, in the unit of `max_duration`, e.g. 100000000tok."
+    "Linear warmup, in tokens or steps, e.g. 100000000tok."
     alpha_f: float = 0.1
     "Final learning rate as a share of the peak."
     t_decay: str | None = None
-    "`wsd` only: length of the final decay, in the unit of `max_duration`."
+    "`wsd` only: length of the final decay, in tokens or steps."
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStream:
+class Stream:
     local: str
     "As `train_data.local`."
     remote: str | None = None
     "As `train_data.remote`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStream(Stream):
     split: str = "train"
     "Subfolder of the data."
     proportion: float | None = None
@@ -104,11 +108,7 @@ class TrainStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalStream:
-    local: str
-    "As `train_data.local`."
-    remote: str | None = None
-    "As `train_data.remote`."
+class EvalStream(Stream):
     split: str = "val"
     "Subfolder of the data."
 

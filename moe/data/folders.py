@@ -73,13 +73,15 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         files = (Path(folder) / name for folder, _, names in os.walk(self.path) for name in names)
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+        return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in files if p.exists()}  # no dangling link
 
     def read(self, name: str) -> bytes | None:
         try:
             return (self.path / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise InputError(f"{self.path / name}: cannot be read ({error.strerror})") from None
 
     def write(self, name: str, content: bytes) -> None:
         path = self.path / name

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import TypedDict
 
 from moe.data.meta import Meta
 from moe.data.packing import SPLITS
 from moe.data.places import open_folder
 from moe.data.progress import clock, human
+from moe.errors import InputError
+from moe.typed_json import parse_json
+
+
+class Report(TypedDict):
+    seconds: float
+    encoder: str
 
 
 def summary(meta: Meta, folder: str | Path) -> list[str]:
     """Lines for a person about the dataset at a path or an s3:// address."""
     place = open_folder(folder)
-    report = json.loads(place.read("conversion.json") or b"null")
+    try:
+        report = parse_json(place.read("conversion.json") or b"null", Report | None)
+    except ValueError as error:
+        raise InputError(f"{folder}/conversion.json: is damaged ({error}); restore it or remove it") from None
     tokens, documents = sum(meta.tokens.values()), sum(meta.documents.values())
     per = meta.tokens_per_document
     size = sum(place.sizes().values())

@@ -13,13 +13,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from moe.errors import InputError
 from moe.s3 import RemoteError
@@ -34,6 +35,7 @@ from moe.train.checkpoints import (
     step_folders,
 )
 from moe.train.remote import RemoteRun, Replaced
+from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
 LOCK_PATIENCE = 12.0  # seconds
@@ -59,6 +61,16 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
 )
+
+
+class Record(TypedDict):
+    """What a start reads in run.json."""
+
+    id: str
+    run_name: str
+    wandb_id: str | None
+    session: str | None
+    went_back_to: int | None
 
 
 @dataclass
@@ -227,6 +239,8 @@ def _go_back(
         aside = path / f"left-behind-{folder_name(later)}-{int(time.time())}"
         (path / folder_name(later)).rename(aside)
         report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
+    if any(s > step for s in kept):
+        report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
     if remote is not None:
         remote.leave_behind(step)
     record["went_back_to"] = step
@@ -260,13 +274,13 @@ def _lock(path: Path) -> Any:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = parse_json((path / RUN_FILE).read_bytes(), Record)
+        if re.fullmatch(r"[0-9a-f]{8}", record["id"]) is None:  # it names the folder that a start empties
+            raise ValueError(f"id is {record['id']!r:.60}; 8 hexadecimal digits are needed")
     except FileNotFoundError:
         return {}
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise InputError(f"{path / RUN_FILE}: is damaged; restore or remove it")
+    except ValueError as error:
+        raise InputError(f"{path / RUN_FILE}: is damaged ({error}); restore or remove it") from None
     return record
 
 
@@ -294,7 +308,7 @@ def check_continues(
     """
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     if checkpoint.manifest["data"] != data_fingerprint:
-        refused.append(f"train_data: was data {checkpoint.manifest['data']}, is {data_fingerprint}")
+        refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
         fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
@@ -305,6 +319,16 @@ def check_continues(
         )
     for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
         report(f"changed since the checkpoint: {line}")
+
+
+def _told_data(saved: str, current: str) -> str:
+    """Both fingerprints; of a mixture only the streams that differ, a line for each."""
+    before, now = saved.split("; "), current.split("; ")
+    if len(before) == len(now) == 1:
+        return f"train_data: was data {saved}, is {current}"
+    lines = [f"    was {stream}" for stream in before if stream not in now]
+    lines += [f"    is  {stream}" for stream in now if stream not in before]
+    return "\n".join(["train_data: the streams differ (name, data, split, weight)", *lines])
 
 
 def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size: int) -> None:

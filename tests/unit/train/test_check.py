@@ -14,6 +14,7 @@ def test_check_reads_every_byte_of_data_and_checkpoints_and_changes_nothing(tiny
     config = str(write_config(tmp_path / "check.yaml", tiny_config(tiny)))
     assert main(["check", config, *settings]) == 0
     out = capsys.readouterr().out
+    assert out.index("starting ...") < out.index("verifying the hashes of") < out.index("pass  data")
     assert "sizes and xxh64 of all shards" in out and "starts fresh" in out and not (tmp_path / "run").exists()
     assert train(tiny, tmp_path, *settings, "max_duration=4ba", "scheduler.t_warmup=1ba", "save_interval=2ba")[0] == 0
     assert main(["check", config, *settings]) == 0 and "goes on from step 4" in capsys.readouterr().out
