@@ -75,6 +75,7 @@ def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Pac
     q_THC, k_TGC, v_TGC = (x.flatten(0, 1) for x in (q_BSHC, k_BSGC, v_BSGC))
     causal = (-1, 0)
     out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal)
+    assert isinstance(out_THC, Tensor)  # with return_aux it would be two
     return out_THC.view(q_BSHC.shape)
 
 

@@ -125,10 +125,13 @@ class Transformer(nn.Module):
         return self.embed.weight if self.lm_head is None else self.lm_head.weight
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles each block at its first use; one graph serves all. Names in the state stay as they are."""
+        """Compiles each block at its first use; one graph serves all. Names in the state stay as they are.
+
+        The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph.
+        """
         self.compiled = True
         for block in self.blocks:
-            block.compile(backend=backend, fullgraph=True)
+            block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)  # type: ignore[method-assign]
 
     def _documents(self, tokens_BS: Tensor, ends_BM: Tensor | None, dtype: torch.dtype) -> Tensor | Packed:
         """What keeps the documents of a sample apart, in the form that suits the device."""
