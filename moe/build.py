@@ -65,7 +65,7 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
 
 
 def wants_compile(setting: bool | str, *, on_gpu: bool) -> bool:
-    """What `compile` means on this device: a GPU's compiler is Triton; on CPU compiling was not found to pay."""
+    """What `compile` means on this device: a GPU's compiler is Triton; on CPU nobody has measured that it pays."""
     if setting == "auto":
         return on_gpu and importlib.util.find_spec("triton") is not None
     return bool(setting)
