@@ -1,6 +1,6 @@
 # make setup   the environment in .venv            make demo    text, tokenizer, shards, a small MoE, in minutes
 # make test    the whole suite                     make check   linter, formatter, type checker
-# make format  mends what the linter can           make bench   a training step against transformers'
+# make format  mends what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-transformers5 check format chaos chaos-convert
-.PHONY: bench bench-reader bench-checkpoint bench-convert
+.PHONY: bench-step bench-reader bench-checkpoint bench-convert
 
 setup: .venv/ready
 
@@ -50,8 +50,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/python benchmarks/step.py
+bench-step: .venv5/ready
+	$(BIN)/python benchmarks/step.py --write
 
 bench-reader: setup
 	$(BIN)/python benchmarks/reader.py --write

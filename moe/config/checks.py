@@ -154,6 +154,8 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
     microbatch = config.device_train_microbatch_size
     if microbatch != "auto" and not (isinstance(microbatch, int) and microbatch >= 1):
         faults.append(f"device_train_microbatch_size ({microbatch}) must be a whole number of sequences or auto")
+    if config.compile not in ("auto", True, False):
+        faults.append(f"compile ({config.compile}) must be auto, true or false")
     if config.eval_data and config.eval_data.max_batches != -1 and config.eval_data.max_batches < 1:
         faults.append(
             f"eval_data.max_batches ({config.eval_data.max_batches}) must be at least 1, or -1 for the whole split"

@@ -222,6 +222,8 @@ class Config:
     "Largest global gradient norm; larger ones are scaled down to it."
     activation_checkpointing: bool = False
     "Recompute each block in the backward pass: less memory for more time."
+    compile: bool | str = "auto"
+    "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"

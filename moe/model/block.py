@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.model.attention import Attention, KVCache
+from moe.model.documents import Packed
 from moe.model.experts import moe_experts
 from moe.model.norm import RMSNorm
 from moe.model.router import Router
@@ -61,10 +62,14 @@ class Block(nn.Module):
         self.moe = MoE(d_model=d_model, n_experts=n_experts, top_k=top_k, expert_hidden=expert_hidden)
 
     def forward(
-        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask_B1SS: Tensor | None, cache: KVCache | None = None
+        self,
+        x_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        documents: Tensor | Packed | None,
+        cache: KVCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns x [B, S, D], the router's counts [E], summed probabilities [E] and z-loss term (see Routing)."""
-        attended_BSD = self.attn(self.attn_norm(x_BSD), rope, mask_B1SS, cache)
+        attended_BSD = self.attn(self.attn_norm(x_BSD), rope, documents, cache)
         x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
         mixed_BSD, counts_E, prob_E, router_z = self.moe(self.moe_norm(x_BSD))
         return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), counts_E, prob_E, router_z

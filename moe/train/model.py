@@ -57,6 +57,7 @@ class BitsPerByte(TokenLoss):
 
 class MoEModel(ComposerModel):
     """`forward` takes {"tokens", "labels"} (int64 [B, S], labels unshifted, -100 ignored) and returns `LossParts`.
+    "document_ends" (see `Transformer.forward`) may be there too.
 
     token_bytes: bytes of text each token stands for; None where the tokenizer does not tell, and then bits per byte are
     not measured.
@@ -94,7 +95,7 @@ class MoEModel(ComposerModel):
         self.world_size = world_size
 
     def forward(self, batch: dict[str, Tensor]) -> LossParts:
-        return self.transformer(batch["tokens"], batch["labels"])
+        return self.transformer(batch["tokens"], batch["labels"], document_ends_BM=batch.get("document_ends"))
 
     def loss(self, outputs: LossParts, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         n_experts = self.expert_share_LE.shape[1]

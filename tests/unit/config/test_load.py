@@ -83,6 +83,7 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["optimizer.lr=0"], r"optimizer\.lr \(0\.0\) must be above 0"),
         (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
         (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be a whole number"),
+        (["compile=maybe"], r"compile \(maybe\) must be auto, true or false"),
         (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) goes with scheduler\.name wsd"),
         (["run_name=a/b"], r"run_name \(a/b\) must be letters"),
         (["save_num_checkpoints_to_keep=0"], r"save_num_checkpoints_to_keep \(0\) keeps nothing"),

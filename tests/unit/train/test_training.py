@@ -319,3 +319,34 @@ def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, mo
         code, folder = train(tiny, tmp_path, *overrides, name=f"cut-{step}")
         assert code == 0 and rows(folder, "metrics/eval/loss") == rows(whole, "metrics/eval/loss")
         assert rows(folder, "train/loss") == rows(whole, "train/loss")
+
+
+def test_batches_for_a_gpu_count_their_documents_before_they_leave(tiny: Path) -> None:
+    from moe import build
+    from moe.config import load_config
+    from moe.data.meta import read_meta
+    from moe.model.documents import document_ends
+
+    config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
+    spec = build.build_train_spec(config, meta, 1)
+    batch = next(iter(spec.dataloader))
+    assert spec.batch_transforms(batch).keys() == {"tokens", "labels"}
+    transform = build.batch_transforms(config, meta, on_gpu=True)
+    parts = spec.split_batch(transform(batch), 3)
+    assert [len(part["document_ends"]) for part in parts] == [3, 3, 2]
+    assert torch.equal(parts[0]["document_ends"], document_ends(batch["tokens"], meta.eos_id)[:3])
+    assert spec.get_num_samples_in_batch(transform(batch)) == 8
+    apart = load_config(tiny / "tiny.yaml", ["model.document_mask=false"])
+    assert build.batch_transforms(apart, meta, on_gpu=True)(batch).keys() == {"tokens", "labels"}
+
+
+def test_compile_is_automatic_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from moe.build import wants_compile
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert [wants_compile("auto", on_gpu=on_gpu) for on_gpu in (True, False)] == [True, False]
+    assert [wants_compile(setting, on_gpu=False) for setting in (True, False)] == [True, False]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not wants_compile("auto", on_gpu=True)
