@@ -97,7 +97,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
     from moe.data import convert, merge, packing, pool, unit
     from moe.data.reading import read_batches
     from moe.data.request import Request
-    from moe.data.shards import ShardFormat
+    from moe.data.shards import ShardFile
     from moe.data.state import open_workspace
 
     pool.settle_process()
@@ -115,10 +115,8 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
     shares.watch(unit, "clean", "checking rows")
     shares.watch(unit, "document_hashes", "hashing ids")
     shares.watch(packing.Packer, "add", "packing")
-    shares.watch(packing.Packer, "_flush", "packing")
-    shares.watch(packing.BlockWriter, "add", "packing")
-    shares.watch(ShardFormat, "write", "writing")
-    shares.watch(packing.BlockWriter, "finish", "writing")
+    for name in ("write", "close", "abandon"):
+        shares.watch(ShardFile, name, "writing")
     shares.watch(merge, "merge_split", "writing")
 
     def bare() -> dict[str, Any]:
