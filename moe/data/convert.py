@@ -35,7 +35,7 @@ from moe.data.unit import Job
 from moe.data.unit_store import UnitStore
 from moe.errors import InputError
 
-CHECK_DOCUMENTS, CHECK_CHARS = 1000, 4 << 20
+CHECK_DOCUMENTS, CHECK_CHARS, CHECK_LONGEST = 1000, 4 << 20, 128 << 10  # characters
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def sample_documents(units: list[Unit], text_column: str) -> list[str]:
         try:
             for batch in read_batches(unit, text_column):
                 for text in clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist():
-                    texts.append(text[: CHECK_CHARS // 4])
+                    texts.append(text[:CHECK_LONGEST])
                     chars += len(texts[-1])
                     if len(texts) >= CHECK_DOCUMENTS or chars >= CHECK_CHARS:
                         return texts
