@@ -4,7 +4,7 @@
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
-- Every output is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
+- Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
 """
@@ -35,6 +35,8 @@ class LossParts(NamedTuple):
     counts_LE    int64, assignments per layer and expert; each layer's sum to T*K
     prob_LE      fp32, router probabilities summed over tokens; carries gradient
     router_z_L   fp32, squared logsumexp of the router's logits summed over tokens; carries gradient
+    entropy_L    fp32, entropy of the router's probabilities in nats summed over tokens; detached
+    logit_max_L  fp32, the router's largest logit, no sum; detached
     """
 
     loss: Tensor
@@ -44,6 +46,8 @@ class LossParts(NamedTuple):
     counts_LE: Tensor
     prob_LE: Tensor
     router_z_L: Tensor
+    entropy_L: Tensor
+    logit_max_L: Tensor
 
 
 class Transformer(nn.Module):
@@ -122,8 +126,8 @@ class Transformer(nn.Module):
         """The head's matrix [V, D]: the embedding's when tied."""
         return self.embed.weight if self.lm_head is None else self.lm_head.weight
 
-    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normed hidden states [B, S, D], counts_LE, prob_LE and router_z_L."""
+    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None = None) -> tuple[Tensor, ...]:
+        """Normed hidden states [B, S, D], then counts_LE and what follows it in LossParts."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
@@ -142,8 +146,7 @@ class Transformer(nn.Module):
             else:
                 x_BSD, *stat = block(x_BSD, rope, mask, cache)
             stats.append(stat)
-        counts_LE, prob_LE, router_z_L = (torch.stack(parts) for parts in zip(*stats, strict=True))
-        return self.norm(x_BSD), counts_LE, prob_LE, router_z_L
+        return self.norm(x_BSD), *(torch.stack(parts) for parts in zip(*stats, strict=True))
 
     def forward(
         self, tokens_BS: Tensor, labels_BS: Tensor | None = None, caches: list[KVCache] | None = None
@@ -152,9 +155,9 @@ class Transformer(nn.Module):
 
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
         """
-        x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS, caches)
+        x_BSD, *stats = self._hidden(tokens_BS, caches)
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
         head = linear_cross_entropy(x_BSD.flatten(0, 1), self.head_weight, target_BS.flatten(), z_weight=self.z_loss)
-        return LossParts(*head, (target_BS != IGNORE).sum(), counts_LE, prob_LE, router_z_L)
+        return LossParts(*head, (target_BS != IGNORE).sum(), *stats)
