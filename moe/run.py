@@ -109,7 +109,6 @@ def _with_precision(config: Config, on_gpu: bool) -> Config:
 
 def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
     from composer import Trainer
-    from composer.callbacks import SpeedMonitor
 
     from moe import build
     from moe.data.tokenizer import load_tokenizer
@@ -121,6 +120,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     from moe.train.callbacks.samples import Samples
     from moe.train.callbacks.saver import CheckpointSaver
     from moe.train.callbacks.seeding import StepSeed
+    from moe.train.callbacks.throughput import Throughput
+    from moe.train.callbacks.weights import WeightNorms
     from moe.train.inputs import print_plan
     from moe.train.loading import mend_composer
     from moe.train.logs import RunLog
@@ -155,6 +156,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         note=lambda state: folder.note(state=state),
     )
     callbacks = [
+        Throughput(flops_per_token=model.flops_per_token, log=log),
         progress,
         StepSeed(config.seed),
         LearningRate(
@@ -165,7 +167,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         ),
         StepLosses(model, tokens_per_step=tokens_per_step, log=log),
         GradientClipping(config.gradient_clip_norm, config.max_skipped_steps),
-        SpeedMonitor(window_size=10),
+        WeightNorms(model.transformer, log),
         CheckpointSaver(
             folder.path,
             every=every(config.save_interval),

@@ -4,7 +4,7 @@
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
-- Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
+- Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, buffer or side effect.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
 """

@@ -7,6 +7,7 @@
 Decisions:
 - One destination collects and writes at the interval, so a step between two rows costs nothing.
 - Text is a row of its own: one name for each text, so that it is cut and purged as numbers are.
+- Lists (the load of each expert) stand in metrics.jsonl alone: as scalars they would be thousands.
 - After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
   step is lost or doubled.
 - W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
@@ -28,7 +29,7 @@ from composer.loggers import LoggerDestination
 from moe.config.times import Every
 from moe.errors import InputError
 
-Row = Mapping[str, float | str]
+Row = Mapping[str, float | str | list[float]]
 Writer = Callable[[int, Row], None]
 # Composer logs these at every batch; what they say stands in our own metrics.
 DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token", "time/epoch", "rank_zero_seed")
@@ -40,12 +41,12 @@ class RunLog(LoggerDestination):
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
         self.every = every
-        self.pending: dict[str, float] = {}
+        self.pending: dict[str, float | list[float]] = {}
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         for name, value in metrics.items():
             if not name.startswith(DROPPED):
-                self.pending[name] = float(value)
+                self.pending[name] = value if isinstance(value, list) else float(value)
 
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
@@ -83,7 +84,7 @@ def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Wri
     file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the run
 
     def write(step: int, row: Row) -> None:
-        finite = {n: v if isinstance(v, str) or math.isfinite(v) else str(v) for n, v in row.items()}
+        finite = {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
         file.write(json.dumps({"step": step, **finite}) + "\n")
 
     return write
@@ -116,7 +117,7 @@ def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
         for name, value in row.items():
             if isinstance(value, str):
                 board.add_text(name, value, global_step=step)
-            else:
+            elif not isinstance(value, list):
                 board.add_scalar(name, value, global_step=step)
 
     return write
@@ -150,6 +151,6 @@ def wandb_writer(
 
     def write(step: int, row: Row) -> None:
         text = {n: wandb.Html(html.escape(v)) for n, v in row.items() if isinstance(v, str)}
-        run.log({**row, **text}, step=step)
+        run.log({**{n: v for n, v in row.items() if not isinstance(v, list)}, **text}, step=step)
 
     return write, lambda code: run.finish(exit_code=code)
