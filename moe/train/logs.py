@@ -90,6 +90,12 @@ def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Wri
     return write
 
 
+def last_step(path: Path) -> int:
+    """The last step that has a row; 0 where there is none."""
+    steps = [_step_of(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return int(max([step for step in steps if step < math.inf], default=0))
+
+
 def evaluated_at(path: Path, step: int, keys: Sequence[str]) -> bool:
     """Whether the log holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
     lines = path.read_bytes().splitlines() if path.exists() else []

@@ -26,6 +26,8 @@ All of it stays on the device between two rows; a row costs one wait.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,15 +41,15 @@ from moe.train.model import MoEModel
 from moe.train.spikes import SpikeCounter
 
 IGNORED = -100
-OF_LAYERS = {  # how a layer's metric becomes the model's
-    "train/balance_loss": lambda layers: sum(layers) / len(layers),
-    "train/router_z_loss": lambda layers: sum(layers) / len(layers),
+OF_LAYERS: dict[str, Callable[[list[float]], float]] = {  # how the layers' metrics become the model's
+    "train/balance_loss": fmean,
+    "train/router_z_loss": fmean,
     "experts/load_max": max,
     "experts/load_min": min,
     "experts/max_vio": max,
     "experts/dead": sum,
     "experts/idle_steps": max,
-    "router/entropy": lambda layers: sum(layers) / len(layers),
+    "router/entropy": fmean,
     "router/logit_max": max,
 }
 
