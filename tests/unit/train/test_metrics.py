@@ -1,12 +1,14 @@
 """What a run logs of its health: names, values, and that a resume goes on counting."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from moe.train.stop import StopSignal
+from tests.conftest import ROOT
 from tests.unit.train.runs import die_after, rows, train
 
 SHORT = ["max_duration=6ba", "scheduler.t_warmup=1ba", "eval_interval=6ba", "save_interval=1ba"]
@@ -117,3 +119,45 @@ def test_speed_is_that_of_steps_and_waiting_a_share_of_it(run: Path) -> None:
     hours = rows(run, "time/train"), rows(run, "time/val"), rows(run, "time/total")
     assert hours[2][6] == pytest.approx(hours[0][6] + hours[1][6]) and hours[1][6] > 0
     assert json.loads((run / "run.json").read_text())["state"] == "done"
+
+
+def test_the_documentation_lists_every_metric_and_no_other(run: Path) -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    table = text[text.index("<!-- metrics") : text.index("<!-- /metrics")]
+    listed = dict(re.findall(r"^\| `([^`]+)`( \(1\))?", table, re.MULTILINE))
+    logged = set()
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        logged |= json.loads(line).keys() - {"step"}
+    forms = {
+        r"layer_\d+$": "layer_NN",
+        r"^optim/lr/.*": "optim/lr/GROUP",
+        r"^(weight|update)_rms/.*": r"\1_rms/KIND",
+    }
+    for pattern, form in forms.items():
+        logged = {re.sub(pattern, form, name) for name in logged}
+    on_gpu = {name for name, mark in listed.items() if mark}
+    assert on_gpu == {"throughput/device/mfu", "memory/torch_peak_gb"}
+    assert logged - on_gpu == set(listed) - on_gpu
+
+
+def test_the_documentation_lists_every_alarm() -> None:
+    from moe.train.alarms import Detectors
+
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    table = text[text.index("## Alarms") : text.index("## Events")]
+    assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == [detector.name for detector in Detectors(10).all]
+
+
+def test_mfu_is_the_share_of_the_peak_of_gpus_that_are_known() -> None:
+    from moe.model.flops import peak_flops
+
+    names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H200": 989e12, "NVIDIA L4": 121e12}
+    more = {
+        "NVIDIA L40S": 362e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA GeForce RTX 3090": 71.2e12,
+        "NVIDIA GeForce RTX 3090 Ti": None,
+        "NVIDIA A10G": None,
+    }
+    for name, peak in {**names, **more}.items():
+        assert peak_flops(name) == peak, name
