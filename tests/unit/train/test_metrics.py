@@ -161,3 +161,58 @@ def test_mfu_is_the_share_of_the_peak_of_gpus_that_are_known() -> None:
     }
     for name, peak in {**names, **more}.items():
         assert peak_flops(name) == peak, name
+
+
+def test_between_two_rows_nothing_waits_for_the_device_and_a_row_waits_twice(
+    tiny: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Reading a tensor's value is what would wait."""
+    from moe.train.callbacks.losses import StepLosses
+    from moe.train.callbacks.throughput import Throughput
+    from moe.train.callbacks.weights import WeightNorms
+    from moe.train.model import MoEModel
+
+    inside: list[int] = []  # the step whose measuring is under way
+    waits: dict[int, int] = {}
+
+    def counted(plain):
+        def read(self, *args):
+            if inside:
+                waits[inside[-1]] = waits.get(inside[-1], 0) + 1
+            return plain(self, *args)
+
+        return read
+
+    def watched(owner: type, hook: str, ends: int) -> None:
+        plain = getattr(owner, hook)
+
+        def call(self, state, logger):
+            inside.append(int(state.timestamp.batch) + ends)
+            try:
+                return plain(self, state, logger)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(owner, hook, call)
+
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    for owner, hook, ends in [
+        (StepLosses, "batch_start", 1),
+        (StepLosses, "before_train_batch", 1),
+        (StepLosses, "after_train_batch", 1),
+        (WeightNorms, "after_train_batch", 1),
+        (WeightNorms, "batch_end", 0),
+        (Throughput, "batch_end", 0),
+    ]:
+        watched(owner, hook, ends)
+    accumulate = MoEModel._accumulate
+
+    def adding_up(self, outputs):
+        inside.append(-1)
+        accumulate(self, outputs)
+        inside.pop()
+
+    monkeypatch.setattr(MoEModel, "_accumulate", adding_up)
+    assert train(tiny, tmp_path, *SHORT, "log_interval=3ba", "eval_data=null")[0] == 0
+    assert waits == {3: 2, 6: 2}
