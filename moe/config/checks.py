@@ -6,6 +6,8 @@ import dataclasses
 import math
 import os
 import re
+import shlex
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from moe.config.times import Time, parse_seconds, parse_time
@@ -274,7 +276,19 @@ def _check_run(config: Config, faults: list[str]) -> None:
         faults.append(
             "sample_prompts are continued at evaluations and eval_data is null; set eval_data, or remove them"
         )
+    if config.alert_command is not None:
+        _check_program("alert_command", config.alert_command, faults)
     if config.resume_from is not None and re.fullmatch(r"step:\d+", config.resume_from) is None:
         faults.append(f"resume_from ({config.resume_from}) must name a step, as step:5000")
     if config.resume_from is not None and config.load_path is not None:
         faults.append("resume_from goes back in this run, load_path starts from another; set only one")
+
+
+def _check_program(path: str, command: str, faults: list[str]) -> None:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        faults.append(f"{path} ({command}) cannot be read: {error}; quote it as in a shell")
+        return
+    if not words or shutil.which(words[0]) is None:
+        faults.append(f"{path} ({command}): there is no program {words[0] if words else ''!r}; give one, or null")

@@ -253,6 +253,8 @@ class Config:
     log_interval: str = "10ba"
     "Time between log lines and logged metrics."
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    alert_command: str | None = None
+    "Program to run at each alarm, e.g. `notify-send moe`: the message is its last argument and in $MOE_MESSAGE."
     max_skipped_steps: int = 20
     "Steps in a row with a non-finite gradient (each skipped on every rank) that stop the run."
     time_limit: str | None = None

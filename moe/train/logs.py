@@ -7,6 +7,7 @@
 Decisions:
 - One destination collects and writes at the interval, so a step between two rows costs nothing.
 - Text is a row of its own: one name for each text, so that it is cut and purged as numbers are.
+- Lists (the load of each expert) stand in metrics.jsonl alone: as scalars they would be thousands.
 - After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
   step is lost or doubled.
 - A disk that takes no row is told once and does not end the run; metrics.jsonl catches up when there is space again.
@@ -32,7 +33,7 @@ from moe.errors import InputError
 from moe.typed_json import parse_json
 from moe.units import say
 
-Row = Mapping[str, float | str]
+Row = Mapping[str, float | str | list[float]]
 Writer = Callable[[int, Row], None]
 # Composer logs these at every batch; what they say stands in our own metrics.
 DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token", "time/epoch", "rank_zero_seed")
@@ -44,13 +45,13 @@ class RunLog(LoggerDestination):
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
         self.every = every
-        self.pending: dict[str, float] = {}
+        self.pending: dict[str, float | list[float]] = {}
         self._told: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         for name, value in metrics.items():
             if not name.startswith(DROPPED):
-                self.pending[name] = float(value)
+                self.pending[name] = value if isinstance(value, list) else float(value)
 
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
@@ -97,12 +98,18 @@ def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Wri
     waiting = bytearray()  # what a full disk has not taken yet
 
     def write(step: int, row: Row) -> None:
-        finite = {n: v if isinstance(v, str) or math.isfinite(v) else str(v) for n, v in row.items()}
+        finite = {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
         waiting.extend(json.dumps({"step": step, **finite}).encode() + b"\n")
         while waiting:
             del waiting[: file.write(waiting)]
 
     return write
+
+
+def last_step(path: Path) -> int:
+    """The last step that has a row; 0 where there is none."""
+    steps = [_step_of(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return int(max([step for step in steps if step < math.inf], default=0))
 
 
 def evaluated_at(path: Path, step: int, keys: Sequence[str]) -> bool:
@@ -145,7 +152,7 @@ def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
         for name, value in row.items():
             if isinstance(value, str):
                 board.add_text(name, value, global_step=step)
-            else:
+            elif not isinstance(value, list):
                 board.add_scalar(name, value, global_step=step)
 
     return write
@@ -179,6 +186,6 @@ def wandb_writer(
 
     def write(step: int, row: Row) -> None:
         text = {n: wandb.Html(html.escape(v)) for n, v in row.items() if isinstance(v, str)}
-        run.log({**row, **text}, step=step)
+        run.log({**{n: v for n, v in row.items() if not isinstance(v, list)}, **text}, step=step)
 
     return write, lambda code: run.finish(exit_code=code)

@@ -2,6 +2,7 @@
 
     save_folder/run.json     id, run_name, W&B run id, state (running, stopped, done, failed), where it was resumed from
     save_folder/config.yaml  the configuration in force
+    save_folder/events.jsonl what happened to the run (moe.train.history)
     save_folder/.lock        held while a process trains here; the kernel frees it when the process dies
 
 Decisions: a folder that holds a run is never started over; what must not change between two parts of a run is refused
@@ -34,6 +35,7 @@ from moe.train.checkpoints import (
     read_checkpoint,
     step_folders,
 )
+from moe.train.history import History, now
 from moe.train.remote import RemoteRun, Replaced
 from moe.typed_json import parse_json
 
@@ -81,6 +83,7 @@ class RunFolder:
         checkpoint: where to go on from; None for a fresh start.
         record: the content of run.json.
         remote: its copy on s3, on the rank that holds the lock.
+        history: what happened to it.
     """
 
     path: Path
@@ -89,11 +92,19 @@ class RunFolder:
     lock: Any
     remote: RemoteRun | None = None
 
+    def __post_init__(self) -> None:
+        self.history = History(self.path, mine=self.lock is not None)
+
     def note(self, **changes: Any) -> None:
         """Updates run.json, whole or not at all; only the rank that holds the lock writes."""
-        self.record.update(changes, updated_at=_now())
+        self.record.update(changes, updated_at=now())
         if self.lock is not None:
             write_json(self.path / RUN_FILE, self.record)
+
+    def close(self, state: str, reason: str | None = None) -> None:
+        """The last note of this start, on this machine."""
+        self.history.end(state, reason)
+        self.note(state=state)
 
     def newest(self) -> str:
         """Where the run would go on, for people."""
@@ -102,10 +113,10 @@ class RunFolder:
             return f"nothing is saved in {self.path} yet"
         return f"saved is step {int(folders[-1].name.removeprefix('step-')):,} in {self.path}"
 
-    def end(self, state: str, report: Callable[[str], None]) -> None:
+    def end(self, state: str, report: Callable[[str], None], reason: str | None = None) -> None:
         """The last note of this start; goes to the remote too, with the last rows of the logs."""
         try:
-            self.note(state=state)
+            self.close(state, reason)
         except OSError as error:
             report(f"warning: {self.path / RUN_FILE} cannot be written: {error.strerror}")
         if self.remote is not None:
@@ -183,7 +194,7 @@ def _open_locked(
             f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
             "or give another save_folder to start over"
         )
-    record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": _now()}
+    record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": now()}
     if resume_from is not None:
         checkpoint = _go_back(path, remote, int(resume_from.removeprefix("step:")), record, report)
     else:
@@ -352,7 +363,3 @@ def _leaves(node: dict[str, Any], prefix: str = ""):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

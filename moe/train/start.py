@@ -128,12 +128,14 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
 
 def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
     """The places metrics go to (rank 0 only), and what to call with the exit code at the end."""
-    from moe.train.logs import jsonl_writer, tensorboard_writer, wandb_writer
+    from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
     if RANK != 0:
         return [], lambda code: None
     (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    writers = [jsonl_writer(folder.path / "metrics.jsonl", start_step if folder.checkpoint else 0, eval_again)]
+    metrics = folder.path / "metrics.jsonl"
+    reached = last_step(metrics)
+    writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]
     finish: Any = lambda code: None  # noqa: E731
     if config.loggers.tensorboard is not None:
         writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
@@ -151,4 +153,5 @@ def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bo
             config=dataclasses.asdict(config),
         )
         writers.append(write)
+    folder.history.begin(start_step, resumed=folder.checkpoint is not None, reached=reached, ranks=WORLD_SIZE)
     return writers, finish

@@ -29,6 +29,7 @@ from moe.config.times import Every, Time
 from moe.errors import RunFailed
 from moe.s3 import RemoteError
 from moe.train.checkpoints import retain, write_checkpoint
+from moe.train.history import now
 from moe.train.remote import RemoteRun, Replaced
 from moe.train.stop import Stopped, StopSignal
 
@@ -39,6 +40,7 @@ class CheckpointSaver(Callback):
     """Args:
     manifest: what each manifest holds beside step, tokens, epoch position and files (config, data, versions).
     report: prints one line to the user, on one rank only.
+    event: notes what happened to the run, as History.event does.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class CheckpointSaver(Callback):
         stop: StopSignal,
         manifest: dict[str, Any],
         report: Callable[[str], None],
+        event: Callable[..., None],
         remote: RemoteRun | None = None,
     ):
         self.save_folder = save_folder
@@ -63,6 +66,7 @@ class CheckpointSaver(Callback):
         self.stop = stop
         self.manifest = manifest
         self.report = report
+        self.event = event
         self.remote = remote
         self.saved_step = -1
         self._thread: threading.Thread | None = None
@@ -160,7 +164,7 @@ class CheckpointSaver(Callback):
                 "tokens": int(state.timestamp.token),
                 "epoch": int(state.timestamp.epoch),
                 "sample_in_epoch": int(state.timestamp.sample_in_epoch),
-                "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "saved_at": now(),
             }
             self._thread = threading.Thread(target=self._write, args=(step, content, manifest), name="checkpoint")
             self._thread.start()
@@ -168,8 +172,11 @@ class CheckpointSaver(Callback):
 
     def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:
         gone = not self.save_folder.is_dir()
+        start = time.monotonic()
         try:
             folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest)
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            self.event("checkpoint", step, bytes=size, seconds=round(time.monotonic() - start, 3))
             rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
             if self.remote is not None:
                 self.remote.push(folder, **rule)

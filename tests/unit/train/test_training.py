@@ -51,7 +51,8 @@ def test_the_loss_and_the_weights_do_not_depend_on_the_microbatch(tiny: Path, tm
     off = ["model.dropout=0", "max_duration=5ba", "scheduler.t_warmup=1ba"]  # dropout masks follow the microbatches
     whole = train(tiny, tmp_path, *off, "device_train_microbatch_size=8", name="whole")[1]
     split = train(tiny, tmp_path, *off, "device_train_microbatch_size=3", name="split")[1]
-    for key in ("train/loss", "train/balance_loss", "optim/grad_norm", "metrics/eval/loss"):
+    watched = ("router/entropy", "router/logit_max", "experts/max_vio", "update_rms/experts")
+    for key in ("train/loss", "train/balance_loss", "optim/grad_norm", "metrics/eval/loss", *watched):
         assert rows(whole, key) == pytest.approx(rows(split, key), rel=2e-5), key
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, weights(split)[name], rtol=1e-3, atol=2e-5)
