@@ -6,7 +6,9 @@
   for causal attention, of which half the scores are needed, 6 * n_layers * n_heads * head_dim * seq_len.
 """
 
-from typing import NamedTuple
+import dataclasses
+import inspect
+from typing import Any, NamedTuple
 
 
 class ParameterCount(NamedTuple):
@@ -65,6 +67,12 @@ def count_parameters(
         experts=n_experts * expert,
         norms=norms,
     )
+
+
+def model_shape(settings: Any, vocab_size: int) -> dict[str, Any]:
+    """What `count_parameters` and `flops_per_token` need to know of a dataclass with the model's settings."""
+    names = inspect.signature(count_parameters).parameters
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k in names} | {"vocab_size": vocab_size}
 
 
 def flops_per_token(
