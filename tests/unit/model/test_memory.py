@@ -24,8 +24,8 @@ SEQ_LEN = 256
 
 
 def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
-    """Most bytes that were allocated at a time, in an optimizer step and in the backward pass of the next one, and those
-    of the optimizer's state.
+    """Most bytes that were allocated at a time, in an optimizer step and the next backward pass, and those of the
+    optimizer's state.
     """
     cast = torch.autocast("cpu", torch.bfloat16) if step.bf16 else contextlib.nullcontext()
     torch.manual_seed(0)
