@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moe.units import clock, short
+from moe.units import clock, short, size
 
 if TYPE_CHECKING:
     from moe.config import Config
     from moe.estimate.gpus import Gpu
     from moe.estimate.plan import Fit, GpuMemory
 
-CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
 GB = 1e9
+CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,20 +47,20 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--mfu ({args.mfu}) must be above 0 and at most 1, as 0.4")
     if args.vocab_size is not None and args.vocab_size < 1:
         raise InputError(f"--vocab-size ({args.vocab_size}) must be at least 1")
-    size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
+    vocab_size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
     gpu, prices = find_gpu(args.gpu), _prices(args.price)
-    fits = plan.find_fits(config, size, mfu=args.mfu, prices=prices)
-    memory = plan.find_memory(config, size, gpu)
+    fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices)
+    memory = plan.find_memory(config, vocab_size, gpu)
     if args.json:
-        print(json.dumps(plan.as_json(config, size, memory, fits, gpu, args.mfu), indent=1))
+        print(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, args.mfu), indent=1))
         return 0
     print(f"{config.run_name}  ({args.config})")
     for part in (
-        _parameters(config, size, source),
-        _work(config, size),
+        _parameters(config, vocab_size, source),
+        _work(config, vocab_size),
         _memory(config, memory, gpu),
         _fits(config, fits, args.mfu, bool(prices)),
-        _disk(config, size),
+        _disk(config, vocab_size),
     ):
         print()
         for line in part:
@@ -87,10 +87,10 @@ def _prices(given: list[str]) -> dict[str, float]:
     return prices
 
 
-def _parameters(config: Config, size: int, source: str) -> Iterator[str]:
+def _parameters(config: Config, vocab_size: int, source: str) -> Iterator[str]:
     from moe.estimate.plan import parameters
 
-    count = parameters(config, size)
+    count = parameters(config, vocab_size)
     idle = count.total - count.active
     yield f"{'PARAMETERS':<14}{'total':>16}{'active per token':>20}"
     for name in ("embedding", "head", "attention", "router", "experts", "norms"):
@@ -99,13 +99,14 @@ def _parameters(config: Config, size: int, source: str) -> Iterator[str]:
         tied = "  the embedding's" if name == "head" and not total else ""
         yield f"  {name:<12}{total:>16,}{active:>20,}{tied}"
     yield f"  {'all':<12}{count.total:>16,}{count.active:>20,}"
-    yield f"  vocabulary of {size:,} tokens ({source}); {config.model.n_experts} experts, top {config.model.top_k}"
+    experts = f"{config.model.n_experts} experts, top {config.model.top_k}"
+    yield f"  vocabulary of {vocab_size:,} tokens ({source}); {experts}"
 
 
-def _work(config: Config, size: int) -> Iterator[str]:
+def _work(config: Config, vocab_size: int) -> Iterator[str]:
     from moe.estimate.plan import find_work
 
-    work = find_work(config, size)
+    work = find_work(config, vocab_size)
     batch = f"{config.global_train_batch_size} x {config.max_seq_len:,} = {work.tokens_per_step:,}"
     yield "WORK"
     yield f"  steps         {work.steps:,} of {batch} tokens; {short(work.tokens)} tokens in all"
@@ -140,7 +141,7 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
         "free": [gpu.memory - found.total for found in memory],
     }
     for name, sizes in rows.items():
-        yield f"  {name:<44}" + "".join(f"{size / GB:>10.2f}" for size in sizes)
+        yield f"  {name:<44}" + "".join(f"{number / GB:>10.2f}" for number in sizes)
     yield f"  {'the peak is in':<44}" + "".join(f"{found.step.phase:>10}" for found in memory)
     if any(not found.step.gradients for found in memory):
         yield "  Gradients are 0 where the microbatch is the whole batch: they grow as the activations go."
@@ -170,15 +171,15 @@ def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool) -> Iterator
         yield "  With activation checkpointing the time is 4/3 of the plain one."
 
 
-def _disk(config: Config, size: int) -> Iterator[str]:
+def _disk(config: Config, vocab_size: int) -> Iterator[str]:
     from moe.estimate.plan import find_disk
 
-    disk = find_disk(config, size)
+    disk = find_disk(config, vocab_size)
     forever = f", one for each {config.keep_every} for ever" if config.keep_every else ""
     keep = config.save_num_checkpoints_to_keep
     yield "DISK"
-    yield f"  checkpoint    {disk.checkpoint / GB:.2f} GB (weights, optimizer), every {config.save_interval}"
+    yield f"  checkpoint    {size(disk.checkpoint)} (weights, optimizer), every {config.save_interval}"
     yield (
-        f"  at most       {disk.most} x {disk.checkpoint / GB:.2f} = {disk.total / GB:.1f} GB: "
+        f"  at most       {disk.most} x {size(disk.checkpoint)} = {size(disk.total)}: "
         f"{'all' if keep < 0 else f'the newest {keep}'}{forever}, one being written"
     )

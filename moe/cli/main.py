@@ -12,7 +12,7 @@ from moe.errors import InputError
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
     "estimate": "parameters, memory, time, cost and disk of a run, from its yaml alone",
-    "check": "check config, data and checkpoints before a run, every byte of them",
+    "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",
     "inspect": "show and verify a converted dataset",
     "generate": "continue prompts with a trained checkpoint",
     "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",

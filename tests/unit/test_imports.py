@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "estimate": BASE | {"config", "model"},
     "train": BASE | {"config", "data", "model", "optim"},
     "build": BASE | {"config", "data", "model", "optim", "train"},
+    "checks": BASE | {"config", "data", "model", "optim", "estimate", "train", "build"},
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
     "harness": BASE | {"train", "inference", "export"},
-    "run": BASE | {"config", "data", "model", "optim", "train", "build"},
+    "run": BASE | {"config", "data", "model", "optim", "train", "build", "checks"},
 }
 
 
