@@ -8,11 +8,12 @@ import os
 import shutil
 import socket
 import sys
+from dataclasses import replace
 
 from moe.checks.result import Result
 from moe.config import Config
-from moe.estimate.plan import largest_microbatch, make_step, rank_batch
-from moe.model.memory import Step, step_memory
+from moe.estimate.plan import gpu_memory, largest_microbatch, make_step
+from moe.model.memory import step_memory
 from moe.units import size
 
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
@@ -79,49 +80,26 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
     """The computed peak of a step against the memory of the device."""
     import torch
 
-    microbatch = config.device_train_microbatch_size
+    asked, batch = config.device_train_microbatch_size, config.global_train_batch_size
+    step, hint = make_step(config, vocab_size, n_gpus=1, microbatch=1), ""
     if torch.cuda.is_available():
-        from moe.estimate.gpus import Gpu
-
-        properties = torch.cuda.get_device_properties(0)
-        gpu = Gpu(properties.name, properties.total_memory >> 20, 0.0, 0.0, properties.major in (9, 10))
-        batch = rank_batch(config, 1)
-        step = make_step(
-            config, vocab_size, gpu, n_gpus=1, microbatch=1 if microbatch == "auto" else min(int(microbatch), batch)
-        )
-        most = largest_microbatch(step, gpu.memory, batch)
-        needed, there, where = _gpu_total(step), gpu.memory, properties.name
-        hint = f"; the largest microbatch that fits is {most}" if most else ""
+        device = torch.cuda.get_device_properties(0)
+        there, where = device.total_memory, device.name
+        most = largest_microbatch(step, there, batch)
+        step = replace(step, microbatch=max(1, most) if asked == "auto" else min(int(asked), batch))
+        needed, hint = gpu_memory(step).total, f"; the largest microbatch that fits is {most}" if most else ""
     else:
         import psutil
 
-        tokens = 4096 // config.max_seq_len if microbatch == "auto" else int(microbatch)
-        step = _cpu_step(config, vocab_size, max(1, min(tokens, config.global_train_batch_size)))
-        needed, there, where, hint = step_memory(step).total, psutil.virtual_memory().available, "this machine", ""
+        there, where = psutil.virtual_memory().available, "this machine"
+        microbatch = 4096 // config.max_seq_len if asked == "auto" else int(asked)
+        step = replace(step, microbatch=max(1, min(microbatch, batch)), gpu=False, bf16=False)
+        needed = step_memory(step).total
     text = f"a step takes about {size(needed)} at microbatch {step.microbatch} (computed)"
     if needed > there:
-        return Result(
-            "memory",
-            "warn",
-            f"{text} and {where} has {size(there)}{hint}; lower device_train_microbatch_size, "
-            "then set activation_checkpointing=true",
-        )
+        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {mend}")
     return Result("memory", "pass", f"{text}, of {size(there)}{hint}")
-
-
-def _gpu_total(step: Step) -> int:
-    from moe.estimate.plan import gpu_memory
-
-    return gpu_memory(step).total
-
-
-def _cpu_step(config: Config, vocab_size: int, microbatch: int) -> Step:
-    from dataclasses import replace
-
-    from moe.estimate.gpus import GPUS
-
-    step = make_step(config, vocab_size, GPUS[0], n_gpus=1, microbatch=microbatch)
-    return replace(step, gpu=False, bf16=False)
 
 
 def check_shared_memory(config: Config, *, samples: int | None) -> Result:

@@ -13,13 +13,12 @@ from moe.errors import InputError
 
 
 class Gpu(NamedTuple):
-    """memory in MiB; peaks in TFLOP/s; grouped_mm: it has the kernel for all experts at once (sm90, sm100)."""
+    """memory in MiB; peaks in TFLOP/s."""
 
     name: str
     mib: int
     bf16: float
     fp32: float
-    grouped_mm: bool = False
 
     @property
     def memory(self) -> int:
@@ -37,9 +36,9 @@ GPUS = (
     Gpu("A100 40GB", 40_960, 312.0, 19.5),
     Gpu("L40S 48GB", 46_068, 362.0, 91.6),
     Gpu("A100 80GB", 81_920, 312.0, 19.5),
-    Gpu("H100 80GB", 81_559, 989.0, 67.0, True),
-    Gpu("H200 141GB", 143_771, 989.0, 67.0, True),
-    Gpu("B200 180GB", 183_359, 2250.0, 75.0, True),
+    Gpu("H100 80GB", 81_559, 989.0, 67.0),
+    Gpu("H200 141GB", 143_771, 989.0, 67.0),
+    Gpu("B200 180GB", 183_359, 2250.0, 75.0),
 )
 
 

@@ -84,9 +84,8 @@ def find_work(config: Config, vocab_size: int) -> Work:
     return Work(steps, tokens, tokens_per_step, flops, flops * tokens, tokens / count.total, tokens / count.active)
 
 
-def make_step(config: Config, vocab_size: int, gpu: Gpu, *, n_gpus: int, microbatch: int) -> Step:
-    """The run's step on `n_gpus` of a kind. amp_fp16 takes the memory of bf16."""
-    bf16 = config.precision != "fp32"
+def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) -> Step:
+    """The run's step on one of `n_gpus`. amp_fp16 takes the memory of bf16."""
     return Step(
         **model_shape(config.model, vocab_size),
         document_mask=config.model.document_mask,
@@ -98,8 +97,7 @@ def make_step(config: Config, vocab_size: int, gpu: Gpu, *, n_gpus: int, microba
         muon=config.optimizer.name == "muon",
         momentum_bytes=2 if config.optimizer.momentum_dtype == "bf16" else 4,
         gpu=True,
-        bf16=bf16,
-        grouped_mm=gpu.grouped_mm and config.precision == "amp_bf16",
+        bf16=config.precision != "fp32",
         n_gpus=n_gpus,
     )
 
@@ -129,7 +127,7 @@ def find_fits(config: Config, vocab_size: int, *, mfu: float, prices: dict[str, 
     for gpu in GPUS:
         for n_gpus in N_GPUS:
             batch = rank_batch(config, n_gpus)
-            step = make_step(config, vocab_size, gpu, n_gpus=n_gpus, microbatch=1)
+            step = make_step(config, vocab_size, n_gpus=n_gpus, microbatch=1)
             plain, checkpointed = (
                 largest_microbatch(replace(step, activation_checkpointing=on), gpu.memory, batch)
                 for on in (False, True)
@@ -148,7 +146,7 @@ def find_memory(config: Config, vocab_size: int, gpu: Gpu) -> list[GpuMemory]:
     found = []
     for n_gpus in N_GPUS:
         if batch := rank_batch(config, n_gpus):
-            step = make_step(config, vocab_size, gpu, n_gpus=n_gpus, microbatch=1)
+            step = make_step(config, vocab_size, n_gpus=n_gpus, microbatch=1)
             size = config.device_train_microbatch_size
             size = max(1, largest_microbatch(step, gpu.memory, batch)) if size == "auto" else min(int(size), batch)
             found.append(gpu_memory(replace(step, microbatch=size, accumulated=size < batch)))
@@ -159,7 +157,7 @@ def find_disk(config: Config, vocab_size: int) -> Disk:
     """A checkpoint holds weights and optimizer state. There are the newest ones, those kept for ever, and the one that
     is being written.
     """
-    step = make_step(config, vocab_size, GPUS[0], n_gpus=1, microbatch=1)
+    step = make_step(config, vocab_size, n_gpus=1, microbatch=1)
     work = find_work(config, vocab_size)
     saves = -(-work.steps // max(1, parse_time(config.save_interval).to_steps(work.tokens_per_step)))
     keep = config.save_num_checkpoints_to_keep

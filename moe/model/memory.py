@@ -16,8 +16,10 @@ A step has its peak in one of four phases, whose live tensors are counted as the
 - Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Whole at a time are two
   blocks (one in use, one on its way), one block's gradient, embedding and head, in the dtype of the products.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
-- No token is dropped, so the number of rows does not depend on the router; what the loop over experts needs for the
-  largest expert does. `grouped_mm` takes all experts at once.
+- No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
+  the largest expert; a GPU's grouped kernels take all experts at once and keep two results more for the backward pass.
+- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. torch.compile saves some of the
+  activations that are counted here.
 
 T tokens of a microbatch, D width, H query heads, G key-value heads, C channels of a head, E experts, K experts per
 token, F expert hidden, V vocabulary.
@@ -58,7 +60,6 @@ class Step:
     """One step of training. `microbatch` in sequences; `accumulated` where it is not the whole batch of the device.
 
     muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
-    grouped_mm: the experts' products are one kernel, else a loop.
     one_expert: the worst router: every token has one expert in common.
     """
 
@@ -83,7 +84,6 @@ class Step:
     momentum_bytes: int = 4
     gpu: bool
     bf16: bool
-    grouped_mm: bool = False
     n_gpus: int = 1
     one_expert: bool = False
 
@@ -135,7 +135,7 @@ def layer_bytes(step: Step) -> int:
     twice = step.document_mask and not step.gpu and step.seq_len > CPU_QUERY_BLOCK
     attended = c * (q + kv + kv + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
     router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
-    hidden = (4 if step.grouped_mm else 2) * step.expert_hidden
+    hidden = (4 if step.gpu else 2) * step.expert_hidden
     experts = c * step.top_k * (2 * d + hidden)
     dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
     return step.tokens * (residuals + normed + qk + attended + router + experts + dropout)
@@ -145,7 +145,8 @@ def activation_bytes(step: Step) -> int:
     """What lives from the forward pass to the backward pass: all layers, or under activation checkpointing their inputs
     and one layer.
     """
-    mask = step.tokens * step.seq_len * step.compute if step.document_mask else 0
+    masked = step.document_mask and not (step.gpu and step.bf16)
+    mask = step.tokens * step.seq_len * step.compute if masked else 0
     if step.activation_checkpointing:
         layers = 4 * step.tokens * step.d_model * step.n_layers
     else:
@@ -187,7 +188,7 @@ def backward_bytes(step: Step) -> int:
     rows = step.tokens * step.top_k
     largest = step.tokens if step.one_expert else -(-rows // step.n_experts)
     weights = step.count.experts // step.n_layers * (2 + 4 if step.bf16 else 4)
-    inside = 5 * c * (rows if step.grouped_mm else largest) * f
+    inside = 5 * c * (rows if step.gpu else largest) * f
     scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice
     loop = rows * d * c + weights + inside  # the outputs have gone by then
     return 2 * 4 * step.tokens * d + max(scatter, loop)

@@ -64,7 +64,7 @@ def test_the_largest_microbatch_fits_and_the_next_one_does_not() -> None:
     for fit in [fit for fit in fits if 0 < fit.microbatch < 256 // fit.n_gpus]:
         gpu = next(gpu for gpu in GPUS if gpu.name == fit.gpu)
         sizes = [
-            gpu_memory(make_step(config, 50257, gpu, n_gpus=fit.n_gpus, microbatch=fit.microbatch * times)).total
+            gpu_memory(make_step(config, 50257, n_gpus=fit.n_gpus, microbatch=fit.microbatch * times)).total
             for times in (1, 2)
         ]
         assert sizes[0] <= gpu.memory < sizes[1]
@@ -94,7 +94,6 @@ def test_the_readme_has_the_memory_that_is_computed() -> None:
         step = make_step(
             load_config(ROOT / f"yamls/{name}.yaml"),
             8192 if name == "demo" else 50257,
-            GPUS[0],
             n_gpus=1,
             microbatch=1,
         )

@@ -77,9 +77,8 @@ def test_chunks_and_blocks_are_those_of_the_model():
 
 
 def test_the_worst_router_costs_memory_in_the_loop_over_experts_and_none_in_one_kernel():
-    step = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=1024, gpu=True, bf16=True)
-    assert imbalance_bytes(step) > 0
-    assert imbalance_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=1024, gpu=True, bf16=True, grouped_mm=True)) == 0
+    assert imbalance_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=False, bf16=False)) > 0
+    assert imbalance_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=1024, gpu=True, bf16=True)) == 0
 
 
 def test_more_gpus_divide_what_is_sharded_and_leave_activations_alone():

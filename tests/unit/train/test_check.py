@@ -64,8 +64,18 @@ def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, argum
     assert "fail  data" in out and "not tried: mend data first" in out
 
 
-def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], capsys) -> None:
-    assert main(["check", *arguments, "optimizer.lr=1e30"]) == 2
+def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
+    from moe import build
+
+    sound = build.build_model
+
+    def broken(*args):
+        model = sound(*args)
+        model.transformer.norm.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(build, "build_model", broken)
+    assert main(["check", *arguments]) == 2
     assert "it must be finite: lower optimizer.lr" in capsys.readouterr().out
 
 
