@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moe.checks.result import Report, Result
 from moe.config import Config
-from moe.errors import InputError
+from moe.errors import InputError, RunFailed
 from moe.estimate.plan import find_work
 from moe.units import short
 
@@ -29,8 +29,10 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
         report(f"loading the tokenizer {config.tokenizer} ...")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its many tries are one fault
         inputs = check_data(dataclasses.replace(config, train_data=data), report)
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         return [Result("data", "fail", str(error))], None
+    except OSError as error:
+        return [Result("data", "fail", f"{error.filename}: cannot be read: {error.strerror or error}; mend it")], None
     remotes = [spec.remote for spec in streams_of(config.train_data).values()]
     if not remotes:
         checked = "every file can be opened"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe.checks.result import Report, Result
-from moe.config import Config
+from moe.config import Config, parse_time
 from moe.errors import InputError
 from moe.estimate.plan import find_disk
 from moe.s3 import RemoteError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def existing(folder: Path) -> Path:
     """The folder, or what there is of the path to it."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # Path.exists may raise
 
 
 def check_folder(config: Config, *, vocab_size: int) -> list[Result]:
@@ -79,6 +80,8 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
     try:
         _check_owner(config, folder)
         found, note = _newest(config, folder, hashes, report)
+        if found is None and config.load_path is not None:
+            return Result("resume", "pass", f"{folder}: starts fresh, from {_other(config, inputs)}")
         if found is None:
             return Result("resume", "pass", f"{folder}: starts fresh")
         if not config.autoresume and config.resume_from is None:
@@ -91,7 +94,12 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
         return Result("resume", "fail", str(error))
     except RemoteError as error:
         return Result("resume", "fail", f"save_folder: {error}")
-    text = f"{folder}: goes on from step {found.step:,} ({found.tokens:,} tokens){note}"
+    except OSError as error:
+        return Result("resume", "fail", f"{error.filename or folder}: cannot be read: {error.strerror}; mend it")
+    steps = parse_time(config.max_duration).to_steps(config.global_train_batch_size * config.max_seq_len)
+    if found.step >= steps:
+        return Result("resume", "pass", f"{folder}: is complete, at step {found.step:,} of {steps:,}{note}")
+    text = f"{folder}: goes on from step {found.step:,} of {steps:,}{note}"
     return Result("resume", "warn" if changes else "pass", "; ".join([text, *changes]))
 
 
@@ -104,14 +112,14 @@ def _check_owner(config: Config, folder: Path) -> None:
         owner = record.get("run_name")
     except (FileNotFoundError, NotADirectoryError):
         owner = config.run_name
-    except (OSError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         raise InputError(f"{folder / RUN_FILE}: is damaged; restore or remove it") from None
     if owner != config.run_name:
         raise InputError(
             f"save_folder ({folder}) holds another run, {owner!r}; this one is run_name ({config.run_name}). "
             "Give one of them another name"
         )
-    if not (folder / ".lock").exists():
+    if not os.path.exists(folder / ".lock"):
         return
     with open(folder / ".lock") as lock:
         try:
@@ -170,6 +178,20 @@ def _newest_remote(config: Config, folder: Path) -> Checkpoint | None:
         return Checkpoint(folder / folder_name(steps[-1]), json.loads(remote.store.read(name) or b""))
     except ValueError:
         raise InputError(f"{config.save_folder}/{name}: is damaged; remove that checkpoint there") from None
+
+
+def _other(config: Config, inputs: Inputs | None) -> Path:
+    """The checkpoint of `load_path`. Raises InputError where it is not there or does not fit."""
+    from moe.train.checkpoints import find_named
+    from moe.train.run_folder import check_weights_fit
+
+    named = find_named(str(config.load_path))
+    if config.load_weights_only:
+        size = named.manifest["vocab_size"] if inputs is None else inputs.vocab_size
+        check_weights_fit(named, dataclasses.asdict(config), size)
+    else:
+        _changes(config, named, inputs)
+    return named.path
 
 
 def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:

@@ -55,6 +55,10 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
     except torch.OutOfMemoryError as error:
         mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
         yield Result(name, "fail", f"{str(error).splitlines()[0]}; {mend}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # killed, as for want of shared memory
+            raise
+        yield Result(name, "fail", f"{str(error).strip().splitlines()[-1]}; more shared memory, or num_workers=0")
     except OSError as error:
         yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; mend it or free some space")
 

@@ -77,6 +77,8 @@ def _prices(given: list[str]) -> dict[str, float]:
         name, _, number = text.rpartition("=")
         try:
             price = float(number)
+            if not 0 <= price < float("inf"):
+                raise ValueError
         except ValueError:
             raise InputError(f"--price ({text}) is no price; write 2.50, or H100=2.50") from None
         if name:

@@ -80,6 +80,30 @@ def test_a_run_folder_with_other_settings(check: Check, tiny: Path, tmp_path: Pa
     )
 
 
+def test_weights_of_another_run_that_are_not_there_or_do_not_fit(check: Check, tiny: Path, tmp_path: Path) -> None:
+    assert_told(check, ["load_path=nowhere"], "resume", "fail", "nowhere: there is no such checkpoint folder")
+    other = write_run(tmp_path / "other", tiny / "tokenizer")
+    assert_told(check, [f"load_path={other}"], "resume", "fail", "its weights belong to another model", "model.n_heads")
+    shape = [f"model.{name}={value}" for name, value in (("n_heads", 4), ("n_kv_heads", 2), ("expert_hidden", 24))]
+    assert_told(check, [f"load_path={other}", *shape], "resume", "pass", "starts fresh, from", "step-00000010")
+
+
+def test_data_and_run_folders_that_cannot_be_read(check: Check, tmp_path: Path, monkeypatch) -> None:
+    real = Path.read_text
+
+    def refused(self: Path, **settings: str) -> str:
+        if self.name == "run.json":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refused)
+        assert_told(check, [], "resume", "fail", "run.json: cannot be read: Permission denied")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/meta.json").mkdir()
+    assert_told(check, [f"train_data.local={tmp_path / 'data'}"], "data", "fail", "meta.json: cannot be read")
+
+
 def test_a_run_folder_of_another_run(check: Check, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text('{"run_name": "mine"}')

@@ -40,7 +40,10 @@ def test_check_reads_every_byte_of_data_and_checkpoints_and_changes_nothing(
     settings = [*arguments[1:], "max_duration=4ba", "scheduler.t_warmup=1ba", "save_interval=2ba"]
     assert train(tiny, tmp_path, *settings)[0] == 0
     run = files(tmp_path / "runs/one")
-    assert main(["check", *arguments, *settings]) == 0 and "goes on from step 4" in capsys.readouterr().out
+    assert main(["check", *arguments, *settings]) == 0 and "is complete, at step 4 of 4" in capsys.readouterr().out
+    assert main(["check", *arguments, "--fast"]) == 0
+    out = capsys.readouterr().out
+    assert "warn  resume" in out and "goes on from step 4 of 40" in out and "max_duration: was 4ba" in out
     assert files(tmp_path / "runs/one") == run and files(tmp_path / "data") == before
     state = tmp_path / "runs/one/step-00000004/state.pt"
     for path, fault in ((state, "go on from step 2"), (tmp_path / "data/train/shard.00000.mds", "its bytes changed")):
