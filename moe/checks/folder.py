@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 def existing(folder: Path) -> Path:
     """The folder, or what there is of the path to it."""
-    folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # Path.exists may raise
 
 

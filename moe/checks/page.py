@@ -23,6 +23,8 @@ def show_checks(load: Callable[[], Config], source: str, *, fast: bool = False, 
     from moe.checks.checklist import run_checks
     from moe.errors import InputError
 
+    # Python's tracker of shared memory tells at the end of what Streaming has cleared itself
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "0"))
     if rank:
         return 0
