@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/moe demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Streaming asks for transformers below 5 and works above it; the override is for this environment alone.
 .venv5/ready: setup.py pyproject.toml | setup

@@ -33,6 +33,7 @@ setup(
         "dev": [
             "moto[server]>=5",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ray>=2.40,<3",
             "ruff==0.17.6",
             "mypy==2.4.1",

@@ -87,7 +87,7 @@ def build_schedule(config: Config) -> partial[float]:
 
 
 def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
-    """Sequences per forward pass: as set; `auto` stays auto on GPU and is computed from the sequence length on CPU."""
+    """Sequences per forward pass: as set; `auto` is found by a trial on GPU, and computed from max_seq_len on CPU."""
     rank_batch = config.global_train_batch_size // world_size
     size = config.device_train_microbatch_size
     if size == "auto":
@@ -139,6 +139,7 @@ def build_evaluators(
     rank: int,
     world_size: int,
     every: Every,
+    microbatch: int,
     text: TextPlan | None = None,
 ) -> list[Evaluator]:
     """One for each validation set, labelled `eval` or `eval/NAME`. Evaluates at each `eval_interval` and at the last
@@ -168,7 +169,7 @@ def build_evaluators(
             label=f"eval/{name}" if name else "eval",
             dataloader=DataSpec(_Batches(loader), get_num_tokens_in_batch=_count_tokens),
             eval_interval=due,
-            device_eval_microbatch_size=microbatch_size(config, world_size, on_gpu=torch.cuda.is_available()),
+            device_eval_microbatch_size=microbatch,
         )
         for name, loader in loaders.items()
     ]
@@ -179,7 +180,6 @@ class _Batches:
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
-        self.batch_size = loader.batch_size  # where Composer's automatic microbatching starts
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.loader)

@@ -128,6 +128,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     from moe.train.inputs import print_plan
     from moe.train.loading import mend_composer
     from moe.train.logs import RunLog
+    from moe.train.microbatch import automatic_microbatch
 
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     total_steps = parse_time(config.max_duration).to_steps(tokens_per_step)
@@ -147,6 +148,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
 
     model = build.build_model(config, meta)
     optimizer, groups = build.build_optimizer(config, model)
+    if not isinstance(microbatch, int):
+        microbatch = automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
     try:
         writers, finish_logs = open_logs(config, folder, start_step, eval_first)
     except OSError as error:
@@ -189,7 +192,13 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         ),
     ]
     evaluators = build.build_evaluators(
-        config, meta, rank=RANK, world_size=WORLD_SIZE, every=every(config.eval_interval), text=meta.text
+        config,
+        meta,
+        rank=RANK,
+        world_size=WORLD_SIZE,
+        every=every(config.eval_interval),
+        microbatch=microbatch,
+        text=meta.text,
     )
     if evaluators and config.sample_prompts:
         tokenizer = load_tokenizer(config.tokenizer)

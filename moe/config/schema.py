@@ -215,7 +215,7 @@ class Config:
     eval_data: EvalData | None = None
     "Validation data; null turns evaluation off."
     device_train_microbatch_size: int | str = "auto"
-    "Sequences per forward pass on one device: the memory knob, no effect on the result. `auto` searches it on GPU."
+    "Sequences per forward pass on one device: the memory knob, no effect on the result. `auto` tries what fits a GPU."
     precision: Literal["amp_bf16", "amp_fp16", "fp32"] = "amp_bf16"
     "Where the device has no bf16, amp_bf16 becomes fp32, with one printed line."
     gradient_clip_norm: float = 1.0

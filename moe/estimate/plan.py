@@ -109,8 +109,12 @@ def gpu_memory(step: Step) -> GpuMemory:
 
 
 def largest_microbatch(step: Step, memory: int, rank_batch: int) -> int:
-    """The largest divisor of the device's batch whose step fits into `memory` bytes; 0 where none does."""
-    for size in sorted((n for n in range(1, rank_batch + 1) if rank_batch % n == 0), reverse=True):
+    """The largest power of two, or the device's whole batch, whose step fits into `memory` bytes; 0 where none does.
+
+    So `device_train_microbatch_size: auto` chooses, too.
+    """
+    powers = [1 << i for i in range(rank_batch.bit_length())]
+    for size in sorted({*powers, rank_batch} - {0}, reverse=True):
         if gpu_memory(replace(step, microbatch=size, accumulated=size < rank_batch)).total <= memory:
             return size
     return 0

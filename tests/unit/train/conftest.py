@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+import wandb.sdk.data_types._private  # noqa: F401 - makes W&B's folder for media; not inside the first run's own folder
 
 from moe.train.stop import StopSignal
 

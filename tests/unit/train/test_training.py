@@ -319,19 +319,3 @@ def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, mo
         code, folder = train(tiny, tmp_path, *overrides, name=f"cut-{step}")
         assert code == 0 and rows(folder, "metrics/eval/loss") == rows(whole, "metrics/eval/loss")
         assert rows(folder, "train/loss") == rows(whole, "train/loss")
-
-
-def test_automatic_microbatching_finds_the_batch_size_of_both_loaders(tiny: Path) -> None:
-    """What a GPU run asks of the loaders; the search itself needs a GPU."""
-    from composer.core import Evaluator
-
-    from moe import build
-    from moe.config import Every, Time, load_config
-    from moe.data.meta import read_meta
-
-    config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
-    assert build.microbatch_size(config, 1, on_gpu=True) == "auto"
-    (made,) = build.build_evaluators(config, meta, rank=0, world_size=1, every=Every(Time(1, "ba"), 256, 10))
-    evaluator = Evaluator(label="eval", dataloader=made.dataloader, device_eval_microbatch_size="auto")
-    assert evaluator.device_eval_microbatch_size == 8
-    assert build.build_train_spec(config, meta, 1).dataloader.batch_size == 8
