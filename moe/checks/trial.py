@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import math
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,22 +32,15 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
     """`step`, and where it could be made `checkpoint`. place: an existing folder on the run folder's disk."""
     import torch
 
-    from moe.train.temporary import temporary_folder
-
     name = "step"
     try:
-        with (
-            temporary_folder(f"check-{uuid.uuid4().hex[:8]}", leader=True),
-            tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder,
-        ):
+        with tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder:
             report("building the model and taking one step ...")
             trial = _Trial(config, inputs)
             yield trial.step()
             name = "checkpoint"
             report("writing a checkpoint and reading it back ...")
             yield trial.save_and_load(Path(folder))
-            del trial
-            gc.collect()  # the loader's workers end before their folder is removed
     except (InputError, RunFailed) as error:
         yield Result(name, "fail", str(error))
     except torch.OutOfMemoryError as error:
