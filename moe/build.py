@@ -19,14 +19,13 @@ from moe.data.meta import Vocabulary
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.model import Transformer
 from moe.model.documents import document_ends
-from moe.model.flops import count_parameters, flops_per_token
+from moe.model.flops import count_parameters, flops_per_token, model_shape
 from moe.optim import SCHEDULERS, Muon, build_groups
 from moe.train.inputs import streams_of
 from moe.train.model import MoEModel
 
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
-NO_SHAPE = (*LOSS_SETTINGS, "document_mask", "dropout", "z_loss", "norm_eps", "rope_theta")
 
 
 def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
@@ -34,12 +33,6 @@ def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
     torch.manual_seed(seed)
     return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
-
-
-def model_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """What `count_parameters` and `flops_per_token` need to know."""
-    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_SHAPE}
-    return {**shape, "vocab_size": vocab_size}
 
 
 def build_model(config: Config, meta: Vocabulary) -> MoEModel:

@@ -45,6 +45,10 @@ def main(argv: list[str]) -> int:
         config = load_config(argv[0], argv[1:])
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
+        if config.check:
+            from moe.checks.page import show_checks
+
+            return show_checks(lambda: config, argv[0])
         stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
         return train(config, stop)
     except (InputError, RunFailed) as error:

@@ -261,3 +261,5 @@ class Config:
     "Wall-clock time of one start of the command, e.g. 24h: then it saves and exits 75. Leave room for a last save."
     stall_timeout: str = "30m"
     "Without progress for this long (a step, an evaluation batch) the run writes all stacks and ends. Above one step."
+    check: bool = False
+    "Check what the run needs, as `moe check` does, and exit: 0 when all is well, 2 when something must be mended."

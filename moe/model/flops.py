@@ -6,8 +6,10 @@
   for causal attention, of which half the scores are needed, 6 * n_layers * n_heads * head_dim * seq_len.
 """
 
+import dataclasses
+import inspect
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Peak of dense bf16 products with fp32 accumulation, in TFLOP/s, from NVIDIA's data sheets (which print twice as much
 # where they count sparsity). A name is looked for as words in the device's; the first that fits counts.
@@ -94,6 +96,12 @@ def count_parameters(
         experts=n_experts * expert,
         norms=norms,
     )
+
+
+def model_shape(settings: Any, vocab_size: int) -> dict[str, Any]:
+    """What `count_parameters` and `flops_per_token` need to know of a dataclass with the model's settings."""
+    names = inspect.signature(count_parameters).parameters
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k in names} | {"vocab_size": vocab_size}
 
 
 def flops_per_token(

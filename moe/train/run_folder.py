@@ -41,7 +41,7 @@ from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
 LOCK_PATIENCE = 12.0  # seconds
-OF_ONE_START = ("resume_from", "time_limit")  # no change of the run
+OF_ONE_START = ("check", "resume_from", "time_limit")  # no change of the run
 FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
 FIXED = (
     "global_train_batch_size",
