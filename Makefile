@@ -6,6 +6,7 @@
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
+# make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-transformers5 check format chaos chaos-convert
-.PHONY: bench-step bench-reader bench-checkpoint bench-convert
+.PHONY: pictures bench-step bench-reader bench-checkpoint bench-convert
 
 setup: .venv/ready
 
@@ -65,6 +66,9 @@ chaos: setup
 
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
+
+pictures: setup
+	$(BIN)/python docs/pictures.py
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
     "harness": BASE | {"train", "inference", "export"},
+    "runs": {"errors", "units", "config"},
     "run": BASE | {"config", "data", "model", "optim", "train", "build", "checks"},
 }
 
