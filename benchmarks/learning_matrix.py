@@ -21,7 +21,7 @@ from learning_run import Run
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SHARES = (0.5, 0.65, 0.75)  # of AdamW's tokens, for Muon
 SEEDS = (0, 1, 2)
-SMALL = {"d_model": 64, "expert_hidden": 64}
+WIDE = {"d_model": 128, "expert_hidden": 256}
 ADAMW_CHANGES: tuple[dict[str, float], ...] = (
     {"warmup": 0.05},
     {"warmup": 0.2},
@@ -145,7 +145,7 @@ STAGES: dict[str, Stage] = {
     "AdamW's warmup, beta2 and weight decay": _adamw,
     "Muon on fewer tokens, three seeds": _budgets,
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
-    "learning rates at half the width": lambda results: sweep(results, Run(optimizer="muon", lr=0, **SMALL)),
+    "learning rates at twice the width": lambda results: sweep(results, Run(optimizer="muon", lr=0, **WIDE)),
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "parts of the recipe, more seeds": _with_muon(
         lambda muon: [run for change in ABLATIONS.values() for run in seeds(replace(muon, **change))[1:]]

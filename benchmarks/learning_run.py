@@ -53,7 +53,7 @@ class Run:
     warmup: float = 0.1
     beta2: float = 0.95
     weight_decay: float = 0.1
-    d_model: int = 128
+    d_model: int = 64
     n_experts: int = 8
     top_k: int = 2
     expert_hidden: int = 128
