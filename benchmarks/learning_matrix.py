@@ -3,8 +3,8 @@
 - A later stage is made of what an earlier one found (the best rate), so it is known only when that one is done. Nothing
   but the results' files is remembered: killed and started again, the driver goes on with the first run that has none.
 - A sweep whose best rate is at its edge grows by another rate on that side.
-- AdamW gets more tuning (warmup, beta2, weight decay) than Muon, which gets its rate alone: the comparison is to favour
-  the older method.
+- AdamW gets more tuning (a finer rate, warmup, beta2, weight decay) than Muon, which gets its rate alone: the
+  comparison is to favour the older method.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SHARES = (0.5, 0.65, 0.75)  # of AdamW's tokens, for Muon
 SEEDS = (0, 1, 2)
 WIDE = {"d_model": 128, "expert_hidden": 256}
+FINER = (0.7, 1.4)  # of the best rate, for AdamW
 ADAMW_CHANGES: tuple[dict[str, float], ...] = (
     {"warmup": 0.05},
     {"warmup": 0.2},
@@ -90,17 +91,18 @@ def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
     best = results.best(swept)
     if best is None:
         return [], None
-    runs = [replace(best, **change) for change in ADAMW_CHANGES]
+    changes = [*({"lr": round(best.lr * factor, 7)} for factor in FINER), *ADAMW_CHANGES]
+    runs = [replace(best, **change) for change in changes]
     if results.best(runs) is None:
         return runs, None
     least = results.final(best)
     assert least is not None
     combined = best
     for run, change in sorted(
-        zip(runs, ADAMW_CHANGES, strict=True), key=lambda pair: results.final(pair[0]) or 0, reverse=True
+        zip(runs, changes, strict=True), key=lambda pair: results.final(pair[0]) or 0, reverse=True
     ):
         if (results.final(run) or 0) < least:
-            combined = replace(combined, **change)  # of two warmups the better one, which comes last
+            combined = replace(combined, **change)  # of two warmups or rates the better one, which comes last
     if combined not in runs and combined != best:
         runs.append(combined)
     return runs, results.best([best, *runs])
@@ -142,7 +144,7 @@ def _with_muon(make: Callable[[Run], list[Run]]) -> Stage:
 
 STAGES: dict[str, Stage] = {
     "learning rates": _rates,
-    "AdamW's warmup, beta2 and weight decay": _adamw,
+    "AdamW's finer rate, warmup, beta2, weight decay": _adamw,
     "Muon on fewer tokens, three seeds": _budgets,
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
     "learning rates at twice the width": lambda results: sweep(results, Run(optimizer="muon", lr=0, **WIDE)),

@@ -200,7 +200,7 @@ def train(run: Run, data: Data) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         if step in evaluate_at:
-            curve.append([step * BATCH * SEQ_LEN, round(evaluate(model, data), 5)])
+            curve.append([step * BATCH * SEQ_LEN, round(evaluate(model, data), 7)])
     load_LE = late_counts_LE / late_counts_LE.mean(-1, keepdim=True)
     count = count_parameters(**shape)
     final = curve[-1][1]
