@@ -6,6 +6,7 @@
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
+# make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-transformers5 check format chaos chaos-convert
-.PHONY: bench bench-reader bench-checkpoint bench-convert
+.PHONY: bench bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -65,6 +66,10 @@ chaos: setup
 
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
+
+bench-learning: setup
+	$(if $(TEXT),$(BIN)/python benchmarks/learning.py --text $(TEXT))
+	$(BIN)/python benchmarks/learning.py --report
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
