@@ -19,7 +19,9 @@ from typing import Any
 from learning_run import Run
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-SHARES = (0.5, 0.65, 0.75)  # of AdamW's tokens, for Muon
+SHARES = (0.75, 0.65, 0.5)  # of AdamW's tokens, for Muon
+LESS = (0.35, 0.25, 0.18)  # as long as it still ends below AdamW
+LONG = 4.0  # times the tokens
 SEEDS = (0, 1, 2)
 WIDE = {"d_model": 128, "expert_hidden": 256}
 FINER = (0.7, 1.4)  # of the best rate, for AdamW
@@ -91,7 +93,8 @@ def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
     best = results.best(swept)
     if best is None:
         return [], None
-    changes = [*({"lr": round(best.lr * factor, 7)} for factor in FINER), *ADAMW_CHANGES]
+    changes: list[dict[str, float]] = [{"lr": round(best.lr * factor, 7)} for factor in FINER]
+    changes += [{"lr": best.lr * 2, "warmup": 0.2}, *ADAMW_CHANGES]  # a long warmup may bear a higher rate
     runs = [replace(best, **change) for change in changes]
     if results.best(runs) is None:
         return runs, None
@@ -116,6 +119,23 @@ def seeds(*runs: Run) -> list[Run]:
     return [replace(run, seed=seed) for run in runs for seed in SEEDS]
 
 
+def muon_budgets(results: Results) -> list[float]:
+    """Shares of AdamW's tokens that Muon is given: all of them, SHARES, and of LESS those it takes to fall behind."""
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    shares = [1.0, *SHARES]
+    if adamw is None or muon is None:
+        return shares
+    for less in LESS:
+        ahead = [
+            (results.final(replace(muon, seed=seed, share=shares[-1])), results.final(replace(adamw, seed=seed)))
+            for seed in SEEDS
+        ]
+        if not any(mine is not None and other is not None and mine <= other for mine, other in ahead):
+            break
+        shares.append(less)
+    return shares
+
+
 Stage = Callable[[Results], list[Run] | None]
 
 
@@ -131,7 +151,16 @@ def _budgets(results: Results) -> list[Run] | None:
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
     if adamw is None or muon is None:
         return None
-    return seeds(adamw, muon, *(replace(muon, share=share) for share in SHARES))
+    return seeds(adamw, *(replace(muon, share=share) for share in muon_budgets(results)))
+
+
+def long_runs(results: Results) -> list[Run] | None:
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    if adamw is None or muon is None:
+        return None
+    adamw, muon = replace(adamw, share=LONG), replace(muon, share=LONG)
+    halves = [replace(run, lr=run.lr / 2) for run in (adamw, muon)]  # the best rate falls with the compute spent
+    return [adamw, replace(muon, share=LONG / 2), muon, *halves]
 
 
 def _with_muon(make: Callable[[Run], list[Run]]) -> Stage:
@@ -147,6 +176,7 @@ STAGES: dict[str, Stage] = {
     "AdamW's finer rate, warmup, beta2, weight decay": _adamw,
     "Muon on fewer tokens, three seeds": _budgets,
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
+    "four times the tokens": long_runs,
     "learning rates at twice the width": lambda results: sweep(results, Run(optimizer="muon", lr=0, **WIDE)),
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "parts of the recipe, more seeds": _with_muon(

@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from learning_matrix import SEEDS, SHARES, WIDE, Results, best_muon, sweep, tuned_adamw
+from learning_matrix import SEEDS, WIDE, Results, best_muon, muon_budgets, sweep, tuned_adamw
 from learning_report import differences, interval, over_seeds, recipe_rows
 from learning_run import Run
 from matplotlib.axes import Axes
@@ -63,8 +63,8 @@ def draw_curves(axes: Axes, results: Results) -> None:
         return
     lines = [(name_of_adamw, ADAMW, 2.2, adamw, ""), ("Muon", MUON, 2.2, muon, "")]
     lines += [
-        ("Muon on fewer tokens" if share == SHARES[0] else None, MUON, 1.2, replace(muon, share=share), f"{share:g}")
-        for share in SHARES
+        ("Muon on fewer tokens" if i == 0 else None, MUON, 1.2, replace(muon, share=share), f"{share:g}")
+        for i, share in enumerate(muon_budgets(results)[1:])
     ]
     top = 0.0
     for name, color, width, run, end in lines:

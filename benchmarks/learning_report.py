@@ -22,11 +22,12 @@ from learning_matrix import (
     DENSE_ACTIVE,
     DENSE_TOTAL,
     SEEDS,
-    SHARES,
     WIDE,
     Results,
     best_muon,
+    long_runs,
     matrix,
+    muon_budgets,
     sweep,
     tuned_adamw,
 )
@@ -81,19 +82,19 @@ def token_shares(results: Results) -> list[float]:
     found = []
     for seed in SEEDS:
         target = results.final(replace(adamw, seed=seed))
-        losses = {share: results.final(replace(muon, seed=seed, share=share)) for share in (*SHARES, 1.0)}
+        losses = {share: results.final(replace(muon, seed=seed, share=share)) for share in muon_budgets(results)}
         if target is not None and None not in losses.values():
             found.append(crossing([(share, loss) for share, loss in losses.items() if loss is not None], target))
     return found
 
 
-def shown_shares(shares: list[float]) -> str:
+def shown_shares(shares: list[float], least: float) -> str:
     if not shares:
         return NOT_RUN
     if math.inf in shares:
         return "not reached by every seed"
     if 0.0 in shares:
-        return f"below {min(SHARES):g} in {shares.count(0.0)} of {len(shares)} seeds"
+        return f"below {least:g} in {shares.count(0.0)} of {len(shares)} seeds"
     return shown(shares, 2)
 
 
@@ -139,7 +140,7 @@ def budget_table(results: Results) -> str:
     if adamw is None or muon is None:
         return f"Muon on fewer tokens: {NOT_RUN} yet."
     rows = []
-    for name, run in [("AdamW, tuned", adamw), *(("Muon", replace(muon, share=s)) for s in (1.0, *reversed(SHARES)))]:
+    for name, run in [("AdamW, tuned", adamw), *(("Muon", replace(muon, share=s)) for s in muon_budgets(results))]:
         losses = over_seeds(results, run)
         rows.append(
             [name, f"{run.lr:g}", f"{run.share:g}", f"{run.tokens:,}", str(len(losses)),
@@ -149,16 +150,27 @@ def budget_table(results: Results) -> str:
     return table(head, rows) + "\n\n" + reached(results, muon)
 
 
+def long_table(results: Results) -> str:
+    runs = long_runs(results)
+    if runs is None:
+        return f"Four times the tokens: {NOT_RUN} yet."
+    rows = []
+    for run in sorted(runs, key=lambda run: (run.optimizer, -run.tokens, run.lr)):
+        loss = results.final(run)
+        rows.append([run.optimizer, f"{run.lr:g}", f"{run.tokens:,}", NOT_RUN if loss is None else f"{loss:.3f}"])
+    return table(["optimizer", "rate", "tokens", "final loss"], rows)
+
+
 def reached(results: Results, muon: Run) -> str:
     found = results.get(muon)
     assert found is not None
     extra = found["optimizer_flops"] / found["flops"]
-    shares = token_shares(results)
+    shares, least = token_shares(results), min(muon_budgets(results))
     return (
-        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(shares)}. The model's "
-        f"FLOPs are in the same ratio. The products of Muon's own iteration come on top, {extra:.0%} of the model's at "
+        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(shares, least)}. The "
+        f"model's FLOPs are in the same ratio. The products of Muon's own iteration come on top, {extra:.0%} of the model's at "
         f"{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the ratio of FLOPs is "
-        f"{shown_shares([share * (1 + extra) for share in shares])}."
+        f"{shown_shares([share * (1 + extra) for share in shares], least * (1 + extra))}."
     )
 
 
@@ -220,7 +232,8 @@ def goal_table(results: Results) -> str:
         mean, half = interval(shares) if clear else (max(shares), 0.0)
         upper = mean + (half or 0.0)
     rows = [
-        [f"Muon reaches tuned AdamW's final loss with at most {GOAL_TOKENS} of its tokens", shown_shares(shares),
+        [f"Muon reaches tuned AdamW's final loss with at most {GOAL_TOKENS} of its tokens",
+         shown_shares(shares, min(muon_budgets(results))),
          verdict(upper, GOAL_TOKENS) + (" (the whole interval)" if upper is not None and upper <= GOAL_TOKENS else "")]
     ]  # fmt: skip
     named = recipe_rows(results)
@@ -264,6 +277,7 @@ def write_report(results: Results, docs: Path) -> None:
         "rates": rate_table(results),
         "adamw": adamw_table(results),
         "budgets": budget_table(results),
+        "long": long_table(results),
         "recipe": recipe_table(results),
         "missing": missing(results),
     }

@@ -11,13 +11,14 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import learning
 import learning_run
-from learning_matrix import RATES, SEEDS, SHARES, Results, best_muon, matrix, sweep, tuned_adamw
+from learning_matrix import RATES, SEEDS, SHARES, Results, best_muon, matrix, muon_budgets, sweep, tuned_adamw
 from learning_report import crossing, interval, token_shares, write_report
 from learning_run import Data, Run, train
 
 BEST = {"adamw": 4e-3, "muon": 2e-3}
 PAGE = "".join(
-    f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("goals", "rates", "adamw", "budgets", "recipe", "missing")
+    f"<!-- {name} -->\nold\n<!-- /{name} -->\n"
+    for name in ("goals", "rates", "adamw", "budgets", "long", "recipe", "missing")
 )
 
 
@@ -78,6 +79,7 @@ def test_later_stages_wait_for_what_the_earlier_find(tmp_path):
     results = Results(tmp_path)
     assert [stage for stage, runs in matrix(results) if runs is None] == [
         "AdamW's finer rate, warmup, beta2, weight decay", "Muon on fewer tokens, three seeds", "dense",
+        "four times the tokens",
         "parts of the recipe", "parts of the recipe, more seeds", "dense of equal size, more seeds",
     ]  # fmt: skip
     finish(results)
@@ -94,6 +96,16 @@ def test_what_helps_adamw_is_also_tried_together(tmp_path, monkeypatch):
     results = Results(tmp_path)
     finish(results)
     assert tuned_adamw(results)[1] == Run(optimizer="adamw", lr=4e-3, beta2=0.99, weight_decay=0.01)
+
+
+def test_muon_gets_ever_fewer_tokens_until_it_falls_behind_adamw(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "made_up", lambda run, plain=made_up: {
+        **plain(run), "final": plain(run)["final"] - 0.6 * (run.optimizer == "muon")
+    })  # fmt: skip
+    results = Results(tmp_path)
+    finish(results)
+    assert muon_budgets(results) == [1.0, *SHARES, 0.35, 0.25]
+    assert token_shares(results) == pytest.approx([0.6 / math.exp(0.6)] * 3, abs=0.003)
 
 
 def test_the_share_of_tokens_is_interpolated_seed_by_seed(tmp_path):
