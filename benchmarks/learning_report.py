@@ -166,11 +166,12 @@ def reached(results: Results, muon: Run) -> str:
     assert found is not None
     extra = found["optimizer_flops"] / found["flops"]
     shares, least = token_shares(results), min(muon_budgets(results))
+    with_extra = shown_shares([share * (1 + extra) for share in shares], least * (1 + extra))
     return (
-        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(shares, least)}. The "
-        f"model's FLOPs are in the same ratio. The products of Muon's own iteration come on top, {extra:.0%} of the model's at "
-        f"{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the ratio of FLOPs is "
-        f"{shown_shares([share * (1 + extra) for share in shares], least * (1 + extra))}."
+        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(shares, least)}.\n"
+        "The model's FLOPs are in the same ratio. The products of Muon's own iteration come on top, "
+        f"{extra:.0%} of the model's at\n{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the ratio "
+        f"of FLOPs is {with_extra}."
     )
 
 
