@@ -170,8 +170,8 @@ def reached(results: Results, muon: Run) -> str:
     return (
         f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(shares, least)}.\n"
         "The model's FLOPs are in the same ratio. The products of Muon's own iteration come on top, "
-        f"{extra:.0%} of the model's at\n{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the ratio "
-        f"of FLOPs is {with_extra}."
+        f"{extra:.0%} of the model's at\n{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the "
+        f"ratio of FLOPs is {with_extra}."
     )
 
 
