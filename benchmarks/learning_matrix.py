@@ -63,9 +63,10 @@ class Results:
         return float("inf") if found["final"] is None else found["final"]
 
     def best(self, runs: list[Run]) -> Run | None:
-        """The one of least final loss; None while one of them is missing."""
-        losses = [self.final(run) for run in runs]
-        return None if None in losses else min(zip(losses, runs, strict=True), key=lambda pair: pair[0])[1]  # type: ignore[type-var, return-value]
+        """The one of least final loss; None while one of them is missing, or of none."""
+        losses = [(self.final(run), run) for run in runs]
+        known = [(loss, run) for loss, run in losses if loss is not None]
+        return min(known, key=lambda pair: pair[0])[1] if known and len(known) == len(losses) else None
 
     def put(self, run: Run, found: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,9 +75,9 @@ class Results:
         aside.rename(self.folder / f"{run.name}.json")
 
 
-def sweep(results: Results, base: Run) -> list[Run]:
-    """RATES, and more beyond an edge that was best."""
-    rates = sorted(RATES)
+def sweep(results: Results, base: Run, first: tuple[float, ...] = RATES) -> list[Run]:
+    """The first rates, and more beyond an edge that was best."""
+    rates = sorted(first)
     while best := results.best([replace(base, lr=rate) for rate in rates]):
         if best.lr == rates[0]:
             rates.insert(0, rates[0] / 2)
@@ -88,16 +89,22 @@ def sweep(results: Results, base: Run) -> list[Run]:
 
 
 def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
-    """The runs that tune AdamW at its best rate, and the best of all; None while one is missing."""
+    """The runs that tune AdamW, first its rate, then the rest at the best one, and the best of all runs; None while one
+    is missing.
+    """
     swept = sweep(results, Run(optimizer="adamw", lr=0))
-    best = results.best(swept)
-    if best is None:
+    coarse = results.best(swept)
+    if coarse is None:
         return [], None
-    changes: list[dict[str, float]] = [{"lr": round(best.lr * factor, 7)} for factor in FINER]
-    changes += [{"lr": best.lr * 2, "warmup": 0.2}, *ADAMW_CHANGES]  # a long warmup may bear a higher rate
+    finer = [replace(coarse, lr=round(coarse.lr * factor, 7)) for factor in FINER]
+    best = results.best([coarse, *finer])
+    if best is None:
+        return finer, None
+    # a long warmup may bear a higher rate
+    changes: list[dict[str, float]] = [{"lr": coarse.lr * 2, "warmup": 0.2}, *ADAMW_CHANGES]
     runs = [replace(best, **change) for change in changes]
     if results.best(runs) is None:
-        return runs, None
+        return finer + runs, None
     least = results.final(best)
     assert least is not None
     combined = best
@@ -108,11 +115,19 @@ def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
             combined = replace(combined, **change)  # of two warmups or rates the better one, which comes last
     if combined not in runs and combined != best:
         runs.append(combined)
-    return runs, results.best([best, *runs])
+    return finer + runs, results.best([best, *runs])
 
 
 def best_muon(results: Results) -> Run | None:
     return results.best(sweep(results, Run(optimizer="muon", lr=0)))
+
+
+def wide_sweep(results: Results) -> list[Run]:
+    """At twice the width, around the rate that was best; empty until that is known."""
+    best = best_muon(results)
+    if best is None:
+        return []
+    return sweep(results, replace(best, lr=0, **WIDE), (RATES[0], best.lr / 2, best.lr, best.lr * 2))
 
 
 def seeds(*runs: Run) -> list[Run]:
@@ -177,7 +192,7 @@ STAGES: dict[str, Stage] = {
     "Muon on fewer tokens, three seeds": _budgets,
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
     "four times the tokens": long_runs,
-    "learning rates at twice the width": lambda results: sweep(results, Run(optimizer="muon", lr=0, **WIDE)),
+    "learning rates at twice the width": lambda results: wide_sweep(results) or None,
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "parts of the recipe, more seeds": _with_muon(
         lambda muon: [run for change in ABLATIONS.values() for run in seeds(replace(muon, **change))[1:]]

@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from learning_matrix import SEEDS, WIDE, Results, best_muon, muon_budgets, sweep, tuned_adamw
+from learning_matrix import SEEDS, Results, best_muon, muon_budgets, sweep, tuned_adamw, wide_sweep
 from learning_report import differences, interval, over_seeds, recipe_rows
 from learning_run import Run
 from matplotlib.axes import Axes
@@ -37,13 +37,13 @@ STYLE = {
 
 def draw_rates(axes: Axes, results: Results) -> None:
     sweeps = (
-        ("AdamW", ADAMW, Run(optimizer="adamw", lr=0)),
-        ("Muon", MUON, Run(optimizer="muon", lr=0)),
-        ("Muon, twice the width", WIDE_MUON, Run(optimizer="muon", lr=0, **WIDE)),
+        ("AdamW", ADAMW, sweep(results, Run(optimizer="adamw", lr=0))),
+        ("Muon", MUON, sweep(results, Run(optimizer="muon", lr=0))),
+        ("Muon, twice the width", WIDE_MUON, wide_sweep(results)),
     )
     rates: set[float] = set()
-    for name, color, base in sweeps:
-        points = [(run.lr, loss) for run in sweep(results, base) if (loss := results.final(run)) is not None]
+    for name, color, runs in sweeps:
+        points = [(run.lr, loss) for run in runs if (loss := results.final(run)) is not None]
         if not points:
             continue
         axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=5, linewidth=2, label=name)

@@ -22,7 +22,6 @@ from learning_matrix import (
     DENSE_ACTIVE,
     DENSE_TOTAL,
     SEEDS,
-    WIDE,
     Results,
     best_muon,
     long_runs,
@@ -30,6 +29,7 @@ from learning_matrix import (
     muon_budgets,
     sweep,
     tuned_adamw,
+    wide_sweep,
 )
 from learning_run import BATCH, SEQ_LEN, Run
 
@@ -104,12 +104,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def rate_table(results: Results) -> str:
-    sweeps = {
-        "AdamW": Run(optimizer="adamw", lr=0),
-        "Muon": Run(optimizer="muon", lr=0),
-        "Muon, twice the width": Run(optimizer="muon", lr=0, **WIDE),
+    runs = {
+        "AdamW": sweep(results, Run(optimizer="adamw", lr=0)),
+        "Muon": sweep(results, Run(optimizer="muon", lr=0)),
+        "Muon, twice the width": wide_sweep(results),
     }
-    runs = {name: sweep(results, base) for name, base in sweeps.items()}
     rows = []
     for rate in sorted({run.lr for found in runs.values() for run in found}):
         row = [f"{rate:g}"]
@@ -210,14 +209,13 @@ def recipe_table(results: Results) -> str:
     return table(head, rows)
 
 
-def above_best(results: Results, base: Run, rate: float) -> float | None:
+def above_best(results: Results, runs: list[Run], rate: float) -> float | None:
     """Nats by which this rate ends above the sweep's best; None while the sweep is not done."""
-    runs = sweep(results, base)
-    best, mine = results.best(runs), results.final(replace(base, lr=rate))
-    if best is None or mine is None:
+    best = results.best(runs) if runs else None
+    if best is None:
         return None
-    least = results.final(best)
-    assert least is not None
+    mine, least = results.final(replace(best, lr=rate)), results.final(best)
+    assert mine is not None and least is not None
     return mine - least
 
 
@@ -247,11 +245,9 @@ def goal_table(results: Results) -> str:
         ["the MoE beats the dense model of equal active parameters (nats of difference)",
          shown(gains, sign="+"), verdict(worst, 0.0)]
     )  # fmt: skip
-    for name, base in {
-        "": Run(optimizer="muon", lr=0),
-        ", twice the width": Run(optimizer="muon", lr=0, **WIDE),
-    }.items():
-        gap = above_best(results, base, GOAL_RATE)
+    sweeps = {"": sweep(results, Run(optimizer="muon", lr=0)), ", twice the width": wide_sweep(results)}
+    for name, runs in sweeps.items():
+        gap = above_best(results, runs, GOAL_RATE)
         text = NOT_RUN if gap is None else f"{gap:+.3f}"
         rows.append(
             [f"a rate of {GOAL_RATE:g} ends within {GOAL_NATS} nats of the best{name}", text, verdict(gap, GOAL_NATS)]

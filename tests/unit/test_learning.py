@@ -79,7 +79,7 @@ def test_later_stages_wait_for_what_the_earlier_find(tmp_path):
     results = Results(tmp_path)
     assert [stage for stage, runs in matrix(results) if runs is None] == [
         "AdamW's finer rate, warmup, beta2, weight decay", "Muon on fewer tokens, three seeds", "dense",
-        "four times the tokens",
+        "four times the tokens", "learning rates at twice the width",
         "parts of the recipe", "parts of the recipe, more seeds", "dense of equal size, more seeds",
     ]  # fmt: skip
     finish(results)
