@@ -7,6 +7,7 @@
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
+# make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-transformers5 check format chaos chaos-convert
-.PHONY: pictures bench-step bench-reader bench-checkpoint bench-convert
+.PHONY: pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -69,6 +70,10 @@ bench-convert: setup
 
 pictures: setup
 	$(BIN)/python docs/pictures.py
+
+bench-learning: setup
+	$(if $(TEXT),$(BIN)/python benchmarks/learning.py --text $(TEXT))
+	$(BIN)/python benchmarks/learning.py --report
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
