@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 from moe.config import Config, ConfigError, Every, load_config, parse_seconds, parse_time
 from moe.config.checks import check_ranks
 from moe.errors import InputError, RunFailed
-from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, evaluation_is_due, open_folder, open_logs, starting_point
+from moe.train.start import (
+    LOCAL_RANK,
+    RANK,
+    WORLD_SIZE,
+    evaluation_is_due,
+    open_folder,
+    open_logs,
+    starting_point,
+    with_precision,
+)
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 from moe.units import complain, say
 
@@ -79,7 +88,7 @@ def train(config: Config, stop: StopSignal) -> int:
 
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
-    config = _with_precision(config, on_gpu)
+    config = with_precision(config, on_gpu)
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
@@ -98,17 +107,6 @@ def train(config: Config, stop: StopSignal) -> int:
     finally:
         if folder.lock is not None:
             folder.lock.close()
-
-
-def _with_precision(config: Config, on_gpu: bool) -> Config:
-    import torch
-
-    if config.precision == "amp_fp16" and not on_gpu:
-        raise InputError("precision (amp_fp16) needs a GPU and there is none; use fp32 or amp_bf16")
-    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)):
-        say(f"precision: amp_bf16 -> fp32, because the {'GPU' if on_gpu else 'CPU'} has no fast bf16")
-        return dataclasses.replace(config, precision="fp32")
-    return config
 
 
 def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:

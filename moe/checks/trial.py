@@ -8,7 +8,6 @@ Decisions:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import tempfile
@@ -65,7 +64,7 @@ class _Trial:
         self.config, self.inputs = config, inputs
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        self.dtype = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}.get(config.precision) if on_gpu else None
+        self.precision = config.precision if on_gpu else "fp32"
         samples = build.microbatch_size(config, 1, on_gpu)
         loader = build.build_train_spec(config, inputs, 1, inputs.text).dataloader
         batch = next(iter(loader))
@@ -76,17 +75,9 @@ class _Trial:
 
     def loss(self) -> Any:
         """Of the microbatch: LossParts, and the loss to differentiate."""
-        import torch
+        from moe.train.alone import microbatch_loss
 
-        samples = len(self.batch["tokens"])
-        targets = (self.batch["labels"][:, 1:] >= 0).sum()
-        tokens = self.batch["tokens"].numel()
-        self.model.sums.clear()
-        self.model.begin_step(global_targets=targets, global_tokens=tokens, rank_samples=samples, world_size=1)
-        cast = torch.autocast(self.device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
-        with cast:
-            parts = self.model(self.batch)
-            return parts, self.model.loss(parts, self.batch)["total"] / samples
+        return microbatch_loss(self.model, self.batch, self.precision)
 
     def mean_loss(self) -> float:
         """Per target, in nats, without dropout."""

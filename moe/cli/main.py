@@ -14,6 +14,7 @@ COMMANDS = {
     "estimate": "parameters, memory, time, cost and disk of a run, from its yaml alone",
     "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",
     "inspect": "show and verify a converted dataset",
+    "profile": "show where the time and memory of a training step go",
     "generate": "continue prompts with a trained checkpoint",
     "watch": "a run in the terminal, live: progress, curves, experts, alarms",
     "runs": "all runs of a folder: state, tokens, loss, last checkpoint",

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from composer.core import Precision
-from composer.core.precision import get_precision_context
 from composer.utils import dist, get_device
 
 from moe.config import Config
 from moe.errors import InputError
+from moe.train.alone import microbatch_loss
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
 
@@ -123,14 +122,8 @@ def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len:
     """Two microbatches, the second with the first one's gradients in memory, and an update that changes nothing."""
     token = 0 if model.transformer.eos_id else 1  # any but EOS, which would cut the sequences into documents
     tokens = torch.full((size, seq_len), token, device=model.expert_share_LE.device)
-    batch = {"tokens": tokens, "labels": tokens}
-    targets = torch.tensor(tokens.numel(), device=tokens.device)
-    model.begin_step(global_targets=targets, global_tokens=tokens.numel(), rank_samples=size, world_size=1)
     for _ in range(2):
-        with get_precision_context(Precision(precision)):
-            outputs = model(batch)
-            loss = model.loss(outputs, batch)["total"]
-        loss.backward()
+        microbatch_loss(model, {"tokens": tokens, "labels": tokens}, precision)[1].backward()
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:

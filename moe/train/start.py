@@ -25,6 +25,22 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_S
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def with_precision(config: Config, on_gpu: bool) -> Config:
+    """The precision this device has, told where it is another one.
+
+    Raises:
+        InputError: there is none that stands for it.
+    """
+    import torch
+
+    if config.precision == "amp_fp16" and not on_gpu:
+        raise InputError("precision (amp_fp16) needs a GPU and there is none; use fp32 or amp_bf16")
+    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)):
+        say(f"precision: amp_bf16 -> fp32, because the {'GPU' if on_gpu else 'CPU'} has no fast bf16")
+        return dataclasses.replace(config, precision="fp32")
+    return config
+
+
 def open_folder(config: Config) -> RunFolder:
     """Rank 0 locks and reads the run folder; all ranks get the same answer, or the same error."""
     from moe.train.remote import RemoteRun

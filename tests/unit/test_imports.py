@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "train": BASE | {"config", "data", "model", "optim"},
     "build": BASE | {"config", "data", "model", "optim", "train"},
     "checks": BASE | {"config", "data", "model", "optim", "estimate", "train", "build"},
+    "profile": BASE | {"config", "data", "model", "optim", "train", "build"},
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
