@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,8 @@ def test_a_process_that_was_replaced_stops_before_it_writes(tiny: Path, bucket: 
     def replaced(self, state, logger):
         plain(self, state, logger)
         if int(state.timestamp.batch) == 5:
+            while "step-00000004/manifest.json" not in store.list("step-"):  # the upload is in the background
+                time.sleep(0.05)
             record = json.loads(store.read("run.json") or b"")
             store.write("run.json", json.dumps({**record, "session": "other", "host": "other-host"}).encode())
 
