@@ -74,14 +74,17 @@ def test_rows_that_a_full_disk_does_not_take_are_told_once_and_written_when_it_d
 
 
 def test_tensorboard_without_space_is_told_once_and_without_a_traceback(tmp_path: Path, capfd, monkeypatch) -> None:
+    import torch.utils.tensorboard as board
+
+    plain, before = board.SummaryWriter, {*threading.enumerate()}
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
+    monkeypatch.setattr(board, "SummaryWriter", lambda **settings: plain(**{**settings, "flush_secs": 0.1}))
     log = RunLog([tensorboard_writer(tmp_path / "board", 0)], EVERY)
     shutil.rmtree(tmp_path / "board")
     for step in range(1, 200):
         log._hand_over(step, {"train/loss": 1.0})
-    writers = [thread for thread in threading.enumerate() if type(thread).__name__ == "_AsyncWriterThread"]
-    for thread in writers:
-        thread.join(15)  # it flushes every 10 s
+    for writer in {*threading.enumerate()} - before:
+        writer.join(15)
     log._hand_over(200, {"train/loss": 1.0})
     log._hand_over(201, {"train/loss": 1.0})
     told = capfd.readouterr()
