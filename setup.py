@@ -11,6 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["moe", "moe.*"]),
+    package_data={"moe.runs": ["page.css", "page.js"]},
     install_requires=[
         "torch>=2.7",
         "mosaicml==0.32.1",
@@ -25,6 +26,7 @@ setup(
         "xxhash>=3",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "rich>=13",
     ],
     extras_require={
         "convert": ["gigatoken==0.10.0", "fastokens==0.3.5"],
@@ -33,6 +35,7 @@ setup(
         "dev": [
             "moto[server]>=5",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ray>=2.40,<3",
             "ruff==0.17.6",
             "mypy==2.4.1",

@@ -19,14 +19,13 @@ from moe.data.meta import Vocabulary
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.model import Transformer
 from moe.model.documents import document_ends
-from moe.model.flops import count_parameters, flops_per_token
+from moe.model.flops import count_parameters, flops_per_token, model_shape
 from moe.optim import SCHEDULERS, Muon, build_groups
 from moe.train.inputs import streams_of
 from moe.train.model import MoEModel
 
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
-NO_SHAPE = (*LOSS_SETTINGS, "document_mask", "dropout", "z_loss", "norm_eps", "rope_theta")
 
 
 def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
@@ -34,12 +33,6 @@ def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
     torch.manual_seed(seed)
     return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
-
-
-def model_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """What `count_parameters` and `flops_per_token` need to know."""
-    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_SHAPE}
-    return {**shape, "vocab_size": vocab_size}
 
 
 def build_model(config: Config, meta: Vocabulary) -> MoEModel:
@@ -92,20 +85,21 @@ def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[st
 
 def build_schedule(config: Config) -> partial[float]:
     """Factor of the base learning rate as a function of `done`, in the unit of `max_duration`."""
-    scheduler = config.scheduler
+    scheduler, total = config.scheduler, parse_time(config.max_duration)
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
     settings: dict[str, Any] = {
-        "total": parse_time(config.max_duration).value,
-        "warmup": parse_time(scheduler.t_warmup, zero=True).value,
+        "total": total.value,
+        "warmup": parse_time(scheduler.t_warmup, zero=True).in_unit(total.unit, tokens_per_step),
     }
     if scheduler.name != "constant_with_warmup":
         settings["alpha_f"] = scheduler.alpha_f
     if scheduler.t_decay is not None:
-        settings["decay"] = parse_time(scheduler.t_decay).value
+        settings["decay"] = parse_time(scheduler.t_decay).in_unit(total.unit, tokens_per_step)
     return partial(SCHEDULERS[scheduler.name], **settings)
 
 
 def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
-    """Sequences per forward pass: as set; `auto` stays auto on GPU and is computed from the sequence length on CPU."""
+    """Sequences per forward pass: as set; `auto` is found by a trial on GPU, and computed from max_seq_len on CPU."""
     rank_batch = config.global_train_batch_size // world_size
     size = config.device_train_microbatch_size
     if size == "auto":
@@ -170,6 +164,7 @@ def build_evaluators(
     rank: int,
     world_size: int,
     every: Every,
+    microbatch: int,
     text: TextPlan | None = None,
 ) -> list[Evaluator]:
     """One for each validation set, labelled `eval` or `eval/NAME`. Evaluates at each `eval_interval` and at the last
@@ -200,7 +195,7 @@ def build_evaluators(
             label=f"eval/{name}" if name else "eval",
             dataloader=DataSpec(_Batches(loader), batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens),
             eval_interval=due,
-            device_eval_microbatch_size=microbatch_size(config, world_size, on_gpu=torch.cuda.is_available()),
+            device_eval_microbatch_size=microbatch,
         )
         for name, loader in loaders.items()
     ]
@@ -211,7 +206,6 @@ class _Batches:
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
-        self.batch_size = loader.batch_size  # where Composer's automatic microbatching starts
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.loader)

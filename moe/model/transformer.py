@@ -5,7 +5,7 @@
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
 - Compiled block by block, where it is: the loss and the embedding are few large operations, the blocks are alike.
-- Every output is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
+- Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, buffer or side effect.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
 """
@@ -36,6 +36,8 @@ class LossParts(NamedTuple):
     counts_LE    int64, assignments per layer and expert; each layer's sum to T*K
     prob_LE      fp32, router probabilities summed over tokens; carries gradient
     router_z_L   fp32, squared logsumexp of the router's logits summed over tokens; carries gradient
+    entropy_L    fp32, entropy of the router's probabilities in nats summed over tokens; detached
+    logit_max_L  fp32, the router's largest logit, no sum; detached
     """
 
     loss: Tensor
@@ -45,6 +47,8 @@ class LossParts(NamedTuple):
     counts_LE: Tensor
     prob_LE: Tensor
     router_z_L: Tensor
+    entropy_L: Tensor
+    logit_max_L: Tensor
 
 
 class Transformer(nn.Module):
@@ -145,10 +149,8 @@ class Transformer(nn.Module):
             torch._dynamo.maybe_mark_dynamic(packed.starts_N, 0)
         return packed
 
-    def _hidden(
-        self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normed hidden states [B, S, D], counts_LE, prob_LE and router_z_L."""
+    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None) -> tuple[Tensor, ...]:
+        """Normed hidden states [B, S, D], then counts_LE and what follows it in LossParts."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
@@ -167,8 +169,7 @@ class Transformer(nn.Module):
             else:
                 x_BSD, *stat = block(x_BSD, rope, documents, cache)
             stats.append(stat)
-        counts_LE, prob_LE, router_z_L = (torch.stack(parts) for parts in zip(*stats, strict=True))
-        return self.norm(x_BSD), counts_LE, prob_LE, router_z_L
+        return self.norm(x_BSD), *(torch.stack(parts) for parts in zip(*stats, strict=True))
 
     def forward(
         self,
@@ -182,9 +183,9 @@ class Transformer(nn.Module):
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
         document_ends_BM: of these tokens, by `document_ends`; spares work on a GPU and changes no result.
         """
-        x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS, caches, document_ends_BM)
+        x_BSD, *stats = self._hidden(tokens_BS, caches, document_ends_BM)
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
         head = linear_cross_entropy(x_BSD.flatten(0, 1), self.head_weight, target_BS.flatten(), z_weight=self.z_loss)
-        return LossParts(*head, (target_BS != IGNORE).sum(), counts_LE, prob_LE, router_z_L)
+        return LossParts(*head, (target_BS != IGNORE).sum(), *stats)
