@@ -3,9 +3,10 @@
     make bench-step        or: python benchmarks/step.py --rounds 3 [--write]
 
 Each competitor is a process of its own that waits while another works: transformers 5 has an environment of its own
-(.venv5; left out where it is missing), and peak memory is each one's. A step is forward, backward, clipping and the
-optimizer. In every round each takes its steps once; ratios are of the same round. fp32 on CPU; on a GPU bf16 autocast
-and the shapes of the yamls. No document mask and no load-balance loss on any side.
+(.venv5; left out where it is missing), and peak memory is each one's (on CPU that of the process, imports included). A
+step is forward, backward, clipping and the optimizer. This model meets one other at a time; in every round both take
+their steps, then a matmul says what the chip gives just then; ratios are of the same round. fp32 on CPU; on a GPU bf16
+autocast and the shapes of the yamls. No document mask and no load-balance loss on any side.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 PYTHON5 = ROOT / ".venv5" / "bin" / "python"
 BASE = "this model, AdamW"
-OLD, NEW = "transformers 4", "transformers 5"
+MUON, OLD, NEW, LIGER = "this model, Muon", "transformers 4", "transformers 5", "transformers 4, Liger"
 GPT2_VOCABULARY = 50257
 
 
@@ -94,57 +95,72 @@ class Competitor:
         return peak
 
 
-def competitors(shape: dict[str, int], batch: int, seq_len: int, args: argparse.Namespace) -> dict[str, Competitor]:
-    spec = {"shape": shape, "batch": batch, "seq_len": seq_len, "threads": args.threads}
-    on_gpu = torch.cuda.is_available()
+def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """What each runs, and in which Python."""
     found = {
-        BASE: Competitor({**spec, "kind": "ours", "optimizer": "adamw", "compile": on_gpu or args.compile}),
-        "this model, Muon": Competitor(
-            {**spec, "kind": "ours", "optimizer": "muon", "compile": on_gpu or args.compile}
-        ),
-        OLD: Competitor({**spec, "kind": "peer"}),
+        MUON: ({**spec, "kind": "ours", "optimizer": "muon"}, sys.executable),
+        OLD: ({**spec, "kind": "peer"}, sys.executable),
     }
     if PYTHON5.exists():
-        found[NEW] = Competitor({**spec, "kind": "peer"}, python=str(PYTHON5))
-    if on_gpu and importlib.util.find_spec("liger_kernel") is not None:
-        found["transformers 4, Liger"] = Competitor({**spec, "kind": "peer", "liger": True})
-    found["matmul"] = Competitor({**spec, "kind": "matmul", "size": 8192 if on_gpu else 2048})
-    layer = {**spec, "tokens_per_expert": args.tokens_per_expert}
-    found["experts"], found["dense"] = (Competitor({**layer, "kind": kind}) for kind in ("experts", "dense"))
+        found[NEW] = ({**spec, "kind": "peer"}, str(PYTHON5))
+    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
+        found[LIGER] = ({**spec, "kind": "peer", "liger": True}, sys.executable)
     return found
 
 
-def compare(name: str, args: argparse.Namespace) -> list[str]:
-    """Rows of the table for one shape."""
-    shape, batch, seq_len = sizes_of(name)
-    running = competitors(shape, batch, seq_len, args)
+def in_turn(name: str, running: dict[str, Competitor], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of a step, a list over rounds for each."""
     times: dict[str, list[float]] = {who: [] for who in running}
-    for number in range(args.rounds):
+    for number in range(1, rounds + 1):
         for who, competitor in running.items():
-            times[who].append(competitor.seconds(args.steps))
-        print(f"{name} round {number + 1}", {who: round(found[-1], 3) for who, found in times.items()}, flush=True)
-    notes = {who: competitor.note for who, competitor in running.items()}
-    peaks = {who: competitor.close() for who, competitor in running.items()}
-    tokens = batch * seq_len
-    size = 8192 if torch.cuda.is_available() else 2048
-    peak_flops = [20 * 2 * size**3 / seconds for seconds in times["matmul"]]
-    per_token = flops_per_token(**shape, seq_len=seq_len)
-    rows = []
-    for who in [who for who in running if who not in ("matmul", "experts", "dense")]:
-        share = statistics.median(
-            per_token * tokens / mine / peak for mine, peak in zip(times[who], peak_flops, strict=True)
+            times[who].append(competitor.seconds(steps))
+        print(f"{name} round {number}", {who: round(found[-1], 3) for who, found in times.items()}, flush=True)
+    return times
+
+
+def compare(name: str, args: argparse.Namespace) -> list[str]:
+    """Rows of the table for one shape. Two trainers at a time: more might not fit into memory."""
+    shape, batch, seq_len = sizes_of(name)
+    on_gpu = torch.cuda.is_available()
+    spec = {"shape": shape, "batch": batch, "seq_len": seq_len, "threads": args.threads}
+    spec["compile"] = on_gpu or args.compile
+    size = 8192 if on_gpu else 2048
+    flops = flops_per_token(**shape, seq_len=seq_len) * batch * seq_len
+
+    def row(who: str, note: str, seconds: list[float], base: list[float], matmuls: list[float], peak: int) -> str:
+        # a matmul's step is 20 products
+        shares = [flops / mine / (40 * size**3 / product) for mine, product in zip(seconds, matmuls, strict=True)]
+        return (
+            f"| {name} | {who} ({note}) | {batch * seq_len / statistics.median(seconds):,.0f} | "
+            f"{ratio(seconds, base)} | {statistics.median(shares):.0%} | {peak / 2**20:,.0f} |"
         )
-        rows.append(
-            f"| {name} | {who} ({notes[who]}) | {tokens / statistics.median(times[who]):,.0f} | "
-            f"{ratio(times[who], times[BASE])} | {share:.0%} | {peaks[who] / 2**20:,.0f} |"
-        )
+
+    rows, base_times, products, peak = [], [], [], 0
+    for who, (what, python) in opponents(spec).items():
+        running = {
+            BASE: Competitor({**spec, "kind": "ours", "optimizer": "adamw"}),
+            who: Competitor(what, python),
+            "matmul": Competitor({**spec, "kind": "matmul", "size": size}),
+        }
+        times = in_turn(name, running, args.rounds, args.steps)
+        notes = {key: competitor.note for key, competitor in running.items()}
+        peaks = {key: competitor.close() for key, competitor in running.items()}
+        rows.append(row(who, notes[who], times[who], times[BASE], times["matmul"], peaks[who]))
+        base_times += times[BASE]
+        products += times["matmul"]
+        peak = max(peak, peaks[BASE])
+    rows.insert(0, row(BASE, notes[BASE], base_times, base_times, products, peak))
+    gflops = 40 * size**3 / statistics.median(products) / 1e9
+    rows.append(f"| {name} | matmul ({notes['matmul']}) | {gflops:,.0f} GFLOP/s | | 100% | |")
+    layer = {**spec, "tokens_per_expert": args.tokens_per_expert}
+    running = {kind: Competitor({**layer, "kind": kind}) for kind in ("experts", "dense")}
+    times = in_turn(name, running, args.rounds, args.steps)
     rows.append(
-        f"| {name} | matmul peak ({notes['matmul']}) | {statistics.median(peak_flops) / 1e9:,.0f} GFLOP/s | | 100% | |"
-    )
-    rows.append(
-        f"| {name} | expert layer ({notes['experts']}), {args.tokens_per_expert:,} tokens an expert | | "
+        f"| {name} | expert layer ({running['experts'].note}), {args.tokens_per_expert:,} tokens an expert | | "
         f"{ratio(times['dense'], times['experts'])} of one dense product | | |"
     )
+    for competitor in running.values():
+        competitor.close()
     return rows
 
 

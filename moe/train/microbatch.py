@@ -22,6 +22,7 @@ from composer.utils import dist, get_device
 
 from moe.config import Config
 from moe.errors import InputError
+from moe.model.documents import document_ends
 from moe.train.alone import microbatch_loss
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
@@ -122,8 +123,9 @@ def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len:
     """Two microbatches, the second with the first one's gradients in memory, and an update that changes nothing."""
     token = 0 if model.transformer.eos_id else 1  # any but EOS, which would cut the sequences into documents
     tokens = torch.full((size, seq_len), token, device=model.expert_share_LE.device)
+    batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, model.transformer.eos_id)}
     for _ in range(2):
-        microbatch_loss(model, {"tokens": tokens, "labels": tokens}, precision)[1].backward()
+        microbatch_loss(model, batch, precision)[1].backward()
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:

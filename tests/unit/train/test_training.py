@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,21 @@ def test_batches_for_a_gpu_count_their_documents_before_they_leave(tiny: Path) -
     assert spec.get_num_samples_in_batch(transform(batch)) == 8
     apart = load_config(tiny / "tiny.yaml", ["model.document_mask=false"])
     assert build.batch_transforms(apart, meta, on_gpu=True)(batch).keys() == {"tokens", "labels"}
+
+
+def test_a_compiled_run_with_recomputed_blocks_equals_a_plain_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moe.model import Transformer
+
+    # Everything but Inductor, whose C++ takes minutes to compile
+    monkeypatch.setattr(Transformer, "compile_blocks", partialmethod(Transformer.compile_blocks, backend="aot_eager"))
+    off = ["model.dropout=0", "max_duration=2ba", "scheduler.t_warmup=1ba", "device_train_microbatch_size=3"]
+    plain = train(tiny, tmp_path, *off, name="plain")[1]
+    compiled = train(tiny, tmp_path, *off, "compile=true", "activation_checkpointing=true", name="compiled")[1]
+    for key in ("train/loss", "optim/grad_norm", "experts/load_max", "metrics/eval/loss"):
+        assert rows(compiled, key) == pytest.approx(rows(plain, key), rel=1e-5), key
+    assert weights(compiled).keys() == weights(plain).keys()
 
 
 def test_compile_is_automatic_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
