@@ -19,8 +19,9 @@ from typing import Any
 from learning_run import Run
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-SHARES = (0.75, 0.65, 0.5)  # of AdamW's tokens, for Muon
+SHARE = 0.5  # of AdamW's tokens, for Muon
 LESS = (0.35, 0.25, 0.18)  # as long as it still ends below AdamW
+MORE = (0.65, 0.75)  # to complete the curve, or where it does not
 LONG = 4.0  # times the tokens
 SEEDS = (0, 1, 2)
 WIDE = {"d_model": 128, "expert_hidden": 256}
@@ -135,9 +136,9 @@ def seeds(*runs: Run) -> list[Run]:
 
 
 def muon_budgets(results: Results) -> list[float]:
-    """Shares of AdamW's tokens that Muon is given: all of them, SHARES, and of LESS those it takes to fall behind."""
+    """Shares of AdamW's tokens that Muon is given: all, SHARE, and of LESS those that it takes to fall behind."""
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    shares = [1.0, *SHARES]
+    shares = [1.0, SHARE]
     if adamw is None or muon is None:
         return shares
     for less in LESS:
@@ -191,9 +192,12 @@ STAGES: dict[str, Stage] = {
     "AdamW's finer rate, warmup, beta2, weight decay": _adamw,
     "Muon on fewer tokens, three seeds": _budgets,
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
-    "four times the tokens": long_runs,
-    "learning rates at twice the width": lambda results: wide_sweep(results) or None,
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
+    "learning rates at twice the width": lambda results: wide_sweep(results) or None,
+    "four times the tokens": long_runs,
+    "Muon on 0.65 and 0.75 of the tokens": _with_muon(
+        lambda muon: seeds(*(replace(muon, share=share) for share in MORE))
+    ),
     "parts of the recipe, more seeds": _with_muon(
         lambda muon: [run for change in ABLATIONS.values() for run in seeds(replace(muon, **change))[1:]]
     ),

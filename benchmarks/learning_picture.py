@@ -10,8 +10,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from learning_matrix import SEEDS, Results, best_muon, muon_budgets, sweep, tuned_adamw, wide_sweep
-from learning_report import differences, interval, over_seeds, recipe_rows
+from learning_matrix import SEEDS, Results, best_muon, sweep, tuned_adamw, wide_sweep
+from learning_report import differences, interval, over_seeds, recipe_rows, shares
 from learning_run import Run
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -64,7 +64,7 @@ def draw_curves(axes: Axes, results: Results) -> None:
     lines = [(name_of_adamw, ADAMW, 2.2, adamw, ""), ("Muon", MUON, 2.2, muon, "")]
     lines += [
         ("Muon on fewer tokens" if i == 0 else None, MUON, 1.2, replace(muon, share=share), f"{share:g}")
-        for i, share in enumerate(muon_budgets(results)[1:])
+        for i, share in enumerate(shares(results)[1:])
     ]
     top = 0.0
     for name, color, width, run, end in lines:

@@ -21,6 +21,7 @@ from learning_matrix import (
     ABLATIONS,
     DENSE_ACTIVE,
     DENSE_TOTAL,
+    MORE,
     SEEDS,
     Results,
     best_muon,
@@ -74,6 +75,11 @@ def crossing(points: list[tuple[float, float]], target: float) -> float:
     return math.inf
 
 
+def shares(results: Results) -> list[float]:
+    """Of AdamW's tokens, all that Muon is given, from the largest."""
+    return sorted({*muon_budgets(results), *MORE}, reverse=True)
+
+
 def token_shares(results: Results) -> list[float]:
     """Per seed, the share of AdamW's tokens with which Muon reaches AdamW's final loss."""
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
@@ -82,20 +88,20 @@ def token_shares(results: Results) -> list[float]:
     found = []
     for seed in SEEDS:
         target = results.final(replace(adamw, seed=seed))
-        losses = {share: results.final(replace(muon, seed=seed, share=share)) for share in muon_budgets(results)}
-        if target is not None and None not in losses.values():
+        losses = {share: results.final(replace(muon, seed=seed, share=share)) for share in shares(results)}
+        if target is not None and all(losses[share] is not None for share in muon_budgets(results)):
             found.append(crossing([(share, loss) for share, loss in losses.items() if loss is not None], target))
     return found
 
 
-def shown_shares(shares: list[float], least: float) -> str:
-    if not shares:
+def shown_shares(found: list[float], least: float) -> str:
+    if not found:
         return NOT_RUN
-    if math.inf in shares:
+    if math.inf in found:
         return "not reached by every seed"
-    if 0.0 in shares:
-        return f"below {least:g} in {shares.count(0.0)} of {len(shares)} seeds"
-    return shown(shares, 2)
+    if 0.0 in found:
+        return f"below {least:g} in {found.count(0.0)} of {len(found)} seeds"
+    return shown(found, 2)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -139,7 +145,7 @@ def budget_table(results: Results) -> str:
     if adamw is None or muon is None:
         return f"Muon on fewer tokens: {NOT_RUN} yet."
     rows = []
-    for name, run in [("AdamW, tuned", adamw), *(("Muon", replace(muon, share=s)) for s in muon_budgets(results))]:
+    for name, run in [("AdamW, tuned", adamw), *(("Muon", replace(muon, share=s)) for s in shares(results))]:
         losses = over_seeds(results, run)
         rows.append(
             [name, f"{run.lr:g}", f"{run.share:g}", f"{run.tokens:,}", str(len(losses)),
@@ -164,10 +170,10 @@ def reached(results: Results, muon: Run) -> str:
     found = results.get(muon)
     assert found is not None
     extra = found["optimizer_flops"] / found["flops"]
-    shares, least = token_shares(results), min(muon_budgets(results))
-    with_extra = shown_shares([share * (1 + extra) for share in shares], least * (1 + extra))
+    needed, least = token_shares(results), min(shares(results))
+    with_extra = shown_shares([share * (1 + extra) for share in needed], least * (1 + extra))
     return (
-        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(shares, least)}.\n"
+        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(needed, least)}.\n"
         "The model's FLOPs are in the same ratio. The products of Muon's own iteration come on top, "
         f"{extra:.0%} of the model's at\n{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the "
         f"ratio of FLOPs is {with_extra}."
@@ -224,15 +230,15 @@ def verdict(value: float | None, limit: float) -> str:
 
 
 def goal_table(results: Results) -> str:
-    shares = token_shares(results)
+    found = token_shares(results)
     upper = None
-    if len(shares) == len(SEEDS):
-        clear = 0.0 not in shares and math.inf not in shares
-        mean, half = interval(shares) if clear else (max(shares), 0.0)
+    if len(found) == len(SEEDS):
+        clear = 0.0 not in found and math.inf not in found
+        mean, half = interval(found) if clear else (max(found), 0.0)
         upper = mean + (half or 0.0)
     rows = [
         [f"Muon reaches tuned AdamW's final loss with at most {GOAL_TOKENS} of its tokens",
-         shown_shares(shares, min(muon_budgets(results))),
+         shown_shares(found, min(shares(results))),
          verdict(upper, GOAL_TOKENS) + (" (the whole interval)" if upper is not None and upper <= GOAL_TOKENS else "")]
     ]  # fmt: skip
     named = recipe_rows(results)

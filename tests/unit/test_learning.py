@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import learning
 import learning_run
-from learning_matrix import RATES, SEEDS, SHARES, Results, best_muon, matrix, muon_budgets, sweep, tuned_adamw
+from learning_matrix import RATES, SEEDS, Results, best_muon, matrix, muon_budgets, sweep, tuned_adamw
 from learning_report import crossing, interval, token_shares, write_report
 from learning_run import Data, Run, train
 
@@ -77,16 +77,12 @@ def test_a_sweep_grows_at_its_edge_until_the_best_rate_lies_inside(tmp_path, mon
 
 def test_later_stages_wait_for_what_the_earlier_find(tmp_path):
     results = Results(tmp_path)
-    assert [stage for stage, runs in matrix(results) if runs is None] == [
-        "AdamW's finer rate, warmup, beta2, weight decay", "Muon on fewer tokens, three seeds", "dense",
-        "four times the tokens", "learning rates at twice the width",
-        "parts of the recipe", "parts of the recipe, more seeds", "dense of equal size, more seeds",
-    ]  # fmt: skip
+    assert [stage for stage, runs in matrix(results) if runs is not None] == ["learning rates"]
     finish(results)
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
     assert adamw == Run(optimizer="adamw", lr=4e-3, beta2=0.99) and muon == Run(optimizer="muon", lr=2e-3)
     budgets = dict(matrix(results))["Muon on fewer tokens, three seeds"]
-    assert budgets is not None and len(budgets) == len(SEEDS) * (2 + len(SHARES))
+    assert budgets is not None and len(budgets) == len(SEEDS) * 3  # AdamW, Muon, Muon on half
 
 
 def test_what_helps_adamw_is_also_tried_together(tmp_path, monkeypatch):
@@ -104,7 +100,7 @@ def test_muon_gets_ever_fewer_tokens_until_it_falls_behind_adamw(tmp_path, monke
     })  # fmt: skip
     results = Results(tmp_path)
     finish(results)
-    assert muon_budgets(results) == [1.0, *SHARES, 0.35, 0.25]
+    assert muon_budgets(results) == [1.0, 0.5, 0.35, 0.25]
     assert token_shares(results) == pytest.approx([0.6 / math.exp(0.6)] * 3, abs=0.003)
 
 
