@@ -84,16 +84,16 @@ def train(config: Config, stop: StopSignal) -> int:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
     try:
-        with temporary_folder(folder.record["id"], leader=LOCAL_RANK == 0):
+        with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             return _fit(config, meta, folder, stop, on_gpu)
     except Stopped:
-        folder.end("stopped", say)
+        folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
         raise
     except InputError:
         raise
-    except BaseException:
-        folder.end("failed", say)
+    except BaseException as error:
+        folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
         raise
     finally:
         if folder.lock is not None:
@@ -113,11 +113,12 @@ def _with_precision(config: Config, on_gpu: bool) -> Config:
 
 def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
     from composer import Trainer
-    from composer.callbacks import SpeedMonitor
 
     from moe import build
     from moe.data.tokenizer import load_tokenizer
+    from moe.train.callbacks.alarms import Alarms
     from moe.train.callbacks.console import Console
+    from moe.train.callbacks.events import Events
     from moe.train.callbacks.gradients import GradientClipping
     from moe.train.callbacks.learning_rate import LearningRate
     from moe.train.callbacks.losses import StepLosses
@@ -125,6 +126,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     from moe.train.callbacks.samples import Samples
     from moe.train.callbacks.saver import CheckpointSaver
     from moe.train.callbacks.seeding import StepSeed
+    from moe.train.callbacks.throughput import Throughput
+    from moe.train.callbacks.weights import WeightNorms
     from moe.train.inputs import print_plan
     from moe.train.loading import mend_composer
     from moe.train.logs import RunLog
@@ -159,9 +162,11 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         parse_seconds(config.stall_timeout),
         stacks=folder.path / "stacks",
         rank=RANK,
-        note=lambda state: folder.note(state=state),
+        note=lambda state: folder.close(state, reason="stall_timeout"),
+        end=stop.leave,
     )
     callbacks = [
+        Throughput(flops_per_token=model.flops_per_token, log=log),
         progress,
         StepSeed(config.seed),
         LearningRate(
@@ -172,7 +177,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         ),
         StepLosses(model, tokens_per_step=tokens_per_step, log=log),
         GradientClipping(config.gradient_clip_norm, config.max_skipped_steps),
-        SpeedMonitor(window_size=10),
+        WeightNorms(model.transformer, log),
         CheckpointSaver(
             folder.path,
             every=every(config.save_interval),
@@ -181,6 +186,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
             max_failed=config.max_failed_saves,
             stop=stop,
             report=say,
+            event=folder.history.event,
             remote=folder.remote,
             manifest={
                 "config": dataclasses.asdict(config),
@@ -203,6 +209,18 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     if evaluators and config.sample_prompts:
         tokenizer = load_tokenizer(config.tokenizer)
         callbacks.append(Samples(model.transformer, tokenizer, list(config.sample_prompts)))
+    told = []
+    if RANK == 0:
+        alarms = Alarms(
+            folder.path,
+            log,
+            stop=stop,
+            run_name=config.run_name,
+            command=config.alert_command,
+            use_wandb=config.loggers.wandb is not None,
+            report=say,
+        )
+        told = [Events(folder.history), Console(log), alarms]
     mend_composer()
     code, trainer = 1, None
     progress.watch()
@@ -219,7 +237,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
             run_name=config.run_name,
             seed=config.seed,
             callbacks=callbacks,
-            loggers=[RunLog(writers, log), *([Console(log)] if RANK == 0 else [])],
+            loggers=[RunLog(writers, log), *told],
             load_path=load_path,
             load_weights_only=weights_only,
             load_progress_bar=False,
@@ -237,7 +255,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         # a loader worker or another rank was killed; before the first step it may be a fault that comes again
         if not (progress.steps_done and LOST.search(str(error))):
             raise
-        complain(str(error).strip().splitlines()[-1])
+        cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in str(error))
+        complain(str(error).strip().splitlines()[-1] + cut)
         code = 0
         raise Stopped from None
     finally:

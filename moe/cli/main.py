@@ -15,6 +15,10 @@ COMMANDS = {
     "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",
     "inspect": "show and verify a converted dataset",
     "generate": "continue prompts with a trained checkpoint",
+    "watch": "a run in the terminal, live: progress, curves, experts, alarms",
+    "runs": "all runs of a folder: state, tokens, loss, last checkpoint",
+    "report": "one page with the curves and all the facts of a run, or of several side by side",
+    "diff": "what differs between two runs: config, data, versions",
     "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",
 }
 

@@ -80,19 +80,23 @@ class SchedulerConfig:
     )
     "Shape of the learning rate over `max_duration`."
     t_warmup: str = "0ba"
-    "Linear warmup, in the unit of `max_duration`, e.g. 100000000tok."
+    "Linear warmup, in tokens or steps, e.g. 100000000tok."
     alpha_f: float = 0.1
     "Final learning rate as a share of the peak."
     t_decay: str | None = None
-    "`wsd` only: length of the final decay, in the unit of `max_duration`."
+    "`wsd` only: length of the final decay, in tokens or steps."
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStream:
+class Stream:
     local: str
     "As `train_data.local`."
     remote: str | None = None
     "As `train_data.remote`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStream(Stream):
     split: str = "train"
     "Subfolder of the data."
     proportion: float | None = None
@@ -104,11 +108,7 @@ class TrainStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalStream:
-    local: str
-    "As `train_data.local`."
-    remote: str | None = None
-    "As `train_data.remote`."
+class EvalStream(Stream):
     split: str = "val"
     "Subfolder of the data."
 
@@ -222,6 +222,8 @@ class Config:
     "Largest global gradient norm; larger ones are scaled down to it."
     activation_checkpointing: bool = False
     "Recompute each block in the backward pass: less memory for more time."
+    compile: bool | str = "auto"
+    "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"
@@ -251,6 +253,8 @@ class Config:
     log_interval: str = "10ba"
     "Time between log lines and logged metrics."
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    alert_command: str | None = None
+    "Program to run at each alarm, e.g. `notify-send moe`: the message is its last argument and in $MOE_MESSAGE."
     max_skipped_steps: int = 20
     "Steps in a row with a non-finite gradient (each skipped on every rank) that stop the run."
     time_limit: str | None = None

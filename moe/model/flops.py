@@ -8,7 +8,36 @@
 
 import dataclasses
 import inspect
+import re
 from typing import Any, NamedTuple
+
+# Peak of dense bf16 products with fp32 accumulation, in TFLOP/s, from NVIDIA's data sheets (which print twice as much
+# where they count sparsity). A name is looked for as words in the device's; the first that fits counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A40": 150.0,
+    "A10": 125.0,
+    "RTX A6000": 155.0,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.2,
+    "RTX 3080": 59.5,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name its driver gives it; None where it is not known."""
+    for name, tflops in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b(?! (Ti|D|Laptop|SUPER)\b)", device_name):
+            return tflops * 1e12
+    return None
 
 
 class ParameterCount(NamedTuple):

@@ -52,6 +52,7 @@ def automatic_microbatch(
         "rank_batch": config.global_train_batch_size // world_size,
         "precision": config.precision,
         "activation_checkpointing": config.activation_checkpointing,
+        "compile": config.compile,
         "ranks": world_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

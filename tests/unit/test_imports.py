@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"errors", "s3", "units"}
+BASE = {"errors", "s3", "typed_json", "units"}
 MAY_IMPORT = {
     "errors": set(),
     "s3": {"errors"},
+    "typed_json": set(),
     "units": set(),
     "config": BASE,
     "data": BASE,
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
     "harness": BASE | {"train", "inference", "export"},
+    "runs": {"errors", "units", "config"},
     "run": BASE | {"config", "data", "model", "optim", "train", "build", "checks"},
 }
 
