@@ -33,7 +33,7 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
 
     name = "step"
     try:
-        with tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder:
+        with _own_temporary_folder(), tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder:
             report("building the model and taking one step ...")
             trial = _Trial(config, inputs)
             yield trial.step()
@@ -51,6 +51,18 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
         yield Result(name, "fail", f"{str(error).strip().splitlines()[-1]}; more shared memory, or num_workers=0")
     except OSError as error:
         yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; mend it or free some space")
+
+
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Streaming leaves lock files in the temporary folder: within this it is one that goes."""
+    outer = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="moe-check-", ignore_cleanup_errors=True) as own:
+        tempfile.tempdir = own
+        try:
+            yield
+        finally:
+            tempfile.tempdir = outer
 
 
 class _Trial:
