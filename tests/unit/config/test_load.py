@@ -80,6 +80,8 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["save_folder="], r"save_folder"),
         (["save_folder=''"], r"save_folder is empty with autoresume: true"),
         (["resume_from=5000"], r"resume_from \(5000\) must name a step, as step:5000"),
+        (["alert_command='echo \"half'"], r"alert_command \(echo \"half\) cannot be read: No closing quotation"),
+        (["alert_command=no-such-program -x"], r"alert_command .* there is no program 'no-such-program'"),
         (["optimizer.lr=0"], r"optimizer\.lr \(0\.0\) must be above 0"),
         (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
         (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be a whole number"),

@@ -284,13 +284,13 @@ def test_the_alert_command_gets_the_message_as_it_is(tmp_path: Path) -> None:
         f'#!/bin/sh\nprintf "%s\\n" "$#" "$1" "$2" "$MOE_MESSAGE" "$MOE_ALARM" "$MOE_STEP" "$MOE_RUN" > {out}\n'
     )
     script.chmod(0o755)
-    nasty = "loss $(touch /tmp/never) `id` ; rm -rf x"
+    nasty = f"loss $(touch {tmp_path}/never) `touch {tmp_path}/never` ; touch {tmp_path}/never"
     said: list[str] = []
     alarm = Alarm("throughput", nasty, "look 'here'")
     run_command(f"{script} 'two words'", alarm, run_name="r", step=1200, report=said.append)
     message = f"r, step 1,200: {nasty}. Mend: look 'here'"
     assert wait_for(out).splitlines() == ["2", "two words", message, message, "throughput", "1200", "r"]
-    assert not Path("/tmp/never").exists() and not said
+    assert not (tmp_path / "never").exists() and not said
 
 
 def test_an_alert_command_that_fails_or_hangs_only_makes_a_warning(tmp_path: Path, monkeypatch) -> None:
