@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml: `make pictures`, about 6 minutes.
+"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml, made smaller: `make pictures`.
 
 The first run is killed (kill -9) after 55%, stopped (SIGTERM) after 80%, and goes on each time; the second has another
 learning rate. Needs Chromium, to take pictures of the page.
@@ -24,17 +24,20 @@ from moe.runs.reading import RunReader
 PICTURES = Path(__file__).parent / "pictures"
 RUNS = Path("checkpoints/pictures")
 DATA = Path("data/demo/mds")
-STEPS = 100  # of 4,096 tokens
+STEPS = 140  # of 2,048 tokens
 SETTINGS = [
     "yamls/demo.yaml",
-    f"max_duration={STEPS * 4096}tok",
-    "log_interval=1ba",
+    f"max_duration={STEPS * 2048}tok",
+    "log_interval=2ba",
     "save_interval=20ba",
     "eval_interval=20ba",
+    "global_train_batch_size=8",
+    "model.d_model=96",
+    "model.expert_hidden=128",
 ]
 SETTINGS.append('sample_prompts=["Return a new list with","This module provides"]')
 FIRST, SECOND = "lr-4e-3", "lr-1e-3"
-AWAY = 20  # seconds between an interruption and the next start
+AWAY = 10  # seconds between an interruption and the next start
 
 
 def train(name: str, lr: str) -> subprocess.Popen:

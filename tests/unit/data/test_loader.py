@@ -297,9 +297,9 @@ def test_two_runs_that_take_the_same_shared_memory_at_once_both_start(token_fold
     class Contended(loader.TokenDataset):
         def __init__(self, **settings):
             tries.append(None)
-            if len(tries) < 3:
-                raise FileExistsError(17, "File exists", "/000425_locals")
             super().__init__(**settings)
+            if len(tries) < 3:  # late: by then Streaming has changed the streams it was given
+                raise FileExistsError(17, "File exists", "/000425_locals")
 
     monkeypatch.setattr(loader, "TokenDataset", Contended)
     settings = dict(seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True)
