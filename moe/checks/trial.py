@@ -8,6 +8,7 @@ Decisions:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
