@@ -26,6 +26,8 @@ setup(
         "xxhash>=3",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "packaging>=22",
+        "psutil>=5.9",
         "rich>=13",
     ],
     extras_require={
