@@ -1,8 +1,7 @@
 """GPUs to estimate for.
 
 Sources: NVIDIA's data sheets of each product and, for GeForce, the GA102, Ada and Blackwell architecture whitepapers.
-TFLOP/s are dense (half of what is printed "with sparsity"), bf16 with fp32 accumulation, at boost clock. Memory is what
-nvidia-smi lists, a little less than the name says.
+Memory is what nvidia-smi lists, a little less than the name says. The bf16 peak is that of the MFU (moe.model.flops).
 """
 
 from __future__ import annotations
@@ -10,15 +9,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from moe.errors import InputError
+from moe.model.flops import PEAK_TFLOPS
 
 
 class Gpu(NamedTuple):
-    """memory in MiB; peaks in TFLOP/s."""
+    """memory in MiB; peaks in TFLOP/s. name: the card and its size."""
 
     name: str
     mib: int
-    bf16: float
     fp32: float
+
+    @property
+    def bf16(self) -> float:
+        return PEAK_TFLOPS[self.name.rpartition(" ")[0]]
 
     @property
     def memory(self) -> int:
@@ -26,19 +29,19 @@ class Gpu(NamedTuple):
 
 
 GPUS = (
-    Gpu("RTX 3080 10GB", 10_240, 59.5, 29.8),
-    Gpu("RTX 4080 16GB", 16_376, 97.5, 48.7),
-    Gpu("A10 24GB", 23_028, 125.0, 31.2),
-    Gpu("L4 24GB", 23_034, 121.0, 30.3),
-    Gpu("RTX 3090 24GB", 24_576, 71.2, 35.6),
-    Gpu("RTX 4090 24GB", 24_564, 165.2, 82.6),
-    Gpu("RTX 5090 32GB", 32_607, 209.5, 104.8),
-    Gpu("A100 40GB", 40_960, 312.0, 19.5),
-    Gpu("L40S 48GB", 46_068, 362.0, 91.6),
-    Gpu("A100 80GB", 81_920, 312.0, 19.5),
-    Gpu("H100 80GB", 81_559, 989.0, 67.0),
-    Gpu("H200 141GB", 143_771, 989.0, 67.0),
-    Gpu("B200 180GB", 183_359, 2250.0, 75.0),
+    Gpu("RTX 3080 10GB", 10_240, 29.8),
+    Gpu("RTX 4080 16GB", 16_376, 48.7),
+    Gpu("A10 24GB", 23_028, 31.2),
+    Gpu("L4 24GB", 23_034, 30.3),
+    Gpu("RTX 3090 24GB", 24_576, 35.6),
+    Gpu("RTX 4090 24GB", 24_564, 82.6),
+    Gpu("RTX 5090 32GB", 32_607, 104.8),
+    Gpu("A100 40GB", 40_960, 19.5),
+    Gpu("L40S 48GB", 46_068, 91.6),
+    Gpu("A100 80GB", 81_920, 19.5),
+    Gpu("H100 80GB", 81_559, 67.0),
+    Gpu("H200 141GB", 143_771, 67.0),
+    Gpu("B200 180GB", 183_359, 75.0),
 )
 
 
