@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from io import StringIO
 from pathlib import Path
 
 from PIL import Image
@@ -75,7 +76,7 @@ def first_run() -> None:
 
 
 def picture_terminal(reader: RunReader) -> None:
-    console = Console(record=True, width=96, height=40, force_terminal=True, color_system="truecolor", quiet=True)
+    console = Console(record=True, width=96, height=40, force_terminal=True, color_system="truecolor", file=StringIO())
     console.print(frame(reader.read(), console))
     with tempfile.TemporaryDirectory() as folder:
         drawing = Path(folder) / "watch.svg"

@@ -18,7 +18,7 @@ from typing import Any
 from moe.runs.charts import charts, expert_heats, layer_heats, loss_chart, marks_of, other_charts
 from moe.runs.compare import data, differences, settings, versions
 from moe.runs.interruptions import Interruption, interruptions
-from moe.runs.reading import Run
+from moe.runs.reading import RUNNING, Run
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
 from moe.runs.svg import SLOTS, heat_map, line_chart
@@ -81,14 +81,14 @@ def _head(runs: dict[str, Run], found: list[Interruption]) -> str:
 
 def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
     of_tokens = f"of {short(one.total_tokens)}" if one.total_tokens else ""
-    steps = f"step {one.step:,}" + (f" of {one.total_steps:,}" if one.total_steps else "")
+    steps = f"step {one.step:,}"
     cost = sum(each.cost for each in found)
-    rates = f"· {clock(one.seconds_left)} left" if one.seconds_left and one.state == "running" else "in the last rows"
+    rate = "tokens/s" + (f", {clock(one.seconds_left)} left" if one.seconds_left and one.state == RUNNING else "")
     tiles = [
         ("Tokens", short(one.tokens) if one.tokens else "0", f"{of_tokens}, {steps}".lstrip(", ")),
         ("Training loss", _number(one.loss), "nats per token"),
         ("Validation loss", _number(one.validation), f"lowest {_number(one.best)}" if one.best else "none yet"),
-        ("Throughput", short(one.rate) if one.rate else NONE, f"tokens/s {rates}" if one.rate else "tokens/s"),
+        ("Throughput", short(one.rate) if one.rate else NONE, rate),
         ("Interruptions", str(len(found)) if run.events else NONE, f"cost {clock(cost)}" if found else "none known"),
         ("Alarms", str(len(run.alarms)), "see below" if run.alarms else "none"),
     ]

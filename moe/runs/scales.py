@@ -26,10 +26,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Four digits that count, large ones with their letter: 0.0004321, 6.167, 1.23M."""
+    """Four digits that count, large ones with their letter: 0.0004321, 6.000, 1.23M."""
     if abs(value) >= 1e4:
         return ("-" if value < 0 else "") + short(abs(value))
-    return f"{value:.4g}"
+    return f"{value:#.4g}".rstrip(".") if abs(value) >= 0.01 else f"{value:.4g}"
 
 
 def tick(value: float) -> str:

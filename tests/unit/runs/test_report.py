@@ -174,7 +174,13 @@ def test_ticks_are_round_and_within() -> None:
     assert ticks(0.3, 0.9, 3) == pytest.approx([0.4, 0.6, 0.8])
     assert log_ticks(0.3, 30) == pytest.approx([0.5, 1, 2, 5, 10, 20])
     assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1])
-    assert [number(value) for value in (0.00043214, 6.16667, 1234567)] == ["0.0004321", "6.167", "1.23M"]
+    assert [number(value) for value in (0, 0.00043214, 6.00003, 1486, 1234567)] == [
+        "0",
+        "0.0004321",
+        "6.000",
+        "1486",
+        "1.23M",
+    ]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
