@@ -26,6 +26,8 @@ setup(
         "xxhash>=3",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "packaging>=22",
+        "psutil>=5.9",
         "rich>=13",
     ],
     extras_require={
@@ -35,6 +37,7 @@ setup(
         "dev": [
             "moto[server]>=5",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ray>=2.40,<3",
             "ruff==0.17.6",
             "mypy==2.4.1",

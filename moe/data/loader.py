@@ -101,6 +101,9 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         raise InputError(
             f"{spec.remote}/{spec.split}/index.json cannot be fetched ({error}); check the remote and the network"
         ) from error
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder}/index.json: not an MDS index ({reason}); restore it or convert again") from None
     if not samples:
         raise InputError(
             f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"

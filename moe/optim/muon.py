@@ -10,6 +10,8 @@
   (gate and up).
 - The iteration runs in bf16 on CUDA, in fp32 on CPU, where bf16 is slower.
 - A parameter without gradient is skipped, its state untouched.
+- The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
+  need a copy of the model.
 - Loading keeps the dtypes of the saved state. torch casts state to the parameter's dtype, and bf16 momentum would
   come back as fp32.
 """
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from moe.optim.newton_schulz import orthogonalize
 
+Norms = dict[Tensor, Tensor] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 ADJUST_LR: dict[str, Callable[[int, int], float]] = {
@@ -48,7 +51,9 @@ def _matrices(tensor: Tensor, split: int) -> Tensor:
     return tensor.view(-1, rows // split, cols)
 
 
-def _muon_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+def _muon_update(
+    params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
+) -> None:
     batches: dict[Any, list[Tensor]] = {}
     for p in params:
         batches.setdefault(p.shape if p.ndim == 2 else p, []).append(p)
@@ -60,6 +65,8 @@ def _muon_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], grou
         for p, update in zip(batch, x_NRC.split([u.shape[0] for u in updates]), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             _matrices(p, group["split"]).add_(update, alpha=-scale)
+            if norms is not None:
+                norms[p] = scale * torch.linalg.vector_norm(update, dtype=torch.promote_types(p.dtype, torch.float32))
 
 
 def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -77,7 +84,9 @@ def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> T
     return grad.lerp(momentum, group["momentum"])
 
 
-def _adamw_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+def _adamw_update(
+    params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
+) -> None:
     """AdamW (arXiv 1711.05101) on all tensors of the group at once."""
     for p in params:
         if not state[p]:
@@ -95,6 +104,9 @@ def _adamw_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], gro
     torch._foreach_div_(denominators, [math.sqrt(1 - beta2**n) for n in done])
     torch._foreach_add_(denominators, group["eps"])
     torch._foreach_addcdiv_(params, means, denominators, [-group["lr"] / (1 - beta1**n) for n in done])
+    if norms is not None:
+        for p, mean, denominator, n in zip(params, means, denominators, done, strict=True):
+            norms[p] = group["lr"] / (1 - beta1**n) * torch.linalg.vector_norm(mean / denominator)
 
 
 UPDATES = {"muon": _muon_update, "adamw": _adamw_update}
@@ -105,7 +117,11 @@ class Muon(torch.optim.Optimizer):
 
     Every group has `params`, `kind` and `lr`; what else it may have stands, with its default, in DEFAULTS.
     Parameters of a Muon group are matrices [R, C] or batches of them [E, R, C].
+
+    Where `update_norms` is a dict, a step puts there the L2 norm of each parameter's update, weight decay left out.
     """
+
+    update_norms: Norms = None
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:
         super().__init__(param_groups, {})
@@ -129,7 +145,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                UPDATES[group["kind"]](params, self.state, group)
+                UPDATES[group["kind"]](params, self.state, group, self.update_norms)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

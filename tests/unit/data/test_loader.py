@@ -12,7 +12,7 @@ import torch
 from streaming import StreamingDataset
 
 from moe.data import StreamSpec, build_eval_loader, build_train_loader
-from moe.errors import InputError
+from moe.errors import DataFault, InputError
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 
 COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
@@ -249,6 +249,20 @@ def test_changed_bytes_at_the_remote_raise(token_folder, tmp_path):
 def test_token_beyond_the_vocabulary_names_the_shard(token_folder, workers):
     with pytest.raises(RuntimeError, match=r"shard\.0000\d\.mds: token id \d+ .*vocabulary has 100"):
         numbers(train_loader(token_folder, vocab_size=100, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_cut_short_while_it_is_read_is_named_and_kills_no_process(token_folder, monkeypatch, workers):
+    """Reading a map behind the end of its file is SIGBUS."""
+    monkeypatch.setattr("moe.data.dataset.LOOK_AGAIN", -1.0)
+    loader = train_loader(token_folder, batch=1, workers=workers)
+    batches = iter(loader)
+    for _ in range(40):  # all shards are open now
+        next(batches)
+    for shard in (token_folder / "train").glob("*.mds"):
+        os.truncate(shard, 100)
+    with pytest.raises((DataFault, RuntimeError), match=r"shard\.\d+\.mds: 100 bytes, index\.json says \d+"):
+        list(batches)
 
 
 def test_other_sequence_length_is_refused_with_both_values(token_folder):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def test_a_run_on_s3_goes_on_on_a_machine_that_has_nothing_of_it(
     assert not any(name.startswith("step-00000006") for name in store.list()), "what retention removed is gone whole"
     record = json.loads(store.read("run.json") or b"")
     assert record["state"] == "done" and record["id"] == first["id"]
-    assert store.read("metrics.jsonl") == Path("runs/tiny/metrics.jsonl").read_bytes()
+    for log in ("metrics.jsonl", "events.jsonl"):
+        assert store.read(log) == Path("runs/tiny", log).read_bytes()
+    told = [json.loads(line) for line in Path("runs/tiny/events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in told if event["event"] != "checkpoint"] == ["start", "failed", "resume", "done"]
 
 
 def test_row05_remote_retention_counts_what_stood_there_before_a_resume(tiny: Path, bucket: str) -> None:
@@ -97,6 +101,8 @@ def test_a_process_that_was_replaced_stops_before_it_writes(tiny: Path, bucket: 
     def replaced(self, state, logger):
         plain(self, state, logger)
         if int(state.timestamp.batch) == 5:
+            while "step-00000004/manifest.json" not in store.list("step-"):  # it is uploaded in the background
+                time.sleep(0.01)
             record = json.loads(store.read("run.json") or b"")
             store.write("run.json", json.dumps({**record, "session": "other", "host": "other-host"}).encode())
 

@@ -1,0 +1,163 @@
+"""`device_train_microbatch_size: auto`: how many sequences a forward pass may hold, found once by real steps.
+
+Decisions:
+- Found before training and kept in run.json. A size that is lowered when memory runs out in mid-run, as Composer does,
+  would differ between the parts of a resumed run, and with it rounding and dropout.
+- A trial is a whole step: forward, backward, update. The update has a learning rate of 0 and its state is dropped, so
+  the trial leaves no trace in weights or optimizer.
+- The trial's sequences are one token repeated. All their hidden states are the same, so all tokens choose the same
+  experts: the worst imbalance there can be.
+- A tenth of the memory stays free, for fragmentation and for what other libraries take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer.utils import dist, get_device
+
+from moe.config import Config
+from moe.errors import InputError
+from moe.model.documents import document_ends
+from moe.train.alone import microbatch_loss
+from moe.train.model import MoEModel
+from moe.train.run_folder import RunFolder
+
+SHARE_OF_MEMORY = 0.9
+
+
+def automatic_microbatch(
+    config: Config,
+    folder: RunFolder,
+    model: MoEModel,
+    optimizer: torch.optim.Optimizer,
+    *,
+    world_size: int,
+    report: Callable[[str], None],
+) -> int:
+    """The size that run.json holds for this configuration, device and number of ranks; else one that is found now.
+
+    Raises:
+        InputError: not even one sequence fits.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    valid_for: dict[str, Any] = {
+        "model": dataclasses.asdict(config.model),
+        "optimizer": [config.optimizer.name, config.optimizer.momentum_dtype],
+        "max_seq_len": config.max_seq_len,
+        "rank_batch": config.global_train_batch_size // world_size,
+        "precision": config.precision,
+        "activation_checkpointing": config.activation_checkpointing,
+        "compile": config.compile,
+        "ranks": world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    known = folder.record.get("microbatch")
+    if known is not None and known["valid_for"] == valid_for:
+        return known["size"]
+    report("device_train_microbatch_size: auto; trying how many sequences fit ...")
+    size = find_microbatch(
+        model,
+        optimizer,
+        rank_batch=valid_for["rank_batch"],
+        seq_len=config.max_seq_len,
+        precision=config.precision,
+        device=device,
+    )
+    folder.note(microbatch={"size": size, "valid_for": valid_for})
+    report(f"  microbatch {size}; run.json keeps it for every resume")
+    return size
+
+
+def find_microbatch(
+    model: MoEModel,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rank_batch: int,
+    seq_len: int,
+    precision: str,
+    device: torch.device,
+) -> int:
+    """Largest power of two (or the whole `rank_batch`) of sequences of `seq_len` tokens whose step fits on every rank.
+
+    Moves the model to `device`; weights, gradients and optimizer are afterwards as they were.
+
+    Raises:
+        InputError: not even one sequence fits.
+    """
+    model.to(device)
+    spare = [_gradient_buckets(model)] if dist.get_world_size() > 1 else []
+    budget = SHARE_OF_MEMORY * _memory(device)
+    size, fits = 1, 0
+    while fits < rank_batch and _on_every_rank(lambda: _step_fits(model, optimizer, size, seq_len, precision, budget)):  # noqa: B023
+        fits, size = size, min(2 * size, rank_batch)
+    del spare
+    _forget(model, optimizer)
+    if not fits:
+        raise InputError(
+            f"model: one sequence of {seq_len:,} tokens does not fit (budget {budget / 1e9:.1f} GB of {device.type}); "
+            "set activation_checkpointing=true or optimizer.momentum_dtype=bf16, or take a smaller model"
+        )
+    return fits
+
+
+def _step_fits(
+    model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str, budget: float
+) -> bool:
+    on_gpu = model.expert_share_LE.is_cuda
+    _forget(model, optimizer)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        _step(model, optimizer, size, seq_len, precision)
+    except torch.OutOfMemoryError:
+        return False
+    return not on_gpu or torch.cuda.max_memory_allocated() <= budget
+
+
+def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str) -> None:
+    """Two microbatches, the second with the first one's gradients in memory, and an update that changes nothing."""
+    token = 0 if model.transformer.eos_id else 1  # any but EOS, which would cut the sequences into documents
+    tokens = torch.full((size, seq_len), token, device=model.expert_share_LE.device)
+    batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, model.transformer.eos_id)}
+    for _ in range(2):
+        microbatch_loss(model, batch, precision)[1].backward()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _forget(model: MoEModel, optimizer: torch.optim.Optimizer) -> None:
+    model.sums.clear()
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.state.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _on_every_rank(fits: Callable[[], bool]) -> bool:
+    answer = get_device(None).tensor_to_device(torch.tensor(int(fits())))
+    dist.all_reduce(answer, reduce_operation="MIN")
+    return bool(answer)
+
+
+def _gradient_buckets(model: MoEModel) -> Any:
+    """What DDP will take beside the gradients."""
+    return [torch.empty_like(p) for p in model.parameters()]
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes that this process may use: what is free and what it holds."""
+    if device.type != "cuda":
+        return float("inf")
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

@@ -1,0 +1,124 @@
+"""`auto`: found by a trial that leaves no trace, kept in run.json, not searched again. The memory of a GPU is played by
+a forward pass that refuses large batches.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe import build
+from moe.config import load_config
+from moe.data.meta import read_meta
+from moe.train import microbatch
+from moe.train.microbatch import find_microbatch
+from moe.train.model import MoEModel
+from tests.unit.train.runs import assert_same_run, die_after, rows, train
+
+
+@pytest.fixture
+def made(tiny: Path):
+    config = load_config(tiny / "tiny.yaml")
+    model = build.build_model(config, read_meta(tiny / "data"))
+    return model, build.build_optimizer(config, model)[0]
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """memory_for(n): batches of more than n sequences do not fit; returns the sizes that are tried."""
+    plain = MoEModel.forward
+    tried = []
+
+    def set_limit(sequences):
+        def forward(self, batch):
+            tried.append(len(batch["tokens"]))
+            if len(batch["tokens"]) > sequences:
+                raise torch.OutOfMemoryError("no memory")
+            return plain(self, batch)
+
+        monkeypatch.setattr(MoEModel, "forward", forward)
+        return tried
+
+    return set_limit
+
+
+def find(model, optimizer, rank_batch=24):
+    return find_microbatch(
+        model, optimizer, rank_batch=rank_batch, seq_len=32, precision="fp32", device=torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize(("fits", "found"), [(1, 1), (5, 4), (8, 8), (23, 16), (24, 24), (99, 24)])
+def test_the_largest_power_of_two_that_fits_or_the_whole_batch_is_found(made, memory_for, fits, found) -> None:
+    memory_for(fits)
+    assert find(*made) == found
+
+
+def test_the_trial_leaves_weights_optimizer_gradients_and_sums_as_they_were(made) -> None:
+    model, optimizer = made
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rates = [group["lr"] for group in optimizer.param_groups]
+    find(model, optimizer)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not optimizer.state and not model.sums
+    assert [group["lr"] for group in optimizer.param_groups] == rates and max(rates) > 0
+
+
+def test_a_trial_is_a_whole_step_with_every_token_at_the_same_experts(made, monkeypatch) -> None:
+    model, optimizer = made
+    counts, states = [], []
+    plain_loss, plain_step = MoEModel.loss, type(optimizer).step
+    monkeypatch.setattr(
+        MoEModel, "loss", lambda self, out, batch: counts.append(out.counts_LE) or plain_loss(self, out, batch)
+    )
+    monkeypatch.setattr(type(optimizer), "step", lambda self: plain_step(self) or states.append(len(self.state)))
+    model.eval()  # no dropout: it would move a token to another expert
+    find(model, optimizer, rank_batch=1)
+    assert len(counts) == 2, "the second microbatch runs with the gradients of the first in memory"
+    assert all(sorted(layer.tolist())[-2:] == [32, 32] for layer in counts[0]), "all 32 tokens at the same 2 experts"
+    assert states == [len(list(model.parameters()))], "the optimizer's state was there"
+
+
+def test_nothing_that_fits_is_told_with_what_to_do(made, memory_for) -> None:
+    memory_for(0)
+    with pytest.raises(microbatch.InputError, match=r"one sequence of 32 tokens does not fit .*checkpointing"):
+        find(*made)
+
+
+def test_a_resumed_run_uses_the_size_that_was_found_and_does_not_search(
+    tiny: Path, tmp_path: Path, memory_for, monkeypatch
+) -> None:
+    plain = build.microbatch_size
+    monkeypatch.setattr(build, "microbatch_size", lambda config, world_size, on_gpu: plain(config, world_size, True))
+    settings = ["device_train_microbatch_size=auto", "max_duration=8ba", "scheduler.t_warmup=1ba"]
+    settings += ["eval_interval=4ba", "save_interval=4ba"]
+    tried = memory_for(5)
+    assert train(tiny, tmp_path, *settings, name="whole")[0] == 0
+    assert max(tried[tried.index(8) + 1 :]) == 4, "after the trial, training and evaluation keep to what fits"
+    with monkeypatch.context() as dying:
+        die_after(6, dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path, *settings, name="cut")
+    del tried[:]
+    code, folder = train(tiny, tmp_path, *settings, name="cut")
+    assert code == 0 and max(tried) == 4 and json.loads((folder / "run.json").read_text())["microbatch"]["size"] == 4
+    assert_same_run(folder, tmp_path / "whole")
+    assert max(rows(folder, "train/loss")) == 8
+
+
+def test_another_batch_is_searched_for_anew(tiny: Path, tmp_path: Path, made, memory_for) -> None:
+    from moe.train.run_folder import open_run_folder
+
+    memory_for(5)
+    folder = open_run_folder(str(tmp_path), run_name="a", autoresume=True, resume_from=None, report=lambda line: None)
+    said = []
+    settings = {"world_size": 1, "report": said.append}
+    config = load_config(tiny / "tiny.yaml")
+    assert microbatch.automatic_microbatch(config, folder, *made, **settings) == 4 and len(said) == 2
+    assert microbatch.automatic_microbatch(config, folder, *made, **settings) == 4 and len(said) == 2
+    memory_for(1)
+    other = load_config(tiny / "tiny.yaml", ["activation_checkpointing=true"])
+    assert microbatch.automatic_microbatch(other, folder, *made, **settings) == 1 and len(said) == 4
