@@ -39,25 +39,31 @@ class Detector:
 
 
 class LossNotFalling(Detector):
-    """The median loss of the last N tokens is not below that of the N before. N is `window` rows."""
+    """The loss is not below what it was at half of the tokens so far.
+
+    A loss that follows a power law falls by the same share of what can be learned in every doubling of the tokens; over
+    a fixed number of tokens the fall would be lost in noise late in a run. Medians are over ROWS rows, later over SHARE
+    of all.
+    """
 
     name = "loss_not_falling"
     cause = "the learning rate is too high, or the model has learned what this data holds"
     mend = "halve optimizer.lr, or lengthen scheduler.t_warmup; after a jump go back with resume_from=step:N"
+    ROWS, SHARE = 10, 0.05
 
-    def __init__(self, window: int):
-        self.window = window
-        self.losses: deque[float] = deque(maxlen=2 * window)
+    def __init__(self) -> None:
+        self.losses: list[float] = []
 
     def seen(self, row: Row) -> str | None:
         if math.isfinite(row.get("train/loss", math.nan)):
             self.losses.append(row["train/loss"])
-        if len(self.losses) < 2 * self.window:
+        half, window = len(self.losses) // 2, max(self.ROWS, round(self.SHARE * len(self.losses)))
+        if half < window:
             return None
-        before, now = median([*self.losses][: self.window]), median([*self.losses][self.window :])
+        before, now = median(self.losses[half - window : half]), median(self.losses[-window:])
         if now < before:
             return None
-        tokens = short(self.window * row["tokens_per_row"])
+        tokens = short((len(self.losses) - half) * row["tokens_per_row"])
         return f"the loss has not fallen over the last {tokens} tokens: {now:.4f}, after {before:.4f} (medians)"
 
 
@@ -217,10 +223,10 @@ class TimeLimit(Detector):
 
 
 class Detectors:
-    """All of them. `window`: rows that LossNotFalling takes for one median."""
+    """All of them."""
 
-    def __init__(self, window: int):
-        self.falling, self.rising = LossNotFalling(window), LossRising()
+    def __init__(self) -> None:
+        self.falling, self.rising = LossNotFalling(), LossRising()
         self.gradient, self.non_finite = GradientNorm(), NonFinite()
         of_training: list[Detector] = [self.falling, self.rising, self.gradient, self.non_finite, DeadExpert()]
         self.all = [*of_training, DataWait(), Throughput(), DiskSpace(), TimeLimit()]

@@ -22,8 +22,6 @@ from moe.train.alert import run_command, wandb_alert
 from moe.train.history import ALARMS, append
 from moe.train.stop import StopSignal
 
-LEAST_ROWS, SHARE = 10, 0.05  # of the run: over how much of it the loss must fall
-
 
 class Alarms(LoggerDestination):
     def __init__(
@@ -45,8 +43,7 @@ class Alarms(LoggerDestination):
         self.use_wandb = use_wandb
         self.report = report
         self.tokens_per_row = every.interval.to_tokens(every.tokens_per_step)
-        rows = every.total_steps * every.tokens_per_step / self.tokens_per_row
-        self.detectors = Detectors(window=max(LEAST_ROWS, round(SHARE * rows)))
+        self.detectors = Detectors()
         self.row: dict[str, Any] = {}
         self.checkpoint_bytes = 0
 
