@@ -182,7 +182,7 @@ def _newest_remote(config: Config, folder: Path) -> Checkpoint | None:
 def _other(config: Config, inputs: Inputs | None) -> Path:
     """The checkpoint of `load_path`. Raises InputError where it is not there or does not fit."""
     from moe.train.checkpoints import find_named
-    from moe.train.run_folder import check_weights_fit
+    from moe.train.continuing import check_weights_fit
 
     named = find_named(str(config.load_path))
     if config.load_weights_only:
@@ -195,7 +195,7 @@ def _other(config: Config, inputs: Inputs | None) -> Path:
 
 def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:
     """What has changed since the checkpoint. Raises InputError for what must not."""
-    from moe.train.run_folder import check_continues
+    from moe.train.continuing import check_continues
 
     lines: list[str] = []
     settings: dict[str, Any] = dataclasses.asdict(config)

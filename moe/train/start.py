@@ -109,7 +109,7 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
     `load_path`, else nothing.
     """
     from moe.train.checkpoints import CheckpointError, find_named
-    from moe.train.run_folder import check_continues, check_weights_fit
+    from moe.train.continuing import check_continues, check_weights_fit
 
     settings = dataclasses.asdict(config)
     if folder.checkpoint is not None:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from moe.errors import InputError
-from moe.train.run_folder import check_continues, compare_configs, open_run_folder
+from moe.train.continuing import check_continues, compare_configs
+from moe.train.run_folder import open_run_folder
 from tests.unit.train.test_checkpoints import flip_a_byte, steps, write
 
 SAID: list[str] = []
