@@ -102,6 +102,7 @@ def saver(tmp_path: Path) -> CheckpointSaver:
         stop=StopSignal(),
         manifest={"config": {}, "data": "d", "eos_id": 0, "vocab_size": 9},
         report=print,
+        event=lambda *args, **more: None,
     )
 
 

@@ -212,6 +212,7 @@ def test_a_signal_does_not_cut_short_a_save_that_waits_for_the_one_before(
         stop=stop,
         manifest={},
         report=print,
+        event=lambda *args, **more: None,
     )
 
     def slow_write() -> None:
