@@ -4,6 +4,8 @@ Stock opens the file for every sample and copies twice, and two threads look at 
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
 is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
 Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
+The position to go on from stays in the object, which workers inherit. Stock passes it through shared memory by name:
+what a killed run left under that name is taken for it, and where another process clears it, the epoch begins anew.
 """
 
 from __future__ import annotations
@@ -16,9 +18,7 @@ from typing import Any
 
 import numpy as np
 from streaming import StreamingDataset
-from streaming.base.constant import RESUME
 from streaming.base.dataset import _Iterator, _ShardState
-from streaming.base.shared.prefix import _get_path
 from streaming.base.world import World
 
 from moe.data.verify import ENCODING
@@ -42,9 +42,7 @@ class TokenDataset(StreamingDataset):
             raise InputError(f"train_data.cache_limit ({streaming['cache_limit']}): {error}") from None
         if self.cache_limit is not None and any(stream.remote is None for stream in self.streams):
             raise InputError("cache_limit would delete shards that have no other copy; give each stream a remote")
-        if World.detect().is_local_leader:
-            # what a killed run of any data left under this number: it would be taken for this one's position
-            Path("/dev/shm", _get_path(self._shm_prefix_int, RESUME)).unlink(missing_ok=True)
+        self._position: dict[str, Any] | None = None
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
         self._rows: dict[int, np.ndarray] = {}
@@ -64,6 +62,21 @@ class TokenDataset(StreamingDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rows": {}, "_looked": {}}  # maps are per process: a spawned worker opens its own
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Where to go on, as `state_dict` gives it. Call it before the first worker starts."""
+        self._position = dict(obj)
+
+    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
+        """The epoch, and the samples of it that are done, at its start."""
+        at = self._position
+        goes_on = at is not None and at["epoch"] >= epoch
+        if at is not None and goes_on:
+            self.num_canonical_nodes, self.shuffle_seed = at["num_canonical_nodes"], at["shuffle_seed"]
+            self.initial_physical_nodes = at.get("initial_physical_nodes")
+        self.num_canonical_nodes = self.num_canonical_nodes or world.num_nodes
+        self._set_shuffle_block_size(world)
+        return (at["epoch"], at["sample_in_epoch"]) if at is not None and goes_on else (epoch, 0)
 
     def _path(self, shard_id: int) -> Path:
         shard = self.shards[shard_id]

@@ -317,20 +317,20 @@ def test_a_cache_limit_never_deletes_data_that_has_no_remote_copy(token_folder: 
     assert sorted(path.name for path in token_folder.rglob("*.mds")) == before
 
 
-def test_a_position_that_a_killed_run_left_in_shared_memory_is_not_taken_over(token_folder: Path) -> None:
-    """Stock begins where that run stood, whatever data it had."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_position_does_not_hang_on_a_name_in_shared_memory(token_folder: Path, workers: int) -> None:
+    """Stock takes what a killed run left there for its own position, and begins the epoch anew where it was cleared."""
     first = train_loader(token_folder)
-    expected = numbers(first)
-    prefix = first.dataset._shm_prefix_int
-    planted = []
-    for number in range(prefix, prefix + 40):  # the next dataset takes one of these
-        path = Path(f"/dev/shm/{number:06}_resume")
-        if not path.exists() and not Path(f"/dev/shm/{number:06}_locals").exists():
-            content = first.dataset.state_dict(16, True)
-            path.write_text(json.dumps(content))
-            planted.append(path)
+    whole, position = numbers(first), first.dataset.state_dict(16, True)
+    resumed = train_loader(token_folder, workers=workers)
+    segment = Path(f"/dev/shm/{resumed.dataset._shm_prefix_int:06}_resume")
+    resumed.load_state_dict(position)
+    segment.unlink(missing_ok=True)
+    assert numbers(resumed) == whole[2:]  # batches of 8
+    fresh = train_loader(token_folder, workers=workers)
+    segment = Path(f"/dev/shm/{fresh.dataset._shm_prefix_int:06}_resume")
     try:
-        assert numbers(train_loader(token_folder)) == expected
+        segment.write_text(json.dumps(position))
+        assert numbers(fresh) == whole
     finally:
-        for path in planted:
-            path.unlink(missing_ok=True)
+        segment.unlink(missing_ok=True)

@@ -56,3 +56,4 @@ def _release_shared_memory() -> Iterator[None]:
         atexit.unregister(memory.cleanup)
         with contextlib.suppress(BufferError):  # an array still looks into it
             memory.cleanup()
+            memory.created_shms.clear()  # or a second cleanup would unlink what another process has under that name
