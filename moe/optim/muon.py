@@ -63,12 +63,12 @@ def _orthogonal(x_NRC: Tensor) -> Tensor:
 
 def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Tensor, ...]:
     """`_orthogonal` of matrices of which each rank has some rows, sharded as `like` is: this rank's rows of each."""
-    mesh, shape = like.device_mesh, torch.Size((len(rows), *like.shape))
-    layout = {"shape": shape, "stride": (shape[1] * shape[2], shape[2], 1)}
+    n_rows, n_cols = like.shape
+    shape, stride = torch.Size((len(rows), n_rows, n_cols)), (n_rows * n_cols, n_cols, 1)
 
     def move(x_NRC: Tensor, before: int, after: int) -> Tensor:
-        sharded = DTensor.from_local(x_NRC.contiguous(), mesh, [Shard(before)], **layout)
-        return sharded.redistribute(placements=[Shard(after)]).to_local()
+        placed = DTensor.from_local(x_NRC.contiguous(), like.device_mesh, [Shard(before)], shape=shape, stride=stride)
+        return placed.redistribute(placements=[Shard(after)]).to_local()
 
     x_NRC = move(torch.stack(rows), 1, 0)
     x_NRC = _orthogonal(_matrices(x_NRC, split)).reshape(x_NRC.shape)

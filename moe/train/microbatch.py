@@ -100,9 +100,9 @@ def find_microbatch(
     size, fits, expected = 1, 0, 0.0
     try:
         tried, peak = 0.5, _peak_of_step(model, optimizer, 1, seq_len // 2, precision) if sharded else 0.0
-        while fits < rank_batch and _on_every_rank(expected <= budget):
+        while fits < rank_batch and _on_every_rank(expected < budget):
             before, peak = peak, _peak_of_step(model, optimizer, size, seq_len, precision)
-            if not _on_every_rank(peak <= budget):
+            if not _on_every_rank(peak < budget):
                 break
             fits, size = size, min(2 * size, rank_batch)
             if sharded:
@@ -124,9 +124,7 @@ def find_microbatch(
     return fits
 
 
-def _peak_of_step(
-    model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str
-) -> float:
+def _peak_of_step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str) -> float:
     """Bytes that a step takes at its peak, 0 on CPU; infinite where memory runs out, unless the model is sharded."""
     on_gpu = model.expert_share_LE.is_cuda
     _forget(model, optimizer)

@@ -1,0 +1,152 @@
+"""FSDP2 in two forked gloo ranks, against the same model whole on each."""
+
+import math
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from moe.model import Transformer
+from moe.train import sharding
+from moe.train.callbacks.gradients import GradientClipping
+from moe.train.callbacks.saver import CheckpointSaver
+from moe.train.sharding import shard_transformer
+from tests.ranks import on_ranks
+from tests.unit.train.runs import assert_same_run, train
+
+SHAPE = {
+    "vocab_size": 96,
+    "eos_id": 0,
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "n_experts": 4,
+    "top_k": 2,
+    "expert_hidden": 24,
+}
+
+
+def transformer(**changes):
+    torch.manual_seed(0)
+    return Transformer(**SHAPE, **changes)
+
+
+def sharded(*, precision="fp32", **changes):
+    model = transformer(**changes)
+    shard_transformer(model, precision=precision, world_size=2, on_gpu=False)
+    return model
+
+
+def batch(rank, step=0):
+    g = torch.Generator().manual_seed(10 * step + rank)
+    return torch.randint(1, SHAPE["vocab_size"], (2, 16), generator=g)
+
+
+def loss_of(model, tokens, autocast=False):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        parts = model(tokens, tokens)
+        return parts.loss / 30 + parts.prob_LE.square().sum() / 1e4 + parts.router_z_L.sum() / 1e3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("amp_bf16", 1e-2)])
+def test_gradients_are_the_mean_over_the_ranks_of_the_whole_models(precision, tolerance, checkpointing) -> None:
+    amp = precision == "amp_bf16"
+
+    def work(rank):
+        model = sharded(precision=precision, activation_checkpointing=checkpointing)
+        whole = transformer()
+        for step in range(2):  # the second adds to the first, as microbatches do
+            loss_of(model, batch(rank, step), amp).backward()
+            losses = [loss_of(whole, batch(other, step), amp) / 2 for other in range(2)]
+            sum(losses).backward()
+        for (name, p), (_, q) in zip(whole.named_parameters(), model.named_parameters(), strict=True):
+            assert isinstance(q, DTensor) and q.dtype == q.grad.dtype == torch.float32
+            assert q.to_local().shape[0] == p.shape[0] // 2, f"{name} is split over dim 0: experts stay whole"
+            torch.testing.assert_close(q.grad.full_tensor(), p.grad, atol=tolerance * p.grad.abs().max(), rtol=0)
+
+    on_ranks(2, work)
+
+
+def test_norms_and_router_keep_fp32_weights_under_amp() -> None:
+    def work(rank):
+        model, seen = sharded(precision="amp_bf16"), {}
+        for name, part in model.named_modules():
+            for key, _ in part.named_parameters(recurse=False):
+                part.register_forward_hook(
+                    lambda part, *_, name=name, key=key: seen.update({f"{name}.{key}": getattr(part, key).dtype})
+                )
+        loss_of(model, batch(rank), autocast=True)
+        low = {name.split(".", 2)[2] for name, dtype in seen.items() if dtype == torch.bfloat16}
+        matrices = {f"attn.{name}_proj.weight" for name in "qkvo"}
+        assert low == matrices | {"moe.w13", "moe.w2"}
+
+    on_ranks(2, work)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+def test_after_the_forward_pass_no_blocks_gathered_weights_stay_in_memory(precision) -> None:
+    def work(rank):
+        model, kept = sharded(precision=precision), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            loss = loss_of(model, batch(rank), autocast=precision == "amp_bf16")
+        experts = [t for t in kept if t.shape in {(4, 48, 32), (4, 32, 24)}]
+        assert len(experts) >= 4, "two layers' w13 and w2 are saved for the backward pass"
+        assert all(t.untyped_storage().size() == 0 for t in experts), "and lie nowhere until then"
+        loss.backward()
+
+    on_ranks(2, work)
+
+
+def test_the_norm_is_that_of_all_shards_and_one_ranks_infinity_skips_the_step_on_all() -> None:
+    def work(rank):
+        model, whole = sharded(), transformer()
+        callback, logged = GradientClipping(0.05, max_skipped_steps=3), {}
+        logger = types.SimpleNamespace(log_metrics=logged.update)
+
+        def clip(net):
+            state = types.SimpleNamespace(model=net, timestamp=types.SimpleNamespace(batch=0))
+            callback.after_train_batch(state, logger)
+            return logged["optim/grad_norm"]
+
+        loss_of(model, batch(rank)).backward()
+        (sum(loss_of(whole, batch(other)) for other in range(2)) / 2).backward()
+        assert clip(model) == pytest.approx(clip(whole), rel=1e-5) and clip(whole) == pytest.approx(0.05, rel=1e-4)
+        for p, q in zip(whole.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(q.grad.full_tensor(), p.grad, atol=1e-7, rtol=1e-4)
+        (loss_of(model, batch(rank)) * (math.inf if rank else 1.0)).backward()
+        assert not math.isfinite(clip(model)) and callback.skipped == 1
+        assert all(p.grad is None for p in model.parameters())
+
+    on_ranks(2, work)
+
+
+def test_a_save_that_only_rank_0_knows_to_have_failed_is_repeated_by_all_who_must_gather() -> None:
+    def work(rank):
+        saver = types.SimpleNamespace(saved_step=5 if rank else -1)
+        state = types.SimpleNamespace(device=types.SimpleNamespace(_device="cpu"), fsdp_enabled=True)
+        assert CheckpointSaver._to_be_saved(saver, 5, state)
+        saver.saved_step = 5
+        assert not CheckpointSaver._to_be_saved(saver, 5, state)
+
+    on_ranks(2, work)
+
+
+def test_on_one_rank_the_key_changes_nothing_but_a_line(tiny: Path, tmp_path: Path, capsys) -> None:
+    settings = ["max_duration=4ba", "scheduler.t_warmup=1ba", "eval_data=null"]
+    assert train(tiny, tmp_path, *settings, name="plain")[0] == 0
+    capsys.readouterr()
+    assert train(tiny, tmp_path, *settings, "parallelism.fsdp2=true", name="alone")[0] == 0
+    assert "parallelism.fsdp2: true -> false, because one rank has nobody to share with" in capsys.readouterr().out
+    assert_same_run(tmp_path / "alone", tmp_path / "plain")
+
+
+def test_a_torch_that_was_found_wrong_is_refused_by_name(monkeypatch) -> None:
+    monkeypatch.setattr(sharding.torch, "__version__", "2.7.0+cu126")
+    with pytest.raises(sharding.InputError, match=r"fsdp2 \(true\) needs torch 2.11 or newer, and this is 2.7.0; up"):
+        sharding.check_torch()
+    monkeypatch.setattr(sharding.torch, "__version__", "2.12.0a0")
+    sharding.check_torch()
