@@ -3,9 +3,10 @@
 Decisions:
 - `fully_shard` on each block and on the rest, before the optimizer is made and before the Trainer: Composer then finds
   a sharded model, leaves it as it is, and saves and loads the full state in DDP's format. Its own
-  `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp casts
-  norms, router and the residual stream to bf16 as well.
-- Split over dim 0: experts by expert, so that Muon works on whole matrices. With more ranks than experts some hold none.
+  `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp
+  casts norms, router and the residual stream to bf16 as well.
+- Split over dim 0: experts by expert, so that Muon works on whole matrices. With more ranks than experts some hold
+  none.
 - Under amp, matrices are gathered in the compute dtype: a cast of gathered fp32 weights would stay in memory until the
   backward pass. Norms and router, which compute in fp32, are gathered as they are, a group of their own in each block;
   so are embedding and head, which cast by themselves. Gradients are reduced in fp32.
@@ -38,7 +39,7 @@ def check_torch() -> None:
 
 
 def shard_transformer(model: Transformer, *, precision: str, world_size: int, on_gpu: bool) -> None:
-    """Leaves each rank its share of every parameter (a DTensor), on its device. All ranks must hold the same weights."""
+    """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same."""
     mesh = init_device_mesh("cuda" if on_gpu else "cpu", (world_size,))
     compute = MixedPrecisionPolicy(
         param_dtype=COMPUTE_DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -135,6 +135,14 @@ def test_a_save_that_only_rank_0_knows_to_have_failed_is_repeated_by_all_who_mus
     on_ranks(2, work)
 
 
+@pytest.mark.parametrize("fsdp2", [False, True])
+def test_a_step_is_abandoned_only_where_one_rank_can_save_alone(fsdp2) -> None:
+    stopped = []
+    saver = types.SimpleNamespace(stop=types.SimpleNamespace(overdue=True), _stop=lambda *args: stopped.append(args))
+    CheckpointSaver.before_forward(saver, types.SimpleNamespace(fsdp_enabled=fsdp2), None)
+    assert bool(stopped) != fsdp2
+
+
 def test_on_one_rank_the_key_changes_nothing_but_a_line(tiny: Path, tmp_path: Path, capsys) -> None:
     settings = ["max_duration=4ba", "scheduler.t_warmup=1ba", "eval_data=null"]
     assert train(tiny, tmp_path, *settings, name="plain")[0] == 0
