@@ -1,11 +1,13 @@
 # make setup   the environment in .venv            make demo    text, tokenizer, shards, a small MoE, in minutes
 # make test    the whole suite                     make check   linter, formatter, type checker
-# make format  mends what the linter can           make bench   a training step against transformers'
+# make format  mends what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
+# make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
+# make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-transformers5 check format chaos chaos-convert
-.PHONY: bench bench-reader bench-checkpoint bench-convert
+.PHONY: pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -50,8 +52,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/python benchmarks/step.py
+bench-step: .venv5/ready
+	$(BIN)/python benchmarks/step.py --write
 
 bench-reader: setup
 	$(BIN)/python benchmarks/reader.py --write
@@ -65,6 +67,13 @@ chaos: setup
 
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
+
+pictures: setup
+	$(BIN)/python docs/pictures.py
+
+bench-learning: setup
+	$(if $(TEXT),$(BIN)/python benchmarks/learning.py --text $(TEXT))
+	$(BIN)/python benchmarks/learning.py --report
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py

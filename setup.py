@@ -11,6 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["moe", "moe.*"]),
+    package_data={"moe.runs": ["page.css", "page.js"]},
     install_requires=[
         "torch>=2.7",
         "mosaicml==0.32.1",
@@ -25,6 +26,9 @@ setup(
         "xxhash>=3",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "packaging>=22",
+        "psutil>=5.9",
+        "rich>=13",
     ],
     extras_require={
         "convert": ["gigatoken==0.10.0", "fastokens==0.3.5"],

@@ -83,6 +83,20 @@ class Shares:
 
         setattr(owner, name, watched)
 
+    def watched_steps(self, make: Callable[..., Iterator[Any]], key: str) -> Callable[..., Iterator[Any]]:
+        """The generator function `make`, whose own steps are booked; what is done between them is not."""
+
+        def watched(*args: Any) -> Iterator[Any]:
+            steps = make(*args)
+            while True:
+                with self.during(key):
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+
+        return watched
+
     def take(self) -> dict[str, float]:
         self._book()
         taken, self.seconds = self.seconds, {}
@@ -97,7 +111,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
     from moe.data import convert, merge, packing, pool, unit
     from moe.data.reading import read_batches
     from moe.data.request import Request
-    from moe.data.shards import ShardFormat
+    from moe.data.shards import ShardFile
     from moe.data.state import open_workspace
 
     pool.settle_process()
@@ -111,14 +125,13 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
         raise SystemExit(f"{encoder} cannot be measured here")
     encode = unit._encoder(plan.job.encoder, plan.job.spec_json, plan.job.tokenizer)
     shares = Shares()
+    unit.read_batches = shares.watched_steps(read_batches, "reading")
     shares.watch(type(encode), "encode", "encoding")
     shares.watch(unit, "clean", "checking rows")
     shares.watch(unit, "document_hashes", "hashing ids")
     shares.watch(packing.Packer, "add", "packing")
-    shares.watch(packing.Packer, "_flush", "packing")
-    shares.watch(packing.BlockWriter, "add", "packing")
-    shares.watch(ShardFormat, "write", "writing")
-    shares.watch(packing.BlockWriter, "finish", "writing")
+    for name in ("write", "close", "abandon"):
+        shares.watch(ShardFile, name, "writing")
     shares.watch(merge, "merge_split", "writing")
 
     def bare() -> dict[str, Any]:

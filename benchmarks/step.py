@@ -1,80 +1,211 @@
-"""Forward and backward of this model and of transformers' Qwen3MoeForCausalLM, same shape and tokens, in turn.
+"""A training step of this model and of transformers' Qwen3MoeForCausalLM: same shape, tokens and precision, in turn.
 
-    make bench        or: python benchmarks/step.py --d-model 256 --pairs 3
+    make bench-step        or: python benchmarks/step.py --rounds 3 [--write]
 
-Prints tokens/s of both and the ratio, pair by pair; quote the median of several pairs on a quiet machine.
-Both run in fp32 on CPU or bf16 autocast on a GPU, without document mask, with the load-balance loss off on both sides.
+Each competitor is a process of its own that waits while another works: transformers 5 has an environment of its own
+(.venv5; left out where it is missing), and peak memory is each one's (on CPU that of the process, imports included). A
+step is forward, backward, clipping and the optimizer. This model meets one other at a time; in every round both take
+their steps, then a matmul says what the chip gives just then; ratios are of the same round. fp32 on CPU; on a GPU bf16
+autocast and the shapes of the yamls. No document mask and no load-balance loss on any side.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import re
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moe.model import Transformer
+from moe.model.flops import flops_per_token
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+PYTHON5 = ROOT / ".venv5" / "bin" / "python"
+BASE = "this model, AdamW"
+MUON, OLD, NEW, LIGER = "this model, Muon", "transformers 4", "transformers 5", "transformers 4, Liger"
+GPT2_VOCABULARY = 50257
 
 
-def make_steps(args: argparse.Namespace, device: str) -> dict[str, Callable[[], None]]:
-    """One call is one forward and backward over the same batch."""
-    heads = args.d_model // 64
-    shape = {"n_experts": 8, "top_k": 2, "expert_hidden": args.expert_hidden, "n_layers": args.n_layers}
-    torch.manual_seed(0)
-    ours = Transformer(
-        vocab_size=args.vocab_size, eos_id=0, d_model=args.d_model, n_heads=heads, n_kv_heads=heads, head_dim=64,
-        document_mask=False, **shape,
-    ).to(device)  # fmt: skip
-    config = Qwen3MoeConfig(
-        vocab_size=args.vocab_size, hidden_size=args.d_model, num_hidden_layers=args.n_layers, head_dim=64,
-        num_attention_heads=heads, num_key_value_heads=heads, num_experts=8, num_experts_per_tok=2,
-        moe_intermediate_size=args.expert_hidden, norm_topk_prob=True, tie_word_embeddings=True,
-        output_router_logits=False, decoder_sparse_step=1, mlp_only_layers=[],
-    )  # fmt: skip
-    theirs = Qwen3MoeForCausalLM(config).to(device)
-    tokens = torch.randint(1, args.vocab_size, (args.batch, args.seq_len), device=device)
-    targets = args.batch * (args.seq_len - 1)
-
-    def step(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            value = loss()
-        value.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
+def cpu_shape(d_model: int, expert_hidden: int, vocab_size: int) -> dict[str, int]:
+    heads = d_model // 64
     return {
-        "ours": lambda: step(lambda: ours(tokens, tokens).loss / targets, ours),
-        "transformers": lambda: step(lambda: theirs(tokens, labels=tokens).loss, theirs),
+        "vocab_size": vocab_size, "d_model": d_model, "n_layers": 4, "n_heads": heads, "n_kv_heads": heads,
+        "head_dim": 64, "n_experts": 8, "top_k": 2, "expert_hidden": expert_hidden,
+    }  # fmt: skip
+
+
+def yaml_shape(name: str) -> tuple[dict[str, int], int]:
+    """Shape and sequence length of yamls/NAME.yaml."""
+    from moe.config import load_config
+
+    config = load_config(ROOT / "yamls" / f"{name}.yaml")
+    wanted = ("d_model", "n_layers", "n_heads", "n_kv_heads", "n_experts", "top_k", "expert_hidden")
+    shape = {key: value for key, value in asdict(config.model).items() if key in wanted}
+    head_dim = config.model.head_dim or config.model.d_model // config.model.n_heads
+    return {**shape, "head_dim": head_dim, "vocab_size": GPT2_VOCABULARY}, config.max_seq_len
+
+
+def sizes_of(name: str) -> tuple[dict[str, int], int, int]:
+    """Shape, batch and sequence length."""
+    small = {"d256": cpu_shape(256, 512, 8192), "d768": cpu_shape(768, 2048, GPT2_VOCABULARY)}
+    if name in small:
+        return small[name], 4, 512
+    shape, seq_len = yaml_shape(name)
+    return shape, 8, seq_len
+
+
+class Competitor:
+    def __init__(self, spec: dict[str, Any], python: str = sys.executable) -> None:
+        command = [python, str(ROOT / "benchmarks" / "step_worker.py"), json.dumps(spec)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.note = self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        raise SystemExit(f"error: {' '.join(self.process.args)} ended early")  # type: ignore[arg-type]
+
+    def seconds(self, steps: int) -> float:
+        """Mean time of a step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n" * steps)
+        self.process.stdin.flush()
+        return statistics.mean(self._answer() for _ in range(steps))
+
+    def close(self) -> int:
+        """Peak memory in bytes."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        peak = self._answer()
+        self.process.wait()
+        return peak
+
+
+def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """What each runs, and in which Python."""
+    found = {
+        MUON: ({**spec, "kind": "ours", "optimizer": "muon"}, sys.executable),
+        OLD: ({**spec, "kind": "peer"}, sys.executable),
     }
+    if PYTHON5.exists():
+        found[NEW] = ({**spec, "kind": "peer"}, str(PYTHON5))
+    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
+        found[LIGER] = ({**spec, "kind": "peer", "liger": True}, sys.executable)
+    return found
+
+
+def in_turn(name: str, running: dict[str, Competitor], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of a step, a list over rounds for each."""
+    times: dict[str, list[float]] = {who: [] for who in running}
+    for number in range(1, rounds + 1):
+        for who, competitor in running.items():
+            times[who].append(competitor.seconds(steps))
+        print(f"{name} round {number}", {who: round(found[-1], 3) for who, found in times.items()}, flush=True)
+    return times
+
+
+def compare(name: str, args: argparse.Namespace) -> list[str]:
+    """Rows of the table for one shape. Two trainers at a time: more might not fit into memory."""
+    shape, batch, seq_len = sizes_of(name)
+    on_gpu = torch.cuda.is_available()
+    spec = {"shape": shape, "batch": batch, "seq_len": seq_len, "threads": args.threads}
+    spec["compile"] = on_gpu or args.compile
+    size = 8192 if on_gpu else 2048
+    flops = flops_per_token(**shape, seq_len=seq_len) * batch * seq_len
+
+    def row(who: str, note: str, seconds: list[float], base: list[float], matmuls: list[float], peak: int) -> str:
+        # a matmul's step is 20 products
+        shares = [flops / mine / (40 * size**3 / product) for mine, product in zip(seconds, matmuls, strict=True)]
+        return (
+            f"| {name} | {who} ({note}) | {batch * seq_len / statistics.median(seconds):,.0f} | "
+            f"{ratio(seconds, base)} | {statistics.median(shares):.0%} | {peak / 2**20:,.0f} |"
+        )
+
+    rows, base_times, products, peak = [], [], [], 0
+    for who, (what, python) in opponents(spec).items():
+        running = {
+            BASE: Competitor({**spec, "kind": "ours", "optimizer": "adamw"}),
+            who: Competitor(what, python),
+            "matmul": Competitor({**spec, "kind": "matmul", "size": size}),
+        }
+        times = in_turn(name, running, args.rounds, args.steps)
+        notes = {key: competitor.note for key, competitor in running.items()}
+        peaks = {key: competitor.close() for key, competitor in running.items()}
+        rows.append(row(who, notes[who], times[who], times[BASE], times["matmul"], peaks[who]))
+        base_times += times[BASE]
+        products += times["matmul"]
+        peak = max(peak, peaks[BASE])
+    rows.insert(0, row(BASE, notes[BASE], base_times, base_times, products, peak))
+    gflops = 40 * size**3 / statistics.median(products) / 1e9
+    rows.append(f"| {name} | matmul ({notes['matmul']}) | {gflops:,.0f} GFLOP/s | | 100% | |")
+    layer = {**spec, "tokens_per_expert": args.tokens_per_expert}
+    running = {kind: Competitor({**layer, "kind": kind}) for kind in ("experts", "dense")}
+    times = in_turn(name, running, args.rounds, args.steps)
+    rows.append(
+        f"| {name} | expert layer ({running['experts'].note}), {args.tokens_per_expert:,} tokens an expert | | "
+        f"{ratio(times['dense'], times['experts'])} of one dense product | | |"
+    )
+    for competitor in running.values():
+        competitor.close()
+    return rows
+
+
+def ratio(theirs: list[float], ours: list[float]) -> str:
+    """How many times as fast `ours` is, round by round: median (range)."""
+    found = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def main() -> None:
+    on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d-model", type=int, default=256)
-    parser.add_argument("--n-layers", type=int, default=4)
-    parser.add_argument("--expert-hidden", type=int, default=512)
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--shapes", nargs="+", default=["500m", "1b", "1_5b"] if on_gpu else ["d256", "d768"],
+        help="d256, d768, or the names of yamls",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="steps of each competitor in a round")
+    parser.add_argument("--tokens-per-expert", type=int, default=1024, help="for the expert layer against one product")
+    parser.add_argument("--compile", action="store_true", help="compile our blocks on CPU too")
+    parser.add_argument("--threads", type=int, default=0 if on_gpu else len(os.sched_getaffinity(0)))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
-    steps = make_steps(args, "cuda" if torch.cuda.is_available() else "cpu")
-    for step in steps.values():
-        step()
-    ratios = []
-    for _ in range(args.pairs):
-        rates = {}
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            rates[name] = args.batch * args.seq_len / (time.perf_counter() - start)
-        ratios.append(rates["ours"] / rates["transformers"])
-        print("  ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items()), f" ratio {ratios[-1]:.2f}")
-    print(f"median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    lines = [
+        "| shape | trainer | tokens/s | this model (AdamW) against it, median (range) | of the matmul peak | peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in args.shapes:
+        lines += compare(name, args)
+    chip = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {args.threads} threads"
+    command = (
+        f"python benchmarks/step.py --rounds {args.rounds} --steps {args.steps}{' --compile' * args.compile} --write"
+    )
+    load = f"load average {os.getloadavg()[0]:.1f} at the end"
+    text = "\n".join([f"`{command}` on {chip}, {datetime.date.today()}; {load}.", "", *lines])
+    print("\n" + text)
+    if args.write:
+        page, found = re.subn(
+            r"(<!-- step -->\n).*?(<!-- /step -->)",
+            lambda m: f"{m[1]}{text}\n{m[2]}",
+            PAGE.read_text(encoding="utf-8"),
+            flags=re.S,
+        )
+        assert found == 1, f"{PAGE} has no place for the table"
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,6 @@ import sys
 from moe.data.flags import add_convert_arguments, convert_from
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     add_convert_arguments(parser)
     sys.exit(convert_from(parser.parse_args()))

@@ -6,6 +6,6 @@ import sys
 from moe.data.flags import add_tokenizer_arguments, train_tokenizer_from
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     add_tokenizer_arguments(parser)
     sys.exit(train_tokenizer_from(parser.parse_args()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,14 @@ from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_
 from moe.data.meta import Vocabulary
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.model import Transformer
-from moe.model.flops import count_parameters, flops_per_token
+from moe.model.documents import document_ends
+from moe.model.flops import count_parameters, flops_per_token, model_shape
 from moe.optim import SCHEDULERS, Muon, build_groups
 from moe.train.inputs import streams_of
 from moe.train.model import MoEModel
 
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
-NO_SHAPE = (*LOSS_SETTINGS, "document_mask", "dropout", "z_loss", "norm_eps", "rope_theta")
 
 
 def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
@@ -32,12 +33,6 @@ def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
     torch.manual_seed(seed)
     return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
-
-
-def model_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """What `count_parameters` and `flops_per_token` need to know."""
-    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_SHAPE}
-    return {**shape, "vocab_size": vocab_size}
 
 
 def build_model(config: Config, meta: Vocabulary) -> MoEModel:
@@ -49,6 +44,8 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
         seed=config.seed,
         activation_checkpointing=config.activation_checkpointing,
     )
+    if wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
+        transformer.compile_blocks()
     return MoEModel(
         transformer,
         n_layers=config.model.n_layers,
@@ -58,6 +55,13 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
         flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
         token_bytes=token_bytes(load_tokenizer(config.tokenizer)),
     )
+
+
+def wants_compile(setting: bool | str, *, on_gpu: bool) -> bool:
+    """What `compile` means on this device: a GPU's compiler is Triton; on CPU nobody has measured that it pays."""
+    if setting == "auto":
+        return on_gpu and importlib.util.find_spec("triton") is not None
+    return bool(setting)
 
 
 def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[str, Any]]]:
@@ -81,15 +85,16 @@ def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[st
 
 def build_schedule(config: Config) -> partial[float]:
     """Factor of the base learning rate as a function of `done`, in the unit of `max_duration`."""
-    scheduler = config.scheduler
+    scheduler, total = config.scheduler, parse_time(config.max_duration)
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
     settings: dict[str, Any] = {
-        "total": parse_time(config.max_duration).value,
-        "warmup": parse_time(scheduler.t_warmup, zero=True).value,
+        "total": total.value,
+        "warmup": parse_time(scheduler.t_warmup, zero=True).in_unit(total.unit, tokens_per_step),
     }
     if scheduler.name != "constant_with_warmup":
         settings["alpha_f"] = scheduler.alpha_f
     if scheduler.t_decay is not None:
-        settings["decay"] = parse_time(scheduler.t_decay).value
+        settings["decay"] = parse_time(scheduler.t_decay).in_unit(total.unit, tokens_per_step)
     return partial(SCHEDULERS[scheduler.name], **settings)
 
 
@@ -104,8 +109,9 @@ def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
 
 def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: TextPlan | None = None) -> DataSpec:
     """Training batches with their position. `text` where the config has `train_data.text`."""
+    transforms = batch_transforms(config, meta, on_gpu=torch.cuda.is_available())
     if text is not None:
-        return _build_text_spec(config, text, world_size)
+        return _build_text_spec(config, text, world_size, transforms)
     loader = build_train_loader(
         streams_of(config.train_data),
         shuffle=config.train_data.shuffle,
@@ -115,10 +121,19 @@ def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: Te
         cache_limit=config.train_data.cache_limit,
         **_contents(config, meta),
     )
-    return DataSpec(loader, get_num_tokens_in_batch=_count_tokens)
+    return DataSpec(loader, batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens)
 
 
-def _build_text_spec(config: Config, text: TextPlan, world_size: int) -> DataSpec:
+def batch_transforms(config: Config, meta: Vocabulary, *, on_gpu: bool) -> Callable[[Any], Any]:
+    """What is done with a batch before it leaves for the device: for a GPU, its documents are counted."""
+
+    def add_document_ends(batch: Any) -> Any:
+        return {**batch, "document_ends": document_ends(batch["tokens"], meta.eos_id)}
+
+    return add_document_ends if on_gpu and config.model.document_mask else lambda batch: batch
+
+
+def _build_text_spec(config: Config, text: TextPlan, world_size: int, transforms: Callable[[Any], Any]) -> DataSpec:
     loader, rows = build_text_loader(
         text.job,
         device_batch_size=config.global_train_batch_size // world_size,
@@ -133,10 +148,13 @@ def _build_text_spec(config: Config, text: TextPlan, world_size: int) -> DataSpe
 
     def share_positions(batch: Any) -> Any:
         rows.share(add_over_ranks)  # with every batch: a rank that saves may not have to wait for another
-        return batch
+        return transforms(batch)
 
-    transforms = share_positions if world_size > 1 else None
-    return DataSpec(loader, batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens)
+    return DataSpec(
+        loader,
+        batch_transforms=share_positions if world_size > 1 else transforms,
+        get_num_tokens_in_batch=_count_tokens,
+    )
 
 
 def build_evaluators(
@@ -171,10 +189,11 @@ def build_evaluators(
     else:
         contents = _contents(config, meta)
         loaders = {name: build_eval_loader(spec, **share, **contents) for name, spec in streams_of(data).items()}
+    transforms = batch_transforms(config, meta, on_gpu=torch.cuda.is_available())
     return [
         Evaluator(
             label=f"eval/{name}" if name else "eval",
-            dataloader=DataSpec(_Batches(loader), get_num_tokens_in_batch=_count_tokens),
+            dataloader=DataSpec(_Batches(loader), batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens),
             eval_interval=due,
             device_eval_microbatch_size=microbatch,
         )

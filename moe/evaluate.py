@@ -16,6 +16,7 @@ import torch
 from moe.data.loader import Collate
 from moe.data.verify import read_samples
 from moe.model import LossParts, Transformer
+from moe.model.documents import document_ends
 from moe.model.loss import target_bytes
 
 
@@ -66,9 +67,11 @@ def evaluate(
     masked, model.document_mask = model.document_mask, document_mask
     for start in range(0, samples, batch_size):
         rows = read_samples(split, start, min(batch_size, samples - start))
-        batch = {name: part.to(device) for name, part in collate(list(rows)).items()}
+        batch = collate(list(rows))
+        batch["ends"] = document_ends(batch["tokens"], model.eos_id)
+        batch = {name: part.to(device) for name, part in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            parts = model(batch["tokens"], batch["labels"])
+            parts = model(batch["tokens"], batch["labels"], document_ends_BM=batch["ends"])
         assert isinstance(parts, LossParts)
         nll += parts.nll.double()
         targets += parts.targets

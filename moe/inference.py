@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 from torch import Tensor
 
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
-from moe.train.checkpoints import Checkpoint, find_named, folder_name, load_state
+from moe.train.checkpoints import MANIFEST, Checkpoint, CheckpointError, find_named, folder_name, load_state
+from moe.typed_json import fault_in
 
 PREFIX = "transformer."
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")
+
+
+class Source(TypedDict):
+    """What a manifest's configuration must tell of a model that is asked."""
+
+    tokenizer: str
+    max_seq_len: int
+    model: dict[str, Any]
 
 
 def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
@@ -21,7 +30,15 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
     Raises:
         CheckpointError: no checkpoint there that verifies.
     """
-    return find_named(path if step is None else f"{path.rstrip('/')}/{folder_name(step)}")
+    found = find_named(path if step is None else f"{path.rstrip('/')}/{folder_name(step)}")
+    config = found.manifest["config"]
+    fault = fault_in(config, Source, "config")
+    for name, shape in get_type_hints(ModelConfig).items():
+        if fault is None and name in config["model"]:
+            fault = fault_in(config["model"][name], shape, f"config.model.{name}")
+    if fault is not None:
+        raise CheckpointError(f"{found.path / MANIFEST}: {fault}")
+    return found
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -44,6 +61,12 @@ def load_model(checkpoint: Checkpoint) -> Transformer:
     """The model in eval mode, on the GPU where there is one."""
     manifest = checkpoint.manifest
     settings, sizes = manifest["config"]["model"], {key: manifest[key] for key in ("vocab_size", "eos_id")}
-    model = build_skeleton(settings, **sizes)
-    model.load_state_dict(load_weights(checkpoint), assign=True)
+    try:
+        model = build_skeleton(settings, **sizes)
+        model.load_state_dict(load_weights(checkpoint), assign=True)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"{checkpoint.path / MANIFEST}: describes another model than its weights ({reason})"
+        ) from None
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 from moe.config import Config, ConfigError, Every, ParallelismConfig, load_config, parse_seconds, parse_time
 from moe.config.checks import check_ranks
 from moe.errors import InputError, RunFailed
-from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, evaluation_is_due, open_folder, open_logs, starting_point
+from moe.train.start import (
+    LOCAL_RANK,
+    RANK,
+    WORLD_SIZE,
+    evaluation_is_due,
+    open_folder,
+    open_logs,
+    starting_point,
+    with_precision,
+)
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 from moe.units import complain, say
 
@@ -45,6 +54,10 @@ def main(argv: list[str]) -> int:
         config = load_config(argv[0], argv[1:])
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
+        if config.check:
+            from moe.checks.page import show_checks
+
+            return show_checks(lambda: config, argv[0])
         stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
         return train(config, stop)
     except (InputError, RunFailed) as error:
@@ -75,36 +88,25 @@ def train(config: Config, stop: StopSignal) -> int:
 
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
-    config = _with_sharding(_with_precision(config, on_gpu))
+    config = _with_sharding(with_precision(config, on_gpu))
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
     try:
-        with temporary_folder(folder.record["id"], leader=LOCAL_RANK == 0):
+        with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             return _fit(config, meta, folder, stop, on_gpu)
     except Stopped:
-        folder.end("stopped", say)
+        folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
         raise
     except InputError:
         raise
-    except BaseException:
-        folder.end("failed", say)
+    except BaseException as error:
+        folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
         raise
     finally:
         if folder.lock is not None:
             folder.lock.close()
-
-
-def _with_precision(config: Config, on_gpu: bool) -> Config:
-    import torch
-
-    if config.precision == "amp_fp16" and not on_gpu:
-        raise InputError("precision (amp_fp16) needs a GPU and there is none; use fp32 or amp_bf16")
-    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)):
-        say(f"precision: amp_bf16 -> fp32, because the {'GPU' if on_gpu else 'CPU'} has no fast bf16")
-        return dataclasses.replace(config, precision="fp32")
-    return config
 
 
 def _with_sharding(config: Config) -> Config:
@@ -120,11 +122,12 @@ def _with_sharding(config: Config) -> Config:
 
 def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
     from composer import Trainer
-    from composer.callbacks import SpeedMonitor
 
     from moe import build
     from moe.data.tokenizer import load_tokenizer
+    from moe.train.callbacks.alarms import Alarms
     from moe.train.callbacks.console import Console
+    from moe.train.callbacks.events import Events
     from moe.train.callbacks.gradients import GradientClipping
     from moe.train.callbacks.learning_rate import LearningRate
     from moe.train.callbacks.losses import StepLosses
@@ -132,6 +135,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     from moe.train.callbacks.samples import Samples
     from moe.train.callbacks.saver import CheckpointSaver
     from moe.train.callbacks.seeding import StepSeed
+    from moe.train.callbacks.throughput import Throughput
+    from moe.train.callbacks.weights import WeightNorms
     from moe.train.inputs import print_plan
     from moe.train.loading import mend_composer
     from moe.train.logs import RunLog
@@ -156,7 +161,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
 
     model = build.build_model(config, meta)
     if config.parallelism.fsdp2:
-        shard_transformer(model.transformer, precision=config.precision, world_size=WORLD_SIZE, on_gpu=on_gpu)
+        shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu)
     optimizer, groups = build.build_optimizer(config, model)
     if not isinstance(microbatch, int):
         microbatch = automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
@@ -169,9 +174,11 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         parse_seconds(config.stall_timeout),
         stacks=folder.path / "stacks",
         rank=RANK,
-        note=lambda state: folder.note(state=state),
+        note=lambda state: folder.close(state, reason="stall_timeout"),
+        end=stop.leave,
     )
     callbacks = [
+        Throughput(flops_per_token=model.flops_per_token, log=log),
         progress,
         StepSeed(config.seed),
         LearningRate(
@@ -182,7 +189,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         ),
         StepLosses(model, tokens_per_step=tokens_per_step, log=log),
         GradientClipping(config.gradient_clip_norm, config.max_skipped_steps),
-        SpeedMonitor(window_size=10),
+        WeightNorms(model.transformer, log),
         CheckpointSaver(
             folder.path,
             every=every(config.save_interval),
@@ -191,6 +198,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
             max_failed=config.max_failed_saves,
             stop=stop,
             report=say,
+            event=folder.history.event,
             remote=folder.remote,
             manifest={
                 "config": dataclasses.asdict(config),
@@ -213,6 +221,18 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     if evaluators and config.sample_prompts:
         tokenizer = load_tokenizer(config.tokenizer)
         callbacks.append(Samples(model.transformer, tokenizer, list(config.sample_prompts)))
+    told = []
+    if RANK == 0:
+        alarms = Alarms(
+            folder.path,
+            log,
+            stop=stop,
+            run_name=config.run_name,
+            command=config.alert_command,
+            use_wandb=config.loggers.wandb is not None,
+            report=say,
+        )
+        told = [Events(folder.history), Console(log), alarms]
     mend_composer()
     code, trainer = 1, None
     progress.watch()
@@ -229,7 +249,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
             run_name=config.run_name,
             seed=config.seed,
             callbacks=callbacks,
-            loggers=[RunLog(writers, log), *([Console(log)] if RANK == 0 else [])],
+            loggers=[RunLog(writers, log), *told],
             load_path=load_path,
             load_weights_only=weights_only,
             load_progress_bar=False,
@@ -247,7 +267,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         # a loader worker or another rank was killed; before the first step it may be a fault that comes again
         if not (progress.steps_done and LOST.search(str(error))):
             raise
-        complain(str(error).strip().splitlines()[-1])
+        cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in str(error))
+        complain(str(error).strip().splitlines()[-1] + cut)
         code = 0
         raise Stopped from None
     finally:

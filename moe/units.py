@@ -13,6 +13,11 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
+def size(count: float) -> str:
+    """4238000000 -> '4.24 GB'; below a tenth of one in MB."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
 def clock(seconds: float) -> str:
     """3725 -> '1h02m'."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Several ranks without a launcher: forked from the test's process, which has imported everything already."""
+"""Several ranks without a launcher: forked from the test's process, or new ones, as autograd outlives no fork."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch.distributed
 import torch.multiprocessing
 
 
-def on_ranks(count: int, work: Callable[[int], None]) -> None:
-    """Calls work(rank) in `count` processes of one gloo group; a failed assertion in one of them is raised here."""
+def on_ranks(count: int, work: Callable[[int], None], *, fork: bool = True) -> None:
+    """Calls work(rank) in `count` processes of one gloo group; a failed assertion in one of them is raised here.
+
+    With fork=False work may use autograd, and must be a function of a module, which each process imports.
+    """
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            _rank, args=(work, count, f"file://{folder}/store"), nprocs=count, start_method="fork"
+            _rank, args=(work, count, f"file://{folder}/store"), nprocs=count, start_method="fork" if fork else "spawn"
         )
 
 

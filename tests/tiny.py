@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-RUN_SHAPE = {
+SHAPE = {
     "d_model": 32,
     "n_layers": 2,
     "n_heads": 4,
@@ -17,6 +17,9 @@ RUN_SHAPE = {
     "n_experts": 4,
     "top_k": 2,
     "expert_hidden": 24,
+}
+RUN_SHAPE = {
+    **SHAPE,
     "head_dim": None,
     "qk_norm": True,
     "rope_theta": 10000.0,

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{flag} ({value}) must be at least 1")
     if args.max_batches < 1 and args.max_batches != -1:
         raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
+    print("starting ...", file=sys.stderr, flush=True)
     if args.data:
         measure_data(args)
     if args.tasks is not None:

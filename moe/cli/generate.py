@@ -27,6 +27,11 @@ def run(args: argparse.Namespace) -> int:
             f"--max-new-tokens ({args.max_new_tokens}) must be at least 1, "
             f"--temperature ({args.temperature}) at least 0, --top-p ({args.top_p}) above 0 and at most 1"
         )
+    for prompt in args.prompt:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"--prompt ({prompt!a}) is no text in UTF-8; write it anew") from None
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     model, config = load_model(checkpoint), checkpoint.manifest["config"]
     tokenizer = load_tokenizer(config["tokenizer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -10,9 +11,15 @@ from moe.errors import InputError
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
-    "check": "check config, data and checkpoints before a run, every byte of them",
+    "estimate": "parameters, memory, time, cost and disk of a run, from its yaml alone",
+    "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",
     "inspect": "show and verify a converted dataset",
+    "profile": "show where the time and memory of a training step go",
     "generate": "continue prompts with a trained checkpoint",
+    "watch": "a run in the terminal, live: progress, curves, experts, alarms",
+    "runs": "all runs of a folder: state, tokens, loss, last checkpoint",
+    "report": "one page with the curves and all the facts of a run, or of several side by side",
+    "diff": "what differs between two runs: config, data, versions",
     "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",
 }
 
@@ -33,12 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
     try:
-        return command.run(parser.parse_args(argv[1:]))
+        return command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `moe ... | head` has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it at exit
+        return 0
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
+import shlex
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from moe.config.times import Time, parse_seconds, parse_time
@@ -13,12 +16,14 @@ if TYPE_CHECKING:
     from moe.config.schema import Config, TrainStream
 
 TIMES = ("max_duration", "save_interval", "eval_interval", "log_interval", "keep_every", "scheduler.t_decay")
-WEIGHTS = ("proportion", "repeat", "choose")  # of a stream in a mixture
+WEIGHTS = {"proportion": 1_000_000, "repeat": 10_000, "choose": 2**31 - 1}  # of a stream in a mixture: the most
+MOST_LANES = 1024  # each holds a window of text in memory
 
 
 def find_faults(config: Config) -> list[str]:
     """Every fault between the settings of `config`, none where all is well."""
     faults: list[str] = []
+    _check_characters("", dataclasses.asdict(config), faults)
     times = _parse_times(config, faults)
     _check_model(config, faults)
     _check_ranges(config, faults)
@@ -50,6 +55,15 @@ def _get(config: object, path: str):
     for key in path.split("."):
         config = getattr(config, key)
     return config
+
+
+def _check_characters(path: str, value: Any, faults: list[str]) -> None:
+    """NUL, and halves of a character, which yaml and a shell can give: no file's name and no text holds them."""
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        faults.append(f"{path} ({value!a}) holds a character that is none in UTF-8; write it anew")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in items:
+        _check_characters(f"{path}.{key}" if path else str(key), item, faults)
 
 
 def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
@@ -98,7 +112,8 @@ def _check_model(config: Config, faults: list[str]) -> None:
         )
     head_dim = model.d_model // model.n_heads if model.head_dim is None else model.head_dim
     if head_dim < 2 or head_dim % 2:
-        faults.append(f"model.head_dim ({head_dim}) must be an even number from 2 for rotary embeddings")
+        source = "" if model.head_dim is not None else ", which is model.d_model / model.n_heads,"
+        faults.append(f"model.head_dim ({head_dim}){source} must be an even number from 2 for rotary embeddings")
 
 
 def _check_ranges(config: Config, faults: list[str]) -> None:
@@ -141,6 +156,8 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
     microbatch = config.device_train_microbatch_size
     if microbatch != "auto" and not (isinstance(microbatch, int) and microbatch >= 1):
         faults.append(f"device_train_microbatch_size ({microbatch}) must be a whole number of sequences or auto")
+    if config.compile not in ("auto", True, False):
+        faults.append(f"compile ({config.compile}) must be auto, true or false")
     if config.eval_data and config.eval_data.max_batches != -1 and config.eval_data.max_batches < 1:
         faults.append(
             f"eval_data.max_batches ({config.eval_data.max_batches}) must be at least 1, or -1 for the whole split"
@@ -152,18 +169,12 @@ def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -
     parts = {path: times[path] for path in ("scheduler.t_warmup", "scheduler.t_decay") if path in times}
     if duration is None:
         return
-    for path, part in parts.items():
-        if part.unit != duration.unit:
-            faults.append(
-                f"{path} ({part}) is not in the unit of max_duration ({duration}); write both in {duration.unit}"
-            )
-        elif part.value >= duration.value:
-            faults.append(f"{path} ({part}) is not shorter than max_duration ({duration}); shorten it")
-    if (
-        len(parts) == 2
-        and all(p.unit == duration.unit for p in parts.values())
-        and sum(p.value for p in parts.values()) > duration.value
-    ):
+    tokens_per_step = max(1, config.global_train_batch_size * config.max_seq_len)
+    lengths = {path: part.in_unit(duration.unit, tokens_per_step) for path, part in parts.items()}
+    for path, length in lengths.items():
+        if length >= duration.value:
+            faults.append(f"{path} ({parts[path]}) is not shorter than max_duration ({duration}); shorten it")
+    if len(parts) == 2 and sum(lengths.values()) > duration.value:
         faults.append(
             f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
         )
@@ -205,9 +216,10 @@ def _check_data(config: Config, faults: list[str]) -> None:
     text = config.train_data.text
     if text is not None and not 0 <= text.val_fraction < 1:
         faults.append(f"train_data.text.val_fraction ({text.val_fraction}) must be at least 0 and below 1, as 0.005")
-    if text is not None and (text.lanes < 1 or text.val_seed < 0):
+    if text is not None and not (1 <= text.lanes <= MOST_LANES and 0 <= text.val_seed < 2**63):
         faults.append(
-            f"train_data.text: lanes ({text.lanes}) must be at least 1, val_seed ({text.val_seed}) at least 0"
+            f"train_data.text: lanes ({text.lanes}) must be at least 1 and at most {MOST_LANES}, "
+            f"val_seed ({text.val_seed}) at least 0"
         )
     if config.eval_data is not None and config.eval_data.text and (text is None or text.val_fraction == 0):
         faults.append(
@@ -221,7 +233,9 @@ def _check_weights(streams: dict[str, TrainStream], faults: list[str]) -> None:
         path = f"train_data.streams.{name}"
         given = {key: getattr(stream, key) for key in WEIGHTS if getattr(stream, key) is not None}
         faults += [
-            f"{path}.{key} ({value}) must be above 0" for key, value in given.items() if not 0 < value < math.inf
+            f"{path}.{key} ({value}) must be above 0 and at most {WEIGHTS[key]:,}"
+            for key, value in given.items()
+            if not 0 < value <= WEIGHTS[key]
         ]
         if len(given) > 1:
             faults.append(f"{path}: gives {' and '.join(given)}; choose one")
@@ -262,7 +276,19 @@ def _check_run(config: Config, faults: list[str]) -> None:
         faults.append(
             "sample_prompts are continued at evaluations and eval_data is null; set eval_data, or remove them"
         )
+    if config.alert_command is not None:
+        _check_program("alert_command", config.alert_command, faults)
     if config.resume_from is not None and re.fullmatch(r"step:\d+", config.resume_from) is None:
         faults.append(f"resume_from ({config.resume_from}) must name a step, as step:5000")
     if config.resume_from is not None and config.load_path is not None:
         faults.append("resume_from goes back in this run, load_path starts from another; set only one")
+
+
+def _check_program(path: str, command: str, faults: list[str]) -> None:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        faults.append(f"{path} ({command}) cannot be read: {error}; quote it as in a shell")
+        return
+    if not words or shutil.which(words[0]) is None:
+        faults.append(f"{path} ({command}): there is no program {words[0] if words else ''!r}; give one, or null")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -44,7 +45,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             faults.append(f"{override}: is no override; write key=value, e.g. optimizer.lr=5e-4")
             continue
         try:
-            _set(tree, key.strip().split("."), _parse_value(text))
+            _set(tree, key.strip().split("."), _parse_yaml(text))
         except (yaml.YAMLError, TypeError) as error:
             faults.append(f"{key}: {text!r} cannot be set: {str(error).splitlines()[0]}")
     return _build(tree, faults, str(path))
@@ -71,13 +72,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_value(text: str) -> Any:
-    return yaml.load(text, _Loader)
+def _parse_yaml(text: str) -> Any:
+    try:
+        value = yaml.load(text, _Loader)
+        _refuse_loops(value, ())
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # a date such as 2024-02-31
+        raise yaml.YAMLError(str(error)) from None
+    return value
+
+
+def _refuse_loops(node: Any, above: tuple[int, ...]) -> None:
+    if id(node) in above:
+        raise yaml.YAMLError("an alias (*name) stands inside of what it is an alias of")
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _refuse_loops(child, (*above, id(node)))
 
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -114,11 +130,8 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     wrong: set[str] = set()
     for path, value in _leaves(tree):
         dotted = ".".join(path)
-        nested = value
-        for key in reversed(path):
-            nested = {key: nested}
         try:
-            config = OmegaConf.merge(config, nested)
+            config = OmegaConf.merge(config, _nested(path, value))
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
             wrong.add(dotted)
             faults.append(_explain(path, value, error))
@@ -128,9 +141,9 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
         faults += [
             f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in _fold(missing, tree, wrong)
         ]
-        if not missing:
-            result = OmegaConf.to_object(config)
-            faults += find_faults(result)  # type: ignore[arg-type]
+        result = OmegaConf.to_object(_filled(config))
+        unknown = {*missing, *wrong}
+        faults += [fault for fault in find_faults(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         faults.append(" ".join(str(error).split()))
     if faults:
@@ -139,10 +152,47 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     return result
 
 
+def _nested(path: tuple[str, ...], value: Any) -> Any:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+STAND_INS: dict[Any, Any] = {str: "1ba", int: 1, float: 1.0}
+
+
+def _filled(config: Any) -> Any:
+    """`config` with something in the place of what is missing, so that all else can be checked."""
+    while missing := OmegaConf.missing_keys(config):
+        for key in missing:
+            path = tuple(key.split("."))
+            hint = _hint_at(path)
+            config = OmegaConf.merge(config, _nested(path, {} if dataclasses.is_dataclass(hint) else STAND_INS[hint]))
+    return config
+
+
+def _is_about(fault: str, unknown: set[str]) -> bool:
+    """Whether a fault between settings has to do with one that is missing or wrong, which is told already."""
+    head = re.split(r"[: (]", fault, maxsplit=1)[0]
+    return any(key.startswith(f"{head}.") or re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", fault) for key in unknown)
+
+
 def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
     """A section that is not there at all is one fault, not one for each of its keys; a wrong value is not missing."""
-    told = [key for key in missing if not any(key == w or key.startswith(w + ".") for w in wrong)]
+    told = [key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)]
     return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
+
+
+def _hint_at(path: tuple[str, ...]) -> Any:
+    """The type of the setting at `path`."""
+    hint: Any = Config
+    for key in path:
+        if get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        else:
+            section = next(kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind))
+            hint = get_type_hints(section)[key]
+    return hint
 
 
 def _fields_at(path: tuple[str, ...]) -> list[str] | None:

@@ -80,19 +80,23 @@ class SchedulerConfig:
     )
     "Shape of the learning rate over `max_duration`."
     t_warmup: str = "0ba"
-    "Linear warmup, in the unit of `max_duration`, e.g. 100000000tok."
+    "Linear warmup, in tokens or steps, e.g. 100000000tok."
     alpha_f: float = 0.1
     "Final learning rate as a share of the peak."
     t_decay: str | None = None
-    "`wsd` only: length of the final decay, in the unit of `max_duration`."
+    "`wsd` only: length of the final decay, in tokens or steps."
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStream:
+class Stream:
     local: str
     "As `train_data.local`."
     remote: str | None = None
     "As `train_data.remote`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStream(Stream):
     split: str = "train"
     "Subfolder of the data."
     proportion: float | None = None
@@ -104,11 +108,7 @@ class TrainStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalStream:
-    local: str
-    "As `train_data.local`."
-    remote: str | None = None
-    "As `train_data.remote`."
+class EvalStream(Stream):
     split: str = "val"
     "Subfolder of the data."
 
@@ -230,6 +230,8 @@ class Config:
     "Recompute each block in the backward pass: less memory for more time."
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
     "How several ranks share the work. No effect on the result beyond rounding; may change within a run."
+    compile: bool | str = "auto"
+    "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"
@@ -259,9 +261,13 @@ class Config:
     log_interval: str = "10ba"
     "Time between log lines and logged metrics."
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    alert_command: str | None = None
+    "Program to run at each alarm, e.g. `notify-send moe`: the message is its last argument and in $MOE_MESSAGE."
     max_skipped_steps: int = 20
     "Steps in a row with a non-finite gradient (each skipped on every rank) that stop the run."
     time_limit: str | None = None
     "Wall-clock time of one start of the command, e.g. 24h: then it saves and exits 75. Leave room for a last save."
     stall_timeout: str = "30m"
     "Without progress for this long (a step, an evaluation batch) the run writes all stacks and ends. Above one step."
+    check: bool = False
+    "Check what the run needs, as `moe check` does, and exit: 0 when all is well, 2 when something must be mended."

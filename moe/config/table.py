@@ -16,7 +16,8 @@ def rows() -> list[tuple[str, str, str, str]]:
     found: list[tuple[str, str, str, str]] = []
 
     def visit(name: str, prefix: str) -> None:
-        body = classes[name].body
+        bases = [classes[base.id] for base in classes[name].bases if isinstance(base, ast.Name)]
+        body = [node for part in (*bases, classes[name]) for node in part.body]
         sections = []
         for field, following in zip(body, [*body[1:], None], strict=True):
             if not isinstance(field, ast.AnnAssign):

@@ -30,6 +30,10 @@ class Time:
         """Tokens after `to_steps` steps, for batches; the value itself for tokens."""
         return self.value if self.unit == "tok" else self.value * tokens_per_step
 
+    def in_unit(self, unit: str, tokens_per_step: int) -> int:
+        """This much in tokens (`tok`) or in steps (`ba`)."""
+        return self.to_tokens(tokens_per_step) if unit == "tok" else self.to_steps(tokens_per_step)
+
     def crossed(self, step: int, tokens_per_step: int) -> bool:
         """Whether the step that ends at count `step` reaches a multiple of this interval."""
         if self.unit == "ba":

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from moe.data import merge
 from moe.data.encoders import choose_encoder
 from moe.data.errors import BadFileError
@@ -37,7 +35,7 @@ from moe.data.unit import Job
 from moe.data.unit_store import UnitStore
 from moe.errors import InputError
 
-CHECK_DOCUMENTS, CHECK_CHARS = 1000, 4 << 20
+CHECK_DOCUMENTS, CHECK_CHARS, CHECK_LONGEST = 1000, 4 << 20, 128 << 10  # characters
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def sample_documents(units: list[Unit], text_column: str) -> list[str]:
         try:
             for batch in read_batches(unit, text_column):
                 for text in clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist():
-                    texts.append(text[: CHECK_CHARS // 4])
+                    texts.append(text[:CHECK_LONGEST])
                     chars += len(texts[-1])
                     if len(texts) >= CHECK_DOCUMENTS or chars >= CHECK_CHARS:
                         return texts
@@ -203,11 +201,12 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
         raise InputError(f"--dataset {plan.identity['dataset']}: no documents in it (rows skipped: {skipped})")
     if job.val_threshold == 0 or sums["tokens"]["val"] >= job.seq_len:
         return job, parts, sums
-    threshold = merge.threshold_for_one_block(sums["lengths"], sums["hashes"], job.seq_len)
+    lengths, hashes = merge.document_keys(parts)  # val is small, so the dataset is
+    threshold = merge.threshold_for_one_block(lengths, hashes, job.seq_len)
     if threshold is None:
         threshold = 0
         say(
-            f"note: {total} tokens in {len(sums['lengths'])} documents leave no block of {job.seq_len} for val; "
+            f"note: {total} tokens in {len(lengths)} documents leave no block of {job.seq_len} for val; "
             "train without eval_data, or lower --seq-len"
         )
     else:
@@ -252,7 +251,7 @@ def publish(
         samples={split: result.samples for split, result in results.items()},
         dropped_tokens={split: result.dropped_tokens for split, result in results.items()},
         text_bytes=sums["text_bytes"],
-        tokens_per_document=length_statistics(sums["lengths"]),
+        tokens_per_document=merge.length_statistics(sums["lengths"]),
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
@@ -281,11 +280,6 @@ def faults_text(faults: list[BadFileError], *, skipping: bool) -> str:
     if not skipping:
         lines.append("Mend them and run the same command again, or add --skip-bad-files to go on without them.")
     return "\n".join(lines)
-
-
-def length_statistics(lengths: np.ndarray) -> dict[str, float]:
-    p50, p99 = np.percentile(lengths, [50, 99], method="lower")
-    return {"mean": round(float(lengths.mean()), 2), "p50": int(p50), "p99": int(p99), "max": int(lengths.max())}
 
 
 def versions(*packages: str) -> dict[str, str]:

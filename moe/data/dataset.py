@@ -3,14 +3,15 @@
 Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
 is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
+Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from time import time_ns
+from time import monotonic, time_ns
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.shared.prefix import _get_path
 from streaming.base.world import World
 
+from moe.data.verify import ENCODING
 from moe.errors import DataFault, InputError
 
-ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
+LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read
 
 
 class TokenDataset(StreamingDataset):
@@ -46,6 +48,7 @@ class TokenDataset(StreamingDataset):
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
         self._rows: dict[int, np.ndarray] = {}
+        self._looked: dict[int, float] = {}
         self._fault: str | None = None
         self._all_local = all(stream.remote is None for stream in self.streams)
         kinds = {tuple(shard.column_encodings): i for i, shard in enumerate(self.shards)}
@@ -60,7 +63,7 @@ class TokenDataset(StreamingDataset):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": {}}  # maps are per process: a spawned worker opens its own
+        return {**self.__dict__, "_rows": {}, "_looked": {}}  # maps are per process: a spawned worker opens its own
 
     def _path(self, shard_id: int) -> Path:
         shard = self.shards[shard_id]
@@ -69,20 +72,30 @@ class TokenDataset(StreamingDataset):
     def _open(self, shard_id: int) -> np.ndarray:
         """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataFault when its size is wrong."""
         shard, path = self.shards[shard_id], self._path(shard_id)
-        size = path.stat().st_size
-        if size != shard.raw_data.bytes:
-            raise DataFault(
-                f"{path}: {size} bytes, index.json says {shard.raw_data.bytes}; restore the file or convert again"
-            )
+        self._check_size(shard_id)
         match = ENCODING.fullmatch(shard.column_encodings[0])
         assert match is not None
-        start = int(np.fromfile(path, np.uint32, 1, offset=4)[0])
+        held, start = np.fromfile(path, np.uint32, 2).tolist()
+        if shard.samples > held:
+            raise DataFault(
+                f"{path}: holds {held} samples, index.json says {shard.samples}; restore the file or convert again"
+            )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
         return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
+
+    def _check_size(self, shard_id: int) -> None:
+        path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
+        size = path.stat().st_size
+        if size != told:
+            raise DataFault(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
+        self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
         shard_id, row = self.spanner[sample_id]
         rows = self._rows.get(shard_id)
+        if rows is not None and monotonic() - self._looked[shard_id] > LOOK_AGAIN:
+            with suppress(FileNotFoundError):  # the map keeps what was removed
+                self._check_size(shard_id)
         if rows is None:
             for _ in range(1 + retry):
                 try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -165,13 +165,13 @@ def build_encoder(name: str, *, spec_json: str | None, tokenizer_name: str) -> E
     return Gigatoken(spec_json) if name == "gigatoken" else Fastokens(spec_json)
 
 
-def first_difference(encoder: Encoder, texts: list[str], expected: list[list[int]]) -> str | None:
+def first_difference(encoder: Encoder, texts: list[str], expected: Sequence[Sequence[int] | np.ndarray]) -> str | None:
     """Where `encoder` departs from `expected` ids, in words; None when it never does."""
     ids, offsets = encoder.encode(pa.array(texts, pa.large_string()))
     for i, want in enumerate(expected):
-        got = ids[offsets[i] : offsets[i + 1]]
-        if len(got) != len(want) or (got != np.asarray(want, np.uint32)).any():
-            return f"{json.dumps(texts[i][:60])} gives {got[:8].tolist()}, transformers gives {want[:8]}"
+        got, right = ids[offsets[i] : offsets[i + 1]], np.asarray(want, np.uint32)
+        if len(got) != len(right) or (got != right).any():
+            return f"{json.dumps(texts[i][:60])} gives {got[:8].tolist()}, transformers gives {right[:8].tolist()}"
     return None
 
 
@@ -192,8 +192,8 @@ def choose_encoder(
     from moe.data.tokenizer import encode_plain
 
     candidates = ["gigatoken", "fastokens"] if wanted == "auto" else [wanted]
-    texts = [*HARD, *documents]
-    expected: list[list[int]] = []
+    groups = list(groups_of([*HARD, *documents]))  # some at a time: transformers takes 130 bytes a character
+    expected: list[list[np.ndarray]] = []
     for name in candidates:
         if name == "transformers":
             break
@@ -206,8 +206,9 @@ def choose_encoder(
         except Exception as error:  # a tokenizer it does not know: whatever it raises, transformers can still do it
             say(f"{name} cannot read this tokenizer ({str(error)[:200]}); not used")
             continue
-        expected = expected or encode_plain(tokenizer, texts)
-        difference = first_difference(encoder, texts, expected)
+        expected = expected or [[np.array(i, np.uint32) for i in encode_plain(tokenizer, group)] for group in groups]
+        found = (first_difference(encoder, group, ids) for group, ids in zip(groups, expected, strict=True))
+        difference = next((each for each in found if each is not None), None)
         if difference is None:
             return name
         say(f"{name} is not used, it differs from transformers: {difference}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
+SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -25,40 +26,49 @@ class Stopped(BaseException):
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", nargs="+", default=[DEFAULT_DATASET], metavar="NAME", help="a hub dataset, or folders and files")
-    add("--config", default=None, help=f"the dataset's config ({DEFAULT_CONFIG} for {DEFAULT_DATASET})")
-    add("--split", default="train", help="the dataset's split")
-    add("--revision", default=None, help="branch, tag or commit of a hub dataset")
-    add("--text-column", default="text", help="the column that holds the text")
+    add(
+        "--dataset",
+        nargs="+",
+        default=[DEFAULT_DATASET],
+        metavar="NAME",
+        help=f"a hub dataset, or folders and files (default: {DEFAULT_DATASET})",
+    )
+    config = f"the dataset's config (default: {DEFAULT_CONFIG} for {DEFAULT_DATASET}, else the dataset's own default)"
+    add("--config", help=config)
+    add("--split", default="train", help="the dataset's split" + SHOWN)
+    add("--revision", help="branch, tag or commit of a hub dataset (default: the newest commit)")
+    add("--text-column", default="text", help="the column that holds the text" + SHOWN)
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add = parser.add_argument
-    add("--tokenizer", default="openai-community/gpt2", help="a hub name or a folder with a tokenizer.json")
-    add("--seq-len", type=int, default=2048, help="tokens a sample")
-    add("--out", default="data/fineweb-10bt", help="the folder to write, or s3://bucket/prefix")
-    add("--val-fraction", type=float, default=0.005, help="share of the documents that go to val")
-    add("--seed", type=int, default=17, help="decides which documents go to val, and their order")
-    add("--max-documents", type=int, default=None, help="stop after this many documents")
-    add("--max-tokens", type=int, default=None, help="stop before this many tokens are exceeded")
-    add("--workers", type=int, default=None, help="processes, one thread each (one a core, fewer for little text)")
-    add("--engine", choices=["local", "ray"], default="local", help="processes of this machine, or a Ray cluster's")
+    add("--tokenizer", default="openai-community/gpt2", help="a hub name or a folder with a tokenizer.json" + SHOWN)
+    add("--seq-len", type=int, default=2048, help="tokens a sample" + SHOWN)
+    add("--out", default="data/fineweb-10bt", help="the folder to write, or s3://bucket/prefix" + SHOWN)
+    add("--val-fraction", type=float, default=0.005, help="share of the documents that go to val" + SHOWN)
+    add("--seed", type=int, default=17, help="decides which documents go to val, and their order" + SHOWN)
+    add("--max-documents", type=int, help="stop after this many documents (default: all)")
+    add("--max-tokens", type=int, help="stop before this many tokens are exceeded (default: all)")
+    add("--workers", type=int, help="processes, one thread each (default: one a core, fewer for little text)")
+    engine = "processes of this machine, or a Ray cluster's" + SHOWN
+    add("--engine", choices=["local", "ray"], default="local", help=engine)
     encoders = ["auto", "gigatoken", "fastokens", "transformers"]
-    add("--encoder", choices=encoders, default="auto", help="the fastest there is; all give the same ids")
+    add("--encoder", choices=encoders, default="auto", help="all give the same ids; auto: the fastest there is" + SHOWN)
     add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
     add("--skip-bad-files", action="store_true", help="go on without files that cannot be read")
-    add("--shard-index", type=int, default=None, help="which shard of a run over several machines this is, from 0")
-    add("--num-shards", type=int, default=None, help="how many shards there are; each makes its share of the units")
+    shard = "which shard of a run over several machines this is, from 0 (default: the whole run)"
+    add("--shard-index", type=int, help=shard)
+    add("--num-shards", type=int, help="how many shards there are (default: the whole run); each makes its share")
     add("--merge-only", action="store_true", help="after all shards: merge what they made")
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add = parser.add_argument
-    add("--vocab-size", type=int, default=32768, help="tokens, the 256 bytes and EOS among them")
-    add("--max-bytes", type=int, default=1 << 30, help="read this much text from the front of the dataset")
-    add("--out", type=Path, default=Path("data/tokenizer"), help="the folder to write")
+    add("--vocab-size", type=int, default=32768, help="tokens, the 256 bytes and EOS among them" + SHOWN)
+    add("--max-bytes", type=int, default=1 << 30, help="read this much text from the front of the dataset" + SHOWN)
+    add("--out", type=Path, default=Path("data/tokenizer"), help="the folder to write" + SHOWN)
     add("--overwrite", action="store_true", help="replace what is in --out")
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from moe.errors import InputError
 
@@ -33,6 +33,9 @@ class Folder(Protocol):
 
     def read(self, name: str) -> bytes | None:
         """The file's content; None where there is none."""
+
+    def open(self, name: str) -> BinaryIO | None:
+        """The file, to be read from its front and to be closed; None where there is none."""
 
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file."""
@@ -73,11 +76,19 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         files = (Path(folder) / name for folder, _, names in os.walk(self.path) for name in names)
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+        return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in files if p.exists()}  # no dangling link
 
     def read(self, name: str) -> bytes | None:
         try:
             return (self.path / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise InputError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+
+    def open(self, name: str) -> BinaryIO | None:
+        try:
+            return open(self.path / name, "rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import faulthandler
 import os
@@ -100,6 +101,9 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         raise InputError(
             f"{spec.remote}/{spec.split}/index.json cannot be fetched ({error}); check the remote and the network"
         ) from error
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder}/index.json: not an MDS index ({reason}); restore it or convert again") from None
     if not samples:
         raise InputError(
             f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"
@@ -109,14 +113,19 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
 
 def open_dataset(**settings: Any) -> TokenDataset:
     """A TokenDataset. Streaming looks for a free number in shared memory and takes it later, so two runs that start at
-    the same moment can choose the same one: the one that comes second tries again.
+    the same moment can choose the same one: the one that comes second tries again. Each try has streams of its own,
+    because Streaming writes their weights into them and takes no stream that has them.
     """
+
+    def attempt() -> TokenDataset:
+        return TokenDataset(**{**settings, "streams": [copy.copy(stream) for stream in settings["streams"]]})
+
     for wait in range(1, 30):
         try:
-            return TokenDataset(**settings)
+            return attempt()
         except FileExistsError:
             time.sleep(random.SystemRandom().uniform(0.02, 0.05 * wait))
-    return TokenDataset(**settings)
+    return attempt()
 
 
 def build_train_loader(

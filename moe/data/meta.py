@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypedDict
 
 from moe.data.places import open_folder
 from moe.errors import InputError
+from moe.typed_json import parse_json
 
 FORMAT = 1
 
@@ -57,6 +58,29 @@ class Meta:
     format: int = field(default=FORMAT)
 
 
+class _Versioned(TypedDict):
+    format: int
+
+
+class _Splits(TypedDict):
+    train: int
+    val: int
+
+
+class _Lengths(TypedDict):
+    mean: float
+    p50: float
+    p99: float
+    max: float
+
+
+class _Counts(TypedDict):
+    documents: _Splits
+    samples: _Splits
+    tokens: _Splits
+    tokens_per_document: _Lengths
+
+
 def meta_json(meta: Meta) -> str:
     return json.dumps(asdict(meta), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -73,11 +97,10 @@ def read_meta(folder: str | Path) -> Meta:
         raise InputError(f"{folder} {state}: {mend}")
     path = f"{folder}/meta.json"
     try:
-        content = json.loads(text)
-        if content["format"] != FORMAT:
-            raise InputError(f"{path}: format {content['format']}, this version reads {FORMAT}; convert again")
-        return Meta(**{f.name: content[f.name] for f in fields(Meta)})
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): {mend}") from error
+        version = parse_json(text, _Versioned)["format"]
+        content: Any = {**parse_json(text, _Counts), **parse_json(text, Meta)} if version == FORMAT else {}
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): {mend}") from None
+    if version != FORMAT:
+        raise InputError(f"{path}: format {version}, this version reads {FORMAT}; convert again")
+    return Meta(**{f.name: content.get(f.name) for f in fields(Meta)})

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import TypedDict
 
 from moe.data.meta import Meta
 from moe.data.packing import SPLITS
 from moe.data.places import open_folder
 from moe.data.progress import clock, human
+from moe.errors import InputError
+from moe.typed_json import parse_json
+
+
+class Report(TypedDict):
+    seconds: float
+    encoder: str
 
 
 def summary(meta: Meta, folder: str | Path) -> list[str]:
     """Lines for a person about the dataset at a path or an s3:// address."""
     place = open_folder(folder)
-    report = json.loads(place.read("conversion.json") or b"null")
+    try:
+        report = parse_json(place.read("conversion.json") or b"null", Report | None)
+    except ValueError as error:
+        raise InputError(f"{folder}/conversion.json: is damaged ({error}); restore it or remove it") from None
     tokens, documents = sum(meta.tokens.values()), sum(meta.documents.values())
     per = meta.tokens_per_document
     size = sum(place.sizes().values())
@@ -33,7 +43,7 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
     ]
     if report is not None:
-        rate = tokens / max(1e-9, report["seconds"])
-        lines.append(f"made in      {clock(report['seconds'])} ({human(rate)} tokens/s), encoder {report['encoder']}")
+        # no rate: for little text the seconds are mostly imports, and a run that went on made only a part
+        lines.append(f"last run     {clock(report['seconds'])} from start to end, encoder {report['encoder']}")
     lines.append(f"folder       {folder}")
     return lines

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from moe.data.folders import Folder
 from moe.data.hub import pause
@@ -108,6 +110,10 @@ class S3Folder:
                         raise
                     time.sleep(pause(attempt, None))
         raise AssertionError
+
+    def open(self, name: str) -> BinaryIO | None:
+        content = self.read(name)  # at most a shard
+        return None if content is None else io.BytesIO(content)
 
     def write(self, name: str, content: bytes) -> None:
         with told(f"{self}/{name}"):

@@ -105,11 +105,14 @@ def local_source(paths: list[Path], *, dataset: str, config: str | None, split: 
                     f"--dataset {root}: no parquet, jsonl, jsonl.gz or txt file for config {config}, split {split}"
                 )
         for name in names:
-            path = base / name
-            stat = path.stat()
             kind = kind_of(name)
             assert kind is not None
-            files.append(SourceFile(name, str(path.resolve()), kind, stat.st_size, str(stat.st_mtime_ns)))
+            path = os.path.realpath(base / name)
+            try:
+                stat = os.stat(path)
+                files.append(SourceFile(name, path, kind, stat.st_size, str(stat.st_mtime_ns)))
+            except OSError as error:  # told with the other files that cannot be read
+                files.append(SourceFile(name, path, kind, 0, f"none: {error.strerror}"))
     return Source(files, None)
 
 
@@ -172,6 +175,8 @@ def parquet_ranges(metadata: pq.FileMetaData, column: str) -> list[tuple[int, in
 
 def file_ranges(file: SourceFile, text_column: str) -> list[tuple[int, int, int]]:
     """(begin, end, weight) of the file's units. Raises BadFileError for a file that cannot be read at all."""
+    if not (file.remote or os.path.exists(file.path)):
+        raise BadFileError(file.name, f"is a link to {file.path}, which is not there; mend it or delete it")
     if file.size == 0:
         raise BadFileError(file.name, "the file is empty (0 bytes); delete it or fetch it again")
     if file.kind == "parquet":

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from moe.data.files import SourceFile, Unit
 from moe.data.folders import Folder, LocalFolder
@@ -28,6 +28,17 @@ from moe.data.places import open_folder
 from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.unit_store import UnitStore
 from moe.errors import InputError
+from moe.typed_json import parse_json
+
+
+class Plan(TypedDict):
+    request: dict[str, Any]
+    files: list[str]
+
+
+class Begun(TypedDict):
+    request: dict[str, Any]
+    files: dict[str, str]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -71,8 +82,8 @@ class _Workspace:
         if self._overwrite:
             return False
         try:
-            report = json.loads(self.out.read("conversion.json") or b"")
-        except json.JSONDecodeError:
+            report = parse_json(self.out.read("conversion.json") or b"", Begun)
+        except ValueError:
             report = {"request": {}, "files": {}}
         changed = differences(report["request"], identity)
         if changed := changed or file_differences(report["files"], {file.name: file.version for file in files}):
@@ -87,8 +98,8 @@ class _Workspace:
         """Go on with what <out>.partial holds if the same request began it."""
         plan = {"request": identity, "files": [file.name for file in files]}
         try:
-            old = json.loads(self.partial.read("plan.json") or b"")
-        except json.JSONDecodeError:
+            old = parse_json(self.partial.read("plan.json") or b"", Plan)
+        except ValueError:
             old = None
         if old is not None:
             changed = differences(old["request"], identity) or file_differences(

@@ -13,11 +13,14 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from moe.data.hub import endpoint
 from moe.errors import InputError
 
+REACH_S, REACH_TRIES = 4.0, 2
 PROBES = (
     "Hello world",
     " leading and  double   spaces\n\n\ttabs",
@@ -36,6 +39,29 @@ def spare_torch() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that no models can be used
 
 
+def hub_fault(name: str) -> str | None:
+    """Why the hub cannot be asked for `name` now; None where it answers, whatever it says.
+
+    Its own client would try for a minute and write a line for each try. What is cached is used without it.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.utils import get_session
+
+    if HF_HUB_OFFLINE or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is None:
+        return None  # the client asks nobody then
+    fault = None
+    for attempt in range(REACH_TRIES):
+        try:
+            get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
+            return None
+        except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
+            fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
+        if attempt + 1 < REACH_TRIES:
+            print(f"tokenizer {name}: {fault}; trying again ...", file=sys.stderr, flush=True)
+            time.sleep(1)
+    return fault
+
+
 def load_tokenizer(name_or_folder: str) -> Any:
     """A transformers tokenizer from a folder or a hub name.
 
@@ -45,15 +71,18 @@ def load_tokenizer(name_or_folder: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
+    fault = None if Path(name_or_folder).is_dir() else hub_fault(name_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_folder, trust_remote_code=False, local_files_only=fault is not None
+        )
     except Exception as error:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
             mend = f"the folder holds {files}; it needs a tokenizer.json"
         else:
             mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {mend} ({cause})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import BinaryIO
 
 import numpy as np
 
@@ -51,16 +52,21 @@ class UnitStore:
             self._sizes = self.folder.sizes()
         return self._sizes.get(f"{unit.name}/{name}")
 
-    def read(self, unit: Unit, name: str, size: int | None = None) -> bytes:
-        """A file of a finished unit. Raises InputError unless it has `size` bytes, where that is known."""
-        content = self.folder.read(f"{unit.name}/{name}")
-        if content is None or size not in (None, len(content)):
-            found = "is missing" if content is None else f"has {len(content)} bytes, {size} were written"
-            raise InputError(f"{self.folder}/{unit.name}/{name} {found}; run with --overwrite")
-        return content
+    def open(self, unit: Unit, name: str, size: int) -> BinaryIO:
+        """A file of a finished unit, to be read and closed. Raises InputError unless it has `size` bytes."""
+        file = self.folder.open(f"{unit.name}/{name}")
+        found = None if file is None else file.seek(0, io.SEEK_END)
+        if file is None or found != size:
+            fault = "is missing" if file is None else f"has {found} bytes, {size} were written"
+            raise InputError(f"{self.folder}/{unit.name}/{name} {fault}; run with --overwrite")
+        file.seek(0)
+        return file
 
     def array(self, unit: Unit, name: str) -> np.ndarray:
-        return np.load(io.BytesIO(self.read(unit, name)))
+        content = self.folder.read(f"{unit.name}/{name}")
+        if content is None:
+            raise InputError(f"{self.folder}/{unit.name}/{name} is missing; run with --overwrite")
+        return np.load(io.BytesIO(content))
 
 
 def totals(done: dict) -> tuple[int, int]:

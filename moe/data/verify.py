@@ -2,49 +2,98 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import xxhash
 
+from moe.data.folders import Folder
 from moe.data.places import open_folder
+from moe.errors import InputError
+from moe.typed_json import parse_json
+
+ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
+
+
+class ShardFile(TypedDict):
+    basename: str
+    bytes: int
+    hashes: dict[str, str]
+
+
+class Shard(TypedDict):
+    samples: int
+    column_encodings: list[str]
+    raw_data: ShardFile
+
+
+class Index(TypedDict):
+    shards: list[Shard]
+
+
+def read_index(place: Folder) -> list[Shard]:
+    """The shards of one split's folder. Raises InputError where it has no index.json that can be used."""
+    content = place.read("index.json")
+    if content is None:
+        raise InputError(f"{place}/index.json: missing")
+    try:
+        return parse_json(content, Index)["shards"]
+    except ValueError as error:
+        raise InputError(f"{place}/index.json: not an MDS index ({error})") from None
 
 
 def verify_split(folder: str | Path, full: bool = False) -> list[str]:
     """Faults of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
     place = open_folder(folder)
-    index = place.read("index.json")
-    if index is None:
-        return [f"{folder}/index.json: missing"]
     try:
-        shards = [shard["raw_data"] for shard in json.loads(index)["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"{folder}/index.json: not an MDS index ({type(error).__name__})"]
+        shards = read_index(place)
+    except InputError as error:
+        return [str(error)]
     faults, sizes = [], place.sizes()
-    for info in shards:
-        name = info["basename"]
+    for shard in shards:
+        info, name = shard["raw_data"], shard["raw_data"]["basename"]
         if name not in sizes:
             faults.append(f"{folder}/{name}: missing")
         elif sizes[name] != info["bytes"]:
             faults.append(f"{folder}/{name}: {sizes[name]} bytes, index.json says {info['bytes']}")
-        elif full and xxhash.xxh64_hexdigest(place.read(name) or b"") != info["hashes"].get("xxh64", ""):
+        elif shard["samples"] * (_sample_bytes(shard) + 4) > sizes[name]:
+            faults.append(f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} samples of index.json")
+        elif full and "xxh64" not in info["hashes"]:
+            faults.append(f"{folder}/{name}: index.json holds no xxh64 of it, so its bytes cannot be verified")
+        elif full and xxhash.xxh64_hexdigest(place.read(name) or b"") != info["hashes"]["xxh64"]:
             faults.append(f"{folder}/{name}: its bytes changed (xxh64 is not that of index.json)")
     return faults
 
 
+def _sample_bytes(shard: Shard) -> int:
+    """Bytes of one sample's tokens; 0 where the columns are no tokens."""
+    match = ENCODING.fullmatch(",".join(shard["column_encodings"]))
+    return np.dtype(match[1]).itemsize * int(match[2]) if match else 0
+
+
 def read_samples(folder: str | Path, first: int, count: int) -> np.ndarray:
-    """Samples [count, S] of a split in the order they lie there, without a loader. Fewer at the split's end."""
+    """Samples [count, S] of a split in the order they lie there, without a loader. Fewer at the split's end.
+
+    Raises InputError where a shard is damaged or holds no tokens.
+    """
     place = open_folder(folder)
     rows: list[np.ndarray] = []
     start = 0
-    for shard in json.loads(place.read("index.json") or b"")["shards"]:
-        _, dtype, seq_len = shard["column_encodings"][0].split(":")
+    for shard in read_index(place):
         low, high = max(first - start, 0), min(first + count - start, shard["samples"])
         if low < high:
-            content = place.read(shard["raw_data"]["basename"]) or b""
-            offset = int(np.frombuffer(content, np.uint32, 1, offset=4)[0])
-            shape = (shard["samples"], int(seq_len))
-            rows.append(np.ndarray(shape, dtype, content, offset)[low:high])
+            name = shard["raw_data"]["basename"]
+            match = ENCODING.fullmatch(",".join(shard["column_encodings"]))
+            content = place.read(name) or b""
+            try:
+                if match is None:
+                    raise ValueError(f"columns {shard['column_encodings']} are no tokens")
+                offset = int(np.frombuffer(content, np.uint32, 1, offset=4)[0])
+                shape = (shard["samples"], int(match[2]))
+                rows.append(np.ndarray(shape, match[1], content, offset)[low:high])
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{folder}/{name}: cannot be read ({error}); restore it or convert again") from None
         start += shard["samples"]
     return np.concatenate(rows) if rows else np.empty((0, 0), np.uint16)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from moe.data.meta import Meta, read_meta
 from moe.errors import InputError
 from moe.model.flops import count_parameters
 from moe.train.checkpoints import Checkpoint
+from moe.typed_json import parse_json
 from moe.units import short
 
 CURVES = "curves.png"
@@ -60,17 +61,21 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
+class Row(TypedDict):
+    step: int
+
+
 def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl up to `last_step`; none where there is no such file."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line, Row)
         except ValueError:  # a last line that a kill left half written
             continue
-        if row.get("step", math.inf) <= last_step:
+        if row["step"] <= last_step:
             rows.append(row)
     return rows
 

@@ -4,7 +4,8 @@
 - RoPE in the rotate-half convention of transformers (arXiv 2104.09864), so that weights move over unchanged. Its
   table is computed once per forward and shared by all layers; it is no buffer, so building on the meta device loses
   nothing.
-- `mask` None means plain causal attention, which has kernels of its own.
+- `documents` None means plain causal attention, which has kernels of its own; a mask or lengths keep packed documents
+  apart.
 - Generation hands in a `KVCache`: the prompt in one pass, then one token at a time. Training hands in none and pays
   nothing for it.
 - Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
@@ -19,8 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.model.documents import Packed
 from moe.model.norm import RMSNorm
 from moe.model.precision import Linear
+
+HAS_VARLEN = torch.__version__ >= "2.11"  # 2.10 has it with other arguments
+if HAS_VARLEN:
+    from torch.nn.attention.varlen import varlen_attn
 
 CPU_QUERY_BLOCK = 128
 
@@ -54,6 +60,23 @@ def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | N
         out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :end], v_BGSC[:, :, :end], attn_mask=mask)
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `attend_packed` runs there: flash attention's terms."""
+    if not HAS_VARLEN or device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256
+
+
+def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Packed) -> Tensor:
+    """Causal attention within each document: [B, S, H, C]."""
+    starts_N, longest = documents
+    q_THC, k_TGC, v_TGC = (x.flatten(0, 1) for x in (q_BSHC, k_BSGC, v_BSGC))
+    causal = (-1, 0)
+    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal)
+    assert isinstance(out_THC, Tensor)  # with return_aux it would be two
+    return out_THC.view(q_BSHC.shape)
 
 
 class KVCache:
@@ -90,13 +113,22 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
 
     def forward(
-        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask_B1SS: Tensor | None, cache: KVCache | None = None
+        self,
+        x_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        documents: Tensor | Packed | None,
+        cache: KVCache | None = None,
     ) -> Tensor:
+        """documents: an additive mask [B, 1, S, S], lengths for varlen attention, or None for one document a sample."""
         heads = (*x_BSD.shape[:2], -1, self.head_dim)
         q_BSHC = apply_rope(self.q_norm(self.q_proj(x_BSD).view(heads)), *rope)
         k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)
-        k_BGSC, v_BGSC = k_BSGC.transpose(1, 2), self.v_proj(x_BSD).view(heads).transpose(1, 2)
-        if cache is not None:
-            k_BGSC, v_BGSC = cache.append(k_BGSC, v_BGSC)
-        out_BSHC = attend(q_BSHC.transpose(1, 2), k_BGSC, v_BGSC, mask_B1SS)
+        v_BSGC = self.v_proj(x_BSD).view(heads)
+        if isinstance(documents, Packed):
+            out_BSHC = attend_packed(q_BSHC, k_BSGC, v_BSGC, documents)
+        else:
+            k_BGSC, v_BGSC = k_BSGC.transpose(1, 2), v_BSGC.transpose(1, 2)
+            if cache is not None:
+                k_BGSC, v_BGSC = cache.append(k_BGSC, v_BGSC)
+            out_BSHC = attend(q_BSHC.transpose(1, 2), k_BGSC, v_BGSC, documents)
         return self.o_proj(out_BSHC.flatten(2))

@@ -1,6 +1,7 @@
 """One pre-norm layer: x + attention(norm(x)), then x + experts(norm(x)).
 
-- A block returns what the losses need of its router beside x, and keeps nothing: recomputation cannot double a count.
+- A block returns what losses and metrics need of its router beside x, and keeps nothing: recomputation cannot double a
+  count.
 
 B batch, S sequence, T = B*S tokens, D width, E experts, F expert hidden.
 """
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.model.attention import Attention, KVCache
+from moe.model.documents import Packed
 from moe.model.experts import moe_experts
 from moe.model.norm import RMSNorm
 from moe.model.router import Router
@@ -24,11 +26,12 @@ class MoE(nn.Module):
         self.w13 = nn.Parameter(torch.empty(n_experts, 2 * expert_hidden, d_model))
         self.w2 = nn.Parameter(torch.empty(n_experts, d_model, expert_hidden))
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
         x_TD = x_BSD.flatten(0, 1)
         routing = self.router(x_TD)
         out_TD = moe_experts(x_TD, routing.weight_TK, routing.expert_TK, self.w13, self.w2, routing.counts_E)
-        return out_TD.view(x_BSD.shape), routing.counts_E, routing.prob_E, routing.z
+        watched = (routing.entropy, routing.logit_max)
+        return out_TD.view(x_BSD.shape), routing.counts_E, routing.prob_E, routing.z, *watched
 
 
 class Block(nn.Module):
@@ -61,10 +64,16 @@ class Block(nn.Module):
         self.moe = MoE(d_model=d_model, n_experts=n_experts, top_k=top_k, expert_hidden=expert_hidden)
 
     def forward(
-        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask_B1SS: Tensor | None, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns x [B, S, D], the router's counts [E], summed probabilities [E] and z-loss term (see Routing)."""
-        attended_BSD = self.attn(self.attn_norm(x_BSD), rope, mask_B1SS, cache)
+        self,
+        x_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        documents: Tensor | Packed | None,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Returns x [B, S, D], the router's counts [E] and summed probabilities [E], and the scalars z, entropy and
+        logit_max (see Routing).
+        """
+        attended_BSD = self.attn(self.attn_norm(x_BSD), rope, documents, cache)
         x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
-        mixed_BSD, counts_E, prob_E, router_z = self.moe(self.moe_norm(x_BSD))
-        return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), counts_E, prob_E, router_z
+        mixed_BSD, *stats = self.moe(self.moe_norm(x_BSD))
+        return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), *stats

@@ -1,111 +1,33 @@
 """SwiGLU experts.
 
 - Two tensors per layer, w13 (gate rows first, then up) and w2: one product gives gate and up.
-- Two backends behind `moe_experts`. `grouped_mm` on sm90 and sm100 with torch >= 2.10 (below sm90 it copies offsets
-  to the host); it never waits for the GPU. Elsewhere a loop over experts, one `torch.library` op whose host-side
-  counts stay inside, so that torch.compile sees no graph break.
-- The loop writes each expert's result and gradient into its slice of one preallocated tensor; indexing w[e] under
-  autograd would allocate a full-size gradient per expert (2 to 4 times slower).
-- Autocast reaches neither backend: inputs are cast here, then autocast is off.
+- Three backends behind `moe_experts`, chosen once per device:
+
+| backend    | where                                                | products                            |
+|------------|------------------------------------------------------|-------------------------------------|
+| grouped_mm | sm90 and sm100 in bf16, torch >= 2.10                | torch's grouped kernel              |
+| triton     | other NVIDIA GPUs from sm80 on, other dtypes, shapes | grouped kernels of our own          |
+| loop       | CPU, or no Triton                                    | one per expert, counts on the host  |
+
+  The first two never wait for the GPU (below sm90 grouped_mm would: it copies offsets to the host).
+- SwiGLU, permutation and the routing weights stand between the products as plain operations; torch.compile fuses them.
+- Autocast reaches no backend: inputs are cast here, then autocast is off.
 
 T tokens, D width, E experts, K experts per token, N = T*K assignments, F expert hidden.
 """
 
-import itertools
-from typing import Any
+import functools
+import importlib.util
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from moe.model import grouped_gemm
 from moe.model.dispatch import from_experts, sort_by_expert, to_experts
+from moe.model.expert_loop import experts_loop
+from moe.model.grouped_gemm import grouped_rows
 from moe.model.precision import compute_dtype, no_autocast
-
-
-def _expert_slices(counts_E: Tensor) -> list[slice]:
-    ends = list(itertools.accumulate(counts_E.tolist()))
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-@torch.library.custom_op("moe::experts_loop", mutates_args=())
-def experts_loop(
-    x_ND: torch.Tensor, w13_E2FD: torch.Tensor, w2_EDF: torch.Tensor, counts_E: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts on rows sorted by expert, one after another.
-
-    Returns y [N, D], and gate and up [N, 2F], which only the backward pass needs.
-    """
-    y_ND = torch.empty_like(x_ND)
-    gate_up_N2F = x_ND.new_empty(x_ND.shape[0], w13_E2FD.shape[1])
-    for rows, w13_2FD, w2_DF in zip(_expert_slices(counts_E), w13_E2FD.unbind(0), w2_EDF.unbind(0), strict=True):
-        torch.mm(x_ND[rows], w13_2FD.t(), out=gate_up_N2F[rows])
-        gate, up = gate_up_N2F[rows].chunk(2, dim=-1)
-        torch.mm(F.silu(gate).mul_(up), w2_DF.t(), out=y_ND[rows])
-    return y_ND, gate_up_N2F
-
-
-@experts_loop.register_fake
-def _(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_ND), x_ND.new_empty(x_ND.shape[0], w13_E2FD.shape[1])
-
-
-@torch.library.custom_op("moe::experts_loop_backward", mutates_args=())
-def experts_loop_backward(
-    grad_ND: torch.Tensor,
-    x_ND: torch.Tensor,
-    gate_up_N2F: torch.Tensor,
-    w13_E2FD: torch.Tensor,
-    w2_EDF: torch.Tensor,
-    counts_E: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, w13 and w2; an expert without tokens gets zeros."""
-    dx_ND, dw13_E2FD, dw2_EDF = torch.empty_like(x_ND), torch.empty_like(w13_E2FD), torch.empty_like(w2_EDF)
-    slices = _expert_slices(counts_E)
-    weights = zip(w13_E2FD.unbind(0), w2_EDF.unbind(0), dw13_E2FD.unbind(0), dw2_EDF.unbind(0), strict=True)
-    for rows, (w13_2FD, w2_DF, dw13_2FD, dw2_DF) in zip(slices, weights, strict=True):
-        gate, up = gate_up_N2F[rows].chunk(2, dim=-1)
-        act = F.silu(gate)
-        torch.mm(grad_ND[rows].t(), act * up, out=dw2_DF)
-        dh = grad_ND[rows] @ w2_DF
-        dgate_up = torch.empty_like(gate_up_N2F[rows])
-        dgate, dup = dgate_up.chunk(2, dim=-1)
-        torch.mul(dh, act, out=dup)
-        torch.ops.aten.silu_backward.grad_input(dh.mul_(up), gate, grad_input=dgate)
-        torch.mm(dgate_up.t(), x_ND[rows], out=dw13_2FD)
-        torch.mm(dgate_up, w13_2FD, out=dx_ND[rows])
-    return dx_ND, dw13_E2FD, dw2_EDF
-
-
-@experts_loop_backward.register_fake
-def _(
-    grad_ND: Tensor, x_ND: Tensor, gate_up_N2F: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_ND), torch.empty_like(w13_E2FD), torch.empty_like(w2_EDF)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_ND, w13_E2FD, w2_EDF, counts_E = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # else zeros of [N, 2F] are made for the second output
-    ctx.save_for_backward(x_ND, output[1], w13_E2FD, w2_EDF, counts_E)
-
-
-def _backward(ctx: Any, grad_ND: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
-    return (*experts_loop_backward(grad_ND.contiguous(), *ctx.saved_tensors), None)
-
-
-experts_loop.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.moe.experts_loop)
-def _flops(x_shape: list[int], w13_shape: list[int], w2_shape: list[int], *_: Any, **__: Any) -> int:
-    return 2 * x_shape[0] * (w13_shape[1] * w13_shape[2] + w2_shape[1] * w2_shape[2])
-
-
-@register_flop_formula(torch.ops.moe.experts_loop_backward)
-def _flops_backward(_: Any, x_shape: list[int], __: Any, *weight_shapes: list[int], **___: Any) -> int:
-    return 2 * _flops(x_shape, *weight_shapes)
 
 
 def experts_grouped_mm(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor) -> Tensor:
@@ -115,10 +37,36 @@ def experts_grouped_mm(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E:
     return F.grouped_mm(F.silu(gate) * up, w2_EDF.transpose(1, 2), offs=ends_E)
 
 
-def _has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(F, "grouped_mm"):
-        return False
-    return torch.cuda.get_device_capability(device) in {(9, 0), (10, 0)}
+def experts_triton(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor) -> Tensor:
+    """The same with kernels of our own. Needs Triton."""
+    gate, up = grouped_rows(x_ND, w13_E2FD, counts_E).chunk(2, dim=-1)
+    return grouped_rows(F.silu(gate) * up, w2_EDF, counts_E)
+
+
+BACKENDS = {"grouped_mm": experts_grouped_mm, "triton": experts_triton, "loop": lambda *args: experts_loop(*args)[0]}
+
+
+@torch.compiler.assume_constant_result
+def choose_backend(device: torch.device, dtype: torch.dtype, width: int, hidden: int) -> str:
+    """Name of the backend for inputs of this device and dtype, d_model and expert_hidden."""
+    if device.type != "cuda":
+        return "loop"
+    capability = _capability(device)
+    strides_fit = width % 8 == 0 and hidden % 8 == 0  # grouped_mm takes strides of whole 16 bytes only
+    hopper_or_later = capability == (9, 0) or capability[0] == 10
+    if hasattr(F, "grouped_mm") and hopper_or_later and dtype == torch.bfloat16 and strides_fit:
+        return "grouped_mm"
+    return "triton" if capability >= (8, 0) and dtype in grouped_gemm.DTYPES and _has_triton() else "loop"
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def moe_experts(
@@ -129,12 +77,9 @@ def moe_experts(
     counts_E (int64) is how often expert_TK names each expert.
     """
     dtype = compute_dtype(x_TD)
+    experts = BACKENDS[choose_backend(x_TD.device, dtype, w13_E2FD.shape[2], w2_EDF.shape[2])]
     with no_autocast(x_TD):
         order = sort_by_expert(expert_TK)
         x_ND = to_experts(x_TD.to(dtype), order)
-        w13_E2FD, w2_EDF = w13_E2FD.to(dtype), w2_EDF.to(dtype)
-        if _has_grouped_mm(x_TD.device, dtype):
-            y_ND = experts_grouped_mm(x_ND, w13_E2FD, w2_EDF, counts_E)
-        else:
-            y_ND, _ = experts_loop(x_ND, w13_E2FD, w2_EDF, counts_E)
+        y_ND = experts(x_ND, w13_E2FD.to(dtype), w2_EDF.to(dtype), counts_E)
         return from_experts(y_ND, weight_TK, order)

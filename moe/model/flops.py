@@ -6,7 +6,39 @@
   for causal attention, of which half the scores are needed, 6 * n_layers * n_heads * head_dim * seq_len.
 """
 
-from typing import NamedTuple
+import dataclasses
+import inspect
+import re
+from typing import Any, NamedTuple
+
+# Peak of dense bf16 products with fp32 accumulation, in TFLOP/s, from NVIDIA's data sheets (which print twice as much
+# where they count sparsity). A name is looked for as words in the device's; the first that fits counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A40": 150.0,
+    "A10": 125.0,
+    "RTX A6000": 155.0,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 4080": 97.5,
+    "RTX 3090": 71.2,
+    "RTX 3080": 59.5,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name its driver gives it; None where it is not known."""
+    for name, tflops in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b(?! (Ti|D|Laptop|SUPER)\b)", device_name):
+            return tflops * 1e12
+    return None
 
 
 class ParameterCount(NamedTuple):
@@ -65,6 +97,12 @@ def count_parameters(
         experts=n_experts * expert,
         norms=norms,
     )
+
+
+def model_shape(settings: Any, vocab_size: int) -> dict[str, Any]:
+    """What `count_parameters` and `flops_per_token` need to know of a dataclass with the model's settings."""
+    names = inspect.signature(count_parameters).parameters
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k in names} | {"vocab_size": vocab_size}
 
 
 def flops_per_token(

@@ -34,7 +34,8 @@ def generate(
     caches = [KVCache() for _ in model.blocks]
     new = list(tokens)
     for _ in range(max_new_tokens):
-        logits_BSV = model(torch.tensor([new], device=device), caches=caches)
+        with torch.compiler.set_stance("force_eager"):  # the keys' length changes at every token
+            logits_BSV = model(torch.tensor([new], device=device), caches=caches)
         logits_V = logits_BSV[0, -1].float().cpu()
         token = int(logits_V.argmax()) if temperature == 0 else _sample(logits_V / temperature, top_p, generator)
         if token == model.eos_id:

@@ -2,7 +2,8 @@
 
 - fp32 logits with autocast off: bf16 ties flip the choice between ranks and between a forward and its recomputation.
 - Softmax over all experts, then top-k, then renormalised: the order of Qwen3-MoE. No token is dropped.
-- Counts, probabilities and the z-loss term are returned, never stored: recomputation cannot double them.
+- Counts, probabilities, the z-loss term and what is only watched (entropy, largest logit) are returned, never stored:
+  recomputation cannot double them.
 - Counting by scatter_add: bincount waits for the GPU.
 
 T tokens, D width, E experts, K experts per token.
@@ -25,6 +26,8 @@ class Routing(NamedTuple):
     counts_E    int64 assignments per expert, sums to T*K
     prob_E      fp32 probabilities summed over tokens; carries gradient (load balance)
     z           fp32 scalar, squared logsumexp of the logits summed over tokens; carries gradient (arXiv 2202.08906)
+    entropy     fp32 scalar, entropy of the probabilities in nats summed over tokens; detached
+    logit_max   fp32 scalar, largest logit; detached
     """
 
     weight_TK: Tensor
@@ -32,6 +35,8 @@ class Routing(NamedTuple):
     counts_E: Tensor
     prob_E: Tensor
     z: Tensor
+    entropy: Tensor
+    logit_max: Tensor
 
 
 class Router(nn.Module):
@@ -49,4 +54,14 @@ class Router(nn.Module):
             chosen_N = expert_TK.flatten()
             counts_E = torch.zeros(self.weight.shape[0], dtype=torch.int64, device=x_TD.device)
             counts_E.scatter_add_(0, chosen_N, torch.ones_like(chosen_N))
-            return Routing(weight_TK, expert_TK, counts_E, prob_TE.sum(0), logits_TE.logsumexp(-1).square().sum())
+            logsumexp_T = logits_TE.logsumexp(-1)
+            watched_TE = logits_TE.detach()
+            return Routing(
+                weight_TK,
+                expert_TK,
+                counts_E,
+                prob_TE.sum(0),
+                logsumexp_T.square().sum(),
+                logsumexp_T.detach().sum() - (prob_TE.detach() * watched_TE).sum(),
+                watched_TE.max(),
+            )

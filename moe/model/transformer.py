@@ -4,7 +4,8 @@
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
-- Every output is a sum, so that microbatches and ranks add up. No collective, no buffer, no side effect.
+- Compiled block by block, where it is: the loss and the embedding are few large operations, the blocks are alike.
+- Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, buffer or side effect.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
 """
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moe.model.attention import KVCache, rope_table
+from moe.model.attention import KVCache, has_varlen, rope_table
 from moe.model.block import Block
-from moe.model.documents import document_causal_mask, document_ids
+from moe.model.documents import Packed, document_causal_mask, document_ends, document_ids, pack
 from moe.model.init import init_weights
 from moe.model.loss import IGNORE, linear_cross_entropy
 from moe.model.norm import RMSNorm
@@ -35,6 +36,8 @@ class LossParts(NamedTuple):
     counts_LE    int64, assignments per layer and expert; each layer's sum to T*K
     prob_LE      fp32, router probabilities summed over tokens; carries gradient
     router_z_L   fp32, squared logsumexp of the router's logits summed over tokens; carries gradient
+    entropy_L    fp32, entropy of the router's probabilities in nats summed over tokens; detached
+    logit_max_L  fp32, the router's largest logit, no sum; detached
     """
 
     loss: Tensor
@@ -44,6 +47,8 @@ class LossParts(NamedTuple):
     counts_LE: Tensor
     prob_LE: Tensor
     router_z_L: Tensor
+    entropy_L: Tensor
+    logit_max_L: Tensor
 
 
 class Transformer(nn.Module):
@@ -97,6 +102,7 @@ class Transformer(nn.Module):
         self.dropout = dropout
         self.z_loss = z_loss
         self.activation_checkpointing = activation_checkpointing
+        self.compiled = False
         self.embed = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             Block(
@@ -122,8 +128,29 @@ class Transformer(nn.Module):
         """The head's matrix [V, D]: the embedding's when tied."""
         return self.embed.weight if self.lm_head is None else self.lm_head.weight
 
-    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normed hidden states [B, S, D], counts_LE, prob_LE and router_z_L."""
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles each block at its first use; one graph serves all. Names in the state stay as they are.
+
+        The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph.
+        """
+        self.compiled = True
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)  # type: ignore[method-assign]
+
+    def _documents(self, tokens_BS: Tensor, ends_BM: Tensor | None, dtype: torch.dtype) -> Tensor | Packed:
+        """What keeps the documents of a sample apart, in the form that suits the device."""
+        if not has_varlen(tokens_BS.device, dtype, self.head_dim):
+            return document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype)
+        seq_len = tokens_BS.shape[1]
+        if ends_BM is None:
+            ends_BM = document_ends(tokens_BS, self.eos_id, room=seq_len)
+        packed = pack(ends_BM, seq_len)
+        if self.compiled:  # more room is no reason to compile again
+            torch._dynamo.maybe_mark_dynamic(packed.starts_N, 0)
+        return packed
+
+    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None) -> tuple[Tensor, ...]:
+        """Normed hidden states [B, S, D], then counts_LE and what follows it in LossParts."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
@@ -132,29 +159,33 @@ class Transformer(nn.Module):
         )
         rope = (cos[start:].to(dtype), sin[start:].to(dtype))
         masked = self.document_mask and caches is None
-        mask = document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype) if masked else None
+        documents = self._documents(tokens_BS, ends_BM, dtype) if masked else None
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         stats = []
         layers: list[KVCache | None] = [*caches] if caches else [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layers, strict=True):
             if recompute:
-                x_BSD, *stat = checkpoint(block, x_BSD, rope, mask, use_reentrant=False)
+                x_BSD, *stat = checkpoint(block, x_BSD, rope, documents, use_reentrant=False)
             else:
-                x_BSD, *stat = block(x_BSD, rope, mask, cache)
+                x_BSD, *stat = block(x_BSD, rope, documents, cache)
             stats.append(stat)
-        counts_LE, prob_LE, router_z_L = (torch.stack(parts) for parts in zip(*stats, strict=True))
-        return self.norm(x_BSD), counts_LE, prob_LE, router_z_L
+        return self.norm(x_BSD), *(torch.stack(parts) for parts in zip(*stats, strict=True))
 
     def forward(
-        self, tokens_BS: Tensor, labels_BS: Tensor | None = None, caches: list[KVCache] | None = None
+        self,
+        tokens_BS: Tensor,
+        labels_BS: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+        document_ends_BM: Tensor | None = None,
     ) -> Tensor | LossParts:
         """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target).
 
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
+        document_ends_BM: of these tokens, by `document_ends`; spares work on a GPU and changes no result.
         """
-        x_BSD, counts_LE, prob_LE, router_z_L = self._hidden(tokens_BS, caches)
+        x_BSD, *stats = self._hidden(tokens_BS, caches, document_ends_BM)
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
         head = linear_cross_entropy(x_BSD.flatten(0, 1), self.head_weight, target_BS.flatten(), z_weight=self.z_loss)
-        return LossParts(*head, (target_BS != IGNORE).sum(), counts_LE, prob_LE, router_z_L)
+        return LossParts(*head, (target_BS != IGNORE).sum(), *stats)

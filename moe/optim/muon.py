@@ -13,6 +13,8 @@
 - Of a sharded parameter (DTensor, split by rows or, experts, by expert) each rank updates its own part. Experts are
   whole there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none is
   orthogonalised twice: two all-to-alls.
+- The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
+  need a copy of the model.
 - Loading keeps the dtypes of the saved state. torch casts state to the parameter's dtype, and bf16 momentum would
   come back as fp32.
 """
@@ -27,6 +29,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from moe.optim.newton_schulz import orthogonalize
 
+Norms = dict[Tensor, Tensor] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 ADJUST_LR: dict[str, Callable[[int, int], float]] = {
@@ -75,7 +78,17 @@ def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Ten
     return move(x_NRC, 0, 1).unbind()
 
 
-def _muon_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+def _norm(part: Tensor, like: Tensor) -> Tensor:
+    """L2 norm of a tensor as `like`, of which each rank has `part`: the same on every rank."""
+    if isinstance(like, DTensor):
+        part = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(like.dtype, torch.float32))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _muon_update(
+    params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
+) -> None:
     batches: dict[Any, list[Tensor]] = {}
     for p in params:
         batches.setdefault(p.shape if p.ndim == 2 else p, []).append(p)
@@ -93,6 +106,8 @@ def _muon_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], grou
             part = _local(p)
             part.mul_(1 - group["lr"] * group["weight_decay"])
             part.view(update.shape).add_(update, alpha=-scale)
+            if norms is not None:
+                norms[p] = scale * _norm(update.reshape(part.shape), p)
 
 
 def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -112,7 +127,9 @@ def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> T
     return grad.lerp(momentum, group["momentum"])
 
 
-def _adamw_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
+def _adamw_update(
+    params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
+) -> None:
     """AdamW (arXiv 1711.05101) on all tensors of the group at once."""
     for p in params:
         if not state[p]:
@@ -131,6 +148,9 @@ def _adamw_update(params: list[Tensor], state: dict[Tensor, dict[str, Any]], gro
     torch._foreach_div_(denominators, [math.sqrt(1 - beta2**n) for n in done])
     torch._foreach_add_(denominators, group["eps"])
     torch._foreach_addcdiv_(parts, means, denominators, [-group["lr"] / (1 - beta1**n) for n in done])
+    if norms is not None:
+        for p, mean, denominator, n in zip(params, means, denominators, done, strict=True):
+            norms[p] = group["lr"] / (1 - beta1**n) * _norm(mean / denominator, p)
 
 
 UPDATES = {"muon": _muon_update, "adamw": _adamw_update}
@@ -141,7 +161,11 @@ class Muon(torch.optim.Optimizer):
 
     Every group has `params`, `kind` and `lr`; what else it may have stands, with its default, in DEFAULTS.
     Parameters of a Muon group are matrices [R, C] or batches of them [E, R, C].
+
+    Where `update_norms` is a dict, a step puts there the L2 norm of each parameter's update, weight decay left out.
     """
+
+    update_norms: Norms = None
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:
         super().__init__(param_groups, {})
@@ -165,7 +189,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                UPDATES[group["kind"]](params, self.state, group)
+                UPDATES[group["kind"]](params, self.state, group, self.update_norms)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

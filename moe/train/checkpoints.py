@@ -20,18 +20,38 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import xxhash
 
 from moe.config.times import Time
 from moe.errors import InputError
+from moe.typed_json import parse_json
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
-NEEDED = ("step", "tokens", "config", "data", "eos_id", "vocab_size")
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
+
+
+ASIDE = "(Folders under that name are left to you to look at or delete: no start reads them.)"
+
+
+class File(TypedDict):
+    bytes: int
+    xxh64: str
+
+
+class Manifest(TypedDict):
+    """What each manifest holds, beside what a reader may want to know."""
+
+    step: int
+    tokens: int
+    config: dict[str, Any]
+    data: str  # fingerprint
+    eos_id: int
+    vocab_size: int
+    files: dict[str, File]
 
 
 class CheckpointError(InputError):
@@ -70,7 +90,7 @@ def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manife
     """
     target = save_folder / folder_name(step)
     aside = save_folder / f".writing-{folder_name(step)}"
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     try:
         aside.mkdir(parents=True)
         with open(aside / STATE, "wb") as file:
@@ -91,6 +111,14 @@ def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manife
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return target
+
+
+def remove(path: Path) -> None:
+    """A folder or a file, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(file: Any) -> None:
@@ -115,31 +143,29 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the manifest and verifies sizes and hashes of all files.
+def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
+    """Reads the manifest and verifies sizes and, unless told otherwise, hashes of all files.
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {name: (int(file["bytes"]), str(file["xxh64"])) for name, file in manifest["files"].items()}
-        if missing := [key for key in NEEDED if key not in manifest] + [STATE] * (STATE not in files):
-            raise CheckpointError(f"{folder / MANIFEST}: lacks {', '.join(missing)}")
+        manifest = parse_json((folder / MANIFEST).read_bytes(), Manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: has no {MANIFEST}") from None
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error})") from None
-    for name, (size, digest) in files.items():
-        path = folder / name
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({reason})") from None
+    if STATE not in manifest["files"]:
+        raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
+    for name, file in manifest["files"].items():
+        path, size, digest = folder / name, file["bytes"], file["xxh64"]
         try:
             if not path.is_file():
                 raise CheckpointError(f"{path}: is missing")
             if path.stat().st_size != size:
                 raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}")
-            if hash_file(path) != digest:
+            if hashes and hash_file(path) != digest:
                 raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
@@ -169,7 +195,7 @@ def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Check
             continue
         for broken, fault in faults:
             aside = set_aside(broken)
-            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}")
+            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}. {ASIDE}")
         return found
     if faults:
         listed = "\n".join(f"  {fault}" for _, fault in faults)
@@ -198,9 +224,9 @@ def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
             old.rename(target)
             report(f"{target.name}: brought back, its replacement was interrupted")
         else:
-            shutil.rmtree(old)
+            remove(old)
     for partial in [*save_folder.glob(".writing-step-*"), *save_folder.glob(".fetching-step-*")]:
-        shutil.rmtree(partial)
+        remove(partial)
         doing, _, name = partial.name[1:].partition("-")
         verb = "written" if doing == "writing" else "fetched"
         report(f"{name}: was being {verb} when the run was stopped; removed the part")

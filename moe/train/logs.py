@@ -7,8 +7,10 @@
 Decisions:
 - One destination collects and writes at the interval, so a step between two rows costs nothing.
 - Text is a row of its own: one name for each text, so that it is cut and purged as numbers are.
+- Lists (the load of each expert) stand in metrics.jsonl alone: as scalars they would be thousands.
 - After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
   step is lost or doubled.
+- A disk that takes no row is told once and does not end the run; metrics.jsonl catches up when there is space again.
 - W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
 """
 
@@ -18,17 +20,20 @@ import html
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.config.times import Every
 from moe.errors import InputError
+from moe.typed_json import parse_json
+from moe.units import say
 
-Row = Mapping[str, float | str]
+Row = Mapping[str, float | str | list[float]]
 Writer = Callable[[int, Row], None]
 # Composer logs these at every batch; what they say stands in our own metrics.
 DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token", "time/epoch", "rank_zero_seed")
@@ -40,20 +45,20 @@ class RunLog(LoggerDestination):
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
         self.every = every
-        self.pending: dict[str, float] = {}
+        self.pending: dict[str, float | list[float]] = {}
+        self._told: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         for name, value in metrics.items():
             if not name.startswith(DROPPED):
-                self.pending[name] = float(value)
+                self.pending[name] = value if isinstance(value, list) else float(value)
 
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
     ) -> None:
         """Rows of (key, text), written at once."""
         assert step is not None
-        for write in self.writers:
-            write(step, {f"{name}/{key}": text for key, text in rows})
+        self._hand_over(step, {f"{name}/{key}": text for key, text in rows})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if self.every.due(int(state.timestamp.batch)):
@@ -65,8 +70,17 @@ class RunLog(LoggerDestination):
 
     def _write(self, state: State) -> None:
         row, self.pending = self.pending, {}
-        for write in self.writers if row else ():
-            write(int(state.timestamp.batch), row)
+        if row:
+            self._hand_over(int(state.timestamp.batch), row)
+
+    def _hand_over(self, step: int, row: Row) -> None:
+        for write in self.writers:
+            try:
+                write(step, row)
+            except OSError as error:
+                if (cause := error.strerror or str(error)) not in self._told:
+                    self._told.add(cause)
+                    say(f"warning: the logs cannot be written from step {step:,} on: {cause}; training goes on")
 
 
 def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Writer:
@@ -80,13 +94,22 @@ def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Wri
         aside = path.with_suffix(".tmp")
         aside.write_bytes(b"".join(line + b"\n" for line in kept))
         os.replace(aside, path)
-    file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the run
+    file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+    waiting = bytearray()  # what a full disk has not taken yet
 
     def write(step: int, row: Row) -> None:
-        finite = {n: v if isinstance(v, str) or math.isfinite(v) else str(v) for n, v in row.items()}
-        file.write(json.dumps({"step": step, **finite}) + "\n")
+        finite = {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
+        waiting.extend(json.dumps({"step": step, **finite}).encode() + b"\n")
+        while waiting:
+            del waiting[: file.write(waiting)]
 
     return write
+
+
+def last_step(path: Path) -> int:
+    """The last step that has a row; 0 where there is none."""
+    steps = [_step_of(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return int(max([step for step in steps if step < math.inf], default=0))
 
 
 def evaluated_at(path: Path, step: int, keys: Sequence[str]) -> bool:
@@ -102,21 +125,34 @@ def _is_eval(line: bytes) -> bool:
 
 def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line, _Step)["step"]
+    except ValueError:
         return math.inf
 
 
+class _Step(TypedDict):
+    step: int
+
+
 def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
+    """A disk that cannot be written ends TensorBoard for this start."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
     from torch.utils.tensorboard import SummaryWriter
 
+    plain = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.thread, _AsyncWriterThread) and issubclass(args.exc_type, OSError)):
+            plain(args)  # else the next row raises it
+
+    threading.excepthook = hook
     board = SummaryWriter(log_dir=str(folder), purge_step=resumed_step + 1, flush_secs=10)
 
     def write(step: int, row: Row) -> None:
         for name, value in row.items():
             if isinstance(value, str):
                 board.add_text(name, value, global_step=step)
-            else:
+            elif not isinstance(value, list):
                 board.add_scalar(name, value, global_step=step)
 
     return write
@@ -150,6 +186,6 @@ def wandb_writer(
 
     def write(step: int, row: Row) -> None:
         text = {n: wandb.Html(html.escape(v)) for n, v in row.items() if isinstance(v, str)}
-        run.log({**row, **text}, step=step)
+        run.log({**{n: v for n, v in row.items() if not isinstance(v, list)}, **text}, step=step)
 
     return write, lambda code: run.finish(exit_code=code)

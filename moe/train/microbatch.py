@@ -21,12 +21,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from composer.core import Precision
-from composer.core.precision import get_precision_context
 from composer.utils import dist, get_device
 
 from moe.config import Config
 from moe.errors import InputError
+from moe.model.documents import document_ends
+from moe.train.alone import microbatch_loss
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
 from moe.train.sharding import is_sharded
@@ -56,6 +56,7 @@ def automatic_microbatch(
         "rank_batch": config.global_train_batch_size // world_size,
         "precision": config.precision,
         "activation_checkpointing": config.activation_checkpointing,
+        "compile": config.compile,
         "ranks": world_size,
         "fsdp2": config.parallelism.fsdp2,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -143,14 +144,9 @@ def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len:
     """Two microbatches, the second with the first one's gradients in memory, and an update that changes nothing."""
     token = 0 if model.transformer.eos_id else 1  # any but EOS, which would cut the sequences into documents
     tokens = torch.full((size, seq_len), token, device=model.expert_share_LE.device)
-    batch = {"tokens": tokens, "labels": tokens}
-    targets = torch.tensor(tokens.numel(), device=tokens.device)
-    model.begin_step(global_targets=targets, global_tokens=tokens.numel(), rank_samples=size, world_size=1)
+    batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, model.transformer.eos_id)}
     for _ in range(2):
-        with get_precision_context(Precision(precision)):
-            outputs = model(batch)
-            loss = model.loss(outputs, batch)["total"]
-        loss.backward()
+        microbatch_loss(model, batch, precision)[1].backward()
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:

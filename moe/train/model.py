@@ -57,6 +57,7 @@ class BitsPerByte(TokenLoss):
 
 class MoEModel(ComposerModel):
     """`forward` takes {"tokens", "labels"} (int64 [B, S], labels unshifted, -100 ignored) and returns `LossParts`.
+    "document_ends" (see `Transformer.forward`) may be there too.
 
     token_bytes: bytes of text each token stands for; None where the tokenizer does not tell, and then bits per byte are
     not measured.
@@ -82,7 +83,7 @@ class MoEModel(ComposerModel):
         self.router_z_loss = router_z_loss
         self.flops_per_token = flops_per_token
         self.register_buffer("expert_share_LE", torch.full((n_layers, n_experts), 1.0 / n_experts))
-        self.sums: dict[str, Tensor] = {}
+        self.start_sums()
         self.counts_bytes = token_bytes is not None
         self.register_buffer("bytes_V", torch.tensor(token_bytes or [0]), persistent=False)
 
@@ -93,8 +94,13 @@ class MoEModel(ComposerModel):
         self.rank_samples = rank_samples
         self.world_size = world_size
 
+    def start_sums(self) -> None:
+        """Called before the microbatches of a step: what `loss` adds up of them."""
+        self.sums: dict[str, Tensor] = {}
+        self.logit_max_L: Tensor | None = None
+
     def forward(self, batch: dict[str, Tensor]) -> LossParts:
-        return self.transformer(batch["tokens"], batch["labels"])
+        return self.transformer(batch["tokens"], batch["labels"], document_ends_BM=batch.get("document_ends"))
 
     def loss(self, outputs: LossParts, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         n_experts = self.expert_share_LE.shape[1]
@@ -105,9 +111,11 @@ class MoEModel(ComposerModel):
         return {"total": total * (self.world_size * self.rank_samples / batch["tokens"].shape[0])}
 
     def _accumulate(self, outputs: LossParts) -> None:
-        for name in ("nll", "z", "targets", "counts_LE", "prob_LE", "router_z_L"):
+        for name in ("nll", "z", "targets", "counts_LE", "prob_LE", "router_z_L", "entropy_L"):
             value = getattr(outputs, name).detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        largest = outputs.logit_max_L
+        self.logit_max_L = largest if self.logit_max_L is None else torch.maximum(self.logit_max_L, largest)
 
     def eval_forward(self, batch: dict[str, Tensor], outputs: Any = None) -> LossParts:
         return outputs if outputs is not None else self.forward(batch)
@@ -123,7 +131,3 @@ class MoEModel(ComposerModel):
             metric.update(outputs.nll, target_bytes(batch["labels"], self.bytes_V))
         else:
             metric.update(outputs.nll, outputs.targets)
-
-    def flops_per_batch(self, batch: dict[str, Tensor]) -> float:
-        """Model FLOPs of forward and backward over one rank's batch, recomputation not counted."""
-        return self.flops_per_token * batch["tokens"].numel()

@@ -31,7 +31,7 @@ from moe.train.checkpoints import (
 )
 
 RUN_FILE = "run.json"
-LOGS = ("run.json", "config.yaml", "metrics.jsonl", "tensorboard", "stacks")
+LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks")
 
 
 class RemoteRun:

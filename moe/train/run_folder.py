@@ -2,10 +2,10 @@
 
     save_folder/run.json     id, run_name, W&B run id, state (running, stopped, done, failed), where it was resumed from
     save_folder/config.yaml  the configuration in force
+    save_folder/events.jsonl what happened to the run (moe.train.history)
     save_folder/.lock        held while a process trains here; the kernel frees it when the process dies
 
-Decisions: a folder that holds a run is never started over; what must not change between two parts of a run is refused
-with both values, what may change is applied and told.
+Decisions: a folder that holds a run is never started over.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from moe.errors import InputError
 from moe.s3 import RemoteError
@@ -33,32 +34,22 @@ from moe.train.checkpoints import (
     read_checkpoint,
     step_folders,
 )
+from moe.train.history import History, now
 from moe.train.remote import RemoteRun, Replaced
+from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
 LOCK_PATIENCE = 12.0  # seconds
-OF_ONE_START = ("resume_from", "time_limit")  # no change of the run
-FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
-FIXED = (
-    "global_train_batch_size",
-    "max_seq_len",
-    "optimizer.momentum_dtype",
-    "optimizer.name",
-    "seed",
-    "train_data.shuffle",
-    "train_data.split",
-)
-SHAPE = (
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "head_dim",
-    "n_experts",
-    "expert_hidden",
-    "qk_norm",
-    "tie_embeddings",
-)
+
+
+class Record(TypedDict):
+    """What a start reads in run.json."""
+
+    id: str
+    run_name: str
+    wandb_id: str | None
+    session: str | None
+    went_back_to: int | None
 
 
 @dataclass
@@ -69,6 +60,7 @@ class RunFolder:
         checkpoint: where to go on from; None for a fresh start.
         record: the content of run.json.
         remote: its copy on s3, on the rank that holds the lock.
+        history: what happened to it.
     """
 
     path: Path
@@ -77,11 +69,19 @@ class RunFolder:
     lock: Any
     remote: RemoteRun | None = None
 
+    def __post_init__(self) -> None:
+        self.history = History(self.path, mine=self.lock is not None)
+
     def note(self, **changes: Any) -> None:
         """Updates run.json, whole or not at all; only the rank that holds the lock writes."""
-        self.record.update(changes, updated_at=_now())
+        self.record.update(changes, updated_at=now())
         if self.lock is not None:
             write_json(self.path / RUN_FILE, self.record)
+
+    def close(self, state: str, reason: str | None = None) -> None:
+        """The last note of this start, on this machine."""
+        self.history.end(state, reason)
+        self.note(state=state)
 
     def newest(self) -> str:
         """Where the run would go on, for people."""
@@ -90,10 +90,10 @@ class RunFolder:
             return f"nothing is saved in {self.path} yet"
         return f"saved is step {int(folders[-1].name.removeprefix('step-')):,} in {self.path}"
 
-    def end(self, state: str, report: Callable[[str], None]) -> None:
+    def end(self, state: str, report: Callable[[str], None], reason: str | None = None) -> None:
         """The last note of this start; goes to the remote too, with the last rows of the logs."""
         try:
-            self.note(state=state)
+            self.close(state, reason)
         except OSError as error:
             report(f"warning: {self.path / RUN_FILE} cannot be written: {error.strerror}")
         if self.remote is not None:
@@ -171,7 +171,7 @@ def _open_locked(
             f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
             "or give another save_folder to start over"
         )
-    record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": _now()}
+    record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": now()}
     if resume_from is not None:
         checkpoint = _go_back(path, remote, int(resume_from.removeprefix("step:")), record, report)
     else:
@@ -227,6 +227,8 @@ def _go_back(
         aside = path / f"left-behind-{folder_name(later)}-{int(time.time())}"
         (path / folder_name(later)).rename(aside)
         report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
+    if any(s > step for s in kept):
+        report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
     if remote is not None:
         remote.leave_behind(step)
     record["went_back_to"] = step
@@ -260,75 +262,11 @@ def _lock(path: Path) -> Any:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = parse_json((path / RUN_FILE).read_bytes(), Record)
+        if re.fullmatch(r"[0-9a-f]{8}", record["id"]) is None:  # it names the folder that a start empties
+            raise ValueError(f"id is {record['id']!r:.60}; 8 hexadecimal digits are needed")
     except FileNotFoundError:
         return {}
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise InputError(f"{path / RUN_FILE}: is damaged; restore or remove it")
+    except ValueError as error:
+        raise InputError(f"{path / RUN_FILE}: is damaged ({error}); restore or remove it") from None
     return record
-
-
-def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
-    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
-    applied: list[str] = []
-    refused: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key):
-            continue
-        section, _, name = key.partition(".")
-        fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
-        (refused if fixed else applied).append(f"{key}: was {before.get(key)}, is {now.get(key)}")
-    return applied, refused
-
-
-def check_continues(
-    checkpoint: Checkpoint, config: dict[str, Any], data_fingerprint: str, report: Callable[[str], None]
-) -> None:
-    """Refuses what would make the checkpoint's continuation another run, reports what has changed and is applied.
-
-    Raises:
-        InputError: every setting that must not change, with both values.
-    """
-    applied, refused = compare_configs(checkpoint.manifest["config"], config)
-    if checkpoint.manifest["data"] != data_fingerprint:
-        refused.append(f"train_data: was data {checkpoint.manifest['data']}, is {data_fingerprint}")
-    if refused:
-        listed = "\n".join(f"  {line}" for line in refused)
-        fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
-        weights = f" from these weights: run_name=NEW load_path={checkpoint.path}" if fits else ": run_name=NEW"
-        raise InputError(
-            f"{checkpoint.path}: this run cannot go on with other settings than it was started with:\n{listed}\n"
-            f"  set them back, or start a new run{weights}"
-        )
-    for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
-        report(f"changed since the checkpoint: {line}")
-
-
-def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size: int) -> None:
-    """Whether another run's weights fit this run's model.
-
-    Raises:
-        InputError: every setting of the model that differs, with both values.
-    """
-    _, refused = compare_configs(checkpoint.manifest["config"], config)
-    refused = [line for line in refused if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
-    if checkpoint.manifest["vocab_size"] != vocab_size:
-        refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
-    if refused:
-        listed = "\n".join(f"  {line}" for line in refused)
-        raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")
-
-
-def _leaves(node: dict[str, Any], prefix: str = ""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -8,53 +8,91 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe.config import Config, Every, to_yaml
 from moe.errors import InputError
 from moe.units import say
 
 if TYPE_CHECKING:
+    from moe.train.checkpoints import Checkpoint
     from moe.train.inputs import Inputs
     from moe.train.run_folder import RunFolder
 
+T = TypeVar("T")
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def with_precision(config: Config, on_gpu: bool) -> Config:
+    """The precision this device has, told where it is another one.
+
+    Raises:
+        InputError: there is none that stands for it.
+    """
+    import torch
+
+    if config.precision == "amp_fp16" and not on_gpu:
+        raise InputError("precision (amp_fp16) needs a GPU and there is none; use fp32 or amp_bf16")
+    if config.precision == "amp_bf16" and not (on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)):
+        say(f"precision: amp_bf16 -> fp32, because the {'GPU' if on_gpu else 'CPU'} has no fast bf16")
+        return dataclasses.replace(config, precision="fp32")
+    return config
+
+
 def open_folder(config: Config) -> RunFolder:
     """Rank 0 locks and reads the run folder; all ranks get the same answer, or the same error."""
-    from composer.utils import dist
-
     from moe.train.remote import RemoteRun
     from moe.train.run_folder import RunFolder, local_folder, open_run_folder
 
     if LOCAL_RANK == 0:
         _clean_leftovers(config)
-    answer: list[Any] = [None, None]
-    lock = remote = None
-    if RANK == 0:
-        try:
-            opened = open_run_folder(
-                config.save_folder,
-                run_name=config.run_name,
-                autoresume=config.autoresume,
-                resume_from=config.resume_from,
-                report=say,
-            )
-            lock, remote = opened.lock, opened.remote
-            answer = [None, (opened.record, opened.checkpoint)]
-        except InputError as error:
-            answer = [str(error), None]
-    dist.broadcast_object_list(answer)
-    if answer[0] is not None:
-        raise InputError(answer[0])
-    record, checkpoint = answer[1]
+    opened: list[RunFolder] = []
+
+    def open_here() -> tuple[dict[str, Any], Checkpoint | None]:
+        folder = open_run_folder(
+            config.save_folder,
+            run_name=config.run_name,
+            autoresume=config.autoresume,
+            resume_from=config.resume_from,
+            report=say,
+        )
+        opened.append(folder)
+        return folder.record, folder.checkpoint
+
+    record, checkpoint = _agreed(open_here, here=RANK == 0)
     path = local_folder(config.save_folder, config.run_name)
-    if checkpoint is not None and LOCAL_RANK == 0 and RANK != 0 and not checkpoint.path.exists():
-        RemoteRun(config.save_folder, path, report=say).fetch(checkpoint.step)  # another machine of the same run
-    dist.barrier()
-    return RunFolder(path, record, checkpoint, lock, remote)
+
+    def fetch_here() -> None:  # on another machine of the same run
+        assert checkpoint is not None
+        if not checkpoint.path.exists():
+            RemoteRun(config.save_folder, path, report=say).fetch(checkpoint.step)
+
+    _agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
+    return opened[0] if opened else RunFolder(path, record, checkpoint, lock=None)
+
+
+def _agreed(call: Callable[[], T], *, here: bool) -> T:
+    """What `call` gives on rank 0, after it was made on all ranks that are `here`.
+
+    Raises:
+        InputError: on every rank alike, where it failed on one.
+    """
+    from composer.utils import dist
+
+    fault = result = None
+    if here:
+        try:
+            result = call()
+        except InputError as error:
+            fault = str(error)
+        except OSError as error:  # RemoteError among them
+            fault = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    answers: list[Any] = dist.all_gather_object((fault, result))
+    if faults := [found for found, _ in answers if found is not None]:
+        raise InputError(faults[0])
+    return answers[0][1]
 
 
 def _clean_leftovers(config: Config) -> None:
@@ -71,7 +109,7 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
     `load_path`, else nothing.
     """
     from moe.train.checkpoints import CheckpointError, find_named
-    from moe.train.run_folder import check_continues, check_weights_fit
+    from moe.train.continuing import check_continues, check_weights_fit
 
     settings = dataclasses.asdict(config)
     if folder.checkpoint is not None:
@@ -94,8 +132,6 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
 
 def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
     """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted."""
-    from composer.utils import dist
-
     from moe.train.inputs import streams_of
     from moe.train.logs import evaluated_at
 
@@ -103,19 +139,19 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
         return False
     names = streams_of(config.eval_data) or [""]
     keys = [f"metrics/eval/{name}/loss" if name else "metrics/eval/loss" for name in names]
-    answer = [not evaluated_at(folder.path / "metrics.jsonl", step, keys) if RANK == 0 else None]
-    dist.broadcast_object_list(answer)
-    return bool(answer[0])
+    return _agreed(lambda: not evaluated_at(folder.path / "metrics.jsonl", step, keys), here=RANK == 0)
 
 
 def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
     """The places metrics go to (rank 0 only), and what to call with the exit code at the end."""
-    from moe.train.logs import jsonl_writer, tensorboard_writer, wandb_writer
+    from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
     if RANK != 0:
         return [], lambda code: None
     (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    writers = [jsonl_writer(folder.path / "metrics.jsonl", start_step if folder.checkpoint else 0, eval_again)]
+    metrics = folder.path / "metrics.jsonl"
+    reached = last_step(metrics)
+    writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]
     finish: Any = lambda code: None  # noqa: E731
     if config.loggers.tensorboard is not None:
         writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
@@ -133,4 +169,5 @@ def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bo
             config=dataclasses.asdict(config),
         )
         writers.append(write)
+    folder.history.begin(start_step, resumed=folder.checkpoint is not None, reached=reached, ranks=WORLD_SIZE)
     return writers, finish

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import threading
 import time
@@ -37,6 +38,7 @@ class StopSignal:
         self.started = time.monotonic()
         self.time_limit: float | None = None  # seconds from `started`; the same on every rank
         self.saving = False  # the training thread waits for a write, which nothing may cut short
+        self.temporary: str | None = None  # this process's folder, to be removed at whatever end
         self._interrupts = 0
         self._timer: threading.Timer | None = None
 
@@ -55,16 +57,22 @@ class StopSignal:
             return
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
-            os._exit(EXIT_AT_ONCE)
+            self.leave(EXIT_AT_ONCE)
         if not self.training:
-            os._exit(EXIT_STOPPED)
+            self.leave(EXIT_STOPPED)
         if self.received is None:
             self.received, self.since = signal.Signals(number), time.monotonic()
             if self.saving:
                 return
-            self._timer = threading.Timer(LAST_RESORT, os._exit, (EXIT_STOPPED,))
+            self._timer = threading.Timer(LAST_RESORT, self.leave, (EXIT_STOPPED,))
             self._timer.daemon = True
             self._timer.start()
+
+    def leave(self, code: int) -> None:
+        """Ends the process at once, from wherever it is."""
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+        os._exit(code)
 
     def step_ended(self) -> None:
         """The training thread has come to where it saves: it is not stuck, so nothing may cut the save short."""

@@ -1,7 +1,8 @@
 """A temporary folder of the run's own, so that a killed run leaves nothing behind that the next start does not clear.
 
 Streaming's lock files and the sockets of loader workers lie in the temporary folder, and a killed process cannot remove
-them. Here they lie in `moe-{run id}` inside it, which is emptied at each start and removed at the end.
+them. Here they lie in `moe-{run id}-{hash}` inside it, emptied at each start and removed at the end. The hash is of
+the run folder's path: a copy of a run trains beside it, with the same id.
 
 /tmp is used where TMPDIR is so long that a socket's address would exceed Linux's 107 bytes: a loader worker would then
 wait for ever.
@@ -10,6 +11,7 @@ wait for ever.
 from __future__ import annotations
 
 import gc
+import hashlib
 import multiprocessing
 import multiprocessing.process
 import os
@@ -19,21 +21,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from composer.utils import dist
+
+from moe.train.stop import StopSignal
 
 WORKERS_END = 1.0  # seconds
 LONGEST = 107 - len("/pymp-12345678/listener-12345678")
 
 
+def folder_for(run_folder: Path, run_id: str) -> str:
+    digest = hashlib.sha256(os.fsencode(run_folder.resolve())).hexdigest()[:8]
+    own = os.path.join(tempfile.gettempdir(), f"moe-{run_id}-{digest}")
+    return own if len(os.fsencode(own)) <= LONGEST else f"/tmp/{os.path.basename(own)}"
+
+
 @contextmanager
-def temporary_folder(run_id: str, *, leader: bool) -> Iterator[None]:
+def temporary_folder(run_folder: Path, run_id: str, stop: StopSignal, *, leader: bool) -> Iterator[None]:
     """Within it `tempfile` and children use the run's own folder. `leader`: makes it, on one rank per machine."""
-    before, outer = os.environ.get("TMPDIR"), tempfile.gettempdir()
-    own = os.path.join(outer, f"moe-{run_id}")
-    if len(os.fsencode(own)) > LONGEST:
-        own = f"/tmp/moe-{run_id}"
+    before, outer, own = os.environ.get("TMPDIR"), tempfile.gettempdir(), folder_for(run_folder, run_id)
     if leader:
+        stop.temporary = own
         shutil.rmtree(own, ignore_errors=True)
         os.makedirs(own, mode=0o700)
     dist.barrier()

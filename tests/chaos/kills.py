@@ -258,7 +258,7 @@ def left_behind(folder: Path) -> list[str]:
         if str(folder).encode() in path.read_bytes():
             found.append(str(path))
     for record in folder.glob("*/run.json"):
-        found += glob.glob(f"/tmp/moe-{json.loads(record.read_text())['id']}")
+        found += glob.glob(f"/tmp/moe-{json.loads(record.read_text())['id']}-*")
     for path in (folder / "tmp").rglob("*"):
         of_launcher = path.relative_to(folder / "tmp").parts[0].startswith("tmp")
         if not of_launcher:

@@ -71,7 +71,9 @@ def test_the_command_prints_the_same_for_any_batch_size_and_takes_a_step_and_sev
 ) -> None:
     data = str(tiny / "data")
     assert main(["eval", str(run), "--data", data, "--data", data, "--batch-size", "1", "--step", "10"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    first, second = told.out.splitlines()
+    assert told.err.startswith("starting ...\n")
     assert first == second
     assert re.search(r"val at step 10: loss \d\.\d{4}  perplexity \S+  bits per byte \d\.\d{4}  \([\d,]+ tokens", first)
     assert main(["eval", str(run), "--data", data, "--batch-size", "7", "--step", "10"]) == 0

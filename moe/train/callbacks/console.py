@@ -2,7 +2,8 @@
 
     step 120/1,200  10%  62.9M/629M tok  loss 4.512  ppl 91.1  lr 9.1e-04  grad 0.52  12.3k tok/s  1h02m left
 
-The rate is that of the interval, without evaluations and checkpoints; the time left counts only training.
+The rate is that of the interval, without evaluations and checkpoints; the time left counts only training. Shown only
+where there is something to tell: the share of the GPU's peak (mfu), steps skipped, spikes.
 """
 
 from __future__ import annotations
@@ -25,27 +26,18 @@ class Console(LoggerDestination):
         self.total_steps = every.total_steps
         self.tokens_per_step = every.tokens_per_step
         self.latest: dict[str, float] = {}
-        self.busy = 0.0  # seconds spent in steps since the last line
-        self.steps = 0
-        self._start = 0.0
         self._eval_start = 0.0
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.latest.update(metrics)
 
-    def before_dataloader(self, state: State, logger: Logger) -> None:
-        self._start = time.monotonic()
-
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.busy += time.monotonic() - self._start
-        self.steps += 1
         step = int(state.timestamp.batch)
         if self.every.due(step):
             say(self._line(step))
-            self.busy, self.steps = 0.0, 0
 
     def _line(self, step: int) -> str:
-        rate = self.steps * self.tokens_per_step / self.busy
+        rate = self.latest["throughput/tokens_per_sec"]
         left = (self.total_steps - step) * self.tokens_per_step / rate
         rates = {name: value for name, value in self.latest.items() if name.startswith("optim/lr/")}
         parts = [
@@ -61,6 +53,8 @@ class Console(LoggerDestination):
             f"{short(rate)} tok/s",
             f"{clock(left)} left",
         ]
+        if "throughput/device/mfu" in self.latest:
+            parts.insert(-1, f"mfu {self.latest['throughput/device/mfu']:.1%}")
         if self.latest["optim/skipped_steps"]:
             parts.append(f"skipped {self.latest['optim/skipped_steps']:.0f}")
         if self.latest.get("train/loss_spikes"):

@@ -12,6 +12,7 @@ and renames it; at most one is in flight, and it is joined before the run ends.
 from __future__ import annotations
 
 import copy
+import errno
 import shutil
 import threading
 import time
@@ -28,6 +29,7 @@ from moe.config.times import Every, Time
 from moe.errors import RunFailed
 from moe.s3 import RemoteError
 from moe.train.checkpoints import retain, write_checkpoint
+from moe.train.history import now
 from moe.train.remote import RemoteRun, Replaced
 from moe.train.stop import Stopped, StopSignal
 
@@ -38,6 +40,7 @@ class CheckpointSaver(Callback):
     """Args:
     manifest: what each manifest holds beside step, tokens, epoch position and files (config, data, versions).
     report: prints one line to the user, on one rank only.
+    event: notes what happened to the run, as History.event does.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class CheckpointSaver(Callback):
         stop: StopSignal,
         manifest: dict[str, Any],
         report: Callable[[str], None],
+        event: Callable[..., None],
         remote: RemoteRun | None = None,
     ):
         self.save_folder = save_folder
@@ -62,6 +66,7 @@ class CheckpointSaver(Callback):
         self.stop = stop
         self.manifest = manifest
         self.report = report
+        self.event = event
         self.remote = remote
         self.saved_step = -1
         self._thread: threading.Thread | None = None
@@ -161,7 +166,7 @@ class CheckpointSaver(Callback):
                 "tokens": int(state.timestamp.token),
                 "epoch": int(state.timestamp.epoch),
                 "sample_in_epoch": int(state.timestamp.sample_in_epoch),
-                "saved_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "saved_at": now(),
             }
             self._thread = threading.Thread(target=self._write, args=(step, content, manifest), name="checkpoint")
             self._thread.start()
@@ -175,12 +180,21 @@ class CheckpointSaver(Callback):
         return bool(answer)
 
     def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:
+        gone = not self.save_folder.is_dir()
+        start = time.monotonic()
         try:
             folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest)
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            self.event("checkpoint", step, bytes=size, seconds=round(time.monotonic() - start, 3))
             rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
             if self.remote is not None:
                 self.remote.push(folder, **rule)
             retain(self.save_folder, **rule)
+            if gone:
+                self._error = RunFailed(
+                    f"{self.save_folder} was removed while the run trained: older checkpoints and logs are gone. "
+                    f"Step {step} is saved there anew; the same command goes on from it"
+                )
         except Replaced as error:
             self._error = error
         except RemoteError as error:
@@ -188,15 +202,28 @@ class CheckpointSaver(Callback):
         except Exception as error:  # told in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
             free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
-            cause = "the disk is full" if size > free else str(error)
+            cause, mend = _cause_and_mend(error)
             self._error = SaveError(
                 f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
-                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are whole; free some space"
+                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are whole; {mend}"
             )
 
 
 class SaveError(RunFailed):
     """A checkpoint could not be written; those before it are untouched."""
+
+
+def _cause_and_mend(error: BaseException) -> tuple[str, str]:
+    """torch.save hides what the disk said behind an error of its own."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    number = found.errno if isinstance(found, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full", "free some space"
+    if number == errno.EFBIG:
+        return "a file may not be so large here", "raise the limit of file sizes (ulimit -f)"
+    return str(found or error), "mend what hinders writing"
 
 
 def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:

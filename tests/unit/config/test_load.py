@@ -43,6 +43,19 @@ def test_all_faults_are_reported_at_once_each_with_path_value_and_mend(path: Pat
     assert "oops: is no override" in text
 
 
+def test_faults_between_settings_are_told_with_those_of_type_unless_they_are_about_them(path: Path) -> None:
+    found = faults(path, "seed=abc", "model.top_k=9", "save_interval=500", "optimizer.lr=fast", "max_duration=7")
+    told = [re.split(r"[: (]", fault)[0] for fault in found]
+    assert sorted(told) == ["max_duration", "model.top_k", "optimizer.lr", "save_interval", "seed"]
+    found = faults(path, "model.n_experts=many", "model.top_k=9", "train_data.local=[x]", "max_seq_len=???", "seed=-1")
+    assert sorted(re.split(r"[: (]", fault)[0] for fault in found) == [
+        "max_seq_len",
+        "model.n_experts",
+        "seed",
+        "train_data.local",
+    ], "top_k is held against n_experts, which is not known"
+
+
 def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run_name: x\nmodel: {d_model: 8}\n")
     found = [line.split(":")[0] for line in faults(tmp_path / "c.yaml")]
@@ -56,16 +69,23 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["model.top_k=9"], r"model\.top_k \(9\) exceeds model\.n_experts \(4\); lower"),
         (["model.n_kv_heads=3"], r"n_heads \(2\) is not divisible by model\.n_kv_heads \(3\)"),
         (["model.d_model=33"], r"model\.d_model \(33\) is not divisible by model\.n_heads"),
-        (["scheduler.t_warmup=10ba"], r"t_warmup \(10ba\) is not in the unit of max_duration \(10240tok\)"),
+        (["scheduler.t_warmup=40ba"], r"t_warmup \(40ba\) is not shorter than max_duration \(10240tok\); shorten it"),
+        (
+            ["scheduler={name: wsd, t_warmup: 30ba, t_decay: 2816tok}"],
+            r"t_warmup and scheduler\.t_decay together exceed",
+        ),
         (["scheduler.t_warmup=10240tok"], r"t_warmup \(10240tok\) is not shorter than max_duration"),
         (["save_interval=500"], r"save_interval \(500\) is no duration"),
         (["max_duration=1ep"], r"max_duration \(1ep\) is no duration"),
         (["save_folder="], r"save_folder"),
         (["save_folder=''"], r"save_folder is empty with autoresume: true"),
         (["resume_from=5000"], r"resume_from \(5000\) must name a step, as step:5000"),
+        (["alert_command='echo \"half'"], r"alert_command \(echo \"half\) cannot be read: No closing quotation"),
+        (["alert_command=no-such-program -x"], r"alert_command .* there is no program 'no-such-program'"),
         (["optimizer.lr=0"], r"optimizer\.lr \(0\.0\) must be above 0"),
         (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
         (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be a whole number"),
+        (["compile=maybe"], r"compile \(maybe\) must be auto, true or false"),
         (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) goes with scheduler\.name wsd"),
         (["run_name=a/b"], r"run_name \(a/b\) must be letters"),
         (["save_num_checkpoints_to_keep=0"], r"save_num_checkpoints_to_keep \(0\) keeps nothing"),
@@ -83,6 +103,9 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["train_data.cache_limit=lots"], r"cache_limit \(lots\) is no size; write it as 500mb or 100gb"),
         (["save_folder=${nope}"], r"nope"),
         (["run_name=${run_name}"], r"run_name"),
+        (['save_folder="runs\\0/x"'], r"save_folder \('runs\\x00/x'\) holds a character that is none in UTF-8"),
+        (['sample_prompts=[a, "b\\ud800"]'], r"sample_prompts\.1 \('b\\ud800'\) holds a character"),
+        (["tokenizer=a\udcff"], r"tokenizer"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
@@ -96,6 +119,26 @@ def test_a_missing_file_names_the_yamls_beside_it(path: Path) -> None:
 def test_a_key_that_stands_twice_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\nseed: 2\n")
     assert "'seed' stands twice" in faults(tmp_path / "c.yaml")[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["model: &a {d_model: *a}", "sample_prompts: &a [x, *a]", "seed: " + "[" * 2000, "run_name: 2024-02-31"]
+)
+def test_yaml_that_has_no_end_or_no_value_is_one_fault(tmp_path: Path, path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    (found,) = faults(tmp_path / "c.yaml")
+    assert found.startswith("is not valid yaml: ") and len(found) < 200
+    key, _, value = text.partition(": ")
+    write_config(path, tiny_config(tmp_path))
+    assert any(fault.startswith(f"{key}: ") and "cannot be set: " in fault for fault in faults(path, f"{key}={value}"))
+
+
+def test_an_alias_may_stand_twice(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    write_config(tmp_path / "c.yaml", config)
+    text = (tmp_path / "c.yaml").read_text() + "sample_prompts: [&a once, *a]\n"
+    (tmp_path / "c.yaml").write_text(text)
+    assert load_config(tmp_path / "c.yaml").sample_prompts == ["once", "once"]
 
 
 def test_a_run_name_that_looks_like_a_number_stays_as_it_is_written(path: Path) -> None:
@@ -169,6 +212,17 @@ def test_streams_of_a_mixture_have_names_of_their_own(path: Path) -> None:
         ),
         (["train_data={text: {dataset: d, lanes: 0}}"], r"train_data\.text: lanes \(0\) must be at least 1"),
         (["train_data={text: {}}"], r"train_data\.text"),
+        (["train_data={text: {dataset: d, lanes: 1025}}"], r"lanes \(1025\) must be at least 1 and at most 1024"),
+        (
+            [STREAMS, "train_data.streams.code.proportion=1e308"],
+            r"proportion \(1e\+308\) must be above 0 and at most 1,",
+        ),
+        ([STREAMS, "train_data.streams.code.repeat=.inf"], r"repeat \(inf\) must be above 0 and at most 10,000"),
+        ([STREAMS, "train_data.streams.code.repeat=20000"], r"repeat \(20000\.0\) must be above 0 and at most 10,000"),
+        (
+            [STREAMS, "train_data.streams.code.choose=99999999999"],
+            r"choose \(99999999999\) must be above 0 and at most",
+        ),
         (["eval_data={text: true}"], r"eval_data\.text goes with train_data\.text and a val_fraction above 0"),
         (["train_data={streams: {'a/b': {local: w}}}"], r"streams\.a/b: a stream's name must be letters"),
     ],

@@ -12,7 +12,7 @@ import torch
 from streaming import StreamingDataset
 
 from moe.data import StreamSpec, build_eval_loader, build_train_loader
-from moe.errors import InputError
+from moe.errors import DataFault, InputError
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 
 COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
@@ -251,6 +251,20 @@ def test_token_beyond_the_vocabulary_names_the_shard(token_folder, workers):
         numbers(train_loader(token_folder, vocab_size=100, workers=workers))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_cut_short_while_it_is_read_is_named_and_kills_no_process(token_folder, monkeypatch, workers):
+    """Reading a map behind the end of its file is SIGBUS."""
+    monkeypatch.setattr("moe.data.dataset.LOOK_AGAIN", -1.0)
+    loader = train_loader(token_folder, batch=1, workers=workers)
+    batches = iter(loader)
+    for _ in range(40):  # all shards are open now
+        next(batches)
+    for shard in (token_folder / "train").glob("*.mds"):
+        os.truncate(shard, 100)
+    with pytest.raises((DataFault, RuntimeError), match=r"shard\.\d+\.mds: 100 bytes, index\.json says \d+"):
+        list(batches)
+
+
 def test_other_sequence_length_is_refused_with_both_values(token_folder):
     with pytest.raises(InputError, match=r"--seq-len 16, max_seq_len is 32"):
         train_loader(token_folder, seq_len=32)
@@ -283,9 +297,9 @@ def test_two_runs_that_take_the_same_shared_memory_at_once_both_start(token_fold
     class Contended(loader.TokenDataset):
         def __init__(self, **settings):
             tries.append(None)
-            if len(tries) < 3:
-                raise FileExistsError(17, "File exists", "/000425_locals")
             super().__init__(**settings)
+            if len(tries) < 3:  # late: by then Streaming has changed the streams it was given
+                raise FileExistsError(17, "File exists", "/000425_locals")
 
     monkeypatch.setattr(loader, "TokenDataset", Contended)
     settings = dict(seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True)

@@ -1,6 +1,8 @@
 import contextlib
 import json
 import shutil
+import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,3 +121,45 @@ def test_bytes_of_sentencepiece_like_tokens_add_up_and_other_tokenizers_have_non
     assert (sizes[0], sizes[1]) == (0, 4)
     backend.decoder = decoders.WordPiece()
     assert token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")) is None
+
+
+def no_listener() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message_after_two_tries(monkeypatch, capfd):
+    """Its own client tries for 47 seconds, with two lines for each try."""
+    address, slept = no_listener(), []
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr("moe.data.tokenizer.time", SimpleNamespace(sleep=slept.append))
+    with pytest.raises(InputError, match=rf"'nobody/none' cannot be loaded: .*\({address} cannot be reached: \w+\)"):
+        load_tokenizer("nobody/none")
+    assert slept == [1] and capfd.readouterr().err.count("\n") == 1
+
+
+def test_a_tokenizer_that_is_cached_needs_no_hub(monkeypatch, tokenizer_folder, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", no_listener())
+    monkeypatch.setattr("moe.data.tokenizer.time", SimpleNamespace(sleep=lambda seconds: None))
+    from transformers import AutoTokenizer
+
+    asked, plain = [], AutoTokenizer.from_pretrained
+
+    def from_cache(name, **settings):
+        asked.append((name, settings["local_files_only"]))
+        return plain(str(tokenizer_folder), **settings)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_cache)
+    assert load_tokenizer("nobody/none").eos_token_id is not None
+    assert asked == [("nobody/none", True)]
+
+
+def test_a_name_that_is_no_repository_is_asked_of_nobody(monkeypatch):
+    def ask(*args, **settings):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", ask)
+    for name in ("/no/such/folder", "./none", "a/b/c"):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_tokenizer(name)

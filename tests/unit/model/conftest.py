@@ -5,18 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+import tests.tiny
 from moe.model import Transformer
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97,
-    "d_model": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "n_experts": 4,
-    "top_k": 2,
-    "expert_hidden": 24,
-}
+SHAPE: dict[str, Any] = {"vocab_size": 97, **tests.tiny.SHAPE}
 
 
 @pytest.fixture

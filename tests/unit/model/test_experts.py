@@ -1,4 +1,6 @@
-"""Both expert backends against a plain float64 reference, forward and every gradient."""
+"""All expert backends against a plain float64 reference, forward and every gradient."""
+
+import importlib.util
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ import torch.nn.functional as F
 
 from moe.model import experts
 from moe.model.dispatch import from_experts, sort_by_expert, to_experts
-from moe.model.experts import experts_grouped_mm, experts_loop, moe_experts
+from moe.model.expert_loop import experts_loop
+from moe.model.experts import BACKENDS, choose_backend, moe_experts
 
 D, E, FH = 16, 4, 24
 
@@ -43,19 +46,25 @@ def inputs(expert, dtype):
     return leaves, grad.to(dtype), torch.bincount(expert.flatten(), minlength=E)
 
 
-@pytest.fixture(params=["loop", "grouped_mm"])
+def need(backend):
+    if backend == "grouped_mm" and not hasattr(F, "grouped_mm"):
+        pytest.skip("torch.nn.functional.grouped_mm came with torch 2.10")
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: pip install triton")
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
-    if request.param == "grouped_mm":
-        if not hasattr(F, "grouped_mm"):
-            pytest.skip("torch.nn.functional.grouped_mm came with torch 2.10")
-        monkeypatch.setattr(experts, "_has_grouped_mm", lambda device, dtype: True)
+    """Every backend on the CPU; Triton in its interpreter (tests/conftest.py turns it on)."""
+    need(request.param)
+    monkeypatch.setattr(experts, "choose_backend", lambda *_: request.param)
     return request.param
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_forward_and_every_gradient_equal_the_plain_reference(backend, name):
     expert = CHOICES[name]
-    dtype = torch.float64 if backend == "loop" else torch.float32  # grouped_mm knows no float64
+    dtype = torch.float64 if backend == "loop" else torch.float32  # the kernels know no float64
     exact, grad, _ = inputs(expert, torch.float64)
     reference(exact[0], exact[1], expert, *exact[2:]).backward(grad)
     fast, grad, counts = inputs(expert, dtype)
@@ -78,14 +87,14 @@ def test_experts_without_tokens_get_zero_gradients(backend):
         assert w.grad[[1, 3]].abs().amin(0).max() > 0
 
 
-def test_backends_agree_in_bf16():
-    if not hasattr(F, "grouped_mm"):
-        pytest.skip("torch.nn.functional.grouped_mm came with torch 2.10")
+@pytest.mark.parametrize("name", ["grouped_mm", "triton"])
+def test_backends_agree_in_bf16(name):
+    need(name)
     expert = CHOICES["spread"]
     (x, _, w13, w2), _, counts = inputs(expert, torch.bfloat16)
     x_ND = to_experts(x, sort_by_expert(expert))
     loop, _ = experts_loop(x_ND, w13, w2, counts)
-    torch.testing.assert_close(experts_grouped_mm(x_ND, w13, w2, counts), loop, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(BACKENDS[name](x_ND, w13, w2, counts), loop, atol=0.05, rtol=0.05)
 
 
 def test_autocast_casts_weights_and_keeps_fp32_gradients(backend):
@@ -105,6 +114,40 @@ def test_loop_is_a_sound_torch_library_op():
     (x, _, w13, w2), _, counts = inputs(CHOICES["empty experts"], torch.float64)
     x_ND = to_experts(x, sort_by_expert(CHOICES["empty experts"])).detach().requires_grad_()
     torch.library.opcheck(experts_loop, (x_ND, w13, w2, counts))
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "backend"),
+    [
+        ((9, 0), torch.bfloat16, 64, "grouped_mm"),
+        ((10, 0), torch.bfloat16, 64, "grouped_mm"),
+        ((10, 3), torch.bfloat16, 64, "grouped_mm"),
+        ((9, 0), torch.bfloat16, 36, "triton"),  # rows of 72 bytes
+        ((9, 0), torch.float32, 64, "triton"),
+        ((8, 0), torch.bfloat16, 64, "triton"),
+        ((8, 9), torch.bfloat16, 64, "triton"),
+        ((12, 0), torch.bfloat16, 64, "triton"),
+        ((9, 0), torch.float64, 64, "loop"),
+        ((7, 5), torch.float32, 64, "loop"),
+    ],
+)
+def test_the_gpu_decides_the_backend(monkeypatch, capability, dtype, width, backend):
+    need(backend)
+    monkeypatch.setattr(experts, "_capability", lambda device: capability)
+    assert choose_backend(GPU, dtype, width, 32) == backend
+
+
+def test_old_torch_takes_triton_and_no_triton_the_loop(monkeypatch):
+    need("triton")
+    monkeypatch.setattr(experts, "_capability", lambda device: (9, 0))
+    monkeypatch.delattr(F, "grouped_mm", raising=False)
+    assert choose_backend(GPU, torch.bfloat16, 64, 32) == "triton"
+    monkeypatch.setattr(experts, "_has_triton", lambda: False)
+    assert choose_backend(GPU, torch.bfloat16, 64, 32) == "loop"
+    assert choose_backend(torch.device("cpu"), torch.bfloat16, 64, 32) == "loop"
 
 
 def test_rows_return_to_their_tokens():

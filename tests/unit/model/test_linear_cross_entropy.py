@@ -1,8 +1,12 @@
 """The chunked loss against plain float64 cross-entropy over full logits."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moe.model import loss as loss_module
 from moe.model.loss import linear_cross_entropy
@@ -13,6 +17,28 @@ T, D, V = 37, 8, 50
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS_CPU", 10 * V)  # 10 tokens a chunk: 3 whole ones and a rest
+
+
+class Made(TorchDispatchMode):
+    """Shapes and dtypes of all tensors made inside, views and in-place results left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        out = function(*args, **(kwargs or {}))
+        self.tensors += [
+            x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given
+        ]
+        return out
+
+    def count(self):
+        return Counter((tuple(x.shape), x.dtype) for x in self.tensors)
+
+    def largest(self):
+        return max(x.numel() for x in self.tensors)
 
 
 def inputs(dtype=torch.float64, ignored=(0, 11, 12, 36)):
@@ -106,3 +132,31 @@ def test_autocast_keeps_an_fp32_head_gradient_close_to_fp32():
     for ours, theirs in zip(torch.autograd.grad(head.loss, (x, w)), expected, strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_tensor_is_a_chunk_of_logits_and_one_fp32_buffer_holds_the_head_gradient(dtype):
+    x, w, target = inputs(torch.float32)
+    with Made() as made, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        linear_cross_entropy(x, w, target, z_weight=0.1).loss.backward()
+    assert made.largest() == 10 * V, "a chunk has 10 of the 37 tokens"
+    assert made.count()[(V, D), torch.float32] == 1
+    assert w.grad.data_ptr() in [t.data_ptr() for t in made.tensors if t.shape == (V, D)], "not copied on its way out"
+
+
+def test_without_gradients_nothing_of_the_size_of_the_head_is_made():
+    x, w, target = inputs(torch.float32)
+    with Made() as made, torch.no_grad():
+        linear_cross_entropy(x, w, target)
+    assert made.largest() == 10 * V
+    assert not [t for t in made.tensors if t.shape in ((V, D), (T, D))]
+
+
+def test_no_logits_of_all_tokens_exist_in_a_step_of_the_model(build):
+    model = build()
+    tokens = torch.randint(1, 97, (2, 40), generator=torch.Generator().manual_seed(0))
+    with Made() as made:
+        model(tokens, tokens).loss.backward()
+        assert not [t for t in made.tensors if t.numel() >= tokens.numel() * 97]
+        model(tokens)
+    assert [t for t in made.tensors if t.numel() == tokens.numel() * 97], "what this would look like"

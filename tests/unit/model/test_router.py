@@ -53,3 +53,12 @@ def test_balance_and_z_terms_reach_the_router_and_lower_what_they_name(router, x
     assert (share * router(x).prob_E).sum() < before
     (grad,) = torch.autograd.grad(router(x).z, router.weight)
     assert grad.abs().max() > 0
+
+
+def test_entropy_and_the_largest_logit_are_those_of_the_probabilities_and_carry_no_gradient(router, x):
+    routing = router(x)
+    logits = x @ router.weight.t()
+    plain = torch.distributions.Categorical(logits=logits).entropy().sum()
+    torch.testing.assert_close(routing.entropy, plain.detach())
+    assert routing.logit_max == logits.max()
+    assert not routing.entropy.requires_grad and not routing.logit_max.requires_grad

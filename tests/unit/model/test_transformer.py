@@ -62,12 +62,13 @@ def test_counts_of_every_layer_sum_to_tokens_times_top_k(build, tokens):
     torch.testing.assert_close(parts.prob_LE.sum(-1), torch.full((2,), float(tokens.numel())))
 
 
-def test_sums_of_microbatches_equal_the_whole_batch(build, tokens):
+def test_sums_and_largest_logits_of_microbatches_equal_the_whole_batch(build, tokens):
     model = build(z_loss=0.01)
     whole = model(tokens, tokens)
     halves = [model(part, part) for part in (tokens[:1], tokens[1:])]
-    for value, a, b in zip(whole, *halves, strict=True):
-        torch.testing.assert_close(value, a + b, rtol=1e-5, atol=1e-4)
+    for name, value, a, b in zip(whole._fields, whole, *halves, strict=True):
+        both = torch.maximum(a, b) if name == "logit_max_L" else a + b
+        torch.testing.assert_close(value, both, rtol=1e-5, atol=1e-4)
 
 
 def test_balance_term_reaches_every_router(build, tokens):
@@ -78,7 +79,7 @@ def test_balance_term_reaches_every_router(build, tokens):
         assert block.moe.router.weight.grad.abs().max() > 0
 
 
-def test_checkpointing_changes_neither_counts_nor_gradients(build, tokens):
+def test_checkpointing_changes_neither_counts_nor_entropy_nor_gradients(build, tokens):
     plain, recomputed = build(), build(activation_checkpointing=True)
     results = [model(tokens, tokens) for model in (plain, recomputed)]
     for parts in results:
@@ -127,9 +128,9 @@ def test_a_compiled_block_has_no_graph_break_and_equal_gradients(build, tokens):
     mask = document_causal_mask(document_ids(tokens, 0), torch.float32)
     results = []
     for forward in (block, torch.compile(block, backend="aot_eager", fullgraph=True)):
-        out, counts, prob, z = forward(x, rope, mask)
+        out, counts, prob, z, *watched = forward(x, rope, mask)
         grads = torch.autograd.grad(out.square().sum() + prob[0] + z, [x, *block.parameters()])
-        results.append([out, counts, prob, z, *grads])
+        results.append([out, counts, prob, z, *watched, *grads])
     for plain, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, plain)
 

@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from moe.optim import Muon
+from moe.model import Transformer
+from moe.model.flops import flops_per_token
+from moe.optim import Muon, build_groups, muon
 from moe.optim.newton_schulz import COEFFICIENTS
 
 
@@ -195,6 +199,54 @@ def test_bf16_momentum_follows_fp32_momentum():
         results.append(torch.cat([(p.detach() - old).flatten() for p, old in zip(params[:3], start, strict=False)]))
     assert not torch.equal(*results)
     assert torch.cosine_similarity(*results, dim=0) > 0.999
+
+
+@pytest.fixture
+def orthogonalized(monkeypatch):
+    """(shape, dtype) of each batch of matrices that is orthogonalised."""
+    batches = []
+
+    def note(x_NRC, plain=muon.orthogonalize):
+        batches.append((tuple(x_NRC.shape), x_NRC.dtype))
+        return plain(x_NRC)
+
+    monkeypatch.setattr(muon, "orthogonalize", note)
+    return batches
+
+
+def test_matrices_of_one_shape_go_together_and_those_of_experts_alone(orthogonalized):
+    params = parameters((24, 16), (16, 40), (24, 16), (3, 24, 16), (3, 24, 16))
+    set_gradients(params, 0)
+    Muon([muon_group(params)]).step()
+    assert orthogonalized == [((n, r, c), torch.float32) for n, r, c in ((2, 24, 16), (1, 16, 40), *[(3, 24, 16)] * 2)]
+
+
+@pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
+def test_on_a_gpu_the_iteration_runs_in_bf16_and_what_is_kept_stays_as_set(orthogonalized, momentum_dtype):
+    """On tensors that claim to lie on a GPU and have no values: nor does the step wait for one."""
+    with FakeTensorMode(), torch.device("cuda", 0):
+        params = [nn.Parameter(torch.empty(24, 16)), nn.Parameter(torch.empty(3, 48, 16))]
+        for p in params:
+            p.grad = torch.empty_like(p)
+        optimizer = Muon([muon_group(params, momentum_dtype=momentum_dtype, split=2)])
+        optimizer.step()
+    assert orthogonalized == [((2, 12, 16), torch.bfloat16), ((6, 24, 16), torch.bfloat16)]
+    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[momentum_dtype]
+    assert all(optimizer.state[p]["momentum"].dtype == kept and p.dtype == torch.float32 for p in params)
+
+
+def test_muon_takes_under_two_percent_of_the_flops_of_a_500m_step_of_half_a_million_tokens():
+    shape = {"vocab_size": 50257, "d_model": 768, "n_layers": 12, "n_heads": 12, "n_kv_heads": 4, "n_experts": 8}
+    shape |= {"top_k": 2, "expert_hidden": 2048}
+    with torch.device("meta"):
+        model = Transformer(**shape, eos_id=0)
+    optimizer = Muon([g for g in build_groups(model, name="muon", lr=1e-3, weight_decay=0.1) if g["kind"] == "muon"])
+    for p in model.parameters():
+        p.grad = torch.empty_like(p)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    share = counter.get_total_flops() / (2**19 * flops_per_token(**shape, seq_len=2048))
+    assert 0.01 < share < 0.02
 
 
 def test_learning_rate_of_the_group_is_read_at_every_step():

@@ -52,10 +52,12 @@ def test_a_sharded_parameter_is_updated_as_a_whole_one(ranks, momentum_dtype) ->
         for step in range(3):
             set_gradients(whole, step)
             set_gradients(shards, step, mesh)
+            one.update_norms, many.update_norms = {}, {}
             one.step()
             many.step()
         for p, shard in zip(whole, shards, strict=True):
             torch.testing.assert_close(shard.full_tensor(), p.detach(), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(many.update_norms[shard], one.update_norms[p], atol=1e-6, rtol=1e-5)
             for key, value in one.state[p].items():
                 found = many.state[shard][key]
                 found = found if key == "step" else found.full_tensor()

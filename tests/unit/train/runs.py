@@ -9,12 +9,22 @@ import torch
 from moe.run import main
 from tests.tiny import tiny_config, write_config
 
+EPOCH = 24  # steps, on the `small` data
+
 
 def train(tiny: Path, tmp_path: Path, *overrides: str, name: str = "run") -> tuple[int, Path]:
     """The exit code and the run folder."""
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
     folder = tmp_path / name
     return main([str(path), f"save_folder={folder}", *overrides]), folder
+
+
+def die(small: Path, tmp_path: Path, step: int, *overrides: str) -> Path:
+    """The folder of a run that ended after `step` as by kill -9."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_after(step, patch)
+        train(small, tmp_path, "eval_data=null", *overrides)
+    return tmp_path / "run"
 
 
 def rows(folder: Path, key: str) -> dict[int, float]:

@@ -66,6 +66,7 @@ def test_row02_the_newest_that_verifies_is_used_and_broken_ones_are_named_and_se
     said: list[str] = []
     found = newest_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 2
+    assert "left to you to look at or delete: no start reads them" in said[0]
     assert "xxh64 differs" in said[0] and "step-00000004" in said[0] and "manifest.json" in said[1]
     assert sorted(p.name for p in tmp_path.glob("set-aside-*")) == [
         "set-aside-step-00000003",

@@ -92,20 +92,16 @@ def test_a_sharded_model_is_tried_only_where_memory_is_expected_to_do_on_every_r
 
     def work(rank):
         model, _ = made
-        shard_transformer(model.transformer, precision="fp32", world_size=2, on_gpu=False)
+        shard_transformer(model.transformer, world_size=2, on_gpu=False)
         optimizer, sizes = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0], []
-        plain = microbatch._peak_of_step
 
         def peak(model, optimizer, size, seq_len, precision):
             sizes.append(size * seq_len / 32)
-            return plain(model, optimizer, size, seq_len, precision) + (1 + sizes[-1]) * 1e9
+            return (1 + sizes[-1]) * 1e9
 
         microbatch._peak_of_step = peak
         microbatch._memory = lambda device: (2 - rank) * gigabytes * 1e9
-        before = [p.full_tensor() for p in model.parameters()]
         assert find(model, optimizer, rank_batch=12) == found and sizes == tried
-        assert all(torch.equal(p.full_tensor(), old) for p, old in zip(model.parameters(), before, strict=True))
-        assert not optimizer.state and all(p.grad is None for p in model.parameters())
 
     on_ranks(2, work)
 
@@ -115,14 +111,13 @@ def test_a_sharded_trial_that_runs_out_of_memory_ends_the_run_with_the_size_to_s
 
     def work(rank):
         model, _ = made
-        shard_transformer(model.transformer, precision="fp32", world_size=2, on_gpu=False)
-        optimizer, plain = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0], microbatch._step
+        shard_transformer(model.transformer, world_size=2, on_gpu=False)
+        optimizer = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0]
         limit = 0
 
         def step(model, optimizer, size, *others):
             if size > limit:
                 raise torch.OutOfMemoryError("no memory")
-            plain(model, optimizer, size, *others)
 
         microbatch._step = step
         with pytest.raises(microbatch.InputError, match="one sequence of 32 tokens does not fit"):

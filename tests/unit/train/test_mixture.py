@@ -93,7 +93,7 @@ def test_a_changed_mixture_is_refused_with_both_values(tiny, tmp_path, folders, 
     told = capsys.readouterr().err
     assert code == 2 and "proportion 0.4" in told and "proportion 0.5" in told
     code, _ = run(tmp_path, mixture(tiny, {"web": folders["web"]}), "run", "max_duration=5ba")
-    assert code == 2 and "train_data: was data code " in capsys.readouterr().err
+    assert code == 2 and "train_data: the streams differ" in capsys.readouterr().err
 
 
 def test_every_stream_is_held_against_the_config(tiny, tmp_path, folders, capsys) -> None:

@@ -45,7 +45,10 @@ def test_a_run_on_s3_goes_on_on_a_machine_that_has_nothing_of_it(
     assert not any(name.startswith("step-00000006") for name in store.list()), "what retention removed is gone whole"
     record = json.loads(store.read("run.json") or b"")
     assert record["state"] == "done" and record["id"] == first["id"]
-    assert store.read("metrics.jsonl") == Path("runs/tiny/metrics.jsonl").read_bytes()
+    for log in ("metrics.jsonl", "events.jsonl"):
+        assert store.read(log) == Path("runs/tiny", log).read_bytes()
+    told = [json.loads(line) for line in Path("runs/tiny/events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in told if event["event"] != "checkpoint"] == ["start", "failed", "resume", "done"]
 
 
 def test_row05_remote_retention_counts_what_stood_there_before_a_resume(tiny: Path, bucket: str) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from moe.errors import InputError
-from moe.train.run_folder import check_continues, compare_configs, open_run_folder
+from moe.train.continuing import check_continues, compare_configs
+from moe.train.run_folder import open_run_folder
 from tests.unit.train.test_checkpoints import flip_a_byte, steps, write
 
 SAID: list[str] = []
@@ -56,6 +57,7 @@ def test_going_back_sets_later_checkpoints_aside_once(tmp_path: Path) -> None:
     folder = open_folder(tmp_path, resume_from="step:1")
     assert folder.checkpoint is not None and folder.checkpoint.step == 1 and steps(tmp_path) == [1]
     assert "step 2 stays as left-behind" in SAID[0] and "step 3" in SAID[1]
+    assert SAID[2].startswith("(load_path takes such a left-behind-* folder into a new run; delete it when")
     folder.lock.close()
     write(tmp_path, 4)  # the run went on, and was stopped
     again = open_folder(tmp_path, resume_from="step:1")
@@ -103,6 +105,19 @@ def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp
     assert "load_path" not in str(error.value), "its weights would not fit"
     with pytest.raises(InputError, match="new run from these weights: run_name=NEW load_path="):
         check_continues(checkpoint, {**checkpoint.manifest["config"]}, "bbb", print)
+
+
+def test_of_a_mixture_only_the_streams_that_differ_are_told_each_on_its_line(tmp_path: Path) -> None:
+    from moe.train.checkpoints import Checkpoint
+
+    checkpoint = Checkpoint(tmp_path, {"config": CONFIG, "data": "code aa train proportion 0.2; web bb train"})
+    with pytest.raises(InputError) as error:
+        check_continues(checkpoint, CONFIG, "code aa train proportion 0.3; web bb train", SAID.append)
+    assert str(error.value).splitlines()[1:4] == [
+        "  train_data: the streams differ (name, data, split, weight)",
+        "    was code aa train proportion 0.2",
+        "    is  code aa train proportion 0.3",
+    ]
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path: Path) -> None:

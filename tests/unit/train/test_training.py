@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_the_loss_and_the_weights_do_not_depend_on_the_microbatch(tiny: Path, tm
     off = ["model.dropout=0", "max_duration=5ba", "scheduler.t_warmup=1ba"]  # dropout masks follow the microbatches
     whole = train(tiny, tmp_path, *off, "device_train_microbatch_size=8", name="whole")[1]
     split = train(tiny, tmp_path, *off, "device_train_microbatch_size=3", name="split")[1]
-    for key in ("train/loss", "train/balance_loss", "optim/grad_norm", "metrics/eval/loss"):
+    watched = ("router/entropy", "router/logit_max", "experts/max_vio", "update_rms/experts")
+    for key in ("train/loss", "train/balance_loss", "optim/grad_norm", "metrics/eval/loss", *watched):
         assert rows(whole, key) == pytest.approx(rows(split, key), rel=2e-5), key
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, weights(split)[name], rtol=1e-3, atol=2e-5)
@@ -288,7 +290,9 @@ def test_a_failed_write_is_told_and_the_run_goes_on_and_saves_again(
     overrides = ["max_duration=8ba", "scheduler.t_warmup=1ba", "save_interval=2ba", "eval_data=null"]
     code, folder = train(tiny, tmp_path, *overrides)
     out = capsys.readouterr().out
-    assert code == 0 and "checkpoint of step 4 was not written" in out and "No space left" in out and "are free" in out
+    assert (
+        code == 0 and "checkpoint of step 4 was not written" in out and "the disk is full" in out and "are free" in out
+    )
     assert [p.name for p in sorted(folder.glob("step-*"))] == ["step-00000002", "step-00000006", "step-00000008"]
     full_at = {8}
     code, folder = train(tiny, tmp_path, *overrides, name="last")
@@ -319,3 +323,49 @@ def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, mo
         code, folder = train(tiny, tmp_path, *overrides, name=f"cut-{step}")
         assert code == 0 and rows(folder, "metrics/eval/loss") == rows(whole, "metrics/eval/loss")
         assert rows(folder, "train/loss") == rows(whole, "train/loss")
+
+
+def test_batches_for_a_gpu_count_their_documents_before_they_leave(tiny: Path) -> None:
+    from moe import build
+    from moe.config import load_config
+    from moe.data.meta import read_meta
+    from moe.model.documents import document_ends
+
+    config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
+    spec = build.build_train_spec(config, meta, 1)
+    batch = next(iter(spec.dataloader))
+    assert spec.batch_transforms(batch).keys() == {"tokens", "labels"}
+    transform = build.batch_transforms(config, meta, on_gpu=True)
+    parts = spec.split_batch(transform(batch), 3)
+    assert [len(part["document_ends"]) for part in parts] == [3, 3, 2]
+    assert torch.equal(parts[0]["document_ends"], document_ends(batch["tokens"], meta.eos_id)[:3])
+    assert spec.get_num_samples_in_batch(transform(batch)) == 8
+    apart = load_config(tiny / "tiny.yaml", ["model.document_mask=false"])
+    assert build.batch_transforms(apart, meta, on_gpu=True)(batch).keys() == {"tokens", "labels"}
+
+
+def test_a_compiled_run_with_recomputed_blocks_equals_a_plain_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moe.model import Transformer
+
+    # Everything but Inductor, whose C++ takes minutes to compile
+    monkeypatch.setattr(Transformer, "compile_blocks", partialmethod(Transformer.compile_blocks, backend="aot_eager"))
+    off = ["model.dropout=0", "max_duration=2ba", "scheduler.t_warmup=1ba", "device_train_microbatch_size=3"]
+    plain = train(tiny, tmp_path, *off, name="plain")[1]
+    compiled = train(tiny, tmp_path, *off, "compile=true", "activation_checkpointing=true", name="compiled")[1]
+    for key in ("train/loss", "optim/grad_norm", "experts/load_max", "metrics/eval/loss"):
+        assert rows(compiled, key) == pytest.approx(rows(plain, key), rel=1e-5), key
+    assert weights(compiled).keys() == weights(plain).keys()
+
+
+def test_compile_is_automatic_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from moe.build import wants_compile
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert [wants_compile("auto", on_gpu=on_gpu) for on_gpu in (True, False)] == [True, False]
+    assert [wants_compile(setting, on_gpu=False) for setting in (True, False)] == [True, False]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not wants_compile("auto", on_gpu=True)

@@ -1,0 +1,215 @@
+"""Which runs benchmarks/learning.py makes, in order of what they tell, and which of them are done.
+
+- A later stage is made of what an earlier one found (the best rate), so it is known only when that one is done. Nothing
+  but the results' files is remembered: killed and started again, the driver goes on with the first run that has none.
+- A sweep whose best rate is at its edge grows by another rate on that side.
+- AdamW gets more tuning (a finer rate, warmup, beta2, weight decay) than Muon, which gets its rate alone: the
+  comparison is to favour the older method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from learning_run import Run
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+SHARE = 0.5  # of AdamW's tokens, for Muon
+LESS = (0.35, 0.25, 0.18)  # as long as it still ends below AdamW
+MORE = (0.65, 0.75)  # to complete the curve, or where it does not
+LONG = 4.0  # times the tokens
+SEEDS = (0, 1, 2)
+WIDE = {"d_model": 128, "expert_hidden": 256}
+FINER = (0.7, 1.4)  # of the best rate, for AdamW
+ADAMW_CHANGES: tuple[dict[str, float], ...] = (
+    {"warmup": 0.05},
+    {"warmup": 0.2},
+    {"beta2": 0.99},
+    {"weight_decay": 0.01},
+)
+DENSE_ACTIVE: dict[str, Any] = {"n_experts": 1, "top_k": 1, "expert_hidden": 256}
+DENSE_TOTAL: dict[str, Any] = {"n_experts": 1, "top_k": 1, "expert_hidden": 1024}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no document mask": {"document_mask": False},
+    "no QK-norm": {"qk_norm": False},
+    "balance over the microbatch": {"balance": "microbatch"},
+    "balance over a running mean": {"balance": "running"},
+    "top 4 of 32 experts": {"n_experts": 32, "top_k": 4, "expert_hidden": 64},
+}
+
+
+class Results:
+    """The finished runs in a folder, one JSON each, written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.read: dict[str, dict[str, Any]] = {}
+
+    def get(self, run: Run) -> dict[str, Any] | None:
+        path = self.folder / f"{run.name}.json"
+        if run.name not in self.read and path.is_file():
+            self.read[run.name] = json.loads(path.read_text(encoding="utf-8"))
+        return self.read.get(run.name)
+
+    def final(self, run: Run) -> float | None:
+        """Its final validation loss, infinite where it diverged; None where it was not made yet."""
+        found = self.get(run)
+        if found is None:
+            return None
+        return float("inf") if found["final"] is None else found["final"]
+
+    def best(self, runs: list[Run]) -> Run | None:
+        """The one of least final loss; None while one of them is missing, or of none."""
+        losses = [(self.final(run), run) for run in runs]
+        known = [(loss, run) for loss, run in losses if loss is not None]
+        return min(known, key=lambda pair: pair[0])[1] if known and len(known) == len(losses) else None
+
+    def put(self, run: Run, found: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / f".{run.name}.partial"
+        aside.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        aside.rename(self.folder / f"{run.name}.json")
+
+
+def sweep(results: Results, base: Run, first: tuple[float, ...] = RATES) -> list[Run]:
+    """The first rates, and more beyond an edge that was best."""
+    rates = sorted(first)
+    while best := results.best([replace(base, lr=rate) for rate in rates]):
+        if best.lr == rates[0]:
+            rates.insert(0, rates[0] / 2)
+        elif best.lr == rates[-1]:
+            rates.append(rates[-1] * 2)
+        else:
+            break
+    return [replace(base, lr=rate) for rate in rates]
+
+
+def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
+    """The runs that tune AdamW, first its rate, then the rest at the best one, and the best of all runs; None while one
+    is missing.
+    """
+    swept = sweep(results, Run(optimizer="adamw", lr=0))
+    coarse = results.best(swept)
+    if coarse is None:
+        return [], None
+    finer = [replace(coarse, lr=round(coarse.lr * factor, 7)) for factor in FINER]
+    best = results.best([coarse, *finer])
+    if best is None:
+        return finer, None
+    # a long warmup may bear a higher rate
+    changes: list[dict[str, float]] = [{"lr": coarse.lr * 2, "warmup": 0.2}, *ADAMW_CHANGES]
+    runs = [replace(best, **change) for change in changes]
+    if results.best(runs) is None:
+        return finer + runs, None
+    least = results.final(best)
+    assert least is not None
+    combined = best
+    for run, change in sorted(
+        zip(runs, changes, strict=True), key=lambda pair: results.final(pair[0]) or 0, reverse=True
+    ):
+        if (results.final(run) or 0) < least:
+            combined = replace(combined, **change)  # of two warmups or rates the better one, which comes last
+    if combined not in runs and combined != best:
+        runs.append(combined)
+    return finer + runs, results.best([best, *runs])
+
+
+def best_muon(results: Results) -> Run | None:
+    return results.best(sweep(results, Run(optimizer="muon", lr=0)))
+
+
+def wide_sweep(results: Results) -> list[Run]:
+    """At twice the width, around the rate that was best; empty until that is known."""
+    best = best_muon(results)
+    if best is None:
+        return []
+    return sweep(results, replace(best, lr=0, **WIDE), (RATES[0], best.lr / 2, best.lr, best.lr * 2))
+
+
+def seeds(*runs: Run) -> list[Run]:
+    return [replace(run, seed=seed) for run in runs for seed in SEEDS]
+
+
+def muon_budgets(results: Results) -> list[float]:
+    """Shares of AdamW's tokens that Muon is given: all, SHARE, and of LESS those that it takes to fall behind."""
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    shares = [1.0, SHARE]
+    if adamw is None or muon is None:
+        return shares
+    for less in LESS:
+        ahead = [
+            (results.final(replace(muon, seed=seed, share=shares[-1])), results.final(replace(adamw, seed=seed)))
+            for seed in SEEDS
+        ]
+        if not any(mine is not None and other is not None and mine <= other for mine, other in ahead):
+            break
+        shares.append(less)
+    return shares
+
+
+Stage = Callable[[Results], list[Run] | None]
+
+
+def _rates(results: Results) -> list[Run]:
+    return sweep(results, Run(optimizer="adamw", lr=0)) + sweep(results, Run(optimizer="muon", lr=0))
+
+
+def _adamw(results: Results) -> list[Run] | None:
+    return tuned_adamw(results)[0] or None
+
+
+def _budgets(results: Results) -> list[Run] | None:
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    if adamw is None or muon is None:
+        return None
+    return seeds(adamw, *(replace(muon, share=share) for share in muon_budgets(results)))
+
+
+def long_runs(results: Results) -> list[Run] | None:
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    if adamw is None or muon is None:
+        return None
+    adamw, muon = replace(adamw, share=LONG), replace(muon, share=LONG)
+    halves = [replace(run, lr=run.lr / 2) for run in (adamw, muon)]  # the best rate falls with the compute spent
+    return [adamw, replace(muon, share=LONG / 2), muon, *halves]
+
+
+def _with_muon(make: Callable[[Run], list[Run]]) -> Stage:
+    def stage(results: Results) -> list[Run] | None:
+        muon = best_muon(results)
+        return None if muon is None else make(muon)
+
+    return stage
+
+
+STAGES: dict[str, Stage] = {
+    "learning rates": _rates,
+    "AdamW's finer rate, warmup, beta2, weight decay": _adamw,
+    "Muon on fewer tokens, three seeds": _budgets,
+    "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
+    "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
+    "learning rates at twice the width": lambda results: wide_sweep(results) or None,
+    "four times the tokens": long_runs,
+    "Muon on 0.65 and 0.75 of the tokens": _with_muon(
+        lambda muon: seeds(*(replace(muon, share=share) for share in MORE))
+    ),
+    "parts of the recipe, more seeds": _with_muon(
+        lambda muon: [run for change in ABLATIONS.values() for run in seeds(replace(muon, **change))[1:]]
+    ),
+    "dense of equal size, more seeds": _with_muon(lambda muon: seeds(replace(muon, **DENSE_TOTAL))[1:]),
+}
+
+
+def matrix(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
+    """(stage, its runs as far as they are known; None where an earlier stage decides them)."""
+    for name, stage in STAGES.items():
+        yield name, stage(results)
+
+
+def as_run(found: dict[str, Any]) -> Run:
+    return Run(**{field.name: found[field.name] for field in dataclasses.fields(Run)})

@@ -1,0 +1,295 @@
+"""docs/learning.md's tables and docs/learning.png, from the result files of benchmarks/learning.py alone.
+
+- A row that was not run says so; a row of one seed has no interval.
+- Differences are taken seed by seed (same initial weights where the shapes are equal, same order of the data), and
+  their 95% interval is Student's over the seeds.
+- How many tokens Muon needs: its final losses on several token budgets, each with a schedule of its own, interpolated
+  over the logarithm of the budget, seed by seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from learning_matrix import (
+    ABLATIONS,
+    DENSE_ACTIVE,
+    DENSE_TOTAL,
+    MORE,
+    SEEDS,
+    Results,
+    best_muon,
+    long_runs,
+    matrix,
+    muon_budgets,
+    sweep,
+    tuned_adamw,
+    wide_sweep,
+)
+from learning_run import BATCH, SEQ_LEN, Run
+
+STUDENT_95 = {2: 12.706, 3: 4.303}  # by the number of seeds
+NOT_RUN = "not run"
+GOAL_TOKENS, GOAL_RATE, GOAL_NATS = 0.75, 1e-3, 0.02
+
+
+def over_seeds(results: Results, run: Run) -> dict[int, float]:
+    losses = {seed: results.final(replace(run, seed=seed)) for seed in SEEDS}
+    return {seed: loss for seed, loss in losses.items() if loss is not None}
+
+
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95% interval; None for a single value."""
+    if len(values) < 2:
+        return values[0], None
+    return statistics.mean(values), STUDENT_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def shown(values: list[float], digits: int = 3, sign: str = "") -> str:
+    if not values:
+        return NOT_RUN
+    mean, half = interval(values)
+    return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def differences(results: Results, run: Run, base: Run) -> list[float]:
+    mine, other = over_seeds(results, run), over_seeds(results, base)
+    return [mine[seed] - other[seed] for seed in mine if seed in other]
+
+
+def crossing(points: list[tuple[float, float]], target: float) -> float:
+    """Share of the tokens at which the loss falls to the target; 0 below the least share, infinite if never reached."""
+    points = sorted(points)
+    if points[0][1] <= target:
+        return 0.0
+    for (low, above), (high, below) in itertools.pairwise(points):
+        if below <= target:
+            part = (above - target) / (above - below)
+            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+    return math.inf
+
+
+def shares(results: Results) -> list[float]:
+    """Of AdamW's tokens, all that Muon is given, from the largest."""
+    return sorted({*muon_budgets(results), *MORE}, reverse=True)
+
+
+def token_shares(results: Results) -> list[float]:
+    """Per seed, the share of AdamW's tokens with which Muon reaches AdamW's final loss."""
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    if adamw is None or muon is None:
+        return []
+    found = []
+    for seed in SEEDS:
+        target = results.final(replace(adamw, seed=seed))
+        losses = {share: results.final(replace(muon, seed=seed, share=share)) for share in shares(results)}
+        if target is not None and all(losses[share] is not None for share in muon_budgets(results)):
+            found.append(crossing([(share, loss) for share, loss in losses.items() if loss is not None], target))
+    return found
+
+
+def shown_shares(found: list[float], least: float) -> str:
+    if not found:
+        return NOT_RUN
+    if math.inf in found:
+        return "not reached by every seed"
+    if 0.0 in found:
+        return f"below {least:g} in {found.count(0.0)} of {len(found)} seeds"
+    return shown(found, 2)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines)
+
+
+def rate_table(results: Results) -> str:
+    runs = {
+        "AdamW": sweep(results, Run(optimizer="adamw", lr=0)),
+        "Muon": sweep(results, Run(optimizer="muon", lr=0)),
+        "Muon, twice the width": wide_sweep(results),
+    }
+    rows = []
+    for rate in sorted({run.lr for found in runs.values() for run in found}):
+        row = [f"{rate:g}"]
+        for found in runs.values():
+            loss = {run.lr: results.final(run) for run in found}.get(rate)
+            best = results.best(found)
+            row.append("" if loss is None else f"**{loss:.3f}**" if best and best.lr == rate else f"{loss:.3f}")
+        rows.append(row)
+    return table(["learning rate", *runs], rows)
+
+
+def adamw_table(results: Results) -> str:
+    runs, best = tuned_adamw(results)
+    if not runs:
+        return f"AdamW's finer rate, warmup, beta2, weight decay: {NOT_RUN} yet."
+    base = results.best(sweep(results, Run(optimizer="adamw", lr=0)))
+    rows = []
+    for run in [base, *runs]:
+        assert run is not None
+        loss = results.final(run)
+        text = NOT_RUN if loss is None else f"**{loss:.3f}**" if run == best else f"{loss:.3f}"
+        rows.append([f"{run.lr:g}", f"{run.warmup:g}", f"{run.beta2:g}", f"{run.weight_decay:g}", text])
+    return table(["AdamW's rate", "warmup (share of the run)", "beta2", "weight decay", "final loss"], rows)
+
+
+def budget_table(results: Results) -> str:
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    if adamw is None or muon is None:
+        return f"Muon on fewer tokens: {NOT_RUN} yet."
+    rows = []
+    for name, run in [("AdamW, tuned", adamw), *(("Muon", replace(muon, share=s)) for s in shares(results))]:
+        losses = over_seeds(results, run)
+        rows.append(
+            [name, f"{run.lr:g}", f"{run.share:g}", f"{run.tokens:,}", str(len(losses)),
+             shown(list(losses.values())), "" if run == adamw else shown(differences(results, run, adamw), sign="+")]
+        )  # fmt: skip
+    head = ["optimizer", "rate", "share of the tokens", "tokens", "seeds", "final loss", "against AdamW on all tokens"]
+    return table(head, rows) + "\n\n" + reached(results, muon)
+
+
+def long_table(results: Results) -> str:
+    runs = long_runs(results)
+    if runs is None:
+        return f"Four times the tokens: {NOT_RUN} yet."
+    rows = []
+    for run in sorted(runs, key=lambda run: (run.optimizer, -run.tokens, run.lr)):
+        loss = results.final(run)
+        rows.append([run.optimizer, f"{run.lr:g}", f"{run.tokens:,}", NOT_RUN if loss is None else f"{loss:.3f}"])
+    return table(["optimizer", "rate", "tokens", "final loss"], rows)
+
+
+def reached(results: Results, muon: Run) -> str:
+    found = results.get(muon)
+    assert found is not None
+    extra = found["optimizer_flops"] / found["flops"]
+    needed, least = token_shares(results), min(shares(results))
+    with_extra = shown_shares([share * (1 + extra) for share in needed], least * (1 + extra))
+    return (
+        f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(needed, least)}.\n"
+        "The model's FLOPs are in the same ratio. The products of Muon's own iteration come on top, "
+        f"{extra:.0%} of the model's at\n{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the "
+        f"ratio of FLOPs is {with_extra}."
+    )
+
+
+def recipe_rows(results: Results) -> dict[str, Run]:
+    muon = best_muon(results)
+    if muon is None:
+        return {}
+    return {
+        "the recipe: 8 experts, top 2": muon,
+        "dense, as many active parameters": replace(muon, **DENSE_ACTIVE),
+        "dense, as many parameters in all": replace(muon, **DENSE_TOTAL),
+        **{name: replace(muon, **change) for name, change in ABLATIONS.items()},
+    }
+
+
+def recipe_table(results: Results) -> str:
+    rows = []
+    named = recipe_rows(results)
+    for name, run in named.items():
+        found = [results.get(replace(run, seed=seed)) for seed in SEEDS]
+        done: list[dict[str, Any]] = [one for one in found if one is not None]
+        if not done:
+            rows.append([name, "", "", "", "0", NOT_RUN, "", ""])
+            continue
+        least, most = min(one["expert_load"][0] for one in done), max(one["expert_load"][1] for one in done)
+        base = next(iter(named.values()))
+        rows.append(
+            [name, f"{done[0]['parameters'] / 1e3:,.0f}k", f"{done[0]['active'] / 1e3:,.0f}k",
+             f"{done[0]['flops'] / 1e12:.2f}", str(len(done)), shown(list(over_seeds(results, run).values())),
+             "" if run == base else shown(differences(results, run, base), sign="+"),
+             "" if run.n_experts == 1 else f"{least:.2f} to {most:.2f}"]
+        )  # fmt: skip
+    if not rows:
+        return f"Dense models and the parts of the recipe: {NOT_RUN} yet."
+    head = ["model", "parameters", "active", "TFLOPs", "seeds", "final loss", "against the recipe", "expert load"]
+    return table(head, rows)
+
+
+def above_best(results: Results, runs: list[Run], rate: float) -> float | None:
+    """Nats by which this rate ends above the sweep's best; None while the sweep is not done."""
+    best = results.best(runs) if runs else None
+    if best is None:
+        return None
+    mine, least = results.final(replace(best, lr=rate)), results.final(best)
+    assert mine is not None and least is not None
+    return mine - least
+
+
+def verdict(value: float | None, limit: float) -> str:
+    return "open" if value is None else "yes" if value <= limit else "no"
+
+
+def goal_table(results: Results) -> str:
+    found = token_shares(results)
+    upper = None
+    if len(found) == len(SEEDS):
+        clear = 0.0 not in found and math.inf not in found
+        mean, half = interval(found) if clear else (max(found), 0.0)
+        upper = mean + (half or 0.0)
+    rows = [
+        [f"Muon reaches tuned AdamW's final loss with at most {GOAL_TOKENS} of its tokens",
+         shown_shares(found, min(shares(results))),
+         verdict(upper, GOAL_TOKENS) + (" (the whole interval)" if upper is not None and upper <= GOAL_TOKENS else "")]
+    ]  # fmt: skip
+    named = recipe_rows(results)
+    gains = differences(results, named["dense, as many active parameters"], best_muon(results)) if named else []  # type: ignore[arg-type]
+    worst = None
+    if len(gains) > 1:
+        mean, half = interval(gains)
+        worst = -(mean - (half or 0))
+    rows.append(
+        ["the MoE beats the dense model of equal active parameters (nats of difference)",
+         shown(gains, sign="+"), verdict(worst, 0.0)]
+    )  # fmt: skip
+    sweeps = {"": sweep(results, Run(optimizer="muon", lr=0)), ", twice the width": wide_sweep(results)}
+    for name, runs in sweeps.items():
+        gap = above_best(results, runs, GOAL_RATE)
+        text = NOT_RUN if gap is None else f"{gap:+.3f}"
+        rows.append(
+            [f"a rate of {GOAL_RATE:g} ends within {GOAL_NATS} nats of the best{name}", text, verdict(gap, GOAL_NATS)]
+        )
+    return table(["goal", "measured", "met"], rows)
+
+
+def missing(results: Results) -> str:
+    lines = []
+    for stage, runs in matrix(results):
+        left = None if runs is None else [run for run in runs if results.get(run) is None]
+        if left is None:
+            lines.append(f"- {stage}: all of it")
+        elif left:
+            lines.append(f"- {stage}: {len(left)} of {len(runs or [])} runs ({', '.join(run.name for run in left)})")
+    return "\n".join(["Not run yet:", "", *lines]) if lines else "The matrix is complete."
+
+
+def write_report(results: Results, docs: Path) -> None:
+    from learning_picture import draw
+
+    parts = {
+        "goals": goal_table(results),
+        "rates": rate_table(results),
+        "adamw": adamw_table(results),
+        "budgets": budget_table(results),
+        "long": long_table(results),
+        "recipe": recipe_table(results),
+        "missing": missing(results),
+    }
+    path = docs / "learning.md"
+    page = path.read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page, flags=re.S
+        )
+        assert count == 1, f"{path} has no place for {name}"
+    path.write_text(page, encoding="utf-8")
+    draw(results, docs / "learning.png")

@@ -1,0 +1,220 @@
+"""One training run of benchmarks/learning.py: what it is, and its training.
+
+- No Composer: the model, the optimizer and the schedules are this project's, the loop around them is a page. A start
+  takes 2 s instead of 11.
+- Everything that decides the result stands in `Run` or below as a constant: the same run gives the same losses on the
+  same machine with one thread.
+- The seed decides the initial weights and the order of the samples. A run on a share of the tokens sees the first part
+  of that order, with a whole schedule of its own.
+- Validation is the same tokens for every run; the token after an EOS is no target of it, whatever was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe.data.meta import read_meta
+from moe.data.verify import read_samples
+from moe.model import LossParts, Transformer
+from moe.model.flops import count_parameters, flops_per_token
+from moe.optim import SCHEDULERS, Muon, build_groups
+
+SEQ_LEN = 256
+BATCH = 8  # samples a step: 2,048 tokens
+STEPS = 384  # 786,432 tokens at share 1
+N_LAYERS = 4
+HEAD_DIM = 32
+MICROBATCH = 2  # samples, where expert shares are those of a microbatch
+EVALUATIONS = 6
+EVAL_SAMPLES = 160  # spread evenly over the validation split
+ALPHA_F, CLIP, BALANCE_LOSS, ROUTER_Z_LOSS, Z_LOSS = 0.1, 1.0, 0.01, 0.001, 1e-4  # the yamls' own values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """share: of STEPS. warmup: share of the run. balance: whose expert shares weigh the balance loss; `lagged` (the
+    previous step's, ours), `microbatch`, or `running` (mean over the step's microbatches so far). expert_hidden is that
+    of one expert.
+    """
+
+    optimizer: str
+    lr: float
+    seed: int = 0
+    share: float = 1.0
+    warmup: float = 0.1
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    d_model: int = 64
+    n_experts: int = 8
+    top_k: int = 2
+    expert_hidden: int = 128
+    document_mask: bool = True
+    qk_norm: bool = True
+    balance: str = "lagged"
+
+    @property
+    def name(self) -> str:
+        """What it is, in a file's name: optimizer, rate, seed, and whatever differs from the defaults."""
+        parts = [self.optimizer, f"lr{self.lr:g}"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("optimizer", "lr", "seed") and value != field.default:
+                parts.append(f"{field.name}{value:g}" if isinstance(value, float) else f"{field.name}{value}")
+        return "-".join([*parts, f"seed{self.seed}"])
+
+    @property
+    def steps(self) -> int:
+        return round(self.share * STEPS)
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * BATCH * SEQ_LEN
+
+    def shape(self, vocab_size: int) -> dict[str, Any]:
+        heads = self.d_model // HEAD_DIM
+        return {
+            "vocab_size": vocab_size,
+            "d_model": self.d_model,
+            "n_layers": N_LAYERS,
+            "n_heads": heads,
+            "n_kv_heads": max(1, heads // 2),
+            "n_experts": self.n_experts,
+            "top_k": self.top_k,
+            "expert_hidden": self.expert_hidden,
+            "qk_norm": self.qk_norm,
+        }
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows of tokens [n, SEQ_LEN]; `identity` is the hash that conversion gave the shards."""
+
+    train: np.ndarray
+    val: np.ndarray
+    vocab_size: int
+    eos_id: int
+
+    def labels(self, rows: np.ndarray, *, after_eos: bool) -> tuple[Tensor, Tensor]:
+        tokens = torch.from_numpy(rows.astype(np.int64))
+        labels = tokens.clone()
+        if not after_eos:
+            labels[:, 1:][tokens[:, :-1] == self.eos_id] = -100
+        return tokens, labels
+
+
+def open_data(folder: Path) -> Data:
+    meta = read_meta(folder)
+    splits = {split: read_samples(folder / split, 0, meta.samples[split]) for split in ("train", "val")}
+    chosen = np.linspace(0, len(splits["val"]) - 1, min(EVAL_SAMPLES, len(splits["val"]))).astype(int)
+    return Data(splits["train"], splits["val"][chosen], meta.vocab_size, meta.eos_id)
+
+
+def muon_flops(optimizer: Muon) -> float:
+    """FLOPs of the products in one step's orthogonalisation: five times Gram matrix, its square, and their product."""
+    total = 0.0
+    for group in optimizer.param_groups:
+        if group["kind"] == "muon":
+            for p in group["params"]:
+                rows, cols = p.shape[-2] // group["split"], p.shape[-1]
+                small, large = sorted((rows, cols))
+                total += p.numel() / (rows * cols) * 5 * (4 * small * small * large + 2 * small**3)
+    return total
+
+
+class Balance:
+    """The expert shares that weigh the mean probabilities in the balance loss."""
+
+    def __init__(self, run: Run) -> None:
+        self.kind = run.balance
+        self.share_LE = torch.full((N_LAYERS, run.n_experts), 1 / run.n_experts)
+        self.counts_LE = torch.zeros_like(self.share_LE)
+
+    def loss(self, parts: LossParts) -> Tensor:
+        """Sum over layers and tokens; the caller divides by the batch's tokens."""
+        counts_LE = parts.counts_LE.detach()
+        self.counts_LE += counts_LE
+        share_LE = self.share_LE
+        if self.kind != "lagged":
+            seen_LE = counts_LE if self.kind == "microbatch" else self.counts_LE
+            share_LE = seen_LE / seen_LE.sum(-1, keepdim=True)
+        return share_LE.shape[1] * (share_LE * parts.prob_LE).sum()
+
+    def end_step(self) -> Tensor:
+        """The step's counts [L, E]."""
+        counts_LE = self.counts_LE
+        self.share_LE, self.counts_LE = counts_LE / counts_LE.sum(-1, keepdim=True), torch.zeros_like(counts_LE)
+        return counts_LE
+
+
+@torch.no_grad()
+def evaluate(model: Transformer, data: Data) -> float:
+    """Mean negative log likelihood in nats."""
+    nll, targets = 0.0, 0
+    for start in range(0, len(data.val), BATCH):
+        parts = model(*data.labels(data.val[start : start + BATCH], after_eos=False))
+        nll, targets = nll + float(parts.nll), targets + int(parts.targets)
+    return nll / targets
+
+
+def train(run: Run, data: Data) -> dict[str, Any]:
+    """Trains from the start and returns what is kept of it: settings, sizes, curve, final loss, expert loads."""
+    torch.set_num_threads(1)
+    torch.manual_seed(run.seed)
+    shape = run.shape(data.vocab_size)
+    model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS)
+    groups = build_groups(model, name=run.optimizer, lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, run.beta2))
+    optimizer = Muon(groups)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    order = np.random.default_rng(run.seed).permutation(len(data.train))
+    assert run.steps * BATCH <= len(order), "no sample is read twice"
+    balance = Balance(run)
+    microbatch = BATCH if run.balance == "lagged" else MICROBATCH
+    evaluate_at = {round(run.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
+    curve: list[list[float]] = []
+    late_counts_LE = torch.zeros(N_LAYERS, run.n_experts)
+    began = time.process_time()
+    for step in range(1, run.steps + 1):
+        rows = data.train[order[(step - 1) * BATCH : step * BATCH]]
+        tokens, labels = data.labels(rows, after_eos=not run.document_mask)
+        targets = int((labels[:, 1:] != -100).sum())
+        for start in range(0, BATCH, microbatch):
+            part = slice(start, start + microbatch)
+            parts = model(tokens[part], labels[part])
+            router = BALANCE_LOSS * balance.loss(parts) + ROUTER_Z_LOSS * parts.router_z_L.sum()
+            (parts.loss / targets + router / tokens.numel()).backward()
+        counts_LE = balance.end_step()
+        late_counts_LE += counts_LE * (step > run.steps * (1 - 1 / EVALUATIONS))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        factor = SCHEDULERS["cosine_with_warmup"](step, total=run.steps, warmup=run.warmup * run.steps, alpha_f=ALPHA_F)
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in evaluate_at:
+            curve.append([step * BATCH * SEQ_LEN, round(evaluate(model, data), 7)])
+    load_LE = late_counts_LE / late_counts_LE.mean(-1, keepdim=True)
+    count = count_parameters(**shape)
+    final = curve[-1][1]
+    return {
+        **dataclasses.asdict(run),
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "parameters": count.total,
+        "active": count.active,
+        "flops": flops_per_token(**shape, seq_len=SEQ_LEN) * run.tokens,
+        "optimizer_flops": muon_flops(optimizer) * run.steps,
+        "curve": curve,
+        "final": final if math.isfinite(final) else None,
+        "expert_load": [round(float(load_LE.min()), 3), round(float(load_LE.max()), 3)],
+        "cpu_seconds": round(time.process_time() - began, 1),
+        "torch": torch.__version__,
+    }

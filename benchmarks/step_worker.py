@@ -1,0 +1,143 @@
+"""One competitor of benchmarks/step.py, in a process (and an environment) of its own: a step for each line on stdin.
+
+Prints what it is, then the seconds of each step, then, at the end of stdin, its peak memory in bytes. Lines of its own
+begin with "@": libraries print too.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+CLIP = 1.0
+
+
+def ours(spec: dict[str, Any]) -> tuple[str, torch.nn.Module, Any, Callable[[torch.Tensor], torch.Tensor]]:
+    from moe.model import Transformer
+    from moe.optim import Muon, build_groups
+
+    with torch.device(DEVICE):
+        model = Transformer(eos_id=0, document_mask=False, **spec["shape"])
+    if spec.get("compile"):
+        model.compile_blocks()
+    optimizer = Muon(build_groups(model, name=spec["optimizer"], lr=1e-4, weight_decay=0.1))
+    return f"torch {torch.__version__}", model, optimizer, lambda tokens: mean_loss(model, tokens)
+
+
+def mean_loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    parts = model(tokens, tokens)
+    return parts.loss / parts.targets
+
+
+def peer(spec: dict[str, Any]) -> tuple[str, torch.nn.Module, Any, Callable[[torch.Tensor], torch.Tensor]]:
+    """transformers' model of the same shape, in a loop as its Trainer's: fused AdamW, clipped gradients."""
+    import transformers
+
+    note = f"transformers {transformers.__version__}"
+    if spec.get("liger"):
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen3_moe
+
+        apply_liger_kernel_to_qwen3_moe()
+        note += " + Liger"
+    shape = spec["shape"]
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=shape["vocab_size"], hidden_size=shape["d_model"], num_hidden_layers=shape["n_layers"],
+        num_attention_heads=shape["n_heads"], num_key_value_heads=shape["n_kv_heads"], head_dim=shape["head_dim"],
+        num_experts=shape["n_experts"], num_experts_per_tok=shape["top_k"],
+        moe_intermediate_size=shape["expert_hidden"], norm_topk_prob=True, tie_word_embeddings=True,
+        output_router_logits=False, decoder_sparse_step=1, mlp_only_layers=[], use_cache=False,
+        max_position_embeddings=spec["seq_len"],
+    )  # fmt: skip
+    with torch.device(DEVICE):
+        model = transformers.Qwen3MoeForCausalLM(config)
+    model.train()
+    kernels = getattr(config, "_experts_implementation", None)
+    note += f", experts {kernels}" if kernels else ""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    return note, model, optimizer, lambda tokens: model(input_ids=tokens, labels=tokens).loss
+
+
+def training(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
+    torch.manual_seed(0)
+    note, model, optimizer, loss = {"ours": ours, "peer": peer}[spec["kind"]](spec)
+    sizes = (spec["batch"], spec["seq_len"])
+    tokens = torch.randint(1, spec["shape"]["vocab_size"], sizes, generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(DEVICE)
+
+    def step() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            value = loss(tokens)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return note, step
+
+
+def matmul(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
+    """Twenty large products: what the chip gives at most."""
+    a, b = (torch.randn(spec["size"], spec["size"], device=DEVICE, dtype=DTYPE) for _ in range(2))
+    return f"{spec['size']}^3 {DTYPE}", lambda: [torch.mm(a, b) for _ in range(20)] and None
+
+
+def expert_layer(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
+    """Forward and backward of one layer of experts, every expert with the same number of tokens."""
+    from moe.model.experts import choose_backend, moe_experts
+
+    n_experts, top_k, width, hidden = (spec["shape"][k] for k in ("n_experts", "top_k", "d_model", "expert_hidden"))
+    n_tokens = spec["tokens_per_expert"] * n_experts // top_k
+    x, w13, w2 = (
+        torch.randn(*shape, device=DEVICE, dtype=DTYPE).requires_grad_()
+        for shape in ((n_tokens, width), (n_experts, 2 * hidden, width), (n_experts, width, hidden))
+    )
+    expert = torch.arange(n_tokens * top_k, device=DEVICE).view(n_tokens, top_k) % n_experts
+    weight = torch.full((n_tokens, top_k), 1 / top_k, device=DEVICE)
+    counts = torch.bincount(expert.flatten(), minlength=n_experts)
+    name = choose_backend(x.device, DTYPE, width, hidden)
+    return f"backend {name}", lambda: moe_experts(x, weight, expert, w13, w2, counts).sum().backward()
+
+
+def dense_layer(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
+    """Forward and backward of one matrix product with as many FLOPs."""
+    width, hidden = spec["shape"]["d_model"], spec["shape"]["expert_hidden"]
+    n_rows = spec["tokens_per_expert"] * spec["shape"]["n_experts"]
+    x = torch.randn(n_rows, width, device=DEVICE, dtype=DTYPE).requires_grad_()
+    w = torch.randn(3 * hidden, width, device=DEVICE, dtype=DTYPE).requires_grad_()
+    grad = torch.randn(n_rows, 3 * hidden, device=DEVICE, dtype=DTYPE)
+    return "one product", lambda: torch.nn.functional.linear(x, w).backward(grad)
+
+
+KINDS = {"ours": training, "peer": training, "matmul": matmul, "experts": expert_layer, "dense": dense_layer}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    if spec["threads"]:
+        torch.set_num_threads(spec["threads"])
+    note, step = KINDS[spec["kind"]](spec)
+    for _ in range(2):  # warm-up, with the optimizer's state and what is compiled
+        step()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    print("@" + json.dumps(note), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        print(f"@{time.perf_counter() - start}", flush=True)
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"@{torch.cuda.max_memory_allocated() if DEVICE == 'cuda' else process}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

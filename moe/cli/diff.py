@@ -1,0 +1,29 @@
+"""Shows what differs between two runs: their config, the data they read, the versions they ran with."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="run folder, e.g. checkpoints/demo")
+    parser.add_argument("other", help="the run to hold it against")
+
+
+def run(args: argparse.Namespace) -> int:
+    from moe.runs.compare import differences
+    from moe.runs.reading import read_run
+
+    runs = [read_run(args.run), read_run(args.other)]
+    for section, table in differences(runs).items():
+        missing = [str(run.path) for run in runs if not (run.config if section == "config" else run.manifest)]
+        if missing:
+            source = "config.yaml" if section == "config" else "checkpoint that could tell"
+            print(f"{section}: no {source} in {' and '.join(missing)}")
+            if len(missing) == 2:
+                continue
+        print(f"{section}: {len(table)} differ" if table else f"{section}: the same")
+        width = max(map(len, table), default=0)
+        for key, (here, there) in table.items():
+            print(f"  {key:<{width}}  {here}  ->  {there}")
+    return 0

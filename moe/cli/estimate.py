@@ -1,0 +1,187 @@
+"""What a run needs, from its yaml alone, in a second and without a GPU: parameters, memory, time, cost, disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from moe.units import clock, short, size
+
+if TYPE_CHECKING:
+    from moe.config import Config
+    from moe.estimate.gpus import Gpu
+    from moe.estimate.plan import Fit, GpuMemory
+
+GB = 1e9
+CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", help="the yaml of the run")
+    add("overrides", nargs="*", metavar="key=value", help="settings to change, as in training")
+    add("--mfu", type=float, default=0.4, help="share of the GPU's peak that is reached (default: 0.4)")
+    add(
+        "--price",
+        action="append",
+        default=[],
+        metavar="[GPU=]PRICE",
+        help="per GPU-hour: 2.50 for all, or H100=2.50; may stand several times",
+    )
+    add("--gpu", default="H100", help="the GPU of the table of memory (default: H100)")
+    add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing here tells it")
+    add("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from moe.config import load_config
+    from moe.errors import InputError
+    from moe.estimate import plan
+    from moe.estimate.gpus import find_gpu
+    from moe.estimate.vocabulary import find_vocab_size
+
+    config = load_config(args.config, args.overrides)
+    if not 0 < args.mfu <= 1:
+        raise InputError(f"--mfu ({args.mfu}) must be above 0 and at most 1, as 0.4")
+    if args.vocab_size is not None and args.vocab_size < 1:
+        raise InputError(f"--vocab-size ({args.vocab_size}) must be at least 1")
+    vocab_size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
+    gpu, prices = find_gpu(args.gpu), _prices(args.price)
+    fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices)
+    memory = plan.find_memory(config, vocab_size, gpu)
+    if args.json:
+        print(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, args.mfu), indent=1))
+        return 0
+    print(f"{config.run_name}  ({args.config})")
+    for part in (
+        _parameters(config, vocab_size, source),
+        _work(config, vocab_size),
+        _memory(config, memory, gpu),
+        _fits(config, fits, args.mfu, bool(prices)),
+        _disk(config, vocab_size),
+    ):
+        print()
+        for line in part:
+            print(line.rstrip())
+    return 0
+
+
+def _prices(given: list[str]) -> dict[str, float]:
+    from moe.errors import InputError
+    from moe.estimate.gpus import GPUS, find_gpu
+
+    prices = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            price = float(number)
+            if not 0 <= price < float("inf"):
+                raise ValueError
+        except ValueError:
+            raise InputError(f"--price ({text}) is no price; write 2.50, or H100=2.50") from None
+        if name:
+            find_gpu(name)
+        wanted = name.lower().replace(" ", "")
+        names = [gpu.name for gpu in GPUS if wanted in gpu.name.lower().replace(" ", "")] if name else [""]
+        prices.update(dict.fromkeys(names, price))
+    return prices
+
+
+def _parameters(config: Config, vocab_size: int, source: str) -> Iterator[str]:
+    from moe.estimate.plan import parameters
+
+    count = parameters(config, vocab_size)
+    idle = count.total - count.active
+    yield f"{'PARAMETERS':<14}{'total':>16}{'active per token':>20}"
+    for name in ("embedding", "head", "attention", "router", "experts", "norms"):
+        total = getattr(count, name)
+        active = total - idle if name == "experts" else total
+        tied = "  the embedding's" if name == "head" and not total else ""
+        yield f"  {name:<12}{total:>16,}{active:>20,}{tied}"
+    yield f"  {'all':<12}{count.total:>16,}{count.active:>20,}"
+    experts = f"{config.model.n_experts} experts, top {config.model.top_k}"
+    yield f"  vocabulary of {vocab_size:,} tokens ({source}); {experts}"
+
+
+def _work(config: Config, vocab_size: int) -> Iterator[str]:
+    from moe.estimate.plan import find_work
+
+    work = find_work(config, vocab_size)
+    batch = f"{config.global_train_batch_size} x {config.max_seq_len:,} = {work.tokens_per_step:,}"
+    yield "WORK"
+    yield f"  steps         {work.steps:,} of {batch} tokens; {short(work.tokens)} tokens in all"
+    yield f"  FLOPs         {work.flops_per_token / 1e9:.3g} G a token (forward and backward), {work.flops:.3g} in all"
+    yield (
+        f"  tokens per parameter  {work.tokens_per_active_parameter:.1f} active, {work.tokens_per_parameter:.1f} total "
+        f"(compute-optimal for a dense model: about {CHINCHILLA}, arXiv 2203.15556)"
+    )
+
+
+def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
+    auto = " (auto: the largest)" if config.device_train_microbatch_size == "auto" else ""
+    yield f"MEMORY of one {gpu.name} in GB, computed ({config.precision})"
+    heads = [f"{found.n_gpus} GPU{'s' if found.n_gpus > 1 else ''}" for found in memory]
+    yield f"  {'':<44}" + "".join(f"{head:>10}" for head in heads)
+    yield f"  {'microbatch, sequences' + auto:<44}"[:60].ljust(36) + "".join(
+        f"{found.microbatch:>10}" for found in memory
+    )
+    momentum = f"Muon {config.optimizer.momentum_dtype}, AdamW" if config.optimizer.name == "muon" else "AdamW"
+    rows = {
+        "weights": [found.step.weights for found in memory],
+        "gradients": [found.step.gradients for found in memory],
+        f"optimizer ({momentum})": [found.step.optimizer for found in memory],
+        "copies of weights": [found.step.copies for found in memory],
+        "activations": [found.step.activations for found in memory],
+        "loss (logits, head's gradient)": [found.step.loss for found in memory],
+        "workspace": [found.step.workspace for found in memory],
+        "worst expert imbalance": [found.imbalance for found in memory],
+        "allocator slack": [found.slack for found in memory],
+        "CUDA and its libraries": [found.cuda for found in memory],
+        "all": [found.total for found in memory],
+        "free": [gpu.memory - found.total for found in memory],
+    }
+    for name, sizes in rows.items():
+        yield f"  {name:<44}" + "".join(f"{number / GB:>10.2f}" for number in sizes)
+    yield f"  {'the peak is in':<44}" + "".join(f"{found.step.phase:>10}" for found in memory)
+    if any(not found.step.gradients for found in memory):
+        yield "  Gradients are 0 where the microbatch is the whole batch: they grow as the activations go."
+    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and two whole blocks, embedding and head."
+
+
+def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool) -> Iterator[str]:
+    from moe.estimate.gpus import GPUS
+    from moe.estimate.plan import N_GPUS
+
+    kind = "fp32" if config.precision == "fp32" else "bf16"
+    cell = 32 if priced else 22
+    yield f"GPUS at {mfu:.0%} of their {kind} peak; microbatch: the largest (with activation_checkpointing=true)"
+    yield f"  {'':<23}" + "".join(f"{f'{n} GPU' + ('s' if n > 1 else ''):>{cell}}" for n in N_GPUS)
+    heads = f"{'microbatch':>13}{'time':>9}{'cost':>10}"[:cell]
+    yield f"  {'':<15}{'TFLOP/s':>8}" + heads * len(N_GPUS)
+    for gpu in GPUS:
+        cells = []
+        for fit in [fit for fit in fits if fit.gpu == gpu.name]:
+            sizes = f"{fit.microbatch or '-'} ({fit.checkpointed or '-'})"
+            fitting = fit.checkpointed or fit.microbatch
+            price = "" if fit.cost is None or not fitting else f"{fit.cost:,.{0 if fit.cost >= 100 else 2}f}"
+            cost = f"{price:>10}" if priced else ""
+            cells.append(f"{sizes:>13}{clock(fit.seconds) if fitting else '-':>9}{cost}")
+        yield f"  {gpu.name:<15}{gpu.fp32 if kind == 'fp32' else gpu.bf16:>8.5g}" + "".join(cells)
+    if any(not fit.microbatch and fit.checkpointed for fit in fits) or config.activation_checkpointing:
+        yield "  With activation checkpointing the time is 4/3 of the plain one."
+
+
+def _disk(config: Config, vocab_size: int) -> Iterator[str]:
+    from moe.estimate.plan import find_disk
+
+    disk = find_disk(config, vocab_size)
+    forever = f", one for each {config.keep_every} for ever" if config.keep_every else ""
+    keep = config.save_num_checkpoints_to_keep
+    yield "DISK"
+    yield f"  checkpoint    {size(disk.checkpoint)} (weights, optimizer), every {config.save_interval}"
+    yield (
+        f"  at most       {disk.most} x {size(disk.checkpoint)} = {size(disk.total)}: "
+        f"{'all' if keep < 0 else f'the newest {keep}'}{forever}, one being written"
+    )

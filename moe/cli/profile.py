@@ -1,0 +1,74 @@
+"""Takes a few steps of a run and shows where their time and memory go, part by part, beside the chip's own limit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe.errors import InputError
+from moe.units import say, short, size
+
+if TYPE_CHECKING:
+    from moe.profile import Profile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="the yaml of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, as in training")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after one that is not (default: 5)")
+    parser.add_argument("--trace", type=Path, default=None, metavar="FILE", help="write a step's Chrome trace to it")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.steps < 1:
+        raise InputError(f"--steps ({args.steps}) must be at least 1")
+    if args.trace is not None and not args.trace.absolute().parent.is_dir():
+        raise InputError(f"--trace ({args.trace}): there is no folder {args.trace.parent}")
+    from moe.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    say("starting ...")
+    from moe.train.inputs import check_data
+
+    inputs = check_data(config, report=say)
+    import torch
+
+    from moe.profile import profile_run
+    from moe.train.start import with_precision
+
+    config = with_precision(config, torch.cuda.is_available())
+    try:
+        found = profile_run(
+            config, inputs, steps=args.steps, trace=args.trace, say=lambda line: print(line, flush=True)
+        )
+    except torch.OutOfMemoryError as error:
+        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        raise InputError(f"{str(error).splitlines()[0]}; {mend}") from None
+    print("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}", *_lines(found)]))
+    if args.trace is not None:
+        print(f"trace of a step: {args.trace} (open it in ui.perfetto.dev or chrome://tracing)")
+    return 0
+
+
+def _lines(found: Profile) -> Iterator[str]:
+    tokens = found.samples * found.seq_len
+    rate = short(tokens / found.step_seconds)
+    yield f"a step: {found.samples} x {found.seq_len} tokens, microbatch {found.microbatch}; {rate} tokens/s"
+    peak = found.peak_flops
+    yield f"peak of a matrix product here: {short(peak)}FLOP/s"
+    yield ""
+    yield f"  {'part':<18}{'ms a step':>12}{'share':>8}{'FLOPs':>9}{'of the peak':>13}{'kept for backward':>20}"
+    for row in found.rows:
+        line = f"  {row.part:<18}{1000 * row.seconds:>12,.1f}{row.seconds / found.step_seconds:>8.1%}"
+        if row.flops:
+            reached = row.flops / row.seconds / peak
+            line += f"{short(row.flops):>9}{reached:>13.0%}{size(row.saved):>20}"
+        yield line
+    reached = found.step_flops / found.step_seconds / peak
+    yield f"  {'the step':<18}{1000 * found.step_seconds:>12,.1f}{1:>8.1%}{short(found.step_flops):>9}{reached:>13.0%}"
+    yield ""
+    yield "memory: " + ", ".join(f"{name} {size(count)}" for name, count in found.memory.items())
+    if found.idle is not None:
+        yield f"the GPU is idle for {found.idle:.1%} of the traced step"

@@ -1,0 +1,37 @@
+"""Lists all runs of a folder: state, progress, loss, last checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+FOLDERS = ("checkpoints", "runs")  # where save_folder is by default, and the logs of runs that save on s3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="*", help="folders with runs, or runs (default: ./checkpoints and ./runs)")
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from moe.errors import InputError
+    from moe.runs.listing import list_runs, table
+    from moe.runs.reading import find_runs
+
+    paths = find_runs(args.folder or FOLDERS)
+    if not paths:
+        looked = " and ".join(map(str, args.folder or [f"./{folder}" for folder in FOLDERS]))
+        raise InputError(
+            f"no run (a folder with run.json) in {looked}; give the folder that holds them: moe runs FOLDER"
+        )
+    found, faults = list_runs(paths)
+    if args.json:
+        print(json.dumps([each.to_json() for each in found], indent=1))
+    else:
+        Console(highlight=False).print(table(found, time.time()))
+    if faults:
+        raise InputError("\n".join(faults))
+    return 0

@@ -1,0 +1,58 @@
+"""GPUs to estimate for.
+
+Sources: NVIDIA's data sheets of each product and, for GeForce, the GA102, Ada and Blackwell architecture whitepapers.
+Memory is what nvidia-smi lists, a little less than the name says. The bf16 peak is that of the MFU (moe.model.flops).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from moe.errors import InputError
+from moe.model.flops import PEAK_TFLOPS
+
+
+class Gpu(NamedTuple):
+    """memory in MiB; peaks in TFLOP/s. name: the card and its size."""
+
+    name: str
+    mib: int
+    fp32: float
+
+    @property
+    def bf16(self) -> float:
+        return PEAK_TFLOPS[self.name.rpartition(" ")[0]]
+
+    @property
+    def memory(self) -> int:
+        return self.mib << 20
+
+
+GPUS = (
+    Gpu("RTX 3080 10GB", 10_240, 29.8),
+    Gpu("RTX 4080 16GB", 16_376, 48.7),
+    Gpu("A10 24GB", 23_028, 31.2),
+    Gpu("L4 24GB", 23_034, 30.3),
+    Gpu("RTX 3090 24GB", 24_576, 35.6),
+    Gpu("RTX 4090 24GB", 24_564, 82.6),
+    Gpu("RTX 5090 32GB", 32_607, 104.8),
+    Gpu("A100 40GB", 40_960, 19.5),
+    Gpu("L40S 48GB", 46_068, 91.6),
+    Gpu("A100 80GB", 81_920, 19.5),
+    Gpu("H100 80GB", 81_559, 67.0),
+    Gpu("H200 141GB", 143_771, 67.0),
+    Gpu("B200 180GB", 183_359, 75.0),
+)
+
+
+def find_gpu(name: str) -> Gpu:
+    """The first whose name holds `name`, without regard to case and blanks.
+
+    Raises:
+        InputError: there is none; lists those there are.
+    """
+    wanted = name.lower().replace(" ", "")
+    found = next((gpu for gpu in GPUS if wanted in gpu.name.lower().replace(" ", "")), None)
+    if found is None:
+        raise InputError(f"GPU ({name}) is not known; there are {', '.join(gpu.name for gpu in GPUS)}")
+    return found

@@ -1,0 +1,246 @@
+"""Bytes of one training step, from the shape alone: no module is built, torch is not imported.
+
+A step has its peak in one of four phases, whose live tensors are counted as the code allocates them:
+
+| phase     | live beside weights, optimizer state and gradients                                          |
+|-----------|---------------------------------------------------------------------------------------------|
+| loss      | activations of all layers, the loss's gradients of head and hidden states, a chunk's logits |
+| backward  | activations of all layers, gradients inside the last layer                                  |
+| end       | gradients inside the first layer, the embedding's gradient                                  |
+| optimizer | what Muon and AdamW need for the largest batch of matrices                                  |
+
+- Activations are what autograd keeps until the backward pass, tensor by tensor (attention.py, router.py, experts.py,
+  dispatch.py). The CPU's RMSNorm keeps a normalised copy, its masked attention a second output; the GPU's fused
+  kernels do not (taken from their sources, not measured).
+- Under bf16 every matrix has a bf16 copy that lives from its use to its backward pass.
+- Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Whole at a time are two
+  blocks (one in use, one on its way), one block's gradient, embedding and head, in the dtype of the products.
+- Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
+- No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
+  the largest expert; a GPU's grouped kernels take all experts at once and keep two results more for the backward pass.
+- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. torch.compile saves some of the
+  activations that are counted here.
+
+T tokens of a microbatch, D width, H query heads, G key-value heads, C channels of a head, E experts, K experts per
+token, F expert hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from moe.model.flops import ParameterCount, count_parameters
+
+# As in loss.py; repeated, because it imports torch. A test compares them.
+CHUNK_LOGITS_CPU = 2**22
+CHUNK_LOGITS_GPU = 2**26
+CPU_QUERY_BLOCK = 128  # as in attention.py
+
+
+class StepMemory(NamedTuple):
+    """Bytes on one device at the step's peak; they add up to `total`. `phase` is where the peak is."""
+
+    phase: str
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    loss: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return sum(self[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of training. `microbatch` in sequences; `accumulated` where it is not the whole batch of the device.
+
+    muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
+    one_expert: the worst router: every token has one expert in common.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    n_experts: int
+    top_k: int
+    expert_hidden: int
+    head_dim: int | None = None
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+    document_mask: bool = True
+    dropout: float = 0.0
+    seq_len: int
+    microbatch: int
+    accumulated: bool = True
+    activation_checkpointing: bool = False
+    muon: bool = True
+    momentum_bytes: int = 4
+    gpu: bool
+    bf16: bool
+    n_gpus: int = 1
+    one_expert: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.microbatch * self.seq_len
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in the products."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def channels(self) -> int:
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def count(self) -> ParameterCount:
+        return count_parameters(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            n_experts=self.n_experts,
+            top_k=self.top_k,
+            expert_hidden=self.expert_hidden,
+            head_dim=self.head_dim,
+            qk_norm=self.qk_norm,
+            tie_embeddings=self.tie_embeddings,
+        )
+
+
+def optimizer_bytes(step: Step) -> int:
+    """Momentum of Muon's matrices, two moments of what AdamW trains."""
+    muon = step.count.attention + step.count.experts if step.muon else 0
+    return muon * step.momentum_bytes + 8 * (step.count.total - muon)
+
+
+def layer_bytes(step: Step) -> int:
+    """What one block keeps for its backward pass, weights' copies left out."""
+    d, c = step.d_model, step.compute
+    q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
+    wide = c if step.gpu else 4  # the CPU's norm keeps its input in fp32, and that input normalised
+    norm = 0 if step.gpu else 4
+    residuals = 2 * 4 * d + 2 * norm * d
+    normed = (3 * 2 * d if step.bf16 else 4 * d) + 4 * d  # q, k and v cast each their own copy; the router takes fp32
+    qk = (wide + norm) * (q + kv) if step.qk_norm else 0
+    twice = step.document_mask and not step.gpu and step.seq_len > CPU_QUERY_BLOCK
+    attended = c * (q + kv + kv + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
+    router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
+    hidden = (4 if step.gpu else 2) * step.expert_hidden
+    experts = c * step.top_k * (2 * d + hidden)
+    dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
+    return step.tokens * (residuals + normed + qk + attended + router + experts + dropout)
+
+
+def activation_bytes(step: Step) -> int:
+    """What lives from the forward pass to the backward pass: all layers, or under activation checkpointing their inputs
+    and one layer.
+    """
+    masked = step.document_mask and not (step.gpu and step.bf16)
+    mask = step.tokens * step.seq_len * step.compute if masked else 0
+    if step.activation_checkpointing:
+        layers = 4 * step.tokens * step.d_model * step.n_layers
+    else:
+        layers = layer_bytes(step) * step.n_layers
+    last_norm = (4 if step.gpu else 8) * step.tokens * step.d_model
+    batch = 3 * 8 * step.tokens  # tokens, labels, shifted labels
+    embedding = step.tokens * step.d_model * (1 if step.gpu else 4) if step.dropout else 0
+    return mask + layers + last_norm + batch + embedding
+
+
+def copy_bytes(step: Step) -> tuple[int, int]:
+    """Weights that exist beside the fp32 ones, without and with those of one block that is recomputed."""
+    matrices = step.count.attention + step.count.experts
+    block = matrices // step.n_layers
+    if step.n_gpus > 1:
+        whole = step.compute * (2 * block + step.count.embedding + step.count.head)
+        return whole, whole + step.compute * block
+    if not step.bf16:
+        return 0, 0
+    return (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
+
+
+def loss_bytes(step: Step) -> tuple[int, int]:
+    """Of the loss: at its own peak, and what stays of it until the backward pass."""
+    d, v, c = step.d_model, step.vocab_size, step.compute
+    budget = CHUNK_LOGITS_GPU if step.gpu else CHUNK_LOGITS_CPU
+    rows = min(step.tokens, max(d, budget // v))
+    logits = rows * v * (2 + 4 + 2 if step.bf16 else 4)
+    casts = (
+        2 * v * d * (2 if step.n_gpus == 1 else 1) if step.bf16 else 0
+    )  # of the head, and a chunk's part of its grad
+    kept = 4 * step.tokens * d + 4 * v * d
+    return kept + 4 * step.tokens * d + logits + casts + rows * d * c, kept
+
+
+def backward_bytes(step: Step) -> int:
+    """Inside one block's backward pass, at its experts."""
+    d, f, c = step.d_model, step.expert_hidden, step.compute
+    rows = step.tokens * step.top_k
+    largest = step.tokens if step.one_expert else -(-rows // step.n_experts)
+    weights = step.count.experts // step.n_layers * (2 + 4 if step.bf16 else 4)
+    inside = 5 * c * (rows if step.gpu else largest) * f
+    scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice
+    loop = rows * d * c + weights + inside  # the outputs have gone by then
+    return 2 * 4 * step.tokens * d + max(scatter, loop)
+
+
+def update_bytes(step: Step) -> int:
+    """Of the optimizer's step: AdamW's denominators, or Muon's largest batch of matrices."""
+    d, f, n = step.d_model, step.expert_hidden, step.n_layers
+    q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
+    if not step.muon:
+        return 4 * step.count.total
+    sizes: dict[tuple[int, int], int] = {}
+    for shape in ((q, d), (d, q), (kv, d), (kv, d)):
+        sizes[shape] = sizes.get(shape, 0) + n
+    batches = [(number, rows, cols, True) for (rows, cols), number in sizes.items()]
+    batches += [(2 * step.n_experts, f, d, False), (step.n_experts, d, f, False)]
+    largest = 0
+    for number, rows, cols, joined in batches:
+        elements, gram = number * rows * cols, number * min(rows, cols) ** 2
+        kept = 4 * elements * (2 if joined and number > 1 else 1)
+        iteration = (3 * 2 if step.gpu else 2 * 4) * elements + (2 if step.gpu else 4) * 2 * gram
+        largest = max(largest, kept + iteration)
+    return max(largest, 4 * (step.count.total - step.count.attention - step.count.experts))
+
+
+def step_memory(step: Step) -> StepMemory:
+    """The step's peak on one device."""
+    weights = 4 * step.count.total // step.n_gpus
+    optimizer = optimizer_bytes(step) // step.n_gpus
+    activations = activation_bytes(step)
+    copies, recomputing = copy_bytes(step)
+    at_loss, kept = loss_bytes(step)
+    before = weights if step.accumulated else 0
+    head = 4 * step.vocab_size * step.d_model
+    layer = layer_bytes(step) if step.activation_checkpointing else 0
+    inside = backward_bytes(step)
+    first = 4 * step.tokens * step.d_model * 2
+
+    def phase(name: str, gradients: int, copies: int, activations: int, loss: int, workspace: int) -> StepMemory:
+        return StepMemory(name, weights, gradients, optimizer, copies, activations, loss, workspace)
+
+    phases = [
+        phase("loss", before, copies, activations, at_loss, 0),
+        phase(
+            "backward", before, recomputing, activations + layer, kept if not step.accumulated else kept - head, inside
+        ),
+        phase("end", weights, recomputing - copies, 0, 0, head + first),
+        phase("optimizer", weights, 0, 0, 0, update_bytes(step) // step.n_gpus),
+    ]
+    return max(phases, key=lambda found: found.total)
+
+
+def imbalance_bytes(step: Step) -> int:
+    """What the worst router adds to `step_memory`."""
+    return step_memory(replace(step, one_expert=True)).total - step_memory(step).total

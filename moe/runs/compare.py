@@ -1,0 +1,84 @@
+"""What differs between runs: their config, the data they read, the versions they ran with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe.errors import InputError
+from moe.runs.reading import Run
+
+ABSENT = "-"
+OF_DATA = ("dataset", "config", "split", "revision", "tokenizer", "tokenizer_fingerprint", "vocab_size", "seq_len")
+MORE_OF_DATA = ("seed", "val_fraction", "documents", "tokens", "samples")
+Table = dict[str, list[str]]  # name -> its value in each run
+
+
+def differences(runs: list[Run]) -> dict[str, Table]:
+    """Section (config, data, versions) -> what differs there."""
+    parts: dict[str, Callable[[Run], dict[str, str]]] = {"config": settings, "data": data, "versions": versions}
+    return {name: _differing([part(run) for run in runs]) for name, part in parts.items()}
+
+
+def _differing(sides: list[dict[str, str]]) -> Table:
+    keys = {key: None for side in sides for key in side}
+    rows = {key: [side.get(key, ABSENT) for side in sides] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def settings(run: Run) -> dict[str, str]:
+    """config.yaml, flat: `optimizer.lr` -> "0.004"."""
+    return _flat(run.config)
+
+
+def data(run: Run) -> dict[str, str]:
+    """The training data: its fingerprint as of the newest checkpoint, and its meta.json where it is still there."""
+    found = {"fingerprint": str(run.manifest["data"])} if "data" in run.manifest else {}
+    for name, meta in metas(run).items():
+        prefix = f"{name}." if name else ""
+        found |= _flat({key: meta[key] for key in (*OF_DATA, *MORE_OF_DATA) if key in meta}, prefix)
+    return found
+
+
+def metas(run: Run) -> dict[str, dict[str, Any]]:
+    """meta.json of each stream of the training data ("" for the only one); those that are on this machine."""
+    spec = run.config.get("train_data")
+    spec = spec if isinstance(spec, dict) else {}
+    found = {}
+    for name, stream in (spec.get("streams") or {"": spec}).items():
+        folder = stream.get("local") if isinstance(stream, dict) else None
+        try:
+            meta = json.loads((Path(folder or "") / "meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(meta, dict):
+            found[name] = meta
+    return found
+
+
+def versions(run: Run) -> dict[str, str]:
+    """Of the packages, as of the newest checkpoint."""
+    return _flat(run.manifest.get("versions") or {})
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(node, dict):
+        return {}
+    found: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def labels(runs: list[Run]) -> dict[str, Run]:
+    """The runs by their names, or by their folders where two have the same name."""
+    names = [run.name for run in runs]
+    found = {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
+    if len(found) < len(runs):
+        raise InputError(f"the same run stands twice: {', '.join(str(run.path) for run in runs)}; leave one out")
+    return found

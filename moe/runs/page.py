@@ -1,0 +1,245 @@
+"""One run, or several side by side, as one HTML page that needs nothing beside it: no network, no other file.
+
+Decisions:
+- The first run is the one reported: its interruptions, experts, samples and alarms are shown; the others stand beside
+  it in the curves and in the tables of what differs.
+- Style and script are files of this package, put into the page. Every text of a file is escaped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from moe.runs.charts import charts, expert_heats, layer_heats, loss_chart, marks_of, other_charts
+from moe.runs.compare import data, differences, settings, versions
+from moe.runs.interruptions import Interruption, interruptions
+from moe.runs.reading import RUNNING, Run
+from moe.runs.scales import number
+from moe.runs.summary import Summary, summary
+from moe.runs.svg import SLOTS, heat_map, line_chart
+from moe.units import clock, short
+
+WIDE, HALF, THIRD = (1100, 320), (540, 210), (350, 150)  # width and height of a drawing
+NONE = "–"
+
+
+def report_page(runs: dict[str, Run]) -> str:
+    """The page of the first of `runs`, by their labels."""
+    label, run = next(iter(runs.items()))
+    found = interruptions(run)
+    body = "".join(
+        [
+            _head(runs, found),
+            _curves(runs, found),
+            _experts(run),
+            _interruptions(run, found),
+            _alarms(run),
+            _differences(runs),
+            _samples(run),
+            _facts(run),
+            _others(runs, found),
+        ]
+    )
+    here = Path(__file__)
+    style, script = (here.with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    title = escape(" and ".join(runs) if len(runs) > 1 else label)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head>'
+        f"<body><main>{body}</main><script>{script}</script></body></html>\n"
+    )
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    note = f"<p class='note'>{escape(note)}</p>" if note else ""
+    return f"<section><h2>{escape(title)}</h2>{note}{body}</section>" if body else ""
+
+
+def _table(rows: list[list[str]], head: list[str], numbers: bool = False) -> str:
+    """`rows` of texts, escaped here."""
+    kind = ' class="numbers"' if numbers else ""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="card table"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _head(runs: dict[str, Run], found: list[Interruption]) -> str:
+    made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    label, run = next(iter(runs.items()))
+    one = summary(run)
+    badge = f'<span class="badge {one.state}">{one.state}</span>'
+    line = [str(run.path), f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
+    top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p></header>"
+    return top + _tiles(run, one, found) + (_side_by_side(runs) if len(runs) > 1 else "")
+
+
+def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
+    of_tokens = f"of {short(one.total_tokens)}" if one.total_tokens else ""
+    steps = f"step {one.step:,}"
+    cost = sum(each.cost for each in found)
+    rate = "tokens/s" + (f", {clock(one.seconds_left)} left" if one.seconds_left and one.state == RUNNING else "")
+    tiles = [
+        ("Tokens", short(one.tokens) if one.tokens else "0", f"{of_tokens}, {steps}".lstrip(", ")),
+        ("Training loss", _number(one.loss), "nats per token"),
+        ("Validation loss", _number(one.validation), f"lowest {_number(one.best)}" if one.best else "none yet"),
+        ("Throughput", short(one.rate) if one.rate else NONE, rate),
+        ("Interruptions", str(len(found)) if run.events else NONE, f"cost {clock(cost)}" if found else "none known"),
+        ("Alarms", str(len(run.alarms)), "see below" if run.alarms else "none"),
+    ]
+    items = "".join(
+        f"<div class='card'><span>{a}</span><b>{escape(b)}</b><em>{escape(c)}</em></div>" for a, b, c in tiles
+    )
+    return f'<div class="tiles">{items}</div>'
+
+
+def _side_by_side(runs: dict[str, Run]) -> str:
+    head = "".join(
+        f"<th>{cell}</th>" for cell in ("run", "state", "step", "tokens", "loss", "validation", "lowest", "tokens/s")
+    )
+    body = ""
+    for slot, (label, run) in enumerate(runs.items()):
+        one = summary(run)
+        cells = [one.state, f"{one.step:,}", short(one.tokens or 0), _number(one.loss), _number(one.validation)]
+        cells += [_number(one.best), short(one.rate) if one.rate else NONE]
+        name = f'<td><i class="swatch c{slot % SLOTS}"></i>{escape(label)}</td>'
+        body += f"<tr>{name}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="card table">{table}</div>'
+
+
+def _curves(runs: dict[str, Run], found: list[Interruption]) -> str:
+    marks = marks_of(next(iter(runs.values())), found)
+    loss = loss_chart(runs, marks)
+    drawn = line_chart(loss, *WIDE) if loss else ""
+    drawn += "".join(line_chart(chart, *HALF) for chart in charts(runs, marks))
+    empty = '<p class="card empty">No row of metrics is written yet.</p>'
+    note = "Over tokens trained on."
+    if marks:
+        note += " A numbered line is an interruption; what lies in the band before it was trained twice."
+    return _section("Curves", f'<div class="grid">{drawn}</div>' if drawn else empty, note)
+
+
+def _experts(run: Run) -> str:
+    by_expert, by_layer = expert_heats(run), layer_heats(run)
+    size = HALF[0] if len(by_expert) <= 4 else THIRD[0]
+    grid = "grid" if len(by_expert) <= 4 else "grid three"
+    drawn = f'<div class="{grid}">{"".join(heat_map(heat, size) for heat in by_expert)}</div>' if by_expert else ""
+    layers = "".join(heat_map(heat, HALF[0]) for heat in by_layer)
+    if drawn and layers:
+        layers = (
+            f"<details><summary>{len(by_layer)} metrics by layer</summary><div class='grid'>{layers}</div></details>"
+        )
+    elif layers:
+        layers = f'<div class="grid">{layers}</div>'
+    note = "How much each expert is used, over time: 1 is its fair share, blue is idle, red is overloaded."
+    return _section("Experts", drawn + layers, note)
+
+
+def _interruptions(run: Run, found: list[Interruption]) -> str:
+    if not run.events:
+        return _section(
+            "Interruptions", '<p class="card empty">The run folder has no events.jsonl that tells of them.</p>'
+        )
+    if not found:
+        return _section("Interruptions", '<p class="card empty">None.</p>')
+    rows = [
+        [
+            str(n),
+            f"{one.at:%Y-%m-%d %H:%M:%S}",
+            one.how + (f" ({one.reason})" if one.reason else ""),
+            f"{one.step:,}",
+            f"{one.resumed_step:,}",
+            clock(one.away),
+            f"{one.replayed:,}" + (f" ({clock(one.replay)})" if one.replay is not None and one.replayed else ""),
+            clock(one.cost),
+        ]
+        for n, one in enumerate(found, 1)
+    ]
+    if len(rows) > 1:
+        rows.append(
+            ["", "", "in all", "", "", clock(sum(o.away for o in found)), f"{sum(o.replayed for o in found):,}"]
+        )
+        rows[-1].append(clock(sum(one.cost for one in found)))
+    head = ["", "when (UTC)", "how", "at step", "went on from", "stood still", "trained twice", "cost"]
+    return _section("Interruptions", _table(rows, head, numbers=True))
+
+
+def _alarms(run: Run) -> str:
+    if not run.alarms:
+        return ""
+    rows = [[_text(alarm.get(key)) for key in ("step", "time", "name", "message", "mend")] for alarm in run.alarms]
+    return _section("Alarms", _table(rows, ["step", "time", "alarm", "what was seen", "what to do"]))
+
+
+def _differences(runs: dict[str, Run]) -> str:
+    if len(runs) < 2:
+        return ""
+    parts, same = [], []
+    for name, table in differences(list(runs.values())).items():
+        if table:
+            parts.append(_table([[key, *values] for key, values in table.items()], [name, *runs]))
+        else:
+            same.append(name)
+    if same:
+        parts.append(f'<p class="card empty">No difference in {" and ".join(same)}.</p>')
+    return _section("What differs", "".join(parts))
+
+
+def _samples(run: Run) -> str:
+    parts = []
+    for prompt, texts in run.samples().items():
+        rows = "".join(
+            f"<tr><td>{step:,}</td><td><q>{escape(prompt)}</q>{escape(_dense(text))}</td></tr>"
+            for step, text in reversed(texts)
+        )
+        parts.append(
+            f'<div class="card table samples"><table><thead><tr><th>step</th><th>{escape(prompt)} …</th></tr>'
+            f"</thead><tbody>{rows}</tbody></table></div>"
+        )
+    grid = f'<div class="grid">{"".join(parts)}</div>' if parts else ""
+    return _section("Samples", grid, "What the model wrote at each evaluation, newest first.")
+
+
+def _facts(run: Run) -> str:
+    record = {key: str(value) for key, value in run.record.items()}
+    record |= {"checkpoints": ", ".join(f"{step:,}" for step in run.saved) or "none"}
+    here = {"Run": record, "Environment": versions(run), "Data": data(run)}
+    left = "".join(_facts_table(title, facts) for title, facts in here.items())
+    right = _facts_table("Configuration", settings(run))
+    return _section("Facts", f'<div class="grid"><div>{left}</div><div>{right}</div></div>')
+
+
+def _facts_table(title: str, facts: dict[str, str]) -> str:
+    if not facts:
+        return ""
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in facts.items())
+    return f'<div class="card table"><h3>{escape(title)}</h3><table class="facts">{rows}</table></div>'
+
+
+def _others(runs: dict[str, Run], found: list[Interruption]) -> str:
+    drawn = [line_chart(chart, *THIRD) for chart in other_charts(runs, marks_of(next(iter(runs.values())), found))]
+    if not drawn:
+        return ""
+    inner = (
+        f'<details><summary>{len(drawn)} more metrics</summary><div class="grid three">{"".join(drawn)}</div></details>'
+    )
+    return _section("Everything else that was logged", inner)
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else number(value)
+
+
+def _dense(text: str) -> str:
+    """Without empty lines, of which a young model writes many."""
+    return re.sub(r"\n\s*\n", "\n", text).rstrip()
+
+
+def _text(value: Any) -> str:
+    return NONE if value is None else f"{value:,}" if isinstance(value, int) else str(value)

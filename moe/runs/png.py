@@ -1,0 +1,114 @@
+"""The same curves and heat maps as one picture, for a message or a slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from moe.runs.charts import Chart, Heat, charts, expert_heats, layer_heats, loss_chart, marks_of
+from moe.runs.interruptions import interruptions
+from moe.runs.reading import Run
+from moe.runs.summary import summary
+from moe.runs.svg import RATIO_BOUNDS
+from moe.units import short
+
+COLOURS = ("#2a6fdb", "#d9622b", "#17936b", "#a345b0", "#b08400", "#0b8a9a", "#c93a5b", "#6b7280")
+RATIOS = ("#1c4f9c", "#4a7fc9", "#8fb3e3", "#cbdcf2", "#eeece6", "#f8d9c9", "#f0a98a", "#dc6a48", "#ab2f1c")
+INK, SOFT, RULE, MARK = "#1d1d1b", "#6c6b66", "#e4e3de", "#b4690e"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "grid.color": RULE,
+    "legend.frameon": False,
+}
+MOST_HEATS = 6
+
+
+def write_png(path: Path, runs: dict[str, Run]) -> bool:
+    """Draws `runs`, by their labels, the first with its interruptions. False, and no file, where nothing was logged."""
+    run = next(iter(runs.values()))
+    marks = marks_of(run, interruptions(run))
+    loss, others = loss_chart(runs, marks), charts(runs, marks)
+    heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
+    if loss is None and not others:
+        return False
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        small = (len(others) + 1) // 2 + (len(heats) + 1) // 2
+        figure = Figure(figsize=(10, 3.4 + 2.1 * small), layout="constrained", facecolor="white")
+        grid = figure.add_gridspec(1 + small, 2, height_ratios=[1.6] + [1] * small)
+        one = summary(run)
+        title = " and ".join(runs) + f"   {one.state}, step {one.step:,}"
+        figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=13, fontweight="bold")
+        if loss is not None:
+            _chart(figure.add_subplot(grid[0, :]), loss)
+        for number, chart in enumerate(others):
+            _chart(figure.add_subplot(grid[1 + number // 2, number % 2]), chart)
+        first = 1 + (len(others) + 1) // 2
+        for number, heat in enumerate(heats):
+            _heat(figure, figure.add_subplot(grid[first + number // 2, number % 2]), heat)
+        figure.savefig(path, dpi=110)
+    return True
+
+
+def _chart(axes: Any, chart: Chart) -> None:
+    for line in chart.lines:
+        xs, ys = zip(*line.points, strict=True)
+        colour = COLOURS[line.slot % len(COLOURS)]
+        if line.style == "faint":
+            axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=0.8)
+        elif line.style == "dots":
+            axes.plot(xs, ys, "o-", color=colour, linewidth=0.8, markersize=3.5, label=_plain(line.label))
+        else:
+            axes.plot(xs, ys, color=colour, linewidth=1.4, label=_plain(line.label))
+    for mark in chart.marks:
+        axes.axvspan(mark.back, mark.x, color="#f0b44a", alpha=0.18, linewidth=0)
+        axes.axvline(mark.x, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)))
+    if chart.log and all(y > 0 for line in chart.lines for _, y in line.points):
+        axes.set_yscale("log")
+    axes.set_title(_plain(chart.title + (f" ({chart.unit})" if chart.unit else "")))
+    axes.xaxis.set_major_formatter(_tokens)
+    axes.grid(axis="y", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=8, ncols=3)
+
+
+def _heat(figure: Any, axes: Any, heat: Heat) -> None:
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    values = [[float("nan") if value is None else value for value in row] for row in heat.values]
+    low, high = heat.xs[0], heat.xs[-1]
+    place = {"aspect": "auto", "interpolation": "nearest", "extent": (low, max(high, low + 1), len(values), 0)}
+    if heat.ratio:
+        norm = BoundaryNorm([0, *RATIO_BOUNDS, 1e9], len(RATIOS))
+        image = axes.imshow(values, cmap=ListedColormap(RATIOS), norm=norm, **place)
+        bar = figure.colorbar(image, ax=axes, ticks=[0.25, 0.7, 1.43, 4.0], pad=0.01)
+        bar.ax.set_yticklabels(["¼", "0.7", "1.4", "4"])
+    else:
+        bar = figure.colorbar(axes.imshow(values, cmap="viridis", **place), ax=axes, pad=0.01)
+    bar.outline.set_visible(False)
+    axes.set_title(_plain(f"{heat.title} (by {heat.rows})"))
+    axes.set_yticks([])
+    axes.xaxis.set_major_formatter(_tokens)
+
+
+def _tokens(value: float, position: int | None = None) -> str:
+    return short(value) if value else "0"
+
+
+def _plain(text: str) -> str:
+    """Not as matplotlib's formulas."""
+    return text.replace("$", r"\$")

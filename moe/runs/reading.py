@@ -1,0 +1,298 @@
+"""A run folder as it lies on disk, at any moment of the run's life: before its first row, half way, killed, done.
+
+Decisions:
+- Files are only read, and what a writer has not finished (a last line without its end, a config.yaml in the making) is
+  not there yet. Nothing of torch or Composer is imported: looking costs no trainer its memory, and no viewer seconds.
+- The state is what run.json says, except where it says `running` and nobody holds the lock: then the process died.
+  The test of the lock is a shared one, let go at once; a trainer that starts just then tries for seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe.config import parse_time
+from moe.errors import InputError
+
+RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
+RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
+STATES = {"running": RUNNING, "stopped": PREEMPTED, "done": DONE, "failed": FAILED}
+QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
+LAYERED = re.compile(r"^(.*?)/layer_(\d+)(/.*)?$")
+
+
+class Lines:
+    """The objects of a jsonl file that is being written. Parses only what has come since the last `read`.
+
+    `keys` are those of all rows, in the order in which they appeared.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.keys: dict[str, None] = {}
+        self._inode = -1
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 - closed by the with below
+        except (FileNotFoundError, NotADirectoryError):
+            self.rows, self.keys, self._offset = [], {}, 0
+            return self.rows
+        with file:
+            stat = os.fstat(file.fileno())
+            if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
+                self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
+            file.seek(self._offset)
+            whole = file.read()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        new = [row for line in whole.splitlines() if (row := _object(line)) is not None]
+        self.rows = self.rows + new
+        self.keys = self.keys | {key: None for row in new for key in row}
+        return self.rows
+
+
+def _object(text: bytes | str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder tells.
+
+    Attributes:
+        record: run.json.
+        config: config.yaml; empty where it is not written yet.
+        rows: metrics.jsonl, each with its `step`.
+        keys: names of all metrics, in the order in which they appeared.
+        events: start, resume, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
+        alarms: step, time, name, message, mend.
+        saved: steps of the checkpoints that are there, ascending.
+        manifest: that of the newest of them.
+        updated: when anything of the run was last written, seconds since 1970.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    keys: dict[str, None]
+    events: list[dict[str, Any]]
+    alarms: list[dict[str, Any]]
+    saved: list[int]
+    manifest: dict[str, Any]
+    state: str
+    updated: float
+
+    @property
+    def name(self) -> str:
+        return str(self.record.get("run_name") or self.path.name)
+
+    @property
+    def step(self) -> int:
+        """The last step that is known of."""
+        return max([row["step"] for row in self.rows[-1:]] + self.saved[-1:] + [0])
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        try:
+            return int(self.config["global_train_batch_size"]) * int(self.config["max_seq_len"]) or None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def total_steps(self) -> int | None:
+        try:
+            return parse_time(self.config["max_duration"]).to_steps(self.tokens_per_step or 1)
+        except (KeyError, ValueError):
+            return None
+
+    @property
+    def tokens(self) -> int | None:
+        return self.step * self.tokens_per_step if self.tokens_per_step else None
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric; a value that is not finite was logged as text and is left out."""
+        return [(row["step"], float(row[key])) for row in self.rows if _is_number(row.get(key))]
+
+    def last(self, key: str) -> float | None:
+        return next((float(row[key]) for row in reversed(self.rows) if _is_number(row.get(key))), None)
+
+    def validation(self) -> dict[str, str]:
+        """Validation sets by name ("" for the only one), each with the metric of its loss."""
+        found = [re.fullmatch(r"metrics/eval(?:/(.+))?/loss", key) for key in self.keys]
+        return {match[1] or "": match[0] for match in found if match}
+
+    def layered(self) -> dict[str, dict[int, str]]:
+        """Metrics logged for each layer: name without the layer -> layer -> metric."""
+        found: dict[str, dict[int, str]] = {}
+        for key in self.keys:
+            if match := LAYERED.match(key):
+                found.setdefault(match[1] + (match[3] or ""), {})[int(match[2])] = key
+        return {name: dict(sorted(layers.items())) for name, layers in found.items()}
+
+    def lists(self, key: str) -> list[tuple[int, list[float]]]:
+        """(step, values) of a metric with a value for each expert."""
+        return [(row["step"], row[key]) for row in self.rows if _is_list(row.get(key))]
+
+    def last_list(self, key: str) -> list[float] | None:
+        return next((row[key] for row in reversed(self.rows) if _is_list(row.get(key))), None)
+
+    def samples(self) -> dict[str, list[tuple[int, str]]]:
+        """What the model wrote after each of `sample_prompts`: prompt -> (step, text)."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for row in self.rows:
+            for key, text in row.items():
+                if key.startswith("samples/") and isinstance(text, str):
+                    found.setdefault(key.removeprefix("samples/"), []).append((row["step"], text))
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
+
+
+class RunReader:
+    """Reads one run folder again and again; the logs, which grow long, only where they have grown."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self._logs = {name: Lines(self.path / f"{name}.jsonl") for name in ("metrics", "events", "alarms")}
+
+    def read(self) -> Run:
+        """Raises:
+        InputError: there is no such folder, or it is no run folder; the message names what is there instead.
+        """
+        record = _record(self.path)
+        rows = [row for row in self._logs["metrics"].read() if _is_number(row.get("step"))]
+        saved = sorted(_steps(self.path))
+        updated = _updated(self.path)
+        return Run(
+            path=self.path,
+            record=record,
+            config=_yaml(self.path / CONFIG),
+            rows=rows,
+            keys={key: None for key in self._logs["metrics"].keys if key != "step"},
+            events=[row for row in self._logs["events"].read() if "event" in row],
+            alarms=self._logs["alarms"].read(),
+            saved=saved,
+            manifest=_manifest(self.path, saved),
+            state=_state(self.path, record, updated),
+            updated=updated,
+        )
+
+
+def read_run(path: str | Path) -> Run:
+    """Raises as `RunReader.read` does."""
+    return RunReader(path).read()
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Path]:
+    """Run folders: those given, and those in the folders given."""
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        for path in [folder, *sorted(folder.glob("*"))]:
+            if (path / RUN_FILE).is_file():
+                found[path] = None
+    return list(found)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = _object((path / RUN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: {_instead(path)}; give a run's save_folder, e.g. checkpoints/demo") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path / RUN_FILE} cannot be read: {error}") from None
+    if record is None:
+        raise InputError(f"{path / RUN_FILE}: is damaged; restore it from a copy")
+    return record
+
+
+def _instead(path: Path) -> str:
+    if str(path).startswith("s3:"):
+        return "is on s3; the logs of such a run are in ./runs/RUN_NAME"
+    if not path.exists():
+        return "there is no such folder"
+    if not path.is_dir():
+        return "is a file, not a run folder"
+    if runs := find_runs([path]):
+        listed = ", ".join(run.name for run in runs[:5]) + (", ..." if len(runs) > 5 else "")
+        return f"is no run folder but holds some ({listed})"
+    return "is no run folder (it has no run.json)" if any(path.iterdir()) else "is empty"
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _steps(path: Path) -> list[int]:
+    names = [folder.name.removeprefix("step-") for folder in path.glob("step-*")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _manifest(path: Path, saved: list[int]) -> dict[str, Any]:
+    """The newest that can be read."""
+    for step in reversed(saved):
+        try:
+            found = _object((path / f"step-{step:08d}" / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        if found is not None:
+            return found
+    return {}
+
+
+def _updated(path: Path) -> float:
+    times = [0.0]
+    for name in (RUN_FILE, METRICS, "events.jsonl", CONFIG):
+        try:
+            times.append((path / name).stat().st_mtime)
+        except OSError:
+            continue
+    return max(times)
+
+
+def _state(path: Path, record: dict[str, Any], updated: float) -> str:
+    state = STATES.get(str(record.get("state")), PREEMPTED)
+    if state != RUNNING:
+        return state
+    if record.get("host") not in (None, os.uname().nodename):
+        return RUNNING if time.time() - updated < QUIET else PREEMPTED
+    return RUNNING if _is_locked(path / ".lock") else PREEMPTED
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with open(path, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,70 @@
+"""A run in one line."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moe.runs.interruptions import RATE
+from moe.runs.reading import Run
+
+RECENT = 20  # rows over which the rate is taken
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Attributes:
+    loss: of training, in the last row.
+    validation: the last one, of the first validation set; `best` the lowest of it.
+    saved: step of the newest checkpoint.
+    updated: seconds since 1970.
+    """
+
+    name: str
+    folder: str
+    state: str
+    step: int
+    total_steps: int | None
+    tokens: int | None
+    total_tokens: int | None
+    loss: float | None
+    validation: float | None
+    best: float | None
+    rate: float | None
+    seconds_left: float | None
+    saved: int | None
+    updated: float
+
+    @property
+    def share(self) -> float | None:
+        return self.step / self.total_steps if self.total_steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summary(run: Run) -> Summary:
+    total = run.total_steps
+    validation = [value for _, value in run.series(next(iter(run.validation().values()), ""))]
+    rates = [value for _, value in run.series(RATE)[-RECENT:] if value > 0]
+    rate = statistics.median(rates) if rates else None
+    left = None
+    if rate and total is not None and run.tokens_per_step and run.step < total:
+        left = (total - run.step) * run.tokens_per_step / rate
+    return Summary(
+        name=run.name,
+        folder=str(run.path),
+        state=run.state,
+        step=run.step,
+        total_steps=total,
+        tokens=run.tokens,
+        total_tokens=total * run.tokens_per_step if total is not None and run.tokens_per_step else None,
+        loss=run.last("train/loss"),
+        validation=validation[-1] if validation else None,
+        best=min(validation) if validation else None,
+        rate=rate,
+        seconds_left=left,
+        saved=run.saved[-1] if run.saved else None,
+        updated=run.updated,
+    )

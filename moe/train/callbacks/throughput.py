@@ -1,0 +1,98 @@
+"""How fast a run trains, what it waits for, and what memory it takes; over the steps since the last row.
+
+| metric | meaning |
+|---|---|
+| `throughput/tokens_per_sec` | tokens a second over all ranks, in steps: evaluations and checkpoints left out |
+| `throughput/device/tokens_per_sec` | the same for one device |
+| `throughput/device/flops_per_sec` | model FLOPs a second of one device, forward and backward, recomputation left out |
+| `throughput/device/mfu` | their share of the device's dense bf16 peak; only where that is known |
+| `throughput/step_seconds` | mean time of a step |
+| `throughput/data_wait` | share of that spent waiting for the loader |
+| `memory/process_gb` | resident memory of this rank's process, GB (1e9 bytes) |
+| `memory/torch_peak_gb` | most memory that tensors have taken on the GPU so far |
+| `time/train`, `time/val`, `time/total` | hours of training and of evaluation, over all starts |
+
+In the place of Composer's SpeedMonitor, which waits for the device at every step and counts checkpoints as slow steps.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+
+from moe.config.times import Every
+from moe.model.flops import peak_flops
+
+HOUR = 3600.0
+
+
+class Throughput(Callback):
+    """The first of the callbacks: what the others do at a step's end is no part of the step."""
+
+    def __init__(self, *, flops_per_token: float, log: Every):
+        self.flops_per_token = flops_per_token
+        self.log = log
+        self.peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self.evaluated = 0.0  # seconds, over all starts
+        self._start: float | None = None
+        self._busy = self._waited = 0.0
+        self._steps = 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"evaluated": self.evaluated}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.evaluated = state["evaluated"]
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        if self._start is None:  # else the loader came to an epoch's end and is asked again
+            self._start = time.monotonic()
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        assert self._start is not None
+        self._waited += time.monotonic() - self._start
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        assert self._start is not None
+        self._busy += time.monotonic() - self._start
+        self._steps += 1
+        self._start = None
+        if self.log.due(int(state.timestamp.batch)):
+            logger.log_metrics(self._metrics(state))
+            self._busy = self._waited = 0.0
+            self._steps = 0
+
+    def _metrics(self, state: State) -> dict[str, float]:
+        rate = self._steps * self.log.tokens_per_step / self._busy
+        of_device = rate / dist.get_world_size()
+        trained = state.timestamp.total_wct.total_seconds()
+        metrics = {
+            "throughput/tokens_per_sec": rate,
+            "throughput/device/tokens_per_sec": of_device,
+            "throughput/device/flops_per_sec": of_device * self.flops_per_token,
+            "throughput/step_seconds": self._busy / self._steps,
+            "throughput/data_wait": self._waited / self._busy,
+            "memory/process_gb": resident_bytes() / 1e9,
+            "time/train": trained / HOUR,
+            "time/val": self.evaluated / HOUR,
+            "time/total": (trained + self.evaluated) / HOUR,
+        }
+        if self.peak is not None:
+            metrics["throughput/device/mfu"] = of_device * self.flops_per_token / self.peak
+        if torch.cuda.is_available():
+            metrics["memory/torch_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return metrics
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.evaluated += state.eval_timestamp.total_wct.total_seconds()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,107 @@
+"""What a run may change between two of its parts, and what it may not.
+
+Decisions: what decides the result or the shape of the state (model, tokenizer, data, batch, seed) is refused with both
+values; all else is applied and told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from moe.errors import InputError
+from moe.train.checkpoints import Checkpoint
+
+OF_ONE_START = ("check", "resume_from", "time_limit")  # no change of the run
+FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
+FIXED = (
+    "global_train_batch_size",
+    "max_seq_len",
+    "optimizer.momentum_dtype",
+    "optimizer.name",
+    "seed",
+    "train_data.shuffle",
+    "train_data.split",
+)
+SHAPE = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "n_experts",
+    "expert_hidden",
+    "qk_norm",
+    "tie_embeddings",
+)
+
+
+def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
+    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
+    applied: list[str] = []
+    refused: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key):
+            continue
+        section, _, name = key.partition(".")
+        fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
+        (refused if fixed else applied).append(f"{key}: was {before.get(key)}, is {now.get(key)}")
+    return applied, refused
+
+
+def check_continues(
+    checkpoint: Checkpoint, config: dict[str, Any], data_fingerprint: str, report: Callable[[str], None]
+) -> None:
+    """Refuses what would make the checkpoint's continuation another run, reports what has changed and is applied.
+
+    Raises:
+        InputError: every setting that must not change, with both values.
+    """
+    applied, refused = compare_configs(checkpoint.manifest["config"], config)
+    if checkpoint.manifest["data"] != data_fingerprint:
+        refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
+    if refused:
+        listed = "\n".join(f"  {line}" for line in refused)
+        fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
+        weights = f" from these weights: run_name=NEW load_path={checkpoint.path}" if fits else ": run_name=NEW"
+        raise InputError(
+            f"{checkpoint.path}: this run cannot go on with other settings than it was started with:\n{listed}\n"
+            f"  set them back, or start a new run{weights}"
+        )
+    for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
+        report(f"changed since the checkpoint: {line}")
+
+
+def _told_data(saved: str, current: str) -> str:
+    """Both fingerprints; of a mixture only the streams that differ, a line for each."""
+    before, now = saved.split("; "), current.split("; ")
+    if len(before) == len(now) == 1:
+        return f"train_data: was data {saved}, is {current}"
+    lines = [f"    was {stream}" for stream in before if stream not in now]
+    lines += [f"    is  {stream}" for stream in now if stream not in before]
+    return "\n".join(["train_data: the streams differ (name, data, split, weight)", *lines])
+
+
+def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size: int) -> None:
+    """Whether another run's weights fit this run's model.
+
+    Raises:
+        InputError: every setting of the model that differs, with both values.
+    """
+    _, refused = compare_configs(checkpoint.manifest["config"], config)
+    refused = [line for line in refused if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
+    if checkpoint.manifest["vocab_size"] != vocab_size:
+        refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
+    if refused:
+        listed = "\n".join(f"  {line}" for line in refused)
+        raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")
+
+
+def _leaves(node: dict[str, Any], prefix: str = ""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

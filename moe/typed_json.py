@@ -1,0 +1,80 @@
+"""JSON that a user may have damaged: it comes back in the shape it should have, or the fault is told by its place.
+
+The shape is written as a type: int (a whole number from 0), float, str, bool, None and unions of them, Any, list[...],
+dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may hold more than its class
+names, and may lack what may be None.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+SCALARS = {
+    int: "a whole number from 0",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+}
+
+
+def parse_json(content: str | bytes, shape: Any) -> Any:
+    """What the JSON text `content` holds.
+
+    Raises:
+        ValueError: it is no JSON, or not of this shape.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if fault := fault_in(value, shape):
+        raise ValueError(fault)
+    return value
+
+
+def fault_in(value: Any, shape: Any, place: str = "") -> str | None:
+    """What keeps `value` from being of this shape, None where nothing does. `place`: what it is called."""
+    if shape is Any:
+        return None
+    if isinstance(shape, UnionType):
+        faults = [fault_in(value, part, place) for part in get_args(shape)]
+        return None if None in faults else faults[0]
+    if shape in SCALARS:
+        return None if _is_scalar(value, shape) else _told(place, value, SCALARS[shape])
+    wanted = list if (get_origin(shape) or shape) is list else dict
+    if not isinstance(value, wanted):
+        return _told(place, value, "a list" if wanted is list else "an object")
+    return next((fault for fault in (fault_in(*part) for part in _parts(value, shape, place)) if fault), None)
+
+
+def _is_scalar(value: Any, shape: type) -> bool:
+    if shape in (int, float):
+        kinds = int if shape is int else (int, float)
+        return (
+            isinstance(value, kinds) and not isinstance(value, bool) and not (shape is int and not 0 <= value < 2**63)
+        )
+    return isinstance(value, shape)
+
+
+def _parts(value: Any, shape: Any, place: str) -> Iterator[tuple[Any, Any, str]]:
+    """(value, shape, place) of what a list or an object holds."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield item, get_args(shape)[0], f"{place}[{number}]"
+        return
+    dot = f"{place}." if place else ""
+    if (get_origin(shape) or shape) is dict:
+        for key, item in value.items() if get_args(shape) else ():
+            yield item, get_args(shape)[1], f"{dot}{key}"
+        return
+    for key, part in get_type_hints(shape).items():
+        yield value.get(key), part, f"{dot}{key}"
+
+
+def _told(place: str, value: Any, wanted: str) -> str:
+    shown = "missing" if value is None else f"{value!r:.60}"
+    return f"{place or 'it'} is {shown}; {wanted} is needed"

@@ -1,0 +1,95 @@
+"""Blocks under torch.compile: one graph for all of them, none anew after warm-up, the same numbers."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from moe.model import attention, experts, transformer
+from moe.model.documents import document_ends
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def step(model, tokens, **more):
+    model.zero_grad()
+    parts = model(tokens, tokens, **more)
+    share = parts.counts_LE / parts.counts_LE.sum(-1, keepdim=True)
+    (parts.loss / parts.targets + 0.01 * (share * parts.prob_LE).sum() + 1e-3 * parts.router_z_L.sum()).backward()
+    return parts
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_compiled_blocks_give_the_same_step_from_one_graph(build, tokens, activation_checkpointing):
+    plain = build(n_layers=3)
+    compiled = build(n_layers=3, activation_checkpointing=activation_checkpointing)
+    compiled.compile_blocks(backend="aot_eager")
+    expected, parts = step(plain, tokens), step(compiled, tokens)
+    assert graphs() == 1 and not counters["graph_break"]
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(parts, name), value, msg=name)
+    assert torch.equal(parts.counts_LE, expected.counts_LE), "recomputation must not count a token twice"
+    for (name, a), b in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, msg=name)
+
+
+def test_nothing_is_compiled_again_after_warm_up(build, tokens):
+    model = build(n_layers=3, dropout=0.1)
+    model.compile_blocks(backend="aot_eager")
+
+    def round_of_training():
+        step(model, tokens)
+        step(model, tokens[:2])  # the last microbatch of a step
+        model.eval()
+        with torch.no_grad():
+            model(tokens, tokens)
+        model.train()
+
+    round_of_training()
+    warm = graphs()
+    for seed in range(3):
+        tokens = tokens[:, torch.randperm(20, generator=torch.Generator().manual_seed(seed))]  # other documents
+        round_of_training()
+    assert graphs() == warm and not counters["graph_break"]
+
+
+@pytest.mark.skipif(not attention.HAS_VARLEN, reason="varlen_attn came with torch 2.11")
+def test_more_documents_than_ever_compile_nothing_again(monkeypatch, build):
+    """With varlen attention, on the meta device: the list of documents grows."""
+    monkeypatch.setattr(transformer, "has_varlen", lambda *_: True)
+    monkeypatch.setattr(experts, "choose_backend", lambda *_: "triton")
+    tokens = torch.ones(2, 32, dtype=torch.int64)
+    with torch.device("meta"):
+        model = build()
+        model.compile_blocks(backend="aot_eager")
+        for last in (4, 12, 30):
+            tokens[0, :last] = 0
+            step(model, tokens.to("meta"), document_ends_BM=document_ends(tokens, 0).to("meta"))
+    assert document_ends(tokens, 0).shape[1] == 32
+    assert graphs() == 1
+
+
+def test_names_in_the_state_are_those_of_the_plain_model(build):
+    model = build()
+    names = list(model.state_dict())
+    model.compile_blocks(backend="aot_eager")
+    assert list(model.state_dict()) == names == [name for name, _ in model.named_parameters()]
+
+
+def test_generation_leaves_compiled_blocks_alone(build):
+    from moe.model.generation import generate
+
+    model = build(document_mask=False).eval()
+    expected = list(generate(model, [5, 6], max_new_tokens=12, temperature=0))
+    model.compile_blocks(backend="aot_eager")
+    assert list(generate(model, [5, 6], max_new_tokens=12, temperature=0)) == expected
+    assert graphs() == 0

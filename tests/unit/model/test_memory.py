@@ -1,0 +1,89 @@
+"""The computed peak of a training step against that of the CPU's allocator."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from moe.model import Transformer, attention, loss, memory
+from moe.model.memory import Step, imbalance_bytes, optimizer_bytes, step_memory
+from moe.optim import Muon, build_groups
+
+SHAPE = {
+    "vocab_size": 16384,
+    "d_model": 256,
+    "n_layers": 4,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "n_experts": 8,
+    "top_k": 2,
+    "expert_hidden": 640,
+}  # 21M parameters
+SEQ_LEN = 256
+
+
+def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
+    """Most bytes that were allocated at a time, in an optimizer step and the next backward pass, and those of the
+    optimizer's state.
+    """
+    cast = torch.autocast("cpu", torch.bfloat16) if step.bf16 else contextlib.nullcontext()
+    torch.manual_seed(0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = Transformer(**SHAPE, eos_id=0, activation_checkpointing=step.activation_checkpointing)
+        muon = Muon(build_groups(model, name=optimizer, lr=1e-3, weight_decay=0.1))
+        for samples in (1, *[step.microbatch] * (2 if step.accumulated else 1)):
+            tokens = torch.randint(1, step.vocab_size, (samples, SEQ_LEN))
+            with cast:
+                parts = model(tokens, tokens)
+            (parts.loss + 0.01 * parts.prob_LE.sum() + 0.001 * parts.router_z_L.sum()).backward()
+            del parts
+            if not muon.state:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                muon.step()
+                muon.zero_grad(set_to_none=True)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak, sum(value.nbytes for state in muon.state.values() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "changes", "optimizer"),
+    [
+        (1, {}, "muon"),
+        (4, {}, "muon"),
+        (1, {"activation_checkpointing": True}, "muon"),
+        (4, {"activation_checkpointing": True}, "muon"),
+        (4, {"accumulated": False}, "adamw"),
+        (4, {"bf16": True}, "adamw"),
+    ],
+    ids=str,
+)
+def test_the_computed_peak_is_within_a_tenth_of_the_allocators(microbatch, changes, optimizer):
+    settings = {"bf16": False, "muon": optimizer == "muon", **changes}
+    step = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=microbatch, gpu=False, **settings)
+    measured, state = measured_peak(step, optimizer)
+    found = step_memory(step)
+    assert found.total == pytest.approx(measured, rel=0.1), found
+    assert optimizer_bytes(step) == pytest.approx(state, rel=0.001)
+
+
+def test_chunks_and_blocks_are_those_of_the_model():
+    assert (memory.CHUNK_LOGITS_CPU, memory.CHUNK_LOGITS_GPU) == (loss.CHUNK_LOGITS_CPU, loss.CHUNK_LOGITS_GPU)
+    assert memory.CPU_QUERY_BLOCK == attention.CPU_QUERY_BLOCK
+
+
+def test_the_worst_router_costs_memory_in_the_loop_over_experts_and_none_in_one_kernel():
+    assert imbalance_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=False, bf16=False)) > 0
+    assert imbalance_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=1024, gpu=True, bf16=True)) == 0
+
+
+def test_more_gpus_divide_what_is_sharded_and_leave_activations_alone():
+    one = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=True, bf16=True)
+    eight = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=True, bf16=True, n_gpus=8)
+    alone, shared = step_memory(one), step_memory(eight)
+    assert (shared.weights, shared.optimizer) == (alone.weights // 8, alone.optimizer // 8)
+    assert shared.activations == alone.activations

@@ -1,0 +1,216 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from moe.cli.main import main
+from moe.runs.charts import charts, expert_heats, loss_chart, other_charts, smooth, thin
+from moe.runs.page import report_page
+from moe.runs.reading import read_run
+from moe.runs.scales import log_ticks, number, ticks
+from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, row
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Strict(HTMLParser):
+    """Fails on tags that do not match, and keeps text and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def parse(page: str) -> Strict:
+    parser = Strict()
+    parser.feed(page)
+    parser.close()
+    assert not parser.open
+    return parser
+
+
+def write(tmp_path: Path, *arguments: str) -> str:
+    out = tmp_path / "out" / "page.html"
+    assert main(["report", *arguments, "--out", str(out)]) == 0
+    return out.read_text()
+
+
+def test_the_page_holds_all_it_needs_and_tells_what_happened(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "small", events=KILLED, alarms=(ALARM,))
+    page = write(tmp_path, str(folder))
+    parsed = parse(page)
+    text = " ".join(parsed.text)
+    assert parsed.addresses == []
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", page)
+    for words in ("Loss", "Learning rate", "Gradient norm", "Throughput", "Layer 0", "Layer 1", "odd/metric"):
+        assert words in text, words
+    for words in ("killed", ALARM["message"], ALARM["mend"], " upon a time", "optimizer.lr", "torch", "fingerprint"):
+        assert words in text, words
+    assert "1m10s" in text  # 60 s until it went on, 10 s for 20 steps trained twice
+    assert (tmp_path / "out" / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_of_files_is_shown_and_never_run(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    rows = [row(step) for step in range(2, 20, 2)]
+    rows += [{"step": 20, evil: 1.0, f"samples/{evil}": evil, f"metrics/eval/{evil}/loss": 3.0}]
+    rows += [{"step": 20, f"optim/lr/{evil}": 1.0, f"{evil}/layer_00": 1.0}]
+    alarm = dict.fromkeys(ALARM, evil)
+    events = (*KILLED[:1], {**KILLED[1], "event": "stop", "reason": evil}, KILLED[2])
+    folder = make_run(
+        tmp_path / "run", rows=rows, alarms=(alarm,), events=events, versions={evil: evil}, note=evil, run_name=evil
+    )
+    (folder / "run.json").write_text(json.dumps({"run_name": evil, "state": "done", evil: evil}))
+    for page in (report_page({evil: read_run(folder)}), report_page({evil: read_run(folder), "b": read_run(folder)})):
+        assert "<img" not in page
+        assert page.count("<script") == page.count("</script>") == 1 + page.count('<script type="application/json">')
+        parse(page)
+
+
+def test_runs_side_by_side_show_what_differs_between_them(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", versions={"torch": "2.11.0"})
+    second = make_run(tmp_path / "b", optimizer={"name": "muon", "lr": 0.005}, versions={"torch": "2.7.0"})
+    text = " ".join(parse(write(tmp_path, str(first), "--compare", str(second))).text)
+    for words in ("optimizer.lr", "0.005", "2.7.0", "No difference in data"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 2, "train/loss": 3.0}], [{"step": 0, "metrics/eval/loss": 9.0}]])
+def test_a_run_with_hardly_anything_logged_gets_a_page(tmp_path: Path, rows: list[dict]) -> None:
+    folder = make_run(tmp_path / "new", state="running", rows=rows, saved=())
+    parse(write(tmp_path, str(folder)))
+    assert (tmp_path / "out" / "page.png").exists() == bool(rows)
+
+
+def test_a_run_without_a_config_gets_a_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "new")
+    (folder / "config.yaml").write_text("run_name: [")
+    parse(write(tmp_path, str(folder)))
+
+
+def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = str(make_run(tmp_path / "run"))
+    (tmp_path / "file").touch()
+    for more, words in (
+        (["--out", str(tmp_path / "page.txt")], "must end in .html"),
+        (["--out", str(tmp_path / "file" / "page.html")], "cannot be written"),
+        (["--compare", folder], "stands twice"),
+        (["--compare", str(tmp_path / "nowhere")], "no such folder"),
+    ):
+        assert main(["report", folder, *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
+    from moe.runs.charts import marks_of
+    from moe.runs.interruptions import interruptions
+
+    run = read_run(make_run(tmp_path / "run", events=KILLED))
+    (mark,) = marks_of(run, interruptions(run))
+    assert (mark.x, mark.back) == (70 * TOKENS_PER_STEP, 50 * TOKENS_PER_STEP)
+    chart = loss_chart({"run": run}, (mark,))
+    assert chart is not None and chart.marks == (mark,)
+
+
+def test_learning_rates_that_are_the_same_share_a_line(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    (rate,) = [chart for chart in charts({"run": run}, ()) if chart.title == "Learning rate"]
+    assert [line.label for line in rate.lines] == ["muon, norms"]
+
+
+def test_every_metric_is_drawn_once(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    assert [chart.title for chart in other_charts({"run": run}, ())] == ["odd/metric"]
+
+
+def test_the_load_of_each_expert_is_kept_over_time(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    even, uneven = expert_heats(run)
+    assert (even.title, even.labels, even.ratio) == ("Layer 0", [0, 1, 2, 3], True)
+    assert {value for line in even.values for value in line} == {1.0}
+    assert set(uneven.values[3]) == {0.0}
+    assert even.xs[-1] == 100 * TOKENS_PER_STEP
+
+
+def test_thinning_keeps_ends_and_outliers() -> None:
+    points = [(float(n), 1.0) for n in range(10_000)]
+    points[7777] = (7777.0, 99.0)
+    points[1234] = (1234.0, -5.0)
+    kept = thin(points, 100)
+    assert len(kept) <= 102
+    assert {points[0], points[-1], points[7777], points[1234]} <= set(kept)
+    assert kept == sorted(kept)
+
+
+def test_smoothing_does_not_lag_behind() -> None:
+    line = [(float(n), 2.0 * n) for n in range(120)]
+    assert [y for _, y in smooth(line)] == pytest.approx([y for _, y in line])
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.3, 0.9, 3) == pytest.approx([0.4, 0.6, 0.8])
+    assert log_ticks(0.3, 30) == pytest.approx([0.5, 1, 2, 5, 10, 20])
+    assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1])
+    assert [number(value) for value in (0, 0.00043214, 6.00003, 1486, 1234567)] == [
+        "0",
+        "0.0004321",
+        "6.000",
+        "1486",
+        "1.23M",
+    ]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path: Path) -> None:
+    page = write(tmp_path, str(make_run(tmp_path / "small", events=KILLED, alarms=(ALARM,))))
+    listen = """
+    window.faults = [];
+    window.addEventListener("error", (event) => window.faults.push(event.message));
+    """
+    look = """
+    for (const svg of document.querySelectorAll("svg")) {
+      const box = svg.getBoundingClientRect();
+      const at = { clientX: box.left + box.width * 0.6, clientY: box.top + box.height * 0.4 };
+      if (box.width) svg.dispatchEvent(new PointerEvent("pointermove", at));
+    }
+    const tips = [...document.querySelectorAll(".tip")].map((tip) => tip.innerText);
+    const wide = document.documentElement.scrollWidth > window.innerWidth;
+    for (const svg of document.querySelectorAll("svg")) svg.dispatchEvent(new PointerEvent("pointerleave"));
+    const left = document.querySelectorAll(".tip, line.here").length;
+    document.title = JSON.stringify({ tips, wide, left, faults: window.faults });
+    """
+    page = page.replace("<head>", f"<head><script>{listen}</script>")
+    page = page.replace("</body>", f"<script>{look}</script></body>")
+    path = tmp_path / "moved.html"
+    path.write_text(page)
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60)
+    match = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert match, done.stderr[-2000:]
+    found = json.loads(match[1].replace("&amp;", "&"))
+    assert (found["faults"], found["wide"], found["left"]) == ([], False, 0)
+    assert found["tips"][0].startswith("60") and "training" in found["tips"][0] and "validation" in found["tips"][0]
+    assert any("expert 2: 1" in tip for tip in found["tips"]), found["tips"]

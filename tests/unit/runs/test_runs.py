@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from moe.cli.main import main
+from tests.unit.runs.folders import make_run, training_in
+
+
+def test_all_runs_are_listed_the_newest_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_run(tmp_path / "finished")
+    make_run(tmp_path / "broken", state="failed", steps=20, saved=())
+    make_run(tmp_path / "killed", state="running", steps=40)
+    live = make_run(tmp_path / "live", state="running", steps=60, saved=(50,))
+    with training_in(live):
+        assert main(["runs", str(tmp_path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert main(["runs", str(tmp_path)]) == 0
+    assert [one["name"] for one in found] == ["live", "killed", "broken", "finished"]
+    assert [one["state"] for one in found] == ["running", "preempted", "failed", "done"]
+    assert (found[0]["step"], found[0]["saved"], found[0]["seconds_left"]) == (60, 50, 20.0)
+    assert found[0]["validation"] == 4.5 and found[0]["best"] == 4.5
+    assert found[2]["saved"] is None
+    table = capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 80
+    assert [word for word in table.split() if word in ("running", "preempted", "failed", "done")][1:] == [
+        "running",
+        "preempted",
+        "failed",
+        "done",
+    ]
+
+
+def test_without_a_folder_the_default_ones_are_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 2
+    assert "./checkpoints and ./runs" in capsys.readouterr().err
+    make_run(tmp_path / "checkpoints" / "a")
+    make_run(tmp_path / "runs" / "b")
+    assert main(["runs", "--json"]) == 0
+    assert {one["folder"] for one in json.loads(capsys.readouterr().out)} == {"checkpoints/a", "runs/b"}
+
+
+def test_a_damaged_run_is_told_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_run(tmp_path / "good")
+    (make_run(tmp_path / "bad") / "run.json").write_text("{")
+    assert main(["runs", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "done" in shown.out and "is damaged" in shown.err
+
+
+def test_diff_shows_config_data_and_versions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "meta.json").write_text(json.dumps({"dataset": "fineweb", "seq_len": 128, "tokens": {"train": 1000}}))
+    first = make_run(tmp_path / "a")
+    second = make_run(
+        tmp_path / "b",
+        optimizer={"name": "muon", "lr": 0.005},
+        train_data={"local": str(data)},
+        versions={"torch": "2.7.0", "numpy": "2.1.3"},
+    )
+    assert main(["diff", str(first), str(second)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "optimizer.lr 0.001 -> 0.005" in lines
+    assert "tokens.train - -> 1000" in lines
+    assert "torch 2.11.0 -> 2.7.0" in lines
+    assert not any("global_train_batch_size" in line or line.startswith("fingerprint") for line in lines)
+
+
+def test_diff_says_what_cannot_be_known(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = make_run(tmp_path / "a", run_name="same"), make_run(tmp_path / "b", run_name="same", saved=())
+    assert main(["diff", str(first), str(second)]) == 0
+    out = capsys.readouterr().out
+    assert "config: the same" in out
+    assert f"versions: no checkpoint that could tell in {second}" in out
+    assert main(["diff", str(first), str(tmp_path / "nowhere")]) == 2

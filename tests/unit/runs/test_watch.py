@@ -1,0 +1,150 @@
+import io
+import json
+import os
+import pty
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moe.cli.main import main
+from moe.runs.frame import frame, sparkline
+from moe.runs.reading import read_run
+from tests.unit.runs.folders import ALARM, KILLED, make_run, row, training_in
+
+
+def text_of(folder: Path, width: int = 80, encoding: str = "utf-8", now: float | None = None) -> str:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width)
+    console.print(frame(read_run(folder), console, now))
+    console.file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def test_a_frame_tells_state_progress_curves_experts_checkpoint_and_alarms(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "small", state="running", steps=70, saved=(50,), events=KILLED[:3], alarms=(ALARM,))
+    with training_in(folder):
+        text = text_of(folder)
+    assert "small  running" in text
+    assert "70%  71.7k/102k tok  step 70/100" in text
+    assert "0m15s left" in text  # 30 steps of 1,024 tokens at 2,048 tokens a second
+    for words in ("loss", "4.181", "grad norm", "tokens/s", "val", "step 50", "2MB, 1 kept", "killed at step 70"):
+        assert words in text, words
+    words = " ".join(text.split())
+    assert ALARM["message"] in words and ALARM["mend"] in words
+    assert "layer 1" in text and "0.00 to 1.33" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
+    rows = [row(step, layers=40, experts=256) for step in range(2, 60, 2)]
+    folder = make_run(tmp_path / ("a-long-name-" * 6), rows=rows, events=KILLED, alarms=(ALARM,))
+    lines = text_of(folder, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("layer " in line for line in lines) == sum("▒" in line for line in lines) + 1 > 10  # one says how many
+
+
+def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
+    text = text_of(make_run(tmp_path / "run", events=KILLED, alarms=(ALARM,)), encoding="ascii")
+    assert "*" in text and "?" not in text
+
+
+def test_a_run_that_has_only_started_and_one_without_layers_have_frames(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "run.json").write_text(json.dumps({"run_name": "new", "state": "running"}))
+    assert "the run is starting" in text_of(new)
+    rows = [{"step": 2, "train/loss": 3.0, "experts/load_max": 2.5, "experts/load_min": 0.5}]
+    assert "2.50 load of the busiest" in text_of(make_run(tmp_path / "plain", rows=rows))
+
+
+def test_the_newest_kinds_of_alarm_are_shown_once_each(tmp_path: Path) -> None:
+    alarms = tuple({**ALARM, "step": n, "name": f"kind {n % 5}", "message": f"alarm of step {n}"} for n in range(10))
+    text = text_of(make_run(tmp_path / "run", alarms=alarms))
+    assert [n for n in range(10) if f"alarm of step {n}" in text] == [7, 8, 9]
+    assert text.count("(2 times)") == 3
+
+
+def test_a_running_run_that_has_gone_quiet_says_since_when(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", state="running")
+    with training_in(folder):
+        assert "last written 5m00s ago" in text_of(folder, now=read_run(folder).updated + 300)
+
+
+def test_one_spike_does_not_flatten_a_curve() -> None:
+    values = [float(n) for n in range(50)]
+    values[25] = 1e6
+    drawn = sparkline(values, 50)
+    assert drawn[0] == "▁" and drawn[25] == drawn[-1] == "█" and len(set(drawn)) == 8
+
+
+def test_a_pipe_gets_one_frame_and_the_command_ends(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = make_run(tmp_path / "run", state="stopped", steps=60)
+    assert main(["watch", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "preempted" in out and "same command again" in out and "\x1b" not in out
+
+
+def test_what_cannot_be_watched_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["watch", str(tmp_path)]) == 2
+    assert "is empty" in capsys.readouterr().err
+    assert main(["watch", str(make_run(tmp_path / "run")), "--every", "0"]) == 2
+    assert "--every (0.0)" in capsys.readouterr().err
+
+
+def in_terminal(folder: Path) -> tuple[int, int]:
+    """`moe watch` in a terminal of 80 x 24; its process and the terminal's other end."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
+        code = (
+            f"import sys; from moe.cli.main import main; sys.exit(main(['watch', {str(folder)!r}, '--every', '0.1']))"
+        )
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    return pid, terminal
+
+
+def read_until(terminal: int, words: bytes) -> bytes:
+    """What the terminal shows, up to and with `words`, or to the end of the process."""
+    shown, end = b"", time.monotonic() + 30
+    while words not in shown and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                shown += os.read(terminal, 1 << 16)
+            except OSError:  # the process has ended
+                break
+    return shown
+
+
+LEAVES = b"\x1b[?1049l"  # the alternate screen
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was_and_the_last_frame_on_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", state="running", steps=60)
+    with training_in(folder):
+        pid, terminal = in_terminal(folder)
+        assert b"step 60/100" in read_until(terminal, b"layer 1")
+        os.kill(pid, signal.SIGINT)
+        rest = read_until(terminal, b"no such words")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    after = rest.partition(LEAVES)[2]
+    assert b"step 60/100" in after and b"Traceback" not in rest
+
+
+def test_the_live_view_follows_the_run_to_its_end(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", state="running", steps=60)
+    with training_in(folder):
+        pid, terminal = in_terminal(folder)
+        read_until(terminal, b"layer 1")
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row(62)) + "\n")
+        assert b"step 62/100" in read_until(terminal, b"step 62/100")
+        (folder / "run.json").write_text(json.dumps({"run_name": "run", "state": "done"}))
+        assert b"done" in read_until(terminal, b"no such words").partition(LEAVES)[2]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)

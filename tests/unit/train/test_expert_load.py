@@ -1,0 +1,178 @@
+"""What is counted of the experts in a step, and what the balance loss makes of it. MoEModel and StepLosses are the real
+ones; the loop around them is Composer's in a few lines.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe.config.times import Every, parse_time
+from moe.model import Transformer
+from moe.optim import Muon, build_groups
+from moe.train.callbacks.losses import StepLosses
+from moe.train.model import MoEModel
+
+SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "n_experts": 8, "top_k": 2, "expert_hidden": 32}
+VOCAB, EOS, SAMPLES, SEQ_LEN = 64, 0, 16, 32
+
+
+def make_model(*, balance_loss: float = 0.01, checkpointing: bool = False) -> MoEModel:
+    torch.manual_seed(0)
+    transformer = Transformer(vocab_size=VOCAB, eos_id=EOS, activation_checkpointing=checkpointing, **SHAPE)
+    return MoEModel(
+        transformer,
+        n_layers=SHAPE["n_layers"],
+        n_experts=SHAPE["n_experts"],
+        balance_loss=balance_loss,
+        router_z_loss=0.001,
+        flops_per_token=1.0,
+    )
+
+
+def make_batch(seed: int) -> dict[str, Tensor]:
+    """Text of a kind: half of all tokens are among eight, and a token depends on the one before."""
+    random = torch.Generator().manual_seed(seed)
+    common = torch.randint(1, 9, (SAMPLES, SEQ_LEN), generator=random)
+    any_token = torch.randint(0, VOCAB, (SAMPLES, SEQ_LEN), generator=random)
+    tokens = torch.where(torch.rand(SAMPLES, SEQ_LEN, generator=random) < 0.5, common, any_token)
+    tokens[:, 1::2] = (tokens[:, ::2] * 5 + 3) % VOCAB
+    return {"tokens": tokens, "labels": tokens.clone()}
+
+
+class Steps:
+    """forward and backward of one step as Composer runs it, and the callback that counts around it."""
+
+    def __init__(self, model: MoEModel) -> None:
+        self.model = model
+        self.losses = StepLosses(
+            model, tokens_per_step=SAMPLES * SEQ_LEN, log=Every(parse_time("1ba"), SAMPLES * SEQ_LEN, 1)
+        )
+        self.metrics: dict[str, float] = {}
+
+    def run(self, batch: dict[str, Tensor], microbatch: int = SAMPLES) -> None:
+        device = SimpleNamespace(tensor_to_device=lambda tensor: tensor)
+        state = SimpleNamespace(batch=batch, device=device, timestamp=SimpleNamespace(batch=0))
+        logger = SimpleNamespace(log_metrics=self.metrics.update)
+        self.losses.batch_start(state, logger)
+        self.losses.before_train_batch(state, logger)
+        for start in range(0, SAMPLES, microbatch):
+            part = {name: rows[start : start + microbatch] for name, rows in batch.items()}
+            total = self.model.loss(self.model(part), part)["total"]
+            (total * len(part["tokens"]) / SAMPLES).backward()
+        self.losses.after_train_batch(state, logger)
+
+
+def counts_of(run: Callable[[Steps], None], **settings: object) -> Tensor:
+    """Share of each expert [L, E] that the next step's balance loss will see."""
+    steps = Steps(make_model(**settings))
+    run(steps)
+    return steps.model.expert_share_LE
+
+
+@pytest.fixture
+def plain() -> Tensor:
+    """Shares of one step, whole batch at once, and counted by hand from the routers' choices."""
+    steps = Steps(make_model())
+    chosen: list[Tensor] = []
+    for block in steps.model.transformer.blocks:
+        block.moe.router.register_forward_hook(lambda _, __, routing: chosen.append(routing.expert_TK))
+    steps.run(make_batch(0))
+    by_hand = torch.stack([torch.stack([(e == layer).float().mean() for e in range(8)]) for layer in chosen])
+    assert torch.equal(steps.model.expert_share_LE, by_hand)
+    return by_hand
+
+
+def test_accumulation_counts_the_whole_batch_once(plain):
+    for microbatch in (1, 5, 8):
+        shares = counts_of(lambda steps, size=microbatch: steps.run(make_batch(0), size))
+        assert torch.equal(shares, plain), microbatch
+
+
+def test_evaluation_does_not_count(plain):
+    def with_evaluation(steps: Steps) -> None:
+        def evaluate() -> None:
+            steps.model.eval()
+            with torch.no_grad():
+                steps.model.eval_forward(make_batch(7))
+            steps.model.train()
+
+        evaluate()
+        steps.run(make_batch(0))
+        evaluate()
+
+    assert torch.equal(counts_of(with_evaluation), plain)
+
+
+def test_recomputation_does_not_count_twice(plain):
+    assert torch.equal(counts_of(lambda steps: steps.run(make_batch(0), 4), checkpointing=True), plain)
+
+
+def test_a_step_that_is_tried_again_with_a_smaller_microbatch_counts_once(plain):
+    def out_of_memory_half_way(steps: Steps) -> None:
+        half = {name: rows[:8] for name, rows in make_batch(0).items()}
+        steps.model.begin_step(global_targets=torch.tensor(1), global_tokens=1, rank_samples=1, world_size=1)
+        steps.model.loss(steps.model(half), half)  # then Composer starts the step over
+        steps.run(make_batch(0), 4)
+
+    assert torch.equal(counts_of(out_of_memory_half_way), plain)
+
+
+def test_the_balance_gradient_in_the_router_is_that_of_the_formula():
+    model = make_model(balance_loss=0.5).double()
+    model.router_z_loss = 0.0
+    model.expert_share_LE.copy_(torch.rand(2, 8, dtype=torch.float64).softmax(-1))
+    steps, batch = Steps(model), make_batch(0)
+    inputs: list[Tensor] = []
+    for block in model.transformer.blocks:
+        block.moe.router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    routers = [block.moe.router.weight for block in model.transformer.blocks]
+    gradients = []
+    for weight in (0.5, 0.0):  # the difference is the balance loss's own part
+        model.balance_loss = weight
+        share_LE = model.expert_share_LE.clone()
+        model.zero_grad()
+        steps.run(batch, 8)
+        model.expert_share_LE.copy_(share_LE)
+        gradients.append([router.grad.clone() for router in routers])
+    # the last layer's router acts on nothing after it but its own probabilities: E f . P is the whole function
+    x_TD = torch.cat([inputs[1], inputs[3]])
+
+    def formula(weight_ED: Tensor) -> Tensor:
+        return 0.5 * 8 * (model.expert_share_LE[1] * (x_TD @ weight_ED.T).softmax(-1).mean(0)).sum()
+
+    weight = routers[1].detach()
+    numeric = torch.zeros_like(weight)
+    for e in range(8):
+        for d in range(32):
+            nudge = torch.zeros_like(weight)
+            nudge[e, d] = 1e-5
+            numeric[e, d] = (formula(weight + nudge) - formula(weight - nudge)) / 2e-5
+    ours = gradients[0][1] - gradients[1][1]
+    assert ours.abs().max() > 1e-5
+    torch.testing.assert_close(ours, numeric, rtol=1e-5, atol=1e-10)
+    assert (gradients[0][0] - gradients[1][0]).abs().max() > 1e-5  # and it reaches the first layer's
+
+
+def late_load(balance_loss: float) -> tuple[float, float]:
+    """Least and largest load of an expert over its fair share, in the second half of 60 steps."""
+    steps = Steps(make_model(balance_loss=balance_loss))
+    optimizer = Muon(build_groups(steps.model.transformer, name="muon", lr=1e-2, weight_decay=0.1))
+    loads = []
+    for number in range(60):
+        optimizer.zero_grad()
+        steps.run(make_batch(number))
+        optimizer.step()
+        if number >= 30:
+            loads.append(steps.model.expert_share_LE * SHAPE["n_experts"])
+    mean_LE = torch.stack(loads).mean(0)
+    return mean_LE.min().item(), mean_LE.max().item()
+
+
+def test_no_expert_starves_or_is_flooded_and_without_the_balance_loss_one_is():
+    least, largest = late_load(0.01)
+    assert least > 0.2 and largest < 2.0
+    least, largest = late_load(0.0)
+    assert least < 0.2 or largest > 2.0
