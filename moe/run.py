@@ -13,7 +13,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
-from moe.config import Config, ConfigError, Every, load_config, parse_seconds, parse_time
+from moe.config import Config, ConfigError, Every, ParallelismConfig, load_config, parse_seconds, parse_time
 from moe.config.checks import check_ranks
 from moe.errors import InputError, RunFailed
 from moe.train.start import (
@@ -88,7 +88,7 @@ def train(config: Config, stop: StopSignal) -> int:
 
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
-    config = with_precision(config, on_gpu)
+    config = _with_sharding(with_precision(config, on_gpu))
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
@@ -107,6 +107,17 @@ def train(config: Config, stop: StopSignal) -> int:
     finally:
         if folder.lock is not None:
             folder.lock.close()
+
+
+def _with_sharding(config: Config) -> Config:
+    from moe.train.sharding import check_torch
+
+    if config.parallelism.fsdp2 and WORLD_SIZE == 1:
+        say("parallelism.fsdp2: true -> false, because one rank has nobody to share with")
+        return dataclasses.replace(config, parallelism=ParallelismConfig())
+    if config.parallelism.fsdp2:
+        check_torch()
+    return config
 
 
 def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
@@ -130,6 +141,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     from moe.train.loading import mend_composer
     from moe.train.logs import RunLog
     from moe.train.microbatch import automatic_microbatch
+    from moe.train.sharding import shard_transformer
 
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     total_steps = parse_time(config.max_duration).to_steps(tokens_per_step)
@@ -148,6 +160,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         return 0
 
     model = build.build_model(config, meta)
+    if config.parallelism.fsdp2:
+        shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu)
     optimizer, groups = build.build_optimizer(config, model)
     if not isinstance(microbatch, int):
         microbatch = automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)

@@ -1,7 +1,16 @@
 """Typed configuration: a yaml file and key=value overrides become one frozen `Config`. Imports nothing heavy."""
 
 from moe.config.load import ConfigError, load_config, to_yaml
-from moe.config.schema import Config, EvalData, ModelConfig, OptimizerConfig, SchedulerConfig, TextData, TrainData
+from moe.config.schema import (
+    Config,
+    EvalData,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelismConfig,
+    SchedulerConfig,
+    TextData,
+    TrainData,
+)
 from moe.config.times import Every, Time, parse_seconds, parse_time
 
 __all__ = [
@@ -11,6 +20,7 @@ __all__ = [
     "Every",
     "ModelConfig",
     "OptimizerConfig",
+    "ParallelismConfig",
     "SchedulerConfig",
     "TextData",
     "Time",

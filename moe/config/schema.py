@@ -195,6 +195,12 @@ class LoggersConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelismConfig:
+    fsdp2: bool = False
+    "Divide weights, gradients and optimizer state among the ranks (torch's FSDP2); false: each rank holds them all."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     run_name: str
     "Name of the run; part of the default `save_folder`."
@@ -222,6 +228,8 @@ class Config:
     "Largest global gradient norm; larger ones are scaled down to it."
     activation_checkpointing: bool = False
     "Recompute each block in the backward pass: less memory for more time."
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    "How several ranks share the work. No effect on the result beyond rounding; may change within a run."
     compile: bool | str = "auto"
     "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU."
     num_workers: int = 2

@@ -10,6 +10,9 @@
   (gate and up).
 - The iteration runs in bf16 on CUDA, in fp32 on CPU, where bf16 is slower.
 - A parameter without gradient is skipped, its state untouched.
+- Of a sharded parameter (DTensor, split by rows or, experts, by expert) each rank updates its own part. Experts are
+  whole there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none is
+  orthogonalised twice: two all-to-alls.
 - The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
   need a copy of the model.
 - Loading keeps the dtypes of the saved state. torch casts state to the parameter's dtype, and bf16 momentum would
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from moe.optim.newton_schulz import orthogonalize
 
@@ -51,6 +55,37 @@ def _matrices(tensor: Tensor, split: int) -> Tensor:
     return tensor.view(-1, rows // split, cols)
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _orthogonal(x_NRC: Tensor) -> Tensor:
+    return orthogonalize(x_NRC.bfloat16() if x_NRC.is_cuda else x_NRC)
+
+
+def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Tensor, ...]:
+    """`_orthogonal` of matrices of which each rank has some rows, sharded as `like` is: this rank's rows of each."""
+    n_rows, n_cols = like.shape
+    shape, stride = torch.Size((len(rows), n_rows, n_cols)), (n_rows * n_cols, n_cols, 1)
+
+    def move(x_NRC: Tensor, before: int, after: int) -> Tensor:
+        placed = DTensor.from_local(x_NRC.contiguous(), like.device_mesh, [Shard(before)], shape=shape, stride=stride)
+        return placed.redistribute(placements=[Shard(after)]).to_local()
+
+    x_NRC = move(torch.stack(rows), 1, 0)
+    x_NRC = _orthogonal(_matrices(x_NRC, split)).reshape(x_NRC.shape)
+    return move(x_NRC, 0, 1).unbind()
+
+
+def _norm(part: Tensor, like: Tensor) -> Tensor:
+    """L2 norm of a tensor as `like`, of which each rank has `part`: the same on every rank."""
+    if isinstance(like, DTensor):
+        part = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(like.dtype, torch.float32))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def _muon_update(
     params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
 ) -> None:
@@ -58,29 +93,37 @@ def _muon_update(
     for p in params:
         batches.setdefault(p.shape if p.ndim == 2 else p, []).append(p)
     for batch in batches.values():
-        updates = [_matrices(_momentum_step(p, state[p], group), group["split"]) for p in batch]
-        x_NRC = updates[0] if len(updates) == 1 else torch.cat(updates)
-        x_NRC = orthogonalize(x_NRC.bfloat16() if x_NRC.is_cuda else x_NRC)
-        scale = group["lr"] * ADJUST_LR[group["adjust_lr_fn"]](*x_NRC.shape[-2:])
-        for p, update in zip(batch, x_NRC.split([u.shape[0] for u in updates]), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            _matrices(p, group["split"]).add_(update, alpha=-scale)
+        rows, cols = batch[0].shape[-2:]
+        parts = [_momentum_step(p, state[p], group) for p in batch]
+        if isinstance(batch[0], DTensor) and batch[0].ndim == 2:
+            updates = _orthogonal_rows(parts, batch[0], group["split"])
+        else:
+            stacks = [_matrices(part, group["split"]) for part in parts]
+            x_NRC = _orthogonal(stacks[0] if len(stacks) == 1 else torch.cat(stacks))
+            updates = x_NRC.split([stack.shape[0] for stack in stacks])
+        scale = group["lr"] * ADJUST_LR[group["adjust_lr_fn"]](rows // group["split"], cols)
+        for p, update in zip(batch, updates, strict=True):
+            part = _local(p)
+            part.mul_(1 - group["lr"] * group["weight_decay"])
+            part.view(update.shape).add_(update, alpha=-scale)
             if norms is not None:
-                norms[p] = scale * torch.linalg.vector_norm(update, dtype=torch.promote_types(p.dtype, torch.float32))
+                norms[p] = scale * _norm(update.reshape(part.shape), p)
 
 
 def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    """Moves the momentum on by p's gradient and returns what Nesterov makes of both, in at least fp32."""
+    """Moves the momentum on by p's gradient and returns what Nesterov makes of both, in at least fp32; of a sharded p
+    this rank's part.
+    """
     exact = torch.promote_types(p.dtype, torch.float32)
     kept = exact if group["momentum_dtype"] == "fp32" else DTYPES[group["momentum_dtype"]]
     if "momentum" not in state:
         state["momentum"] = torch.zeros_like(p, dtype=kept)
     assert p.grad is not None
-    grad = p.grad.to(exact)
-    momentum = state["momentum"].to(exact)  # the state itself in fp32, a copy in bf16
+    grad, own = _local(p.grad).to(exact), _local(state["momentum"])
+    momentum = own.to(exact)  # the state itself in fp32, a copy in bf16
     momentum.lerp_(grad, 1 - group["momentum"])
-    if momentum is not state["momentum"]:
-        state["momentum"].copy_(momentum)
+    if momentum is not own:
+        own.copy_(momentum)
     return grad.lerp(momentum, group["momentum"])
 
 
@@ -91,22 +134,23 @@ def _adamw_update(
     for p in params:
         if not state[p]:
             state[p].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    grads = [p.grad for p in params if p.grad is not None]
-    means, squares, steps = ([state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
+    parts = [_local(p) for p in params]
+    grads = [_local(p.grad) for p in params if p.grad is not None]
+    means, squares, steps = ([_local(state[p][key]) for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
     beta1, beta2 = group["betas"]
     torch._foreach_add_(steps, 1.0)
     done = [step.item() for step in steps]  # they lie on the CPU: no wait for a GPU
-    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
     torch._foreach_lerp_(means, grads, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     denominators = torch._foreach_sqrt(squares)
     torch._foreach_div_(denominators, [math.sqrt(1 - beta2**n) for n in done])
     torch._foreach_add_(denominators, group["eps"])
-    torch._foreach_addcdiv_(params, means, denominators, [-group["lr"] / (1 - beta1**n) for n in done])
+    torch._foreach_addcdiv_(parts, means, denominators, [-group["lr"] / (1 - beta1**n) for n in done])
     if norms is not None:
         for p, mean, denominator, n in zip(params, means, denominators, done, strict=True):
-            norms[p] = group["lr"] / (1 - beta1**n) * torch.linalg.vector_norm(mean / denominator)
+            norms[p] = group["lr"] / (1 - beta1**n) * _norm(mean / denominator, p)
 
 
 UPDATES = {"muon": _muon_update, "adamw": _adamw_update}

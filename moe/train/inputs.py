@@ -209,7 +209,8 @@ def print_plan(
         + (f" ({steps * tokens_per_step / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
         + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
         + "".join(f"\n{'':10}{line}" for line in more),
-        "device": f"{world_size} x {gpu}, {config.precision}, microbatch {microbatch}",
+        "device": f"{world_size} x {gpu}, {config.precision}, microbatch {microbatch}"
+        + (", FSDP2" if config.parallelism.fsdp2 else ""),
         "folder": str(folder.path),
         "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "
         f"{folder.checkpoint.path.name}"

@@ -8,12 +8,15 @@ Decisions:
 - The trial's sequences are one token repeated. All their hidden states are the same, so all tokens choose the same
   experts: the worst imbalance there can be.
 - A tenth of the memory stays free, for fragmentation and for what other libraries take.
+- A sharded model (FSDP2) computes with all ranks together, and one that runs out of memory leaves the others waiting.
+  So a size is tried only where the trials before it, the first of them half a sequence, let expect that it fits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +29,7 @@ from moe.model.documents import document_ends
 from moe.train.alone import microbatch_loss
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
+from moe.train.sharding import is_sharded
 
 SHARE_OF_MEMORY = 0.9
 
@@ -54,6 +58,7 @@ def automatic_microbatch(
         "activation_checkpointing": config.activation_checkpointing,
         "compile": config.compile,
         "ranks": world_size,
+        "fsdp2": config.parallelism.fsdp2,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     known = folder.record.get("microbatch")
@@ -90,11 +95,26 @@ def find_microbatch(
         InputError: not even one sequence fits.
     """
     model.to(device)
-    spare = [_gradient_buckets(model)] if dist.get_world_size() > 1 else []
+    spare = [_gradient_buckets(model)] if dist.get_world_size() > 1 and not is_sharded(model.transformer) else []
     budget = SHARE_OF_MEMORY * _memory(device)
-    size, fits = 1, 0
-    while fits < rank_batch and _on_every_rank(lambda: _step_fits(model, optimizer, size, seq_len, precision, budget)):  # noqa: B023
-        fits, size = size, min(2 * size, rank_batch)
+    sharded = is_sharded(model.transformer)
+    size, fits, expected = 1, 0, 0.0
+    try:
+        tried, peak = 0.5, _peak_of_step(model, optimizer, 1, seq_len // 2, precision) if sharded else 0.0
+        while fits < rank_batch and _on_every_rank(expected < budget):
+            before, peak = peak, _peak_of_step(model, optimizer, size, seq_len, precision)
+            if not _on_every_rank(peak < budget):
+                break
+            fits, size = size, min(2 * size, rank_batch)
+            if sharded:
+                expected = peak + (peak - before) / (fits - tried) * (size - fits)
+                tried = fits
+    except torch.OutOfMemoryError:  # of a sharded model
+        if size > 1:
+            raise InputError(
+                f"device_train_microbatch_size (auto): a trial of {size} sequences ran out of memory, against "
+                f"expectation ({expected / 1e9:.1f} of {budget / 1e9:.1f} GB); set device_train_microbatch_size={fits}"
+            ) from None
     del spare
     _forget(model, optimizer)
     if not fits:
@@ -105,9 +125,8 @@ def find_microbatch(
     return fits
 
 
-def _step_fits(
-    model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str, budget: float
-) -> bool:
+def _peak_of_step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str) -> float:
+    """Bytes that a step takes at its peak, 0 on CPU; infinite where memory runs out, unless the model is sharded."""
     on_gpu = model.expert_share_LE.is_cuda
     _forget(model, optimizer)
     if on_gpu:
@@ -115,8 +134,10 @@ def _step_fits(
     try:
         _step(model, optimizer, size, seq_len, precision)
     except torch.OutOfMemoryError:
-        return False
-    return not on_gpu or torch.cuda.max_memory_allocated() <= budget
+        if is_sharded(model.transformer):
+            raise
+        return math.inf
+    return torch.cuda.max_memory_allocated() if on_gpu else 0.0
 
 
 def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str) -> None:
@@ -145,8 +166,8 @@ def _forget(model: MoEModel, optimizer: torch.optim.Optimizer) -> None:
         torch.cuda.empty_cache()
 
 
-def _on_every_rank(fits: Callable[[], bool]) -> bool:
-    answer = get_device(None).tensor_to_device(torch.tensor(int(fits())))
+def _on_every_rank(fits: bool) -> bool:
+    answer = get_device(None).tensor_to_device(torch.tensor(int(fits)))
     dist.all_reduce(answer, reduce_operation="MIN")
     return bool(answer)
 

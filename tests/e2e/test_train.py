@@ -15,8 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from moe.run import main
+from moe.train.checkpoints import load_state
 from tests.chaos.kills import check_epochs, samples, session_members
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, rows
@@ -126,36 +129,95 @@ def test_row01_a_second_ctrl_c_ends_at_once_and_loses_nothing_that_was_saved(con
     assert newest_checkpoint(folder, lambda line: None).step >= 10
 
 
-def test_ranks_change_nothing_and_may_change_within_a_run(tiny: Path, config: Path) -> None:
-    """One rank, two ranks, and two that become one in mid-epoch: the same samples in every step, the same losses."""
-    one, two, back = (config.with_name(name) for name in ("one", "two", "back"))
-    log, trace = config.with_name("ranks.log"), config.parent / "ranks.trace"
-    flags = [TRACED, str(config), "model.dropout=0", "max_duration=40ba", "save_interval=20ba"]
-    flags += ["global_train_batch_size=64", "eval_data=null"]
+@pytest.fixture(scope="module")
+def flags(config: Path) -> list[str]:
+    """40 steps that ranks share, without dropout, saved every 20."""
+    settings = ["model.dropout=0", "max_duration=40ba", "save_interval=20ba", "global_train_batch_size=64"]
+    return [TRACED, str(config), *settings, "eval_data=null"]
 
-    def run(command: list[str], life: int) -> str:
-        env = traced(config.parent, CHAOS_LIFE=str(life), CHAOS_TRACE=str(trace))
-        return finish(start(command, log, **env), log)
 
-    run([sys.executable, *flags, "run_name=one"], life=1)
-    text = run([COMPOSER, "-n", "2", *flags, "run_name=two"], life=2)
+def run_ranks(config: Path, command: list[str], life: int) -> str:
+    log = config.with_name("ranks.log")
+    env = traced(config.parent, CHAOS_LIFE=str(life), CHAOS_TRACE=str(config.parent / "ranks.trace"))
+    return finish(start(command, log, **env), log)
+
+
+@pytest.fixture(scope="module")
+def two(config: Path, flags: list[str]) -> Path:
+    """Two ranks, each with all weights."""
+    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=two"], life=2)
     assert text.count("step 40/40") == 1, "only one rank speaks"
+    return config.with_name("two")
+
+
+@pytest.fixture(scope="module")
+def sharded(config: Path, flags: list[str]) -> Path:
+    """Two ranks that share the weights."""
+    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=sharded", "parallelism.fsdp2=true"], life=4)
+    assert "2 x CPU, fp32, microbatch 32, FSDP2" in text
+    return config.with_name("sharded")
+
+
+def test_ranks_change_nothing_and_may_change_within_a_run(
+    tiny: Path, config: Path, flags: list[str], two: Path
+) -> None:
+    """One rank, two ranks, and two that become one in mid-epoch: the same samples in every step, the same losses."""
+    one, back = (config.with_name(name) for name in ("one", "back"))
+    run_ranks(config, [sys.executable, *flags, "run_name=one"], life=1)
     shutil.copytree(two, back)
     shutil.rmtree(back / "step-00000040")
-    text = run([sys.executable, *flags, "run_name=two", f"save_folder={back}"], life=3)
+    text = run_ranks(config, [sys.executable, *flags, "run_name=two", f"save_folder={back}"], life=3)
     assert "resumed from step 20" in text
     loss = {folder: rows(folder, "train/loss") for folder in (one, two, back)}
     assert [loss[one][step] for step in range(1, 21)] == pytest.approx([loss[two][s] for s in range(1, 21)], abs=1e-5)
     assert [loss[two][step] for step in range(21, 41)] == pytest.approx(
         [loss[back][s] for s in range(21, 41)], abs=1e-5
     )
-    events = [json.loads(line) for line in trace.read_text().splitlines()]
+    events = [json.loads(line) for line in (config.parent / "ranks.trace").read_text().splitlines()]
     taken = [samples([event for event in events if event["life"] == life]) for life in (1, 2, 3)]
     epoch = json.loads((tiny / "data/meta.json").read_text())["samples"]["train"] // 64
     assert 20 < epoch < 40
     assert taken[0] == taken[1] and list(taken[0]) == list(range(1, 41))
     assert taken[2] == {step: rows for step, rows in taken[0].items() if step > 20}
     check_epochs(taken[0], 40, epoch)
+
+
+def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without_it(
+    config: Path, flags: list[str], two: Path, sharded: Path
+) -> None:
+    loss = {folder: rows(folder, "train/loss") for folder in (two, sharded)}
+    steps = range(1, 21)
+    assert [loss[sharded][step] for step in steps] == pytest.approx([loss[two][step] for step in steps], abs=1e-5)
+    state = [load_state(folder / "step-00000020/state.pt")["state"] for folder in (two, sharded)]
+    assert describe(state[0]) == describe(state[1]), "names, shapes and types of weights and optimizer state"
+    back = config.with_name("unsharded")
+    shutil.copytree(sharded, back)
+    shutil.rmtree(back / "step-00000040")
+    command = [sys.executable, *flags, "run_name=sharded", "parallelism.fsdp2=true", f"save_folder={back}"]
+    assert "resumed from step 20" in run_ranks(config, command, life=5)
+    after = rows(back, "train/loss")
+    assert [after[step] for step in range(21, 41)] == pytest.approx(
+        [loss[sharded][step] for step in range(21, 41)], abs=1e-5
+    )
+
+
+def describe(state: dict) -> dict[str, tuple]:
+    """Shape and dtype of each tensor of a checkpoint, by its path."""
+    leaves = tree_flatten_with_path({key: state[key] for key in ("model", "optimizers")})[0]
+    return {keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
+
+
+def test_fsdp2_that_is_killed_goes_on_with_the_same_losses_and_weights(
+    config: Path, flags: list[str], sharded: Path
+) -> None:
+    log = config.with_name("killed.log")
+    command = [COMPOSER, "-n", "2", *flags, "run_name=killed", "parallelism.fsdp2=true", "save_interval=10ba"]
+    process = start(command, log, **traced(config.parent))
+    wait_for("step 12/40", log, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "resumed from step" in run_ranks(config, command, life=6)
+    assert_same_run(config.with_name("killed"), sharded)
 
 
 def test_row08_a_shard_that_goes_missing_or_lies_is_a_clear_error_with_workers_too(tiny: Path, tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ class CheckpointSaver(Callback):
         self.stop.training = True
 
     def before_forward(self, state: State, logger: Logger) -> None:
-        if self.stop.overdue:  # weights are still those before the step: they can be saved as they are
+        # weights are still those before the step: they can be saved as they are; sharded ones only by all ranks at
+        # once, and a collective for every microbatch would be dear
+        if self.stop.overdue and not state.fsdp_enabled:
             self._stop(state, logger)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -145,7 +147,7 @@ class CheckpointSaver(Callback):
     def save(self, state: State, logger: Logger) -> None:
         """Copies the state and hands it to the writer; nothing to do where this step stands on disk already."""
         step = int(state.timestamp.batch)
-        if step == self.saved_step:
+        if not self._to_be_saved(step, state):
             return
         start = time.monotonic()
         self.stop.saving = True
@@ -169,6 +171,13 @@ class CheckpointSaver(Callback):
             self._thread = threading.Thread(target=self._write, args=(step, content, manifest), name="checkpoint")
             self._thread.start()
         logger.log_metrics({"checkpoint/blocked_seconds": time.monotonic() - start})
+
+    def _to_be_saved(self, step: int, state: State) -> bool:
+        """Whether this step is not yet on disk. Only rank 0 knows of a failed write, and sharded state takes all."""
+        answer = torch.tensor(int(step != self.saved_step), device=state.device._device)
+        if state.fsdp_enabled:
+            dist.all_reduce(answer, reduce_operation="MAX")
+        return bool(answer)
 
     def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:
         gone = not self.save_folder.is_dir()

@@ -14,6 +14,8 @@ from moe.data.meta import read_meta
 from moe.train import microbatch
 from moe.train.microbatch import find_microbatch
 from moe.train.model import MoEModel
+from moe.train.sharding import shard_transformer
+from tests.ranks import on_ranks
 from tests.unit.train.runs import assert_same_run, die_after, rows, train
 
 
@@ -80,6 +82,51 @@ def test_a_trial_is_a_whole_step_with_every_token_at_the_same_experts(made, monk
     assert len(counts) == 2, "the second microbatch runs with the gradients of the first in memory"
     assert all(sorted(layer.tolist())[-2:] == [32, 32] for layer in counts[0]), "all 32 tokens at the same 2 experts"
     assert states == [len(list(model.parameters()))], "the optimizer's state was there"
+
+
+@pytest.mark.parametrize(("gigabytes", "found", "tried"), [(99, 12, [0.5, 1, 2, 4, 8, 12]), (6, 4, [0.5, 1, 2, 4])])
+def test_a_sharded_model_is_tried_only_where_memory_is_expected_to_do_on_every_rank(
+    tiny: Path, made, gigabytes, found, tried
+) -> None:
+    """A trial takes 1 GB and 1 more for each sequence; rank 1 has half the memory of rank 0."""
+
+    def work(rank):
+        model, _ = made
+        shard_transformer(model.transformer, world_size=2, on_gpu=False)
+        optimizer, sizes = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0], []
+
+        def peak(model, optimizer, size, seq_len, precision):
+            sizes.append(size * seq_len / 32)
+            return (1 + sizes[-1]) * 1e9
+
+        microbatch._peak_of_step = peak
+        microbatch._memory = lambda device: (2 - rank) * gigabytes * 1e9
+        assert find(model, optimizer, rank_batch=12) == found and sizes == tried
+
+    on_ranks(2, work)
+
+
+def test_a_sharded_trial_that_runs_out_of_memory_ends_the_run_with_the_size_to_set(tiny: Path, made) -> None:
+    """It cannot be told to the other ranks, which wait for this one in the middle of a step."""
+
+    def work(rank):
+        model, _ = made
+        shard_transformer(model.transformer, world_size=2, on_gpu=False)
+        optimizer = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0]
+        limit = 0
+
+        def step(model, optimizer, size, *others):
+            if size > limit:
+                raise torch.OutOfMemoryError("no memory")
+
+        microbatch._step = step
+        with pytest.raises(microbatch.InputError, match="one sequence of 32 tokens does not fit"):
+            find(model, optimizer)
+        limit = 2
+        with pytest.raises(microbatch.InputError, match=r"4 sequences ran out .* set device_train_microbatch_size=2"):
+            find(model, optimizer)
+
+    on_ranks(2, work)
 
 
 def test_nothing_that_fits_is_told_with_what_to_do(made, memory_for) -> None:

@@ -1,0 +1,26 @@
+"""Several ranks without a launcher: forked from the test's process, or new ones, as autograd outlives no fork."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+
+import torch.distributed
+import torch.multiprocessing
+
+
+def on_ranks(count: int, work: Callable[[int], None], *, fork: bool = True) -> None:
+    """Calls work(rank) in `count` processes of one gloo group; a failed assertion in one of them is raised here.
+
+    With fork=False work may use autograd, and must be a function of a module, which each process imports.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            _rank, args=(work, count, f"file://{folder}/store"), nprocs=count, start_method="fork" if fork else "spawn"
+        )
+
+
+def _rank(rank: int, work: Callable[[int], None], count: int, store: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    work(rank)
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,102 @@
+"""Muon on parameters that are divided among real ranks (gloo), against the same parameters whole."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from moe.optim import Muon
+from tests.ranks import on_ranks
+
+MATRICES = ((24, 16), (7, 40), (24, 16), (1, 5), (24, 16))  # three of one shape, rows that do not divide evenly
+EXPERTS = ((3, 16, 24), (2, 8, 8))
+OTHERS = ((9, 4), (5,))
+
+
+def parameters(mesh=None):
+    g = torch.Generator().manual_seed(0)
+    values = [torch.randn(*shape, generator=g) for shape in MATRICES + EXPERTS + OTHERS]
+    return [nn.Parameter(value if mesh is None else distribute_tensor(value, mesh, [Shard(0)])) for value in values]
+
+
+def optimizer(params, momentum_dtype="fp32"):
+    n, m = len(MATRICES), len(MATRICES + EXPERTS)
+    muon = {"kind": "muon", "lr": 0.02, "momentum_dtype": momentum_dtype}
+    return Muon(
+        [
+            {"params": params[:n], **muon},
+            {"params": params[n:m], "split": 2, **muon},
+            {"params": params[m:], "kind": "adamw", "lr": 0.02},
+        ]
+    )
+
+
+def set_gradients(params, step, mesh=None):
+    g = torch.Generator().manual_seed(100 + step)
+    for p in params:
+        grad = torch.randn(p.shape, generator=g)
+        p.grad = grad if mesh is None else distribute_tensor(grad, mesh, [Shard(0)])
+
+
+@pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_sharded_parameter_is_updated_as_a_whole_one(ranks, momentum_dtype) -> None:
+    """With 4 ranks some hold no expert, and none of some matrices' rows."""
+
+    def work(rank):
+        mesh = init_device_mesh("cpu", (ranks,))
+        whole, shards = parameters(), parameters(mesh)
+        one, many = optimizer(whole, momentum_dtype), optimizer(shards, momentum_dtype)
+        for step in range(3):
+            set_gradients(whole, step)
+            set_gradients(shards, step, mesh)
+            one.update_norms, many.update_norms = {}, {}
+            one.step()
+            many.step()
+        for p, shard in zip(whole, shards, strict=True):
+            torch.testing.assert_close(shard.full_tensor(), p.detach(), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(many.update_norms[shard], one.update_norms[p], atol=1e-6, rtol=1e-5)
+            for key, value in one.state[p].items():
+                found = many.state[shard][key]
+                found = found if key == "step" else found.full_tensor()
+                torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-6)
+                assert found.dtype == value.dtype
+
+    on_ranks(ranks, work)
+
+
+def test_experts_are_updated_without_a_word_between_the_ranks() -> None:
+    def work(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        shards = parameters(mesh)
+        n = len(MATRICES)
+        opt = optimizer(shards)
+        set_gradients(shards, 0, mesh)
+        for p in shards[:n]:
+            p.grad = None
+        with CommDebugMode() as talk:
+            opt.step()
+        assert talk.get_total_counts() == 0
+        set_gradients(shards[:n], 0, mesh)
+        with CommDebugMode() as talk:
+            opt.step()
+        assert talk.get_total_counts() == 6, "there and back for each of three shapes"
+
+    on_ranks(2, work)
+
+
+def test_the_matrices_of_one_shape_are_shared_out_among_the_ranks(monkeypatch) -> None:
+    from moe.optim import muon
+
+    def work(rank):
+        mesh, seen = init_device_mesh("cpu", (2,)), []
+        plain = muon.orthogonalize
+        muon.orthogonalize = lambda x: seen.append(tuple(x.shape)) or plain(x)
+        shards = parameters(mesh)
+        set_gradients(shards, 0, mesh)
+        optimizer(shards).step()
+        assert ((2, 24, 16), (1, 24, 16))[rank] in seen, seen
+
+    on_ranks(2, work)
