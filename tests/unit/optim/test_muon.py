@@ -221,6 +221,9 @@ def test_matrices_of_one_shape_go_together_and_those_of_experts_alone(orthogonal
     assert orthogonalized == [((n, r, c), torch.float32) for n, r, c in ((2, 24, 16), (1, 16, 40), *[(3, 24, 16)] * 2)]
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.10", reason="older torch asks the driver when a fake tensor changes its dtype"
+)
 @pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
 def test_on_a_gpu_the_iteration_runs_in_bf16_and_what_is_kept_stays_as_set(orthogonalized, momentum_dtype):
     """On tensors that claim to lie on a GPU and have no values: nor does the step wait for one."""

@@ -145,7 +145,7 @@ def test_the_documentation_lists_every_alarm() -> None:
 
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     table = text[text.index("## Alarms") : text.index("## Events")]
-    assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == [detector.name for detector in Detectors(10).all]
+    assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == [detector.name for detector in Detectors().all]
 
 
 def test_mfu_is_the_share_of_the_peak_of_gpus_that_are_known() -> None:
