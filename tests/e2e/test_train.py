@@ -56,6 +56,9 @@ def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 2
         time.sleep(0.01)
 
 
+NEEDS_FSDP2 = pytest.mark.skipif(torch.__version__ < "2.11", reason="older torch is refused: moe.train.sharding")
+
+
 def nobody_left(process: subprocess.Popen) -> None:
     """Python's tracker of shared memory ends a moment after the process."""
     end = time.monotonic() + 20
@@ -190,6 +193,7 @@ def test_ranks_change_nothing_and_may_change_within_a_run(
     check_epochs(taken[0], 40, epoch)
 
 
+@NEEDS_FSDP2
 def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without_it(
     config: Path, flags: list[str], two: Path, sharded: Path
 ) -> None:
@@ -215,6 +219,7 @@ def describe(state: dict) -> dict[str, tuple]:
     return {keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
 
 
+@NEEDS_FSDP2
 def test_fsdp2_that_is_killed_goes_on_with_the_same_losses_and_weights(
     config: Path, flags: list[str], sharded: Path
 ) -> None:

@@ -174,9 +174,10 @@ class CheckpointSaver(Callback):
 
     def _to_be_saved(self, step: int, state: State) -> bool:
         """Whether this step is not yet on disk. Only rank 0 knows of a failed write, and sharded state takes all."""
+        if not state.fsdp_enabled:
+            return step != self.saved_step
         answer = torch.tensor(int(step != self.saved_step), device=state.device._device)
-        if state.fsdp_enabled:
-            dist.all_reduce(answer, reduce_operation="MAX")
+        dist.all_reduce(answer, reduce_operation="MAX")
         return bool(answer)
 
     def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -224,6 +224,7 @@ def test_a_signal_does_not_cut_short_a_save_that_waits_for_the_one_before(
     state = SimpleNamespace(
         timestamp=SimpleNamespace(batch=3, token=3, epoch=0, sample_in_epoch=3),
         state_dict=lambda: {"dataset_state": {"train": {}}},
+        fsdp_enabled=False,
     )
     if before:
         stop._handle(signal.SIGTERM, None)
