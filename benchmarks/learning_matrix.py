@@ -178,9 +178,10 @@ def _adamw(results: Results) -> list[Run] | None:
 
 def _budgets(results: Results) -> list[Run] | None:
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    if adamw is None or muon is None:
+    if muon is None:
         return None
-    return seeds(adamw, *(replace(muon, share=share) for share in muon_budgets(results)))
+    given = seeds(*(replace(muon, share=share) for share in muon_budgets(results)))
+    return given if adamw is None else seeds(adamw) + given
 
 
 def long_runs(results: Results) -> list[Run] | None:
