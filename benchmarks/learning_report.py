@@ -265,8 +265,8 @@ def missing(results: Results) -> str:
         if left is None:
             lines.append(f"- {stage}: all of it")
         elif left:
-            lines.append(f"- {stage}: {len(left)} of {len(runs or [])} runs ({', '.join(run.name for run in left)})")
-    return "\n".join(["Not run yet:", "", *lines]) if lines else "The matrix is complete."
+            lines.append(f"- {stage}: {len(left)} of {len(runs or [])} runs")
+    return "\n".join(["Not run yet (`--plan` names each run):", "", *lines]) if lines else "The matrix is complete."
 
 
 def write_report(results: Results, docs: Path) -> None:
