@@ -117,8 +117,7 @@ def work(results: Results, data: Path, shards: Path) -> None:
 
 
 def check_same_data(results: Results, digest: str) -> None:
-    known = [run for _, runs in matrix(results) for run in runs or [] if results.get(run)]
-    for run in known:
+    for run in results.finished():
         found = results.get(run)
         assert found is not None
         if found["data"] != digest:

@@ -3,8 +3,8 @@
 - A later stage is made of what an earlier one found (the best rate), so it is known only when that one is done. Nothing
   but the results' files is remembered: killed and started again, the driver goes on with the first run that has none.
 - A sweep whose best rate is at its edge grows by another rate on that side.
-- AdamW gets more tuning (a finer rate, warmup, beta2, weight decay) than Muon, which gets its rate alone: the
-  comparison is to favour the older method.
+- AdamW gets more tuning than Muon, whose rate alone is swept: the comparison is to favour the older method. Its warmup
+  and its rate depend on each other, so it is tuned move by move.
 """
 
 from __future__ import annotations
@@ -25,13 +25,7 @@ MORE = (0.65, 0.75)  # to complete the curve, or where it does not
 LONG = 4.0  # times the tokens
 SEEDS = (0, 1, 2)
 WIDE = {"d_model": 128, "expert_hidden": 256}
-FINER = (0.7, 1.4)  # of the best rate, for AdamW
-ADAMW_CHANGES: tuple[dict[str, float], ...] = (
-    {"warmup": 0.05},
-    {"warmup": 0.2},
-    {"beta2": 0.99},
-    {"weight_decay": 0.01},
-)
+WARMUPS = (0.05, 0.1, 0.2, 0.4)
 DENSE_ACTIVE: dict[str, Any] = {"n_experts": 1, "top_k": 1, "expert_hidden": 256}
 DENSE_TOTAL: dict[str, Any] = {"n_experts": 1, "top_k": 1, "expert_hidden": 1024}
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -63,6 +57,13 @@ class Results:
             return None
         return float("inf") if found["final"] is None else found["final"]
 
+    def finished(self) -> list[Run]:
+        """All runs in the folder, also those that no longer stand in the matrix."""
+        names = sorted(path.stem for path in self.folder.glob("*.json"))
+        fields = [field.name for field in dataclasses.fields(Run)]
+        found = [json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+        return [Run(**{field: one[field] for field in fields}) for one in found]
+
     def best(self, runs: list[Run]) -> Run | None:
         """The one of least final loss; None while one of them is missing, or of none."""
         losses = [(self.final(run), run) for run in runs]
@@ -89,34 +90,46 @@ def sweep(results: Results, base: Run, first: tuple[float, ...] = RATES) -> list
     return [replace(base, lr=rate) for rate in rates]
 
 
+def neighbours(run: Run) -> list[Run]:
+    """AdamW's settings one move away. A long warmup bears a higher rate, so both together are a move too."""
+    place = WARMUPS.index(run.warmup)
+    longer, shorter = WARMUPS[min(place + 1, len(WARMUPS) - 1)], WARMUPS[max(place - 1, 0)]
+    moves: list[dict[str, float]] = [
+        {"lr": run.lr * 2, "warmup": longer},
+        {"warmup": longer},
+        {"lr": run.lr * 2},
+        {"beta2": 0.99 if run.beta2 == 0.95 else 0.95},
+        {"weight_decay": 0.01 if run.weight_decay == 0.1 else 0.1},
+        {"lr": round(run.lr * 1.4, 7)},
+        {"lr": round(run.lr * 0.7, 7)},
+        {"warmup": shorter},
+    ]
+    return [found for move in moves if (found := replace(run, **move)) != run]
+
+
 def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
-    """The runs that tune AdamW, first its rate, then the rest at the best one, and the best of all runs; None while one
-    is missing.
+    """The runs that tune AdamW, and the best of all; None while one is missing.
+
+    From the best rate of the sweep to the first neighbour that is better, until none is.
     """
-    swept = sweep(results, Run(optimizer="adamw", lr=0))
-    coarse = results.best(swept)
-    if coarse is None:
-        return [], None
-    finer = [replace(coarse, lr=round(coarse.lr * factor, 7)) for factor in FINER]
-    best = results.best([coarse, *finer])
+    best = results.best(sweep(results, Run(optimizer="adamw", lr=0)))
     if best is None:
-        return finer, None
-    # a long warmup may bear a higher rate
-    changes: list[dict[str, float]] = [{"lr": coarse.lr * 2, "warmup": 0.2}, *ADAMW_CHANGES]
-    runs = [replace(best, **change) for change in changes]
-    if results.best(runs) is None:
-        return finer + runs, None
-    least = results.final(best)
-    assert least is not None
-    combined = best
-    for run, change in sorted(
-        zip(runs, changes, strict=True), key=lambda pair: results.final(pair[0]) or 0, reverse=True
-    ):
-        if (results.final(run) or 0) < least:
-            combined = replace(combined, **change)  # of two warmups or rates the better one, which comes last
-    if combined not in runs and combined != best:
-        runs.append(combined)
-    return finer + runs, results.best([best, *runs])
+        return [], None
+    runs: list[Run] = []
+    moved = True
+    while moved:
+        moved = False
+        least = results.final(best)
+        assert least is not None
+        for run in neighbours(best):
+            runs += [run] if run not in runs else []
+            loss = results.final(run)
+            if loss is None:
+                return runs, None
+            if loss < least:
+                best, moved = run, True
+                break
+    return runs, best
 
 
 def best_muon(results: Results) -> Run | None:
@@ -165,9 +178,10 @@ def _adamw(results: Results) -> list[Run] | None:
 
 def _budgets(results: Results) -> list[Run] | None:
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    if adamw is None or muon is None:
+    if muon is None:
         return None
-    return seeds(adamw, *(replace(muon, share=share) for share in muon_budgets(results)))
+    given = seeds(*(replace(muon, share=share) for share in muon_budgets(results)))
+    return given if adamw is None else seeds(adamw) + given
 
 
 def long_runs(results: Results) -> list[Run] | None:
@@ -189,7 +203,7 @@ def _with_muon(make: Callable[[Run], list[Run]]) -> Stage:
 
 STAGES: dict[str, Stage] = {
     "learning rates": _rates,
-    "AdamW's finer rate, warmup, beta2, weight decay": _adamw,
+    "AdamW's warmup, beta2, weight decay, finer rate": _adamw,
     "Muon on fewer tokens, three seeds": _budgets,
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
@@ -209,7 +223,3 @@ def matrix(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
     """(stage, its runs as far as they are known; None where an earlier stage decides them)."""
     for name, stage in STAGES.items():
         yield name, stage(results)
-
-
-def as_run(found: dict[str, Any]) -> Run:
-    return Run(**{field.name: found[field.name] for field in dataclasses.fields(Run)})

@@ -56,8 +56,9 @@ def draw_rates(axes: Axes, results: Results) -> None:
 
 def draw_curves(axes: Axes, results: Results) -> None:
     adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    name_of_adamw = "AdamW, tuned" if adamw else "AdamW, best rate"
-    adamw = adamw or results.best(sweep(results, Run(optimizer="adamw", lr=0)))
+    name_of_adamw = "AdamW, tuned" if adamw else "AdamW, the best so far"
+    swept = [run for run in results.finished() if run.optimizer == "adamw" and run.seed == 0 and run.share == 1]
+    adamw = adamw or results.best(swept)
     axes.set(title="The way there", xlabel="million tokens", ylabel="validation loss, nats a token")
     if adamw is None or muon is None:
         return
@@ -86,7 +87,10 @@ def draw_curves(axes: Axes, results: Results) -> None:
         top = max(top, losses[1])
     final = statistics.mean(over_seeds(results, adamw).values())
     axes.axhline(final, color=ADAMW, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate("AdamW's final loss", (0, final), xytext=(4, 4), textcoords="offset points", color=ADAMW, fontsize=9)
+    axes.annotate(
+        "AdamW's final loss", (1, final), xycoords=axes.get_yaxis_transform(), xytext=(0, -12),
+        textcoords="offset points", ha="right", color=ADAMW, fontsize=9,
+    )  # fmt: skip
     axes.set_xlim(left=0)
     axes.set_ylim(top=top)
     axes.margins(y=0.1)
@@ -121,12 +125,12 @@ def draw_recipe(axes: Axes, rows: dict[str, list[float]]) -> None:
 
 def draw(results: Results, path: Path) -> None:
     rows = recipe_differences(results)
-    widths = (1, 1.2, 0.95) if rows else (1, 1.2)
+    widths = (1, 1.2, 0.95) if len(rows) > 2 else (1, 1.2)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(widths), figsize=(13.5, 4.7), width_ratios=widths, layout="constrained")
         draw_rates(axes[0], results)
         draw_curves(axes[1], results)
-        if rows:
+        if len(rows) > 2:
             draw_recipe(axes[2], rows)
         figure.get_layout_engine().set(wspace=0.06)
         figure.savefig(path, dpi=120)

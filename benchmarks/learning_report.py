@@ -127,15 +127,12 @@ def rate_table(results: Results) -> str:
 
 
 def adamw_table(results: Results) -> str:
-    runs, best = tuned_adamw(results)
-    if not runs:
-        return f"AdamW's finer rate, warmup, beta2, weight decay: {NOT_RUN} yet."
-    base = results.best(sweep(results, Run(optimizer="adamw", lr=0)))
+    best = tuned_adamw(results)[1]
+    runs = [run for run in results.finished() if run.optimizer == "adamw" and run.seed == 0 and run.share == 1]
     rows = []
-    for run in [base, *runs]:
-        assert run is not None
-        loss = results.final(run)
-        text = NOT_RUN if loss is None else f"**{loss:.3f}**" if run == best else f"{loss:.3f}"
+    for run in sorted(runs, key=lambda run: results.final(run) or 0):
+        text = f"{results.final(run):.3f}"
+        text = f"**{text}**" if run == best else text
         rows.append([f"{run.lr:g}", f"{run.warmup:g}", f"{run.beta2:g}", f"{run.weight_decay:g}", text])
     return table(["AdamW's rate", "warmup (share of the run)", "beta2", "weight decay", "final loss"], rows)
 
@@ -268,8 +265,8 @@ def missing(results: Results) -> str:
         if left is None:
             lines.append(f"- {stage}: all of it")
         elif left:
-            lines.append(f"- {stage}: {len(left)} of {len(runs or [])} runs ({', '.join(run.name for run in left)})")
-    return "\n".join(["Not run yet:", "", *lines]) if lines else "The matrix is complete."
+            lines.append(f"- {stage}: {len(left)} of {len(runs or [])} runs")
+    return "\n".join(["Not run yet (`--plan` names each run):", "", *lines]) if lines else "The matrix is complete."
 
 
 def write_report(results: Results, docs: Path) -> None:

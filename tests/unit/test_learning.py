@@ -85,13 +85,17 @@ def test_later_stages_wait_for_what_the_earlier_find(tmp_path):
     assert budgets is not None and len(budgets) == len(SEEDS) * 3  # AdamW, Muon, Muon on half
 
 
-def test_what_helps_adamw_is_also_tried_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "made_up", lambda run, plain=made_up: {
-        **plain(run), "final": plain(run)["final"] - 0.05 * (run.weight_decay != 0.1)
-    })  # fmt: skip
+def test_adamw_is_tuned_until_no_neighbour_is_better(tmp_path, monkeypatch):
+    def valley(run: Run, plain=made_up) -> dict:  # the rate pays only together with warmup
+        rate = math.log2(run.lr / 1.6e-2)
+        warmup = math.log2(run.warmup / 0.4)
+        gain = (rate - warmup) ** 2 + 0.1 * warmup**2 - 0.1 * (run.weight_decay == 0.01)
+        return {**plain(run), "final": 6 + gain if run.optimizer == "adamw" else 5.0 + abs(math.log2(run.lr / 2e-3))}
+
+    monkeypatch.setattr(sys.modules[__name__], "made_up", valley)
     results = Results(tmp_path)
     finish(results)
-    assert tuned_adamw(results)[1] == Run(optimizer="adamw", lr=4e-3, beta2=0.99, weight_decay=0.01)
+    assert tuned_adamw(results)[1] == Run(optimizer="adamw", lr=1.6e-2, warmup=0.4, weight_decay=0.01)
 
 
 def test_muon_gets_ever_fewer_tokens_until_it_falls_behind_adamw(tmp_path, monkeypatch):
