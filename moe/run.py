@@ -263,12 +263,13 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     except Stopped:
         code = 0  # for W&B: an interruption is no failure
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionResetError, EOFError) as error:
         # a loader worker or another rank was killed; before the first step it may be a fault that comes again
-        if not (progress.steps_done and LOST.search(str(error))):
+        text = str(error) if isinstance(error, RuntimeError) else f"DataLoader worker exited unexpectedly: {error!r}"
+        if not (progress.steps_done and LOST.search(text)):
             raise
-        cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in str(error))
-        complain(str(error).strip().splitlines()[-1] + cut)
+        cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in text)
+        complain(text.strip().splitlines()[-1] + cut)
         code = 0
         raise Stopped from None
     finally:

@@ -233,3 +233,23 @@ def test_a_signal_does_not_cut_short_a_save_that_waits_for_the_one_before(
     saver.save(state, SimpleNamespace(log_metrics=lambda row: None))  # type: ignore[arg-type]
     saver.join()
     assert stop.received == signal.SIGTERM and codes == []
+
+
+@pytest.mark.parametrize("fault", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_an_interruption(
+    small: Path, tmp_path: Path, monkeypatch, capsys, fault
+) -> None:
+    from moe.train.callbacks.console import Console
+
+    plain = Console.batch_end
+
+    def broken(self, state, logger):
+        plain(self, state, logger)
+        if int(state.timestamp.batch) == 3:
+            raise fault
+
+    monkeypatch.setattr(Console, "batch_end", broken)
+    code, folder = train(small, tmp_path, "eval_data=null")
+    err = capsys.readouterr().err
+    assert code == STOPPED and "worker exited unexpectedly" in err and "Traceback" not in err
+    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
