@@ -50,6 +50,7 @@ def frame(run: Run, console: Console, now: float | None = None) -> RenderableTyp
     rows.add_row("checkpoint", *_checkpoint(run, now))
     _interrupted(rows, run)
     _alarms(rows, run)
+    _notes(rows, run)
     lines = console.height - len(rows.rows) - 6 if console.is_terminal else MOST_LAYERS
     _experts(rows, run, width - LABEL - VALUE - 4, max(1, min(MOST_LAYERS, lines)), plain)
     return Group(_title(run, now), _progress(one, width, plain), "", rows)
@@ -192,3 +193,8 @@ def _alarms(rows: Table, run: Run) -> None:
         rows.add_row(Text("alarm", style="red"), f"step {same[-1].get('step', '?')}", text)
     if not run.alarms:
         rows.add_row("alarms", "none", "")
+
+
+def _notes(rows: Table, run: Run) -> None:
+    for note in run.notes:
+        rows.add_row("note", "", Text(note, style="yellow"))

@@ -16,15 +16,20 @@ from moe.runs.summary import Summary, summary
 from moe.units import clock, short
 
 
-def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str]]:
-    """The runs, the one written last first, and what is wrong with those that cannot be read."""
-    found, faults = [], []
+def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str], list[str]]:
+    """The runs, the one written last first; notes on them; what is wrong with those that cannot be read."""
+    found: list[Summary] = []
+    notes: list[str] = []
+    faults: list[str] = []
     for path in paths:
         try:
-            found.append(summary(read_run(path)))
+            run = read_run(path)
         except InputError as error:
             faults.append(str(error))
-    return sorted(found, key=lambda one: -one.updated), faults
+            continue
+        found.append(summary(run))
+        notes += run.notes
+    return sorted(found, key=lambda one: -one.updated), notes, faults
 
 
 def table(runs: list[Summary], now: float) -> Table:

@@ -75,7 +75,8 @@ def _head(runs: dict[str, Run], found: list[Interruption]) -> str:
     one = summary(run)
     badge = f'<span class="badge {one.state}">{one.state}</span>'
     line = [str(run.path), f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
-    top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p></header>"
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for run in runs.values() for note in run.notes)
+    top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p>{notes}</header>"
     return top + _tiles(run, one, found) + (_side_by_side(runs) if len(runs) > 1 else "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 from moe.runs.charts import Chart, Heat, charts, expert_heats, layer_heats, loss_chart, marks_of
@@ -34,14 +34,14 @@ STYLE: Any = {
 MOST_HEATS = 6
 
 
-def write_png(path: Path, runs: dict[str, Run]) -> bool:
-    """Draws `runs`, by their labels, the first with its interruptions. False, and no file, where nothing was logged."""
+def report_png(runs: dict[str, Run]) -> bytes | None:
+    """Draws `runs`, by their labels, the first with its interruptions. None where nothing was logged."""
     run = next(iter(runs.values()))
     marks = marks_of(run, interruptions(run))
     loss, others = loss_chart(runs, marks), charts(runs, marks)
     heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
     if loss is None and not others:
-        return False
+        return None
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -59,8 +59,9 @@ def write_png(path: Path, runs: dict[str, Run]) -> bool:
         first = 1 + (len(others) + 1) // 2
         for number, heat in enumerate(heats):
             _heat(figure, figure.add_subplot(grid[first + number // 2, number % 2]), heat)
-        figure.savefig(path, dpi=110)
-    return True
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=110)
+    return picture.getvalue()
 
 
 def _chart(axes: Any, chart: Chart) -> None:

@@ -3,6 +3,8 @@
 Decisions:
 - Files are only read, and what a writer has not finished (a last line without its end, a config.yaml in the making) is
   not there yet. Nothing of torch or Composer is imported: looking costs no trainer its memory, and no viewer seconds.
+- A log that cannot be read (a folder in its place, no permission) counts as absent, and `notes` says so: one bad file
+  hides neither the rest of its run nor other runs. Without run.json there is no run to show.
 - The state is what run.json says, except where it says `running` and nobody holds the lock: then the process died.
   The test of the lock is a shared one, let go at once; a trainer that starts just then tries for seconds.
 """
@@ -42,21 +44,24 @@ class Lines:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.keys: dict[str, None] = {}
+        self.fault = ""  # why the file could not be read
         self._inode = -1
         self._offset = 0
 
     def read(self) -> list[dict[str, Any]]:
+        self.fault = ""
         try:
-            file = open(self.path, "rb")  # noqa: SIM115 - closed by the with below
-        except (FileNotFoundError, NotADirectoryError):
+            with open(self.path, "rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
+                    self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
+                file.seek(self._offset)
+                whole = file.read()
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                self.fault = f"{self.path} cannot be read ({error.strerror or error}); shown as if it were not there"
             self.rows, self.keys, self._offset = [], {}, 0
             return self.rows
-        with file:
-            stat = os.fstat(file.fileno())
-            if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
-                self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
-            file.seek(self._offset)
-            whole = file.read()
         whole = whole[: whole.rfind(b"\n") + 1]
         self._offset += len(whole)
         new = [row for line in whole.splitlines() if (row := _object(line)) is not None]
@@ -86,6 +91,7 @@ class Run:
         alarms: step, time, name, message, mend.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.
+        notes: which files could not be read.
         updated: when anything of the run was last written, seconds since 1970.
     """
 
@@ -99,6 +105,7 @@ class Run:
     saved: list[int]
     manifest: dict[str, Any]
     state: str
+    notes: list[str]
     updated: float
 
     @property
@@ -186,6 +193,8 @@ class RunReader:
         """
         record = _record(self.path)
         rows = [row for row in self._logs["metrics"].read() if _is_number(row.get("step"))]
+        events = [row for row in self._logs["events"].read() if "event" in row]
+        alarms = self._logs["alarms"].read()
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
         return Run(
@@ -194,11 +203,12 @@ class RunReader:
             config=_yaml(self.path / CONFIG),
             rows=rows,
             keys={key: None for key in self._logs["metrics"].keys if key != "step"},
-            events=[row for row in self._logs["events"].read() if "event" in row],
-            alarms=self._logs["alarms"].read(),
+            events=events,
+            alarms=alarms,
             saved=saved,
             manifest=_manifest(self.path, saved),
             state=_state(self.path, record, updated),
+            notes=[log.fault for log in self._logs.values() if log.fault],
             updated=updated,
         )
 
@@ -213,7 +223,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
         for path in [folder, *sorted(folder.glob("*"))]:
-            if (path / RUN_FILE).is_file():
+            if os.path.lexists(path / RUN_FILE):  # one that cannot be read is told of, not left out
                 found[path] = None
     return list(found)
 
@@ -224,7 +234,8 @@ def _record(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: {_instead(path)}; give a run's save_folder, e.g. checkpoints/demo") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / RUN_FILE} cannot be read: {error}") from None
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path / RUN_FILE} cannot be read ({cause}); restore it from a copy") from None
     if record is None:
         raise InputError(f"{path / RUN_FILE}: is damaged; restore it from a copy")
     return record

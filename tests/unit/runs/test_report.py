@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -121,6 +123,34 @@ def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pyte
     ):
         assert main(["report", folder, *more]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_report_goes_into_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = make_run(tmp_path / "run")
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "report.html"), "and", str(folder / "report.png")]
+    assert (folder / "report.html").is_file() and (folder / "report.png").is_file()
+    assert not list(folder.glob(".report*"))
+
+
+def test_a_full_disk_leaves_an_earlier_report_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "report.html").write_text("the earlier one")
+
+    def fills_the_disk(path: Path, content: bytes) -> int:
+        with open(path, "wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fills_the_disk)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: fills_the_disk(path, text.encode()))
+    assert main(["report", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder / 'report.html'} cannot be written (No space left on device); make room" in told
+    assert (folder / "report.html").read_text() == "the earlier one"
+    assert not list(folder.glob(".report*"))
 
 
 def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:

@@ -51,6 +51,31 @@ def test_a_damaged_run_is_told_beside_the_others(tmp_path: Path, capsys: pytest.
     assert "done" in shown.out and "is damaged" in shown.err
 
 
+@pytest.mark.parametrize("name", ["metrics", "events", "alarms"])
+def test_a_log_that_cannot_be_read_costs_one_note(tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    run, other = str(make_run(tmp_path / "run")), str(make_run(tmp_path / "other"))
+    (tmp_path / "run" / f"{name}.jsonl").unlink(missing_ok=True)
+    (tmp_path / "run" / f"{name}.jsonl").mkdir()
+    for command in (["runs", str(tmp_path)], ["report", run], ["diff", run, other], ["watch", run, "--once"]):
+        assert main(command) == 0, command
+        shown = capsys.readouterr()
+        assert "".join((shown.out + shown.err).split()).count(f"{name}.jsonlcannotberead") == 1, command
+
+
+def test_a_run_json_that_cannot_be_read_is_told_beside_the_other_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make_run(tmp_path / "good")
+    bad = make_run(tmp_path / "bad")
+    (bad / "run.json").unlink()
+    (bad / "run.json").mkdir()
+    for command in (["runs", str(tmp_path)], ["watch", str(bad)], ["report", str(bad)], ["diff", str(bad), str(bad)]):
+        assert main(command) == 2
+        shown = capsys.readouterr()
+        assert f"{bad / 'run.json'} cannot be read (Is a directory); restore" in shown.err
+        assert ("done" in shown.out) == (command[0] == "runs")
+
+
 def test_diff_shows_config_data_and_versions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = tmp_path / "data"
     data.mkdir()
