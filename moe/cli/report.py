@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from moe.runs.page import report_page
     from moe.runs.png import report_png
     from moe.runs.reading import read_run
+    from moe.runs.text import clean_line
 
     if args.out is not None and args.out.suffix not in (".html", ".htm"):
         raise InputError(f"--out ({args.out}) must end in .html; the picture goes beside it as .png")
@@ -41,8 +42,13 @@ def run(args: argparse.Namespace) -> int:
             _replace(path, content)
         except OSError as error:
             cause = error.strerror or error
-            raise InputError(f"{path} cannot be written ({cause}); make room or choose another --out") from None
-    print(" and ".join(map(str, files)) + ("" if picture else "; no row of metrics is written yet, so no picture"))
+            raise InputError(
+                f"{clean_line(str(path))} cannot be written ({cause}); make room or choose another --out"
+            ) from None
+    print(
+        clean_line(" and ".join(map(str, files)))
+        + ("" if picture else "; no row of metrics is written yet, so no picture")
+    )
     return 0
 
 

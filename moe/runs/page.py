@@ -74,7 +74,7 @@ def _head(runs: dict[str, Run], found: list[Interruption]) -> str:
     label, run = next(iter(runs.items()))
     one = summary(run)
     badge = f'<span class="badge {one.state}">{one.state}</span>'
-    line = [str(run.path), f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
+    line = [run.folder, f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for run in runs.values() for note in run.notes)
     top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p>{notes}</header>"
     return top + _tiles(run, one, found) + (_side_by_side(runs) if len(runs) > 1 else "")

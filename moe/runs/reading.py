@@ -26,6 +26,7 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
+from moe.runs.text import MOST_NESTED, clean_all, clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
@@ -59,7 +60,8 @@ class Lines:
                 whole = file.read()
         except OSError as error:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                self.fault = f"{self.path} cannot be read ({error.strerror or error}); shown as if it were not there"
+                cause = error.strerror or error
+                self.fault = f"{clean_line(str(self.path))} cannot be read ({cause}); shown as if it were not there"
             self.rows, self.keys, self._offset = [], {}, 0
             return self.rows
         whole = whole[: whole.rfind(b"\n") + 1]
@@ -70,10 +72,14 @@ class Lines:
         return self.rows
 
 
-def _object(text: bytes | str) -> dict[str, Any] | None:
+def _object(text: bytes) -> dict[str, Any] | None:
+    """Its texts safe to show; None where it is no JSON object, or one nested too deeply to read."""
     try:
         row = json.loads(text)
-    except ValueError:
+        plain = b"\\" not in text and b"\x7f" not in text and text.isascii()
+        if not plain or text.count(b"[") + text.count(b"{") > MOST_NESTED:  # else there is nothing to replace
+            row = clean_all(row)
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
@@ -110,7 +116,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        return str(self.record.get("run_name") or self.path.name)
+        return clean_line(str(self.record.get("run_name") or self.path.name))
+
+    @property
+    def folder(self) -> str:
+        """`path`, to be shown."""
+        return clean_line(str(self.path))
 
     @property
     def step(self) -> int:
@@ -230,14 +241,18 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = _object((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = _object((path / RUN_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: {_instead(path)}; give a run's save_folder, e.g. checkpoints/demo") from None
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path / RUN_FILE} cannot be read ({cause}); restore it from a copy") from None
+        raise InputError(
+            f"{clean_line(str(path))}: {clean_line(_instead(path))}; give a run's save_folder, e.g. checkpoints/demo"
+        ) from None
+    except OSError as error:
+        cause = error.strerror or error
+        raise InputError(
+            f"{clean_line(str(path / RUN_FILE))} cannot be read ({cause}); restore it from a copy"
+        ) from None
     if record is None:
-        raise InputError(f"{path / RUN_FILE}: is damaged; restore it from a copy")
+        raise InputError(f"{clean_line(str(path / RUN_FILE))}: is damaged; restore it from a copy")
     return record
 
 
@@ -256,8 +271,8 @@ def _instead(path: Path) -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = clean_all(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # ValueError: no UTF-8, or a date there is not
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -271,8 +286,8 @@ def _manifest(path: Path, saved: list[int]) -> dict[str, Any]:
     """The newest that can be read."""
     for step in reversed(saved):
         try:
-            found = _object((path / f"step-{step:08d}" / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
+            found = _object((path / f"step-{step:08d}" / "manifest.json").read_bytes())
+        except OSError:
             continue
         if found is not None:
             return found

@@ -54,7 +54,7 @@ def summary(run: Run) -> Summary:
         left = (total - run.step) * run.tokens_per_step / rate
     return Summary(
         name=run.name,
-        folder=str(run.path),
+        folder=run.folder,
         state=run.state,
         step=run.step,
         total_steps=total,

@@ -45,6 +45,18 @@ def test_a_line_that_is_no_object_is_left_out(tmp_path: Path) -> None:
     assert run.series("train/loss") == [(1, 2.0)]
 
 
+@pytest.mark.parametrize("depth", [60, 900, 100_000])
+def test_a_line_nested_too_deeply_is_left_out(tmp_path: Path, depth: int) -> None:
+    folder = make_run(tmp_path / "run", rows=[{"step": 1, "train/loss": 2.0}], saved=(50,))
+    deep = '{"step": 2, "event": "stop", "versions": ' + '{"a":' * depth + "1" + "}" * depth + "}\n"
+    for name in ("metrics.jsonl", "events.jsonl", "alarms.jsonl", "step-00000050/manifest.json"):
+        with open(folder / name, "a") as file:
+            file.write(deep)
+    (folder / "config.yaml").write_text(f"model: {'[' * depth}{']' * depth}")
+    run = read_run(folder)
+    assert (len(run.rows), run.events, run.alarms, run.manifest, run.config) == (1, [], [], {}, {})
+
+
 @pytest.mark.parametrize(
     ("noted", "held", "state"),
     [

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from tests.unit.runs.folders import make_run, training_in
+from tests.unit.runs.folders import ALARM, make_run, row, training_in
 
 
 def test_all_runs_are_listed_the_newest_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -74,6 +74,28 @@ def test_a_run_json_that_cannot_be_read_is_told_beside_the_other_runs(
         shown = capsys.readouterr()
         assert f"{bad / 'run.json'} cannot be read (Is a directory); restore" in shown.err
         assert ("done" in shown.out) == (command[0] == "runs")
+
+
+def test_control_characters_of_files_reach_neither_terminal_nor_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    evil = "a\x1b[2J\x07\x9b\u202e\udc9b[/x]"
+    rows = [{**row(2), f"{evil}/x": 1.0, f"metrics/eval/{evil}/loss": 2.0, f"samples/{evil}": evil}]
+    alarm = dict.fromkeys(ALARM, evil)
+    run = make_run(
+        tmp_path / "\x1b[31mred[/y]", rows=rows, alarms=(alarm,), versions={evil: evil}, run_name=evil, note=evil
+    )
+    (run / "run.json").write_text(json.dumps({"run_name": evil, "state": "done", "host": evil, evil: evil}))
+    with open(run / "config.yaml", "a") as file:
+        file.write('"k\\e": "v\\e[2J"\n')
+    other = make_run(tmp_path / "other")
+    for command in (["runs", str(tmp_path)], ["watch", str(run), "--once"], ["report", str(run)], ["diff", str(run)]):
+        assert main([*command, *([str(other)] if command[0] == "diff" else [])]) == 0, command
+        shown = capsys.readouterr()
+        assert set("\x1b\x07\x9b\u202e\udc9b").isdisjoint(shown.out + shown.err), command
+    assert set("\x1b\x07\x9b\u202e").isdisjoint((run / "report.html").read_text())
+    assert main(["watch", str(run / "\x1b[2J")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_diff_shows_config_data_and_versions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
