@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import re
 import time
@@ -32,6 +31,8 @@ RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
 STATES = {"running": RUNNING, "stopped": PREEMPTED, "done": DONE, "failed": FAILED}
 QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
+LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
+MOST_STEPS = 10**15  # a float still counts them one by one
 LAYERED = re.compile(r"^(.*?)/layer_(\d+)(/.*)?$")
 
 
@@ -131,23 +132,25 @@ class Run:
     @property
     def tokens_per_step(self) -> int | None:
         try:
-            return int(self.config["global_train_batch_size"]) * int(self.config["max_seq_len"]) or None
-        except (KeyError, TypeError, ValueError):
+            found = int(self.config["global_train_batch_size"]) * int(self.config["max_seq_len"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
+        return found if 0 < found <= MOST_STEPS else None
 
     @property
     def total_steps(self) -> int | None:
         try:
-            return parse_time(self.config["max_duration"]).to_steps(self.tokens_per_step or 1)
+            found = parse_time(self.config["max_duration"]).to_steps(self.tokens_per_step or 1)
         except (KeyError, ValueError):
             return None
+        return found if found <= MOST_STEPS else None
 
     @property
     def tokens(self) -> int | None:
         return self.step * self.tokens_per_step if self.tokens_per_step else None
 
     def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric; a value that is not finite was logged as text and is left out."""
+        """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is left out."""
         return [(row["step"], float(row[key])) for row in self.rows if _is_number(row.get(key))]
 
     def last(self, key: str) -> float | None:
@@ -184,11 +187,15 @@ class Run:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, float | int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_number, value))
+
+
+def is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_STEPS
 
 
 class RunReader:
@@ -203,7 +210,7 @@ class RunReader:
         InputError: there is no such folder, or it is no run folder; the message names what is there instead.
         """
         record = _record(self.path)
-        rows = [row for row in self._logs["metrics"].read() if _is_number(row.get("step"))]
+        rows = [row for row in self._logs["metrics"].read() if is_step(row.get("step"))]
         events = [row for row in self._logs["events"].read() if "event" in row]
         alarms = self._logs["alarms"].read()
         saved = sorted(_steps(self.path))
@@ -279,7 +286,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _steps(path: Path) -> list[int]:
     names = [folder.name.removeprefix("step-") for folder in path.glob("step-*")]
-    return [int(name) for name in names if name.isdigit()]
+    return [int(name) for name in names if re.fullmatch("[0-9]{1,15}", name)]
 
 
 def _manifest(path: Path, saved: list[int]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from html import escape
 
 from moe.runs.charts import Chart, Heat, Line
-from moe.runs.scales import log_ticks, number, tick, ticks
+from moe.runs.scales import SMALLEST, log_ticks, number, tick, ticks
 from moe.units import short
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
@@ -167,7 +167,7 @@ def _limits(values: list[float], log: bool) -> tuple[float, float]:
     """With a little air; from 0 where the values are near it."""
     low, high = _span(values)
     if log:
-        low, high = min(values), max(values)
+        low, high = max(min(values), SMALLEST), max(*values, SMALLEST)
         return low / 1.15, high * 1.15
     if min(values) >= 0 and low < 0.25 * high:
         return 0.0, high * 1.05

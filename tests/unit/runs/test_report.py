@@ -213,6 +213,31 @@ def test_ticks_are_round_and_within() -> None:
     ]
 
 
+def test_scales_bear_numbers_at_the_ends_of_what_a_float_holds() -> None:
+    for low, high in ((1e-320, 1.7e308), (1e300, 1.7e308), (1e-323, 2e-323), (1.0, float("inf"))):
+        assert all(low <= value <= high for value in log_ticks(low, high))
+    for low, high in ((-1.7e308, 1.7e308), (0.0, 5e-324), (0.0, float("inf"))):
+        assert all(low <= value <= high for value in ticks(low, high, 5))
+
+
+def test_numbers_that_cannot_be_plotted_end_no_command(tmp_path: Path) -> None:
+    odd = (1e308, -1e308, 3e38, -3e38, 1e-320, 5e-324, 10**400, 0, -1)
+    rows = [
+        {**row(step), **dict.fromkeys(("train/loss", "optim/grad_norm", "throughput/tokens_per_sec", "odd/b"), value)}
+        for step, value in enumerate(odd, 1)
+    ]
+    rows[3] |= {"experts/load/layer_00": [3e38, -3e38, 1e308, 1.0], "experts/max_vio/layer_00": 1e308}
+    rows += [{"step": step, "train/loss": 2.0} for step in (10**400, 1e308, -5, True)]
+    events = ({**KILLED[0], "step": 10**400}, {**KILLED[2], "reached": 1e308}, *KILLED[3:])
+    folder = make_run(tmp_path / "run", rows=rows, events=events)
+    page = parse(write(tmp_path, str(folder)))
+    assert "nan" not in " ".join(page.text)
+    for command in (["watch", str(folder), "--once"], ["runs", str(folder)]):
+        assert main(command) == 0
+    huge = make_run(tmp_path / "huge", state="running", max_seq_len=10**400, global_train_batch_size=float("inf"))
+    parse(write(tmp_path, str(huge)))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path: Path) -> None:
     page = write(tmp_path, str(make_run(tmp_path / "small", events=KILLED, alarms=(ALARM,))))
