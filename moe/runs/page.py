@@ -209,7 +209,7 @@ def _samples(run: Run) -> str:
 
 def _facts(run: Run) -> str:
     record = {key: str(value) for key, value in run.record.items()}
-    record |= {"checkpoints": ", ".join(f"{step:,}" for step in run.saved) or "none"}
+    record |= {"state": run.state, "checkpoints": ", ".join(f"{step:,}" for step in run.saved) or "none"}
     here = {"Run": record, "Environment": versions(run), "Data": data(run)}
     left = "".join(_facts_table(title, facts) for title, facts in here.items())
     right = _facts_table("Configuration", settings(run))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from typing import Any
 
 from moe.runs.charts import Chart, Heat, charts, expert_heats, layer_heats, loss_chart, marks_of
@@ -42,10 +44,12 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
     heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
     if loss is None and not others:
         return None
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it tells of its cache and of fonts
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a letter that no font has, of limits that are the same: the picture stands
         small = (len(others) + 1) // 2 + (len(heats) + 1) // 2
         figure = Figure(figsize=(10, 3.4 + 2.1 * small), layout="constrained", facecolor="white")
         grid = figure.add_gridspec(1 + small, 2, height_ratios=[1.6] + [1] * small)
@@ -65,6 +69,8 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
 
 
 def _chart(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for line in chart.lines:
         xs, ys = zip(*line.points, strict=True)
         colour = COLOURS[line.slot % len(COLOURS)]
@@ -80,6 +86,8 @@ def _chart(axes: Any, chart: Chart) -> None:
     if chart.log and all(y > 0 for line in chart.lines for _, y in line.points):
         axes.set_yscale("log")
     axes.set_title(_plain(chart.title + (f" ({chart.unit})" if chart.unit else "")))
+    axes.set_xlim(*chart.limits_x)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(_tokens)
     axes.grid(axis="y", linewidth=0.7)
     axes.set_axisbelow(True)

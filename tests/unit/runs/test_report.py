@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -162,6 +163,40 @@ def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
     assert (mark.x, mark.back) == (70 * TOKENS_PER_STEP, 50 * TOKENS_PER_STEP)
     chart = loss_chart({"run": run}, (mark,))
     assert chart is not None and chart.marks == (mark,)
+
+
+def test_an_interruption_beyond_the_last_row_is_on_the_axis(tmp_path: Path) -> None:
+    from moe.runs.charts import marks_of
+    from moe.runs.interruptions import interruptions
+
+    stopped = {**KILLED[1], "event": "stop", "step": 90}
+    folder = make_run(
+        tmp_path / "run", steps=70, saved=(), state="stopped", events=(KILLED[0], stopped, {**KILLED[2], "step": 90})
+    )
+    run = read_run(folder)
+    marks = marks_of(run, interruptions(run))
+    loss = loss_chart({"run": run}, marks)
+    assert loss is not None and loss.limits_x == (0, 90 * TOKENS_PER_STEP) and marks[0].x == 90 * TOKENS_PER_STEP
+    page = write(tmp_path, str(folder))
+    assert all(float(x) <= 1100 - 12 for x in re.findall(r'<line class="mark" x1="([0-9.]+)"', page))
+
+
+def test_badge_and_facts_name_the_same_state(tmp_path: Path) -> None:
+    for state in ("stopped", "running"):
+        page = write(tmp_path, str(make_run(tmp_path / state, state=state)))
+        assert '<span class="badge preempted">preempted</span>' in page
+        assert "<th>state</th><td>preempted</td>" in page
+
+
+def test_a_run_at_step_0_has_an_axis_from_0(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = make_run(tmp_path / "new", run_name="新\U0001f680", rows=[{"step": 0, "metrics/eval/loss": 9.0}], saved=())
+    (chart,) = [loss_chart({"new": read_run(folder)}, ())]
+    assert chart is not None and chart.limits_x == (0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = write(tmp_path, str(folder))
+    assert re.findall(r'<text class="x"[^>]*>([^<]*)<', page) == ["0", "1"]
+    assert capfd.readouterr().err == ""
 
 
 def test_learning_rates_that_are_the_same_share_a_line(tmp_path: Path) -> None:
