@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([each.to_json() for each in found], indent=1))
     else:
-        Console(highlight=False, markup=False, emoji=False).print(table(found, time.time()))
+        console = Console(highlight=False, markup=False, emoji=False)
+        console.print(table(found, time.time(), console))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if faults:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rich.cells import cell_len
+
 MOST_NESTED = 50
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # C0, C1, bidi, surrogates
 
@@ -18,6 +20,15 @@ def clean(text: str) -> str:
 def clean_line(text: str) -> str:
     """As `clean`, on one line: for names and paths."""
     return re.sub(r"[\t\n]", "?", clean(text))
+
+
+def shorten(text: str, width: int, dots: str = "…") -> str:
+    """At most `width` cells of `text`, its end: that of a path tells more than its beginning."""
+    if cell_len(text) <= width:
+        return text
+    while text and cell_len(text) > width - len(dots):
+        text = text[1:]
+    return dots[:width] + text
 
 
 def clean_all(node: Any, levels: int = MOST_NESTED) -> Any:

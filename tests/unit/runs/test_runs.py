@@ -1,9 +1,13 @@
+import io
 import json
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from moe.cli.main import main
+from moe.runs.listing import list_runs, table
 from tests.unit.runs.folders import ALARM, make_run, row, training_in
 
 
@@ -49,6 +53,28 @@ def test_a_damaged_run_is_told_beside_the_others(tmp_path: Path, capsys: pytest.
     assert main(["runs", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert "done" in shown.out and "is damaged" in shown.err
+
+
+@pytest.mark.parametrize(("width", "encoding"), [(80, "utf-8"), (80, "ascii"), (60, "utf-8"), (40, "utf-8")])
+def test_a_run_is_one_line_whatever_the_length_of_its_path(tmp_path: Path, width: int, encoding: str) -> None:
+    folder = make_run(
+        tmp_path / ("a-long-name-" * 5 + "7"),
+        rows=[row(1_234_566)],
+        saved=(1_234_567,),
+        state="stopped",
+        max_duration="9000000ba",
+    )
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width)
+    console.print(table(list_runs([folder])[0], time.time(), console))
+    console.file.flush()
+    lines = raw.getvalue().decode(encoding).splitlines()
+    assert max(map(len, lines)) <= width
+    (line,) = [line for line in lines if "preempted" in line]
+    path = line.strip(" |").split()[0]
+    dots = "…" if encoding == "utf-8" else "..."
+    assert path.startswith(dots) and path.endswith("-long-name-7") and line.count(dots) == 1
+    assert ("1,234,567" in line) == (width == 80)
 
 
 @pytest.mark.parametrize("name", ["metrics", "events", "alarms"])
