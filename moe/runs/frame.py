@@ -11,6 +11,7 @@ import math
 import time
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -52,17 +53,19 @@ def frame(run: Run, console: Console, now: float | None = None) -> RenderableTyp
     _notes(rows, run)
     lines = console.height - len(rows.rows) - 6 if console.is_terminal else MOST_LAYERS
     _experts(rows, run, room, max(1, min(MOST_LAYERS, lines)), plain)
-    return Group(_title(run, now), _progress(one, width, plain), "", rows)
+    return Group(_title(run, now, width), _progress(one, width, plain), "", rows)
 
 
-def _title(run: Run, now: float) -> Text:
+def _title(run: Run, now: float, width: int) -> Text:
     title = Text(no_wrap=False)
     title.append(run.name, style="bold")
     title.append(f"  {run.state}", style=f"bold {STATE_COLOURS[run.state]}")
     age = max(0.0, now - run.updated)
-    title.append(f"  last written {clock(age)} ago", style="yellow" if run.state == RUNNING and age > STILL else "dim")
-    if run.record.get("host"):
-        title.append(f"  pid {run.record.get('pid')} on {run.record['host']}", style="dim")
+    place = f"  pid {run.record.get('pid')} on {run.record['host']}" if run.record.get("host") else ""
+    written = f"last written {clock(age)} ago"
+    title.append("  " if cell_len(title.plain + written + place) + 2 <= width else "\n")
+    title.append(written, style="yellow" if run.state == RUNNING and age > STILL else "dim")
+    title.append(place, style="dim")
     if run.state == PREEMPTED:
         title.append("\nrun the same command again to go on", style="dim")
     return title

@@ -82,7 +82,7 @@ def _between(run: Run, before: list[dict[str, Any]], resume: dict[str, Any]) -> 
 
 def _step(event: dict[str, Any], key: str = "step") -> int:
     value = event.get(key)
-    return value if is_step(value) else 0
+    return value if isinstance(value, int) and is_step(value) else 0
 
 
 def _seconds_per_step(run: Run, step: int) -> float | None:

@@ -12,7 +12,6 @@ Decisions:
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import time
@@ -25,7 +24,8 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
-from moe.runs.text import MOST_NESTED, clean_all, clean_line
+from moe.runs.lines import Lines, json_object
+from moe.runs.text import clean_all, clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
@@ -34,55 +34,6 @@ QUIET = 600.0  # seconds without a sign after which a run on another machine, wh
 LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
 MOST_STEPS = 10**15  # a float still counts them one by one
 LAYERED = re.compile(r"^(.*?)/layer_(\d+)(/.*)?$")
-
-
-class Lines:
-    """The objects of a jsonl file that is being written. Parses only what has come since the last `read`.
-
-    `keys` are those of all rows, in the order in which they appeared.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        self.keys: dict[str, None] = {}
-        self.fault = ""  # why the file could not be read
-        self._inode = -1
-        self._offset = 0
-
-    def read(self) -> list[dict[str, Any]]:
-        self.fault = ""
-        try:
-            with open(self.path, "rb") as file:
-                stat = os.fstat(file.fileno())
-                if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
-                    self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
-                file.seek(self._offset)
-                whole = file.read()
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                cause = error.strerror or error
-                self.fault = f"{clean_line(str(self.path))} cannot be read ({cause}); shown as if it were not there"
-            self.rows, self.keys, self._offset = [], {}, 0
-            return self.rows
-        whole = whole[: whole.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        new = [row for line in whole.splitlines() if (row := _object(line)) is not None]
-        self.rows = self.rows + new
-        self.keys = self.keys | {key: None for row in new for key in row}
-        return self.rows
-
-
-def _object(text: bytes) -> dict[str, Any] | None:
-    """Its texts safe to show; None where it is no JSON object, or one nested too deeply to read."""
-    try:
-        row = json.loads(text)
-        plain = b"\\" not in text and b"\x7f" not in text and text.isascii()
-        if not plain or text.count(b"[") + text.count(b"{") > MOST_NESTED:  # else there is nothing to replace
-            row = clean_all(row)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 @dataclass(frozen=True)
@@ -248,7 +199,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = _object((path / RUN_FILE).read_bytes())
+        record = json_object((path / RUN_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{clean_line(str(path))}: {clean_line(_instead(path))}; give a run's save_folder, e.g. checkpoints/demo"
@@ -293,7 +244,7 @@ def _manifest(path: Path, saved: list[int]) -> dict[str, Any]:
     """The newest that can be read."""
     for step in reversed(saved):
         try:
-            found = _object((path / f"step-{step:08d}" / "manifest.json").read_bytes())
+            found = json_object((path / f"step-{step:08d}" / "manifest.json").read_bytes())
         except OSError:
             continue
         if found is not None:

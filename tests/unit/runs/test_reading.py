@@ -9,7 +9,8 @@ import pytest
 
 from moe.errors import InputError
 from moe.runs.interruptions import interruptions
-from moe.runs.reading import Lines, RunReader, find_runs, read_run
+from moe.runs.lines import Lines
+from moe.runs.reading import RunReader, find_runs, read_run
 from tests.unit.runs.folders import KILLED, TOKENS_PER_STEP, make_run, row, stamp, training_in, write_lines
 
 

@@ -71,9 +71,9 @@ def test_a_run_is_one_line_whatever_the_length_of_its_path(tmp_path: Path, width
     lines = raw.getvalue().decode(encoding).splitlines()
     assert max(map(len, lines)) <= width
     (line,) = [line for line in lines if "preempted" in line]
-    path = line.strip(" |").split()[0]
+    name = line.strip(" |").split()[0]
     dots = "…" if encoding == "utf-8" else "..."
-    assert path.startswith(dots) and path.endswith("-long-name-7") and line.count(dots) == 1
+    assert name.startswith(dots) and name.endswith("-long-name-7") and line.count(dots) == 1
     assert ("1,234,567" in line) == (width == 80)
 
 
