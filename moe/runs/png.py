@@ -82,7 +82,7 @@ def _chart(axes: Any, chart: Chart) -> None:
             axes.plot(xs, ys, color=colour, linewidth=1.4, label=_plain(line.label))
     for mark in chart.marks:
         axes.axvspan(mark.back, mark.x, color="#f0b44a", alpha=0.18, linewidth=0)
-        axes.axvline(mark.x, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)))
+        axes.axvline(mark.x, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)), clip_on=False)  # also at the edge
     if chart.log and all(y > 0 for line in chart.lines for _, y in line.points):
         axes.set_yscale("log")
     axes.set_title(_plain(chart.title + (f" ({chart.unit})" if chart.unit else "")))
