@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +16,10 @@ def run(args: argparse.Namespace) -> int:
     from moe.runs.reading import read_run
 
     runs = [read_run(args.run), read_run(args.other)]
+    for note in [note for run in runs for note in run.notes]:
+        print(f"note: {note}", file=sys.stderr)
     for section, table in differences(runs).items():
-        missing = [str(run.path) for run in runs if not (run.config if section == "config" else run.manifest)]
+        missing = [run.folder for run in runs if not (run.config if section == "config" else run.manifest)]
         if missing:
             source = "config.yaml" if section == "config" else "checkpoint that could tell"
             print(f"{section}: no {source} in {' and '.join(missing)}")

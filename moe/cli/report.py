@@ -1,36 +1,64 @@
-"""Writes what a run was as one HTML page, which needs nothing beside it, and a PNG of its curves."""
+"""Writes what a run was as one HTML page, which needs nothing beside it, and a PNG of its curves.
+
+Decisions:
+- Both go into the run's folder: the current folder may hold the report of another run.
+- Both are made before anything is written, and are written aside: a full disk leaves an earlier report as it was.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import sys
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="run folder, e.g. checkpoints/demo; it may still be running")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs to put beside it")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("--out", type=Path, help="the page (default: report.html in the run's folder)")
 
 
 def run(args: argparse.Namespace) -> int:
     from moe.errors import InputError
     from moe.runs.compare import labels
     from moe.runs.page import report_page
-    from moe.runs.png import write_png
+    from moe.runs.png import report_png
     from moe.runs.reading import read_run
+    from moe.runs.text import clean_line
 
-    if args.out.suffix not in (".html", ".htm"):
+    if args.out is not None and args.out.suffix not in (".html", ".htm"):
         raise InputError(f"--out ({args.out}) must end in .html; the picture goes beside it as .png")
     runs = labels([read_run(path) for path in (args.run, *args.compare)])
-    picture = args.out.with_suffix(".png")
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(report_page(runs), encoding="utf-8")
-        pictured = write_png(picture, runs)
-    except OSError as error:
-        raise InputError(f"--out ({args.out}) cannot be written: {error.strerror or error}") from None
+    for note in [note for run in runs.values() for note in run.notes]:
+        print(f"note: {note}", file=sys.stderr)
+    out = args.out or next(iter(runs.values())).path / "report.html"
+    files = {out: report_page(runs).encode()}
+    if (picture := report_png(runs)) is not None:
+        files[out.with_suffix(".png")] = picture
+    for path, content in files.items():
+        try:
+            _replace(path, content)
+        except OSError as error:
+            cause = error.strerror or error
+            raise InputError(
+                f"{clean_line(str(path))} cannot be written ({cause}); make room or choose another --out"
+            ) from None
     print(
-        f"{args.out}"
-        + (f" and {picture}" if pictured else "; no row of metrics is written yet, so there is no picture")
+        clean_line(" and ".join(map(str, files)))
+        + ("" if picture else "; no row of metrics is written yet, so no picture")
     )
     return 0
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 
 FOLDERS = ("checkpoints", "runs")  # where save_folder is by default, and the logs of runs that save on s3
@@ -27,11 +28,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"no run (a folder with run.json) in {looked}; give the folder that holds them: moe runs FOLDER"
         )
-    found, faults = list_runs(paths)
+    found, notes, faults = list_runs(paths)
     if args.json:
         print(json.dumps([each.to_json() for each in found], indent=1))
     else:
-        Console(highlight=False).print(table(found, time.time()))
+        console = Console(highlight=False, markup=False, emoji=False)
+        console.print(table(found, time.time(), console))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if faults:
         raise InputError("\n".join(faults))
     return 0

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.every > 0:
         raise InputError(f"--every ({args.every}) must be above 0")
     reader = RunReader(args.run)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     found = reader.read()
     if not args.once and console.is_terminal and found.state not in (DONE, FAILED):
         live = Live(frame(found, console), console=console, screen=True, auto_refresh=False)

@@ -48,6 +48,19 @@ class Chart:
     log: bool = False
     marks: tuple[Mark, ...] = ()
 
+    @property
+    def limits_x(self) -> tuple[float, float]:
+        """Of the lines and of the interruptions, of which the last may be beyond the last row. From 0, so that charts
+        stand under each other, but where the run began far from it.
+        """
+        xs = [x for line in self.lines for x, _ in line.points]
+        xs += [x for mark in self.marks for x in (mark.x, mark.back)]
+        low, high = min(xs), max(xs)
+        if not high > 0:
+            return 0.0, 1.0  # only step 0 is logged
+        low = low if low > high / 4 else 0.0
+        return (low, high) if high > low else (low * 0.5, high * 1.5)
+
 
 @dataclass(frozen=True)
 class Heat:

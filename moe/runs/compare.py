@@ -78,7 +78,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, str]:
 def labels(runs: list[Run]) -> dict[str, Run]:
     """The runs by their names, or by their folders where two have the same name."""
     names = [run.name for run in runs]
-    found = {run.name if names.count(run.name) == 1 else str(run.path): run for run in runs}
+    found = {run.name if names.count(run.name) == 1 else run.folder: run for run in runs}
     if len(found) < len(runs):
-        raise InputError(f"the same run stands twice: {', '.join(str(run.path) for run in runs)}; leave one out")
+        raise InputError(f"the same run stands twice: {', '.join(run.folder for run in runs)}; leave one out")
     return found

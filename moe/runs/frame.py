@@ -11,6 +11,7 @@ import math
 import time
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +28,8 @@ LOADS = (0.25, 0.7, 1.43, 2.5)  # of the fair share: below is idle, ..., above i
 LOAD_COLOURS = ("blue", "cyan", "green", "yellow", "red")
 STATE_COLOURS = {RUNNING: "blue", PREEMPTED: "yellow", DONE: "green", FAILED: "red"}
 STILL = 120.0  # seconds without news after which the frame says so
-LABEL, VALUE = 12, 10  # width of the first two columns
+LABEL, VALUE = 12, 10  # width of the first two columns, the second wider for a long step
+LEAST_CURVE = 10
 MOST_LAYERS, MOST_ALARMS = 16, 3
 CURVES = (("loss", "train/loss"), ("grad norm", "optim/grad_norm"), ("tokens/s", RATE))
 
@@ -38,31 +40,32 @@ def frame(run: Run, console: Console, now: float | None = None) -> RenderableTyp
     one = summary(run)
     plain = not (console.encoding or "").lower().startswith("utf")
     width = min(console.width, 120)
+    value = max(VALUE, len(f"step {run.step:,}"))
+    room = width - LABEL - value - 4
     rows = Table.grid(padding=(0, 1, 0, 0))
     rows.add_column(width=LABEL, style="dim")
-    rows.add_column(width=VALUE, justify="right", no_wrap=True)
-    rows.add_column(overflow="fold", max_width=width - LABEL - VALUE - 4)
-    room = width - LABEL - VALUE - 20
-    for label, key in CURVES:
-        _curve(rows, label, run.series(key), room, plain, key == RATE)
-    for split, key in run.validation().items():
-        _curve(rows, f"val {split}".strip(), run.series(key), room, plain)
+    rows.add_column(width=value, justify="right", no_wrap=True)
+    rows.add_column(overflow="fold", max_width=room)
+    _curves(rows, run, room, plain)
     rows.add_row("checkpoint", *_checkpoint(run, now))
     _interrupted(rows, run)
     _alarms(rows, run)
+    _notes(rows, run)
     lines = console.height - len(rows.rows) - 6 if console.is_terminal else MOST_LAYERS
-    _experts(rows, run, width - LABEL - VALUE - 4, max(1, min(MOST_LAYERS, lines)), plain)
-    return Group(_title(run, now), _progress(one, width, plain), "", rows)
+    _experts(rows, run, room, max(1, min(MOST_LAYERS, lines)), plain)
+    return Group(_title(run, now, width), _progress(one, width, plain), "", rows)
 
 
-def _title(run: Run, now: float) -> Text:
+def _title(run: Run, now: float, width: int) -> Text:
     title = Text(no_wrap=False)
     title.append(run.name, style="bold")
     title.append(f"  {run.state}", style=f"bold {STATE_COLOURS[run.state]}")
     age = max(0.0, now - run.updated)
-    title.append(f"  last written {clock(age)} ago", style="yellow" if run.state == RUNNING and age > STILL else "dim")
-    if run.record.get("host"):
-        title.append(f"  pid {run.record.get('pid')} on {run.record['host']}", style="dim")
+    place = f"  pid {run.record.get('pid')} on {run.record['host']}" if run.record.get("host") else ""
+    written = f"last written {clock(age)} ago"
+    title.append("  " if cell_len(title.plain + written + place) + 2 <= width else "\n")
+    title.append(written, style="yellow" if run.state == RUNNING and age > STILL else "dim")
+    title.append(place, style="dim")
     if run.state == PREEMPTED:
         title.append("\nrun the same command again to go on", style="dim")
     return title
@@ -82,16 +85,18 @@ def _progress(one: Summary, width: int, plain: bool) -> Text:
     return text.append(words, style="default")
 
 
-def _curve(rows: Table, label: str, points: list, room: int, plain: bool, large: bool = False) -> None:
-    if not points:
-        rows.add_row(label, "-", "")
-        return
-    values = [value for _, value in points]
-    show = short if large else number
-    room = max(10, room)
-    line = Text(sparkline(values, room, plain).ljust(room), style="cyan")
-    line.append(f"  {show(min(values))} to {show(max(values))}", style="dim")
-    rows.add_row(label, show(values[-1]), line)
+def _curves(rows: Table, run: Run, room: int, plain: bool) -> None:
+    """Each with its range, which is left out where it leaves the curve no room."""
+    keys = [*CURVES, *((f"val {split}".strip(), key) for split, key in run.validation().items())]
+    series = {label: [value for _, value in run.series(key)] for label, key in keys}
+    spans = {label: f"  {number(min(of))} to {number(max(of))}" for label, of in series.items() if of}
+    size = room - max(map(len, spans.values()), default=0)
+    if size < LEAST_CURVE:
+        size, spans = room, {}
+    for label, values in series.items():
+        line = Text((sparkline(values, size, plain) if values else "").ljust(size), style="cyan", no_wrap=True)
+        line.append(spans.get(label, ""), style="dim")
+        rows.add_row(Text(label), number(values[-1]) if values else "-", line)
 
 
 def sparkline(values: list[float], room: int, plain: bool = False) -> str:
@@ -122,8 +127,9 @@ def _experts(rows: Table, run: Run, room: int, lines: int, plain: bool) -> None:
     if known:
         shown = sorted(sorted(known, key=lambda layer: -max(known[layer]))[:lines])
         for layer in shown:
-            cells = _cells(known[layer], room - 22, plain)
-            cells.append(f"  {min(known[layer]):.2f} to {max(known[layer]):.2f}", style="dim")
+            span = f"  {_load(min(known[layer]))} to {_load(max(known[layer]))}"
+            cells = _cells(known[layer], room - len(span), plain)
+            cells.append(span, style="dim")
             rows.add_row("experts" if layer == shown[0] else "", f"layer {layer}", cells)
         if len(known) > len(shown):
             rows.add_row("", "", Text(f"the {len(shown)} most uneven of {len(known)} layers", style="dim"))
@@ -131,13 +137,15 @@ def _experts(rows: Table, run: Run, room: int, lines: int, plain: bool) -> None:
     worst_of = {layer: run.last(key) for layer, key in layered.get("experts/load_max", {}).items()}
     if loads := [value for value in worst_of.values() if value is not None]:
         cells = _cells(loads, room, plain)
-        rows.add_row("experts", f"{max(loads):.2f}", cells.append("  busiest of each layer", style="dim"))
+        rows.add_row("experts", _load(max(loads)), cells.append("  busiest of each layer", style="dim"))
     elif (busiest := run.last("experts/load_max")) is not None:
         low = run.last("experts/load_min")
-        idlest = "" if low is None else f"; the idlest {low:.2f}"
-        rows.add_row(
-            "experts", f"{busiest:.2f}", Text(f"load of the busiest; 1 is its fair share{idlest}", style="dim")
-        )
+        idlest = "" if low is None else f"; the idlest {_load(low)}"
+        rows.add_row("experts", _load(busiest), Text(f"load of the busiest; 1 is its fair share{idlest}", style="dim"))
+
+
+def _load(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1000 else number(value)
 
 
 def _cells(loads: list[float], room: int, plain: bool) -> Text:
@@ -189,6 +197,11 @@ def _alarms(rows: Table, run: Run) -> None:
         text = Text(str(same[-1].get("message", "")), style="red")
         text.append(f"  {same[-1]['mend']}" if same[-1].get("mend") else "", style="default")
         text.append(f"  ({len(same)} times)" if len(same) > 1 else "", style="dim")
-        rows.add_row(Text("alarm", style="red"), f"step {same[-1].get('step', '?')}", text)
+        rows.add_row(Text("alarm", style="red"), Text(f"step {same[-1].get('step', '?')}"), text)
     if not run.alarms:
         rows.add_row("alarms", "none", "")
+
+
+def _notes(rows: Table, run: Run) -> None:
+    for note in run.notes:
+        rows.add_row("note", "", Text(note, style="yellow"))

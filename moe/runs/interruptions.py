@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from moe.runs.reading import Run
+from moe.runs.reading import Run, is_step
 
 STARTS = ("start", "resume")
 ENDS = {"stop": "stopped", "failed": "failed", "done": "done"}
 RATE = "throughput/tokens_per_sec"
+LEAST_RATE = 1e-6  # tokens/s; less is no pace to reckon with
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def _between(run: Run, before: list[dict[str, Any]], resume: dict[str, Any]) -> 
     pace = _seconds_per_step(run, step)
     at, known = max(heard)
     if pace is not None:  # rows of metrics carry no time: the steps since the last event, at the pace of then
-        at = min(went_on, at + datetime.timedelta(seconds=(step - known) * pace))
+        with contextlib.suppress(OverflowError):  # a rate next to nothing: longer than the calendar
+            at = min(went_on, at + datetime.timedelta(seconds=(step - known) * pace))
     return Interruption(
         how=ENDS.get(before[-1]["event"], "killed"),
         reason=str(before[-1].get("reason") or ""),
@@ -79,12 +82,12 @@ def _between(run: Run, before: list[dict[str, Any]], resume: dict[str, Any]) -> 
 
 def _step(event: dict[str, Any], key: str = "step") -> int:
     value = event.get(key)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and is_step(value) else 0
 
 
 def _seconds_per_step(run: Run, step: int) -> float | None:
     """As logged nearest to `step`."""
-    rates = {known: rate for known, rate in run.series(RATE) if rate > 0}
+    rates = {known: rate for known, rate in run.series(RATE) if rate > LEAST_RATE}
     if not rates or not run.tokens_per_step:
         return None
     return run.tokens_per_step / rates[min(rates, key=lambda known: abs(known - step))]

@@ -1,10 +1,16 @@
-"""Many runs as a table."""
+"""Many runs as a table.
+
+Decisions:
+- A row is a line. In a narrow terminal a path loses its beginning, then the table the columns that matter least.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,36 +19,54 @@ from moe.runs.frame import STATE_COLOURS
 from moe.runs.reading import read_run
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
+from moe.runs.text import shorten
 from moe.units import clock, short
 
+FIRST_OUT = ("tokens", "saved", "val", "written", "done", "loss")  # where there is no room
+LEAST_NAME = 24  # characters of a run's path, before columns are left out for it
 
-def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str]]:
-    """The runs, the one written last first, and what is wrong with those that cannot be read."""
-    found, faults = [], []
+
+def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str], list[str]]:
+    """The runs, the one written last first; notes on them; what is wrong with those that cannot be read."""
+    found: list[Summary] = []
+    notes: list[str] = []
+    faults: list[str] = []
     for path in paths:
         try:
-            found.append(summary(read_run(path)))
+            run = read_run(path)
         except InputError as error:
             faults.append(str(error))
-    return sorted(found, key=lambda one: -one.updated), faults
+            continue
+        found.append(summary(run))
+        notes += run.notes
+    return sorted(found, key=lambda one: -one.updated), notes, faults
 
 
-def table(runs: list[Summary], now: float) -> Table:
-    """`now`: seconds since 1970."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    made.add_column("run", overflow="fold")
-    made.add_column("state", no_wrap=True)
-    for name in ("done", "tokens", "loss", "val", "saved", "written"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for one in runs:
-        made.add_row(
-            one.folder,
-            Text(one.state, style=STATE_COLOURS[one.state]),
-            f"{100 * one.share:.0f}%" if one.share is not None else "-",
-            short(one.tokens) if one.tokens else "-",
-            number(one.loss) if one.loss is not None else "-",
-            number(one.validation) if one.validation is not None else "-",
-            f"{one.saved:,}" if one.saved is not None else "-",
-            f"{clock(max(0.0, now - one.updated))} ago",
-        )
+def table(runs: list[Summary], now: float, console: Console) -> Table:
+    """As wide as `console` at most; `now`: seconds since 1970."""
+    columns = {
+        "state": [one.state for one in runs],
+        "done": [f"{100 * one.share:.0f}%" if one.share is not None else "-" for one in runs],
+        "tokens": [short(one.tokens) if one.tokens else "-" for one in runs],
+        "loss": [number(one.loss) if one.loss is not None else "-" for one in runs],
+        "val": [number(one.validation) if one.validation is not None else "-" for one in runs],
+        "saved": [f"{one.saved:,}" if one.saved is not None else "-" for one in runs],
+        "written": [f"{clock(max(0.0, now - one.updated))} ago" for one in runs],
+    }
+    longest = max(cell_len(one.folder) for one in runs)
+
+    def room() -> int:
+        return console.width - 2 - sum(2 + max(map(len, [name, *cells])) for name, cells in columns.items())
+
+    for name in FIRST_OUT:
+        if room() >= min(longest, LEAST_NAME):
+            break
+        del columns[name]
+    dots = "…" if (console.encoding or "").lower().startswith("utf") else "..."
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("run", *columns):
+        made.add_column(name, no_wrap=True, justify="left" if name in ("run", "state") else "right")
+    for one, *cells in zip(runs, *columns.values(), strict=True):
+        state = Text(cells[0], style=STATE_COLOURS[one.state])
+        made.add_row(Text(shorten(one.folder, max(8, room()), dots)), state, *cells[1:])
     return made

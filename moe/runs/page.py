@@ -74,8 +74,9 @@ def _head(runs: dict[str, Run], found: list[Interruption]) -> str:
     label, run = next(iter(runs.items()))
     one = summary(run)
     badge = f'<span class="badge {one.state}">{one.state}</span>'
-    line = [str(run.path), f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
-    top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p></header>"
+    line = [run.folder, f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for run in runs.values() for note in run.notes)
+    top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p>{notes}</header>"
     return top + _tiles(run, one, found) + (_side_by_side(runs) if len(runs) > 1 else "")
 
 
@@ -208,7 +209,7 @@ def _samples(run: Run) -> str:
 
 def _facts(run: Run) -> str:
     record = {key: str(value) for key, value in run.record.items()}
-    record |= {"checkpoints": ", ".join(f"{step:,}" for step in run.saved) or "none"}
+    record |= {"state": run.state, "checkpoints": ", ".join(f"{step:,}" for step in run.saved) or "none"}
     here = {"Run": record, "Environment": versions(run), "Data": data(run)}
     left = "".join(_facts_table(title, facts) for title, facts in here.items())
     right = _facts_table("Configuration", settings(run))

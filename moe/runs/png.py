@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import logging
+import warnings
 from typing import Any
 
 from moe.runs.charts import Chart, Heat, charts, expert_heats, layer_heats, loss_chart, marks_of
@@ -34,18 +36,20 @@ STYLE: Any = {
 MOST_HEATS = 6
 
 
-def write_png(path: Path, runs: dict[str, Run]) -> bool:
-    """Draws `runs`, by their labels, the first with its interruptions. False, and no file, where nothing was logged."""
+def report_png(runs: dict[str, Run]) -> bytes | None:
+    """Draws `runs`, by their labels, the first with its interruptions. None where nothing was logged."""
     run = next(iter(runs.values()))
     marks = marks_of(run, interruptions(run))
     loss, others = loss_chart(runs, marks), charts(runs, marks)
     heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
     if loss is None and not others:
-        return False
+        return None
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it tells of its cache and of fonts
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a letter that no font has, of limits that are the same: the picture stands
         small = (len(others) + 1) // 2 + (len(heats) + 1) // 2
         figure = Figure(figsize=(10, 3.4 + 2.1 * small), layout="constrained", facecolor="white")
         grid = figure.add_gridspec(1 + small, 2, height_ratios=[1.6] + [1] * small)
@@ -59,11 +63,14 @@ def write_png(path: Path, runs: dict[str, Run]) -> bool:
         first = 1 + (len(others) + 1) // 2
         for number, heat in enumerate(heats):
             _heat(figure, figure.add_subplot(grid[first + number // 2, number % 2]), heat)
-        figure.savefig(path, dpi=110)
-    return True
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=110)
+    return picture.getvalue()
 
 
 def _chart(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for line in chart.lines:
         xs, ys = zip(*line.points, strict=True)
         colour = COLOURS[line.slot % len(COLOURS)]
@@ -75,10 +82,12 @@ def _chart(axes: Any, chart: Chart) -> None:
             axes.plot(xs, ys, color=colour, linewidth=1.4, label=_plain(line.label))
     for mark in chart.marks:
         axes.axvspan(mark.back, mark.x, color="#f0b44a", alpha=0.18, linewidth=0)
-        axes.axvline(mark.x, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)))
+        axes.axvline(mark.x, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)), clip_on=False)  # also at the edge
     if chart.log and all(y > 0 for line in chart.lines for _, y in line.points):
         axes.set_yscale("log")
     axes.set_title(_plain(chart.title + (f" ({chart.unit})" if chart.unit else "")))
+    axes.set_xlim(*chart.limits_x)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(_tokens)
     axes.grid(axis="y", linewidth=0.7)
     axes.set_axisbelow(True)

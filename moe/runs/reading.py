@@ -3,6 +3,8 @@
 Decisions:
 - Files are only read, and what a writer has not finished (a last line without its end, a config.yaml in the making) is
   not there yet. Nothing of torch or Composer is imported: looking costs no trainer its memory, and no viewer seconds.
+- A log that cannot be read (a folder in its place, no permission) counts as absent, and `notes` says so: one bad file
+  hides neither the rest of its run nor other runs. Without run.json there is no run to show.
 - The state is what run.json says, except where it says `running` and nobody holds the lock: then the process died.
   The test of the lock is a shared one, let go at once; a trainer that starts just then tries for seconds.
 """
@@ -10,8 +12,6 @@ Decisions:
 from __future__ import annotations
 
 import fcntl
-import json
-import math
 import os
 import re
 import time
@@ -24,53 +24,16 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
+from moe.runs.lines import Lines, json_object
+from moe.runs.text import clean_all, clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
 STATES = {"running": RUNNING, "stopped": PREEMPTED, "done": DONE, "failed": FAILED}
 QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
+LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
+MOST_STEPS = 10**15  # a float still counts them one by one
 LAYERED = re.compile(r"^(.*?)/layer_(\d+)(/.*)?$")
-
-
-class Lines:
-    """The objects of a jsonl file that is being written. Parses only what has come since the last `read`.
-
-    `keys` are those of all rows, in the order in which they appeared.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        self.keys: dict[str, None] = {}
-        self._inode = -1
-        self._offset = 0
-
-    def read(self) -> list[dict[str, Any]]:
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 - closed by the with below
-        except (FileNotFoundError, NotADirectoryError):
-            self.rows, self.keys, self._offset = [], {}, 0
-            return self.rows
-        with file:
-            stat = os.fstat(file.fileno())
-            if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
-                self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
-            file.seek(self._offset)
-            whole = file.read()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        new = [row for line in whole.splitlines() if (row := _object(line)) is not None]
-        self.rows = self.rows + new
-        self.keys = self.keys | {key: None for row in new for key in row}
-        return self.rows
-
-
-def _object(text: bytes | str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(text)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 @dataclass(frozen=True)
@@ -86,6 +49,7 @@ class Run:
         alarms: step, time, name, message, mend.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.
+        notes: which files could not be read.
         updated: when anything of the run was last written, seconds since 1970.
     """
 
@@ -99,11 +63,17 @@ class Run:
     saved: list[int]
     manifest: dict[str, Any]
     state: str
+    notes: list[str]
     updated: float
 
     @property
     def name(self) -> str:
-        return str(self.record.get("run_name") or self.path.name)
+        return clean_line(str(self.record.get("run_name") or self.path.name))
+
+    @property
+    def folder(self) -> str:
+        """`path`, to be shown."""
+        return clean_line(str(self.path))
 
     @property
     def step(self) -> int:
@@ -113,23 +83,25 @@ class Run:
     @property
     def tokens_per_step(self) -> int | None:
         try:
-            return int(self.config["global_train_batch_size"]) * int(self.config["max_seq_len"]) or None
-        except (KeyError, TypeError, ValueError):
+            found = int(self.config["global_train_batch_size"]) * int(self.config["max_seq_len"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
+        return found if 0 < found <= MOST_STEPS else None
 
     @property
     def total_steps(self) -> int | None:
         try:
-            return parse_time(self.config["max_duration"]).to_steps(self.tokens_per_step or 1)
+            found = parse_time(self.config["max_duration"]).to_steps(self.tokens_per_step or 1)
         except (KeyError, ValueError):
             return None
+        return found if found <= MOST_STEPS else None
 
     @property
     def tokens(self) -> int | None:
         return self.step * self.tokens_per_step if self.tokens_per_step else None
 
     def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric; a value that is not finite was logged as text and is left out."""
+        """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is left out."""
         return [(row["step"], float(row[key])) for row in self.rows if _is_number(row.get(key))]
 
     def last(self, key: str) -> float | None:
@@ -166,11 +138,15 @@ class Run:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, float | int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_number, value))
+
+
+def is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_STEPS
 
 
 class RunReader:
@@ -185,7 +161,9 @@ class RunReader:
         InputError: there is no such folder, or it is no run folder; the message names what is there instead.
         """
         record = _record(self.path)
-        rows = [row for row in self._logs["metrics"].read() if _is_number(row.get("step"))]
+        rows = [row for row in self._logs["metrics"].read() if is_step(row.get("step"))]
+        events = [row for row in self._logs["events"].read() if "event" in row]
+        alarms = self._logs["alarms"].read()
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
         return Run(
@@ -194,11 +172,12 @@ class RunReader:
             config=_yaml(self.path / CONFIG),
             rows=rows,
             keys={key: None for key in self._logs["metrics"].keys if key != "step"},
-            events=[row for row in self._logs["events"].read() if "event" in row],
-            alarms=self._logs["alarms"].read(),
+            events=events,
+            alarms=alarms,
             saved=saved,
             manifest=_manifest(self.path, saved),
             state=_state(self.path, record, updated),
+            notes=[log.fault for log in self._logs.values() if log.fault],
             updated=updated,
         )
 
@@ -213,20 +192,25 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
         for path in [folder, *sorted(folder.glob("*"))]:
-            if (path / RUN_FILE).is_file():
+            if os.path.lexists(path / RUN_FILE):  # one that cannot be read is told of, not left out
                 found[path] = None
     return list(found)
 
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = _object((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = json_object((path / RUN_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: {_instead(path)}; give a run's save_folder, e.g. checkpoints/demo") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / RUN_FILE} cannot be read: {error}") from None
+        raise InputError(
+            f"{clean_line(str(path))}: {clean_line(_instead(path))}; give a run's save_folder, e.g. checkpoints/demo"
+        ) from None
+    except OSError as error:
+        cause = error.strerror or error
+        raise InputError(
+            f"{clean_line(str(path / RUN_FILE))} cannot be read ({cause}); restore it from a copy"
+        ) from None
     if record is None:
-        raise InputError(f"{path / RUN_FILE}: is damaged; restore it from a copy")
+        raise InputError(f"{clean_line(str(path / RUN_FILE))}: is damaged; restore it from a copy")
     return record
 
 
@@ -245,23 +229,23 @@ def _instead(path: Path) -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = clean_all(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # ValueError: no UTF-8, or a date there is not
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _steps(path: Path) -> list[int]:
     names = [folder.name.removeprefix("step-") for folder in path.glob("step-*")]
-    return [int(name) for name in names if name.isdigit()]
+    return [int(name) for name in names if re.fullmatch("[0-9]{1,15}", name)]
 
 
 def _manifest(path: Path, saved: list[int]) -> dict[str, Any]:
     """The newest that can be read."""
     for step in reversed(saved):
         try:
-            found = _object((path / f"step-{step:08d}" / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
+            found = json_object((path / f"step-{step:08d}" / "manifest.json").read_bytes())
+        except OSError:
             continue
         if found is not None:
             return found

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe.runs.interruptions import RATE
+from moe.runs.interruptions import LEAST_RATE, RATE
 from moe.runs.reading import Run
 
 RECENT = 20  # rows over which the rate is taken
@@ -47,14 +47,14 @@ class Summary:
 def summary(run: Run) -> Summary:
     total = run.total_steps
     validation = [value for _, value in run.series(next(iter(run.validation().values()), ""))]
-    rates = [value for _, value in run.series(RATE)[-RECENT:] if value > 0]
+    rates = [value for _, value in run.series(RATE)[-RECENT:] if value > LEAST_RATE]
     rate = statistics.median(rates) if rates else None
     left = None
     if rate and total is not None and run.tokens_per_step and run.step < total:
         left = (total - run.step) * run.tokens_per_step / rate
     return Summary(
         name=run.name,
-        folder=str(run.path),
+        folder=run.folder,
         state=run.state,
         step=run.step,
         total_steps=total,

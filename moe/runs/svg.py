@@ -14,7 +14,7 @@ from collections.abc import Callable
 from html import escape
 
 from moe.runs.charts import Chart, Heat, Line
-from moe.runs.scales import log_ticks, number, tick, ticks
+from moe.runs.scales import SMALLEST, log_ticks, number, tick, ticks
 from moe.units import short
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
@@ -29,7 +29,7 @@ def line_chart(chart: Chart, width: int, height: int) -> str:
     """A figure with title, legend, axes and lines; x in tokens."""
     points = [point for line in chart.lines for point in line.points]
     log = chart.log and any(y > 0 for _, y in points)
-    x_low, x_high = _limits_x([x for x, _ in points])
+    x_low, x_high = chart.limits_x
     y_low, y_high = _limits([y for _, y in points if y > 0 or not log], log)
     right, bottom = width - RIGHT, height - BOTTOM
 
@@ -138,6 +138,8 @@ def _key(bounds: list[float], kind: str) -> str:
 def _x_axis(low: float, high: float, px: Callable[[float], float], bottom: float, width: int, axis: bool = True) -> str:
     parts = [f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{bottom}" y2="{bottom}"/>'] if axis else []
     for value in ticks(low, high, max(3, width // 110)):
+        if value % 1:  # no part of a token
+            continue
         label = short(value) if value else "0"
         at = px(value)
         anchor = ' style="text-anchor:end"' if at > width - RIGHT - 8 else ""
@@ -157,17 +159,11 @@ def _span(values: list[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5)
 
 
-def _limits_x(values: list[float]) -> tuple[float, float]:
-    """From 0, so that charts stand under each other, but where the run began far from it."""
-    low, high = min(values), max(values)
-    return _span([low if low > high / 4 else 0.0, high])
-
-
 def _limits(values: list[float], log: bool) -> tuple[float, float]:
     """With a little air; from 0 where the values are near it."""
     low, high = _span(values)
     if log:
-        low, high = min(values), max(values)
+        low, high = max(min(values), SMALLEST), max(*values, SMALLEST)
         return low / 1.15, high * 1.15
     if min(values) >= 0 and low < 0.25 * high:
         return 0.0, high * 1.05

@@ -9,7 +9,8 @@ import pytest
 
 from moe.errors import InputError
 from moe.runs.interruptions import interruptions
-from moe.runs.reading import Lines, RunReader, find_runs, read_run
+from moe.runs.lines import Lines
+from moe.runs.reading import RunReader, find_runs, read_run
 from tests.unit.runs.folders import KILLED, TOKENS_PER_STEP, make_run, row, stamp, training_in, write_lines
 
 
@@ -43,6 +44,18 @@ def test_a_line_that_is_no_object_is_left_out(tmp_path: Path) -> None:
     run = read_run(folder)
     assert run.step == 4
     assert run.series("train/loss") == [(1, 2.0)]
+
+
+@pytest.mark.parametrize("depth", [60, 900, 100_000])
+def test_a_line_nested_too_deeply_is_left_out(tmp_path: Path, depth: int) -> None:
+    folder = make_run(tmp_path / "run", rows=[{"step": 1, "train/loss": 2.0}], saved=(50,))
+    deep = '{"step": 2, "event": "stop", "versions": ' + '{"a":' * depth + "1" + "}" * depth + "}\n"
+    for name in ("metrics.jsonl", "events.jsonl", "alarms.jsonl", "step-00000050/manifest.json"):
+        with open(folder / name, "a") as file:
+            file.write(deep)
+    (folder / "config.yaml").write_text(f"model: {'[' * depth}{']' * depth}")
+    run = read_run(folder)
+    assert (len(run.rows), run.events, run.alarms, run.manifest, run.config) == (1, [], [], {}, {})
 
 
 @pytest.mark.parametrize(

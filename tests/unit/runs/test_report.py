@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -123,6 +126,34 @@ def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pyte
         assert words in capsys.readouterr().err
 
 
+def test_the_report_goes_into_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = make_run(tmp_path / "run")
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "report.html"), "and", str(folder / "report.png")]
+    assert (folder / "report.html").is_file() and (folder / "report.png").is_file()
+    assert not list(folder.glob(".report*"))
+
+
+def test_a_full_disk_leaves_an_earlier_report_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "report.html").write_text("the earlier one")
+
+    def fills_the_disk(path: Path, content: bytes) -> int:
+        with open(path, "wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fills_the_disk)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: fills_the_disk(path, text.encode()))
+    assert main(["report", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder / 'report.html'} cannot be written (No space left on device); make room" in told
+    assert (folder / "report.html").read_text() == "the earlier one"
+    assert not list(folder.glob(".report*"))
+
+
 def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
     from moe.runs.charts import marks_of
     from moe.runs.interruptions import interruptions
@@ -132,6 +163,40 @@ def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
     assert (mark.x, mark.back) == (70 * TOKENS_PER_STEP, 50 * TOKENS_PER_STEP)
     chart = loss_chart({"run": run}, (mark,))
     assert chart is not None and chart.marks == (mark,)
+
+
+def test_an_interruption_beyond_the_last_row_is_on_the_axis(tmp_path: Path) -> None:
+    from moe.runs.charts import marks_of
+    from moe.runs.interruptions import interruptions
+
+    stopped = {**KILLED[1], "event": "stop", "step": 90}
+    folder = make_run(
+        tmp_path / "run", steps=70, saved=(), state="stopped", events=(KILLED[0], stopped, {**KILLED[2], "step": 90})
+    )
+    run = read_run(folder)
+    marks = marks_of(run, interruptions(run))
+    loss = loss_chart({"run": run}, marks)
+    assert loss is not None and loss.limits_x == (0, 90 * TOKENS_PER_STEP) and marks[0].x == 90 * TOKENS_PER_STEP
+    page = write(tmp_path, str(folder))
+    assert all(float(x) <= 1100 - 12 for x in re.findall(r'<line class="mark" x1="([0-9.]+)"', page))
+
+
+def test_badge_and_facts_name_the_same_state(tmp_path: Path) -> None:
+    for state in ("stopped", "running"):
+        page = write(tmp_path, str(make_run(tmp_path / state, state=state)))
+        assert '<span class="badge preempted">preempted</span>' in page
+        assert "<th>state</th><td>preempted</td>" in page
+
+
+def test_a_run_at_step_0_has_an_axis_from_0(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = make_run(tmp_path / "new", run_name="新\U0001f680", rows=[{"step": 0, "metrics/eval/loss": 9.0}], saved=())
+    (chart,) = [loss_chart({"new": read_run(folder)}, ())]
+    assert chart is not None and chart.limits_x == (0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = write(tmp_path, str(folder))
+    assert re.findall(r'<text class="x"[^>]*>([^<]*)<', page) == ["0", "1"]
+    assert capfd.readouterr().err == ""
 
 
 def test_learning_rates_that_are_the_same_share_a_line(tmp_path: Path) -> None:
@@ -181,6 +246,31 @@ def test_ticks_are_round_and_within() -> None:
         "1486",
         "1.23M",
     ]
+
+
+def test_scales_bear_numbers_at_the_ends_of_what_a_float_holds() -> None:
+    for low, high in ((1e-320, 1.7e308), (1e300, 1.7e308), (1e-323, 2e-323), (1.0, float("inf"))):
+        assert all(low <= value <= high for value in log_ticks(low, high))
+    for low, high in ((-1.7e308, 1.7e308), (0.0, 5e-324), (0.0, float("inf"))):
+        assert all(low <= value <= high for value in ticks(low, high, 5))
+
+
+def test_numbers_that_cannot_be_plotted_end_no_command(tmp_path: Path) -> None:
+    odd = (1e308, -1e308, 3e38, -3e38, 1e-320, 5e-324, 10**400, 0, -1)
+    rows = [
+        {**row(step), **dict.fromkeys(("train/loss", "optim/grad_norm", "throughput/tokens_per_sec", "odd/b"), value)}
+        for step, value in enumerate(odd, 1)
+    ]
+    rows[3] |= {"experts/load/layer_00": [3e38, -3e38, 1e308, 1.0], "experts/max_vio/layer_00": 1e308}
+    rows += [{"step": step, "train/loss": 2.0} for step in (10**400, 1e308, -5, True)]
+    events = ({**KILLED[0], "step": 10**400}, {**KILLED[2], "reached": 1e308}, *KILLED[3:])
+    folder = make_run(tmp_path / "run", rows=rows, events=events)
+    page = parse(write(tmp_path, str(folder)))
+    assert "nan" not in " ".join(page.text)
+    for command in (["watch", str(folder), "--once"], ["runs", str(folder)]):
+        assert main(command) == 0
+    huge = make_run(tmp_path / "huge", state="running", max_seq_len=10**400, global_train_batch_size=float("inf"))
+    parse(write(tmp_path, str(huge)))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -1,10 +1,14 @@
+import io
 import json
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from moe.cli.main import main
-from tests.unit.runs.folders import make_run, training_in
+from moe.runs.listing import list_runs, table
+from tests.unit.runs.folders import ALARM, make_run, row, training_in
 
 
 def test_all_runs_are_listed_the_newest_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -49,6 +53,75 @@ def test_a_damaged_run_is_told_beside_the_others(tmp_path: Path, capsys: pytest.
     assert main(["runs", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert "done" in shown.out and "is damaged" in shown.err
+
+
+@pytest.mark.parametrize(("width", "encoding"), [(80, "utf-8"), (80, "ascii"), (60, "utf-8"), (40, "utf-8")])
+def test_a_run_is_one_line_whatever_the_length_of_its_path(tmp_path: Path, width: int, encoding: str) -> None:
+    folder = make_run(
+        tmp_path / ("a-long-name-" * 5 + "7"),
+        rows=[row(1_234_566)],
+        saved=(1_234_567,),
+        state="stopped",
+        max_duration="9000000ba",
+    )
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width)
+    console.print(table(list_runs([folder])[0], time.time(), console))
+    console.file.flush()
+    lines = raw.getvalue().decode(encoding).splitlines()
+    assert max(map(len, lines)) <= width
+    (line,) = [line for line in lines if "preempted" in line]
+    name = line.strip(" |").split()[0]
+    dots = "…" if encoding == "utf-8" else "..."
+    assert name.startswith(dots) and name.endswith("-long-name-7") and line.count(dots) == 1
+    assert ("1,234,567" in line) == (width == 80)
+
+
+@pytest.mark.parametrize("name", ["metrics", "events", "alarms"])
+def test_a_log_that_cannot_be_read_costs_one_note(tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    run, other = str(make_run(tmp_path / "run")), str(make_run(tmp_path / "other"))
+    (tmp_path / "run" / f"{name}.jsonl").unlink(missing_ok=True)
+    (tmp_path / "run" / f"{name}.jsonl").mkdir()
+    for command in (["runs", str(tmp_path)], ["report", run], ["diff", run, other], ["watch", run, "--once"]):
+        assert main(command) == 0, command
+        shown = capsys.readouterr()
+        assert "".join((shown.out + shown.err).split()).count(f"{name}.jsonlcannotberead") == 1, command
+
+
+def test_a_run_json_that_cannot_be_read_is_told_beside_the_other_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make_run(tmp_path / "good")
+    bad = make_run(tmp_path / "bad")
+    (bad / "run.json").unlink()
+    (bad / "run.json").mkdir()
+    for command in (["runs", str(tmp_path)], ["watch", str(bad)], ["report", str(bad)], ["diff", str(bad), str(bad)]):
+        assert main(command) == 2
+        shown = capsys.readouterr()
+        assert f"{bad / 'run.json'} cannot be read (Is a directory); restore" in shown.err
+        assert ("done" in shown.out) == (command[0] == "runs")
+
+
+def test_control_characters_of_files_reach_neither_terminal_nor_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    evil = "a\x1b[2J\x07\x9b\u202e\udc9b[/x]"
+    rows = [{**row(2), f"{evil}/x": 1.0, f"metrics/eval/{evil}/loss": 2.0, f"samples/{evil}": evil}]
+    alarm = dict.fromkeys(ALARM, evil)
+    run = make_run(
+        tmp_path / "\x1b[31mred[/y]", rows=rows, alarms=(alarm,), versions={evil: evil}, run_name=evil, note=evil
+    )
+    (run / "run.json").write_text(json.dumps({"run_name": evil, "state": "done", "host": evil, evil: evil}))
+    with open(run / "config.yaml", "a") as file:
+        file.write('"k\\e": "v\\e[2J"\n')
+    other = make_run(tmp_path / "other")
+    for command in (["runs", str(tmp_path)], ["watch", str(run), "--once"], ["report", str(run)], ["diff", str(run)]):
+        assert main([*command, *([str(other)] if command[0] == "diff" else [])]) == 0, command
+        shown = capsys.readouterr()
+        assert set("\x1b\x07\x9b\u202e\udc9b").isdisjoint(shown.out + shown.err), command
+    assert set("\x1b\x07\x9b\u202e").isdisjoint((run / "report.html").read_text())
+    assert main(["watch", str(run / "\x1b[2J")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_diff_shows_config_data_and_versions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

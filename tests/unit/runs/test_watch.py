@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import sys
@@ -46,6 +47,21 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
     lines = text_of(folder, width).splitlines()
     assert max(map(len, lines)) <= width
     assert sum("layer " in line for line in lines) == sum("▒" in line for line in lines) + 1 > 10  # one says how many
+
+
+def test_ranges_stay_on_the_line_of_their_curve(tmp_path: Path) -> None:
+    rows = [
+        {**row(step), "optim/grad_norm": 1.2345e-5 * step, "throughput/tokens_per_sec": 123456.0 + step, "step": step}
+        for step in range(2, 400_000, 4000)
+    ]
+    rows += [{"step": 400_000, "metrics/eval/web/loss": -12345.678}, {"step": 400_001, "metrics/eval/web/loss": 1e30}]
+    folder = make_run(tmp_path / "run", rows=rows, saved=(1_234_567,), max_duration="2000000ba")
+    for width in (80, 100):
+        lines = text_of(folder, width).splitlines()
+        ranges = [line for line in lines if re.search(r"\S to \S", line)]
+        assert [line.split()[0] for line in ranges] == ["loss", "grad", "tokens/s", "val", "experts", "layer"]
+        assert any("step 1,234,567" in line for line in lines)
+    assert max(map(len, text_of(folder, 40).splitlines())) <= 40
 
 
 def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The JSON files of a run folder: objects whose texts are safe to show, read as they grow."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moe.runs.text import MOST_NESTED, clean_all, clean_line
+
+
+class Lines:
+    """The objects of a jsonl file that is being written. Parses only what has come since the last `read`.
+
+    `keys` are those of all rows, in the order in which they appeared.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.keys: dict[str, None] = {}
+        self.fault = ""  # why the file could not be read
+        self._inode = -1
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        self.fault = ""
+        try:
+            with open(self.path, "rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows
+                    self.rows, self.keys, self._inode, self._offset = [], {}, stat.st_ino, 0
+                file.seek(self._offset)
+                whole = file.read()
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                cause = error.strerror or error
+                self.fault = f"{clean_line(str(self.path))} cannot be read ({cause}); shown as if it were not there"
+            self.rows, self.keys, self._offset = [], {}, 0
+            return self.rows
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        new = [row for line in whole.splitlines() if (row := json_object(line)) is not None]
+        self.rows = self.rows + new
+        self.keys = self.keys | {key: None for row in new for key in row}
+        return self.rows
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """Its texts safe to show; None where it is no JSON object, or one nested too deeply to read."""
+    try:
+        row = json.loads(text)
+        plain = b"\\" not in text and b"\x7f" not in text and text.isascii()
+        if not plain or text.count(b"[") + text.count(b"{") > MOST_NESTED:  # else there is nothing to replace
+            row = clean_all(row)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
