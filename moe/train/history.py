@@ -34,7 +34,10 @@ def now() -> str:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Adds a line, after one that a kill has left half written too. A disk that takes none is told once and does not end a run."""
+    """Adds a line, after one that a kill has left half written too.
+
+    A disk that takes none is told once and does not end a run.
+    """
     try:
         with open(path, "ab+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
@@ -43,9 +46,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
     except OSError as error:
         if path not in _TOLD:
             _TOLD.add(path)
-            say(
-                f"warning: {path} cannot be written: {error.strerror}; training goes on, its lines are lost until it can"
-            )
+            say(f"warning: {path} cannot be written: {error.strerror}; training goes on without its lines")
 
 
 class History:
