@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     stop = StopSignal()
     stop.install()
+    say(f"moe: reading {argv[0]} ...")  # before all that takes time
     try:
         config = load_config(argv[0], argv[1:])
         if faults := check_ranks(config, WORLD_SIZE):

@@ -14,6 +14,7 @@ PROMPTS = ("Return a new list with", "The function raises an error if", "This mo
 CONFIG = "yamls/demo.yaml"
 RUN = Path("checkpoints/demo")
 DATA = Path("data/demo")
+SAVING = 60  # seconds that Ctrl+C waits for a run to save and end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    print(f"moe demo: text, tokenizer and shards in {args.data}, then a small training ...", flush=True)
     from moe.data.corpus import build_corpus
     from moe.data.train_tokenizer import train_tokenizer
     from moe.errors import InputError
@@ -76,7 +78,27 @@ def _call(command: list[str], name: str) -> int:
     words = [name, *command[1:]]
     print("$ " + " ".join(f'"{w}"' if " " in w else w for w in words), flush=True)
     threads = str(os.cpu_count() or 1)
-    return subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}).returncode
+    process = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads, **os.environ})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # which the terminal sends to the process as well
+        return _stopped(process)
+
+
+def _stopped(process: subprocess.Popen[bytes]) -> int:
+    """The exit code once the interrupted process has saved and ended; a second Ctrl+C ends it sooner."""
+    print(f"\nstopping: the run saves and ends (up to {SAVING} s) ...", flush=True)
+    end = time.monotonic() + SAVING
+    while time.monotonic() < end:
+        try:
+            code = process.wait(timeout=max(0.0, end - time.monotonic()))
+        except KeyboardInterrupt:
+            continue
+        except subprocess.TimeoutExpired:
+            break
+        return 128 - code if code < 0 else code or 130  # 0: it had come to its end; the steps after it are left out
+    print(f"process {process.pid} still saves after {SAVING} s and goes on alone", flush=True)
+    return 130
 
 
 def _summary(seconds: float) -> None:

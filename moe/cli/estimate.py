@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
+LEAST_MFU, MOST_PRICE, MOST_TOKENS = 0.01, 1_000_000, 100_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from moe.config import load_config
+    from moe.config.bounds import brief
     from moe.errors import InputError
     from moe.estimate import plan
     from moe.estimate.gpus import find_gpu
     from moe.estimate.vocabulary import find_vocab_size
 
     config = load_config(args.config, args.overrides)
-    if not 0 < args.mfu <= 1:
-        raise InputError(f"--mfu ({args.mfu}) must be above 0 and at most 1, as 0.4")
-    if args.vocab_size is not None and args.vocab_size < 1:
-        raise InputError(f"--vocab-size ({args.vocab_size}) must be at least 1")
+    if not LEAST_MFU <= args.mfu <= 1:
+        raise InputError(f"--mfu ({args.mfu}) must be at least {LEAST_MFU} and at most 1, as 0.4")
+    if args.vocab_size is not None and not 1 <= args.vocab_size <= MOST_TOKENS:
+        raise InputError(f"--vocab-size ({brief(args.vocab_size)}) must be at least 1 and at most {MOST_TOKENS:,}")
     vocab_size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
     gpu, prices = find_gpu(args.gpu), _prices(args.price)
     fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices)
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prices(given: list[str]) -> dict[str, float]:
+    from moe.config.bounds import brief
     from moe.errors import InputError
     from moe.estimate.gpus import GPUS, find_gpu
 
@@ -77,10 +80,12 @@ def _prices(given: list[str]) -> dict[str, float]:
         name, _, number = text.rpartition("=")
         try:
             price = float(number)
-            if not 0 <= price < float("inf"):
+            if not 0 <= price <= MOST_PRICE:
                 raise ValueError
         except ValueError:
-            raise InputError(f"--price ({text}) is no price; write 2.50, or H100=2.50") from None
+            raise InputError(
+                f"--price ({brief(text)}) is no price from 0 to {MOST_PRICE:,}; write 2.50, or H100=2.50"
+            ) from None
         if name:
             find_gpu(name)
         wanted = name.lower().replace(" ", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from importlib import import_module
@@ -23,6 +24,8 @@ COMMANDS = {
     "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",
 }
 
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `moe COMMAND ...`; returns the exit code (2 for input that can be mended)."""
@@ -40,15 +43,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
     try:
-        return command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
+        code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `moe ... | head` has read enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it at exit
+        _drop_stdout()
         return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in DISK_FAULTS:
+            raise
+        _drop_stdout()
+        print(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere", file=sys.stderr)
+        return 2
+
+
+def _drop_stdout() -> None:
+    """Python flushes stdout at exit, which would fail once more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import shlex
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges, get
 from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
@@ -51,12 +51,6 @@ def check_ranks(config: Config, world_size: int) -> list[str]:
     return []
 
 
-def _get(config: object, path: str):
-    for key in path.split("."):
-        config = getattr(config, key)
-    return config
-
-
 def _check_characters(path: str, value: Any, faults: list[str]) -> None:
     """NUL, and halves of a character, which yaml and a shell can give: no file's name and no text holds them."""
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
@@ -69,35 +63,33 @@ def _check_characters(path: str, value: Any, faults: list[str]) -> None:
 def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
     times = {}
     for path in TIMES:
-        text = _get(config, path)
+        text = get(config, path)
         if text is None:
             continue
         try:
             times[path] = parse_time(text)
         except ValueError as error:
-            faults.append(f"{path} ({text}) {error}")
+            faults.append(f"{path} ({brief(text)}) {error}")
     try:
         warmup = parse_time(config.scheduler.t_warmup, zero=True)
         if warmup.value:
             times["scheduler.t_warmup"] = warmup
     except ValueError as error:
-        faults.append(f"scheduler.t_warmup ({config.scheduler.t_warmup}) {error}")
+        faults.append(f"scheduler.t_warmup ({brief(config.scheduler.t_warmup)}) {error}")
     for path in ("time_limit", "stall_timeout"):
-        text = _get(config, path)
+        text = get(config, path)
         try:
             if text is not None:
                 parse_seconds(text)
         except ValueError as error:
-            faults.append(f"{path} ({text}) {error}")
+            faults.append(f"{path} ({brief(text)}) {error}")
     return times
 
 
 def _check_model(config: Config, faults: list[str]) -> None:
     model = config.model
-    for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "n_experts", "top_k", "expert_hidden"):
-        if getattr(model, name) < 1:
-            faults.append(f"model.{name} ({getattr(model, name)}) must be at least 1")
-            return
+    if not check_dimensions(config, faults):
+        return
     if model.top_k > model.n_experts:
         faults.append(f"model.top_k ({model.top_k}) exceeds model.n_experts ({model.n_experts}); lower top_k")
     if model.n_heads % model.n_kv_heads:
@@ -111,57 +103,17 @@ def _check_model(config: Config, faults: list[str]) -> None:
             "change one, or set model.head_dim"
         )
     head_dim = model.d_model // model.n_heads if model.head_dim is None else model.head_dim
-    if head_dim < 2 or head_dim % 2:
+    if not 2 <= head_dim <= DIMENSIONS["d_model"] or head_dim % 2:
         source = "" if model.head_dim is not None else ", which is model.d_model / model.n_heads,"
-        faults.append(f"model.head_dim ({head_dim}){source} must be an even number from 2 for rotary embeddings")
+        faults.append(f"model.head_dim ({brief(head_dim)}){source} must be an even number from 2 for rotary embeddings")
 
 
 def _check_ranges(config: Config, faults: list[str]) -> None:
-    for path, low, high in (
-        ("model.dropout", 0, 0.999),
-        ("model.balance_loss", 0, None),
-        ("model.router_z_loss", 0, None),
-        ("model.z_loss", 0, None),
-        ("optimizer.weight_decay", 0, None),
-        ("optimizer.momentum", 0, 0.9999),
-        ("scheduler.alpha_f", 0, 1),
-        ("num_workers", 0, None),
-        ("global_train_batch_size", 1, None),
-        ("max_seq_len", 2, None),
-        ("save_num_checkpoints_to_keep", -1, None),
-        ("max_skipped_steps", 1, None),
-        ("max_failed_saves", 1, None),
-        ("seed", 0, 2**31 - 1),
-    ):
-        value = _get(config, path)
-        if not low <= value <= (math.inf if high is None else high) or value == math.inf:
-            faults.append(
-                f"{path} ({value}) must be {'at least ' + str(low) if high is None else f'between {low} and {high}'}"
-            )
-    for path in (
-        "optimizer.lr",
-        "optimizer.adamw.lr",
-        "optimizer.adamw.eps",
-        "gradient_clip_norm",
-        "model.rope_theta",
-        "model.norm_eps",
-    ):
-        value = _get(config, path)
-        if value is not None and not 0 < value < math.inf:
-            faults.append(f"{path} ({value}) must be above 0")
-    if not all(0 <= beta < 1 for beta in config.optimizer.adamw.betas):
-        faults.append(f"optimizer.adamw.betas ({list(config.optimizer.adamw.betas)}) must lie in [0, 1)")
+    check_ranges(config, faults)
     if config.save_num_checkpoints_to_keep == 0:
         faults.append("save_num_checkpoints_to_keep (0) keeps nothing to resume from; use at least 1, or -1 for all")
-    microbatch = config.device_train_microbatch_size
-    if microbatch != "auto" and not (isinstance(microbatch, int) and microbatch >= 1):
-        faults.append(f"device_train_microbatch_size ({microbatch}) must be a whole number of sequences or auto")
     if config.compile not in ("auto", True, False):
         faults.append(f"compile ({config.compile}) must be auto, true or false")
-    if config.eval_data and config.eval_data.max_batches != -1 and config.eval_data.max_batches < 1:
-        faults.append(
-            f"eval_data.max_batches ({config.eval_data.max_batches}) must be at least 1, or -1 for the whole split"
-        )
 
 
 def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -> None:

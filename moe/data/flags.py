@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -76,8 +77,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
-def exit_code(action: Callable[[], object]) -> int:
-    """Run `action` and say in one message how it ended, if not well.
+def exit_code(action: Callable[[], object], out: str | Path) -> int:
+    """Run `action`, which writes to `out`, and say in one message how it ended, if not well.
 
     Call it before anything of transformers is imported.
     """
@@ -94,13 +95,24 @@ def exit_code(action: Callable[[], object]) -> int:
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; mend that and run the same command: it goes on", file=sys.stderr)
+        where = error.filename or out  # a write names no file
+        fault = f"{where}: {error.strerror}{_free(where)}"
+        print(f"error: {fault}; mend that and run the same command: it goes on", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 75 if isinstance(stop, Stopped) else 130
     return 0
+
+
+def _free(path: str | Path) -> str:
+    """What is free where `path` lies, or was to lie; nothing for a bucket."""
+    if "://" in str(path):
+        return ""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return f" ({shutil.disk_usage(place).free:,} bytes free)"
 
 
 def _source_values(arguments: argparse.Namespace) -> dict:
@@ -118,7 +130,7 @@ def convert_from(arguments: argparse.Namespace) -> int:
 
         convert(Request(**_source_values(arguments)))
 
-    return exit_code(action)
+    return exit_code(action, arguments.out)
 
 
 def train_tokenizer_from(arguments: argparse.Namespace) -> int:
@@ -127,4 +139,4 @@ def train_tokenizer_from(arguments: argparse.Namespace) -> int:
 
         train_tokenizer(**_source_values(arguments))
 
-    return exit_code(action)
+    return exit_code(action, arguments.out)

@@ -19,12 +19,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from moe.units import say
+
 EVENTS, ALARMS = "events.jsonl", "alarms.jsonl"
 ENDED = {"stopped": "stop", "done": "done", "failed": "failed"}  # a run's state -> event
+_TOLD: set[Path] = set()  # files that could not be written, each told once
 
 
 def now() -> str:
@@ -32,11 +34,19 @@ def now() -> str:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Adds a line, after one that a kill has left half written too. A disk that takes none does not end a run."""
-    with suppress(OSError), open(path, "ab+") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        whole = file.read(1) in (b"", b"\n")
-        file.write((b"" if whole else b"\n") + json.dumps({"time": now(), **record}).encode() + b"\n")
+    """Adds a line, after one that a kill has left half written too.
+
+    A disk that takes none is told once and does not end a run.
+    """
+    try:
+        with open(path, "ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            whole = file.read(1) in (b"", b"\n")
+            file.write((b"" if whole else b"\n") + json.dumps({"time": now(), **record}).encode() + b"\n")
+    except OSError as error:
+        if path not in _TOLD:
+            _TOLD.add(path)
+            say(f"warning: {path} cannot be written: {error.strerror}; training goes on without its lines")
 
 
 class History:

@@ -131,7 +131,7 @@ def open_run_folder(
     remote = RemoteRun(save_folder, path, report=report) if "://" in save_folder else None
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        lock = _lock(path, report)
         if remote is not None:
             remote.fetch_logs()
         return _open_locked(path, lock, remote, run_name, autoresume, resume_from, report)
@@ -240,24 +240,30 @@ def _listed(steps: list[int]) -> str:
     return ", ".join(f"step:{s}" for s in steps) or "none"
 
 
-def _lock(path: Path) -> Any:
+def _lock(path: Path, report: Callable[[str], None]) -> Any:
     lock = open(path / ".lock", "a+")  # noqa: SIM115 - held open for the life of the process
-    for _ in range(int(LOCK_PATIENCE * 10)):
+    for attempt in range(int(LOCK_PATIENCE * 10)):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:  # perhaps the loader workers of a killed run, which leave within seconds
+            if not attempt:
+                report(f"{path} is in use by {_holder(lock)}; waiting up to {LOCK_PATIENCE:g} s for its end ...")
             time.sleep(0.1)
     else:
-        lock.seek(0)
         raise InputError(
-            f"save_folder ({path}) is in use by another training process ({lock.read().strip() or 'unknown'}); "
+            f"save_folder ({path}) is in use by another training process ({_holder(lock)}); "
             "wait for it, stop it, or give another run_name"
         )
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
     lock.flush()
     return lock
+
+
+def _holder(lock: Any) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "an unknown process"
 
 
 def _read_record(path: Path) -> dict[str, Any]:

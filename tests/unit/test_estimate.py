@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,9 @@ def test_the_vocabulary_is_that_of_the_data_then_the_tokenizer_then_the_flag(tin
         (["tokenizer=some/other"], "give --vocab-size"),
         (["--vocab-size", "0"], "--vocab-size (0)"),
         (["--mfu", "40"], "--mfu (40.0)"),
+        (["--mfu", "1e-300"], "--mfu (1e-300) must be at least 0.01"),
+        (["--vocab-size", "9999999999"], "--vocab-size (9999999999) must be at least 1 and at most 100,000,000"),
+        (["--price", "1e300"], "--price (1e300) is no price from 0 to 1,000,000"),
         (["--gpu", "Voodoo"], "RTX 3080"),
         (["--price", "cheap"], "--price (cheap)"),
         (["model.top_k=9"], "model.top_k (9)"),
@@ -134,3 +138,12 @@ def test_a_damaged_description_of_the_data_is_told(tiny, tmp_path, capsys) -> No
     path = str(write_config(tmp_path / "c.yaml", tiny_config(tiny, train_data={"local": str(tmp_path / "data")})))
     assert main(["estimate", path]) == 2
     assert "meta.json: cannot be read" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_output_is_one_message(capfd, monkeypatch) -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115 - cannot be closed: that writes once more
+    monkeypatch.setattr("sys.stdout", full)
+    assert main(["estimate", YAML, "--vocab-size", "50257"]) == 2
+    with suppress(OSError):
+        full.close()
+    assert capfd.readouterr().err.startswith("error: the output cannot be written: No space left on device; ")

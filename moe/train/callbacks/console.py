@@ -1,9 +1,10 @@
-"""One line per log interval for the person at the terminal. Logs no metrics.
+"""One line per log interval, and after the first step of each start, for the person at the terminal. Logs no metrics.
 
     step 120/1,200  10%  62.9M/629M tok  loss 4.512  ppl 91.1  lr 9.1e-04  grad 0.52  12.3k tok/s  1h02m left
 
-The rate is that of the interval, without evaluations and checkpoints; the time left counts only training. Shown only
-where there is something to tell: the share of the GPU's peak (mfu), steps skipped, spikes.
+The rate is that of the interval, without evaluations and checkpoints; the time left counts only training. The first
+step, which compiles and warms up, tells its seconds instead. Shown only where there is something to tell: the share of
+the GPU's peak (mfu), steps skipped, spikes.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ class Console(LoggerDestination):
         self.total_steps = every.total_steps
         self.tokens_per_step = every.tokens_per_step
         self.latest: dict[str, float] = {}
-        self._eval_start = 0.0
+        self._eval_start = self._step_start = 0.0
+        self._first = True
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.latest.update(metrics)
 
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._step_start = time.monotonic()
+
     def batch_end(self, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
-        if self.every.due(step):
+        if self.every.due(step) or self._first:
             say(self._line(step))
+        self._first = False
 
     def _line(self, step: int) -> str:
-        rate = self.latest["throughput/tokens_per_sec"]
-        left = (self.total_steps - step) * self.tokens_per_step / rate
         rates = {name: value for name, value in self.latest.items() if name.startswith("optim/lr/")}
         parts = [
             f"step {step:,}/{self.total_steps:,}",
@@ -50,9 +54,13 @@ class Console(LoggerDestination):
         parts += [
             f"lr {max(rates.values()):.2e}",
             f"grad {self.latest['optim/grad_norm']:.3g}",
-            f"{short(rate)} tok/s",
-            f"{clock(left)} left",
         ]
+        if self.every.due(step):
+            rate = self.latest["throughput/tokens_per_sec"]
+            left = (self.total_steps - step) * self.tokens_per_step / rate
+            parts += [f"{short(rate)} tok/s", f"{clock(left)} left"]
+        else:
+            parts.append(f"first step {time.monotonic() - self._step_start:.1f} s")
         if "throughput/device/mfu" in self.latest:
             parts.insert(-1, f"mfu {self.latest['throughput/device/mfu']:.1%}")
         if self.latest["optim/skipped_steps"]:

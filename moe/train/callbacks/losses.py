@@ -61,6 +61,7 @@ class StepLosses(Callback):
         self.log = log
         self.spikes = SpikeCounter()
         self.experts = ExpertLoad(*model.expert_share_LE.shape)
+        self._first = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"spikes": self.spikes.state_dict(), "experts": self.experts.state_dict()}
@@ -93,6 +94,10 @@ class StepLosses(Callback):
         self.experts.add(total["counts_LE"])
         if self.log.due(int(state.timestamp.batch) + 1):
             logger.log_metrics(self._metrics(total, int(state.timestamp.batch) + 1))
+        elif self._first:  # for the console; the next row of the logs has its own
+            loss = (total["nll"] / total["targets"]).item()
+            logger.log_metrics({"train/loss": loss, "train/perplexity": math.exp(min(loss, 700))})
+        self._first = False
         self.model.expert_share_LE.copy_(total["counts_LE"] / total["counts_LE"].sum(dim=1, keepdim=True))
 
     def _metrics(self, total: dict[str, Tensor], step: int) -> dict[str, Any]:

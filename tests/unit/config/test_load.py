@@ -92,7 +92,23 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["optimizer.adamw.betas=[0.9, 1.5]"], r"optimizer\.adamw\.betas \(\[0\.9, 1\.5\]\) must lie in"),
         (["model=3"], r"model"),
         (["model.head_dim=-2"], r"model\.head_dim \(-2\) must be an even number"),
-        (["model.dropout=.nan"], r"model\.dropout \(nan\) must be between"),
+        (["model.dropout=.nan"], r"model\.dropout \(nan\) must be at least 0 and at most 0\.999"),
+        (["optimizer.lr=11"], r"optimizer\.lr \(11\.0\) must be above 0 and at most 10$"),
+        (["optimizer.adamw.lr=600"], r"optimizer\.adamw\.lr \(600\.0\) must be above 0 and at most 10$"),
+        (["model.rope_theta=1e300"], r"model\.rope_theta \(1e\+300\) must be above 0 and at most 1,000,000,000,000"),
+        (["num_workers=257"], r"num_workers \(257\) must be at least 0 and at most 256"),
+        (["global_train_batch_size=10000001"], r"must be at least 1 and at most 10,000,000$"),
+        (["model.n_layers=10001"], r"model\.n_layers \(10001\) must be at most 10,000"),
+        (["model.expert_hidden=1000001"], r"model\.expert_hidden \(1000001\) must be at most 1,000,000"),
+        (["device_train_microbatch_size=99999999999"], r"must be a whole number of sequences \(at most 10,000,000\)"),
+        (["eval_data.max_batches=99999999999"], r"eval_data\.max_batches \(99999999999\) must be at least 1 and"),
+        (["max_duration=" + "9" * 19 + "ba"], r"max_duration \(9+ba\) has more than 18 digits"),
+        (
+            ["save_interval=" + "9" * 5000 + "tok"],
+            r"save_interval \(9{20}\.\.\. \(5,003 characters\)\) has more than 18 digits",
+        ),
+        (["stall_timeout=99999999d"], r"stall_timeout \(99999999d\) is longer than 100 years"),
+        (["time_limit=" + "9" * 5000 + "s"], r"time_limit \(9{20}\.\.\. .* is longer than 100 years"),
         (["optimizer.lr=.inf"], r"optimizer\.lr \(inf\) must be above 0"),
         (["save_folder=gs://b/x"], r"save_folder \(gs://b/x\) must be a folder, or s3://bucket/prefix"),
         (["save_folder=s3://"], r"save_folder \(s3://\) must be a folder, or s3://bucket/prefix"),
@@ -237,3 +253,27 @@ def test_the_ranks_must_divide_the_lanes_of_text(path: Path) -> None:
     config = load_config(path, ["train_data={text: {dataset: d, lanes: 4}}", "global_train_batch_size=24"])
     assert check_ranks(config, 2) == []
     assert "train_data.text.lanes (4) is not divisible by 3 ranks; use 6" in check_ranks(config, 3)[0]
+
+
+FLOATS = [
+    "model.rope_theta",
+    "model.norm_eps",
+    "model.dropout",
+    "model.balance_loss",
+    "model.router_z_loss",
+    "model.z_loss",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.momentum",
+    "optimizer.adamw.lr",
+    "optimizer.adamw.eps",
+    "scheduler.alpha_f",
+    "gradient_clip_norm",
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1"])
+@pytest.mark.parametrize("setting", FLOATS)
+def test_a_number_that_no_run_can_mean_is_a_fault_of_its_setting(path: Path, setting: str, value: str) -> None:
+    (fault,) = faults(path, f"{setting}={value}")
+    assert fault.startswith(f"{setting} (") and "at most" in fault

@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -395,15 +396,22 @@ def test_limit_that_falls_elsewhere_once_a_file_is_mended_gives_the_bytes_of_a_c
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "clean")
 
 
-def test_full_disk_is_told_in_one_message_with_code_2(capsys, monkeypatch):
+@pytest.mark.parametrize("named", [True, False], ids=["named", "a write, which names no file"])
+def test_full_disk_is_told_with_the_path_and_what_is_free_and_code_2(tmp_path, capsys, monkeypatch, named):
     monkeypatch.setattr("moe.data.tokenizer.spare_torch", lambda: None)  # this process may need transformers' models
 
     def fail():
-        raise OSError(errno.ENOSPC, "No space left on device", "data/out.partial")
+        raise OSError(errno.ENOSPC, "No space left on device", *([str(out)] if named else []))
+
+    out = tmp_path / "not" / "there" / "out"
+    usage = SimpleNamespace(free=12_345)
+    monkeypatch.setattr(
+        "moe.data.flags.shutil", SimpleNamespace(disk_usage=lambda path: usage if path == tmp_path else 1 / 0)
+    )
 
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        assert exit_code(fail) == 2
+        assert exit_code(fail, out) == 2
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert "error: data/out.partial: No space left on device; mend that" in capsys.readouterr().err
+    assert f"error: {out}: No space left on device (12,345 bytes free); mend that" in capsys.readouterr().err

@@ -409,4 +409,15 @@ def test_a_line_after_one_that_a_kill_left_half_written_is_whole(tmp_path: Path)
     append(path, {"event": "resume", "step": 0})
     first, _half, last = path.read_text().splitlines()
     assert json.loads(first)["event"] == "start" and json.loads(last)["event"] == "resume"
-    append(tmp_path / "no" / "folder", {"event": "start"})  # nothing to write on: no error
+
+
+def test_a_file_of_events_that_cannot_be_written_is_told_once_and_ends_no_run(tmp_path: Path, capsys) -> None:
+    from moe.train.history import append
+
+    (tmp_path / "events.jsonl").mkdir()
+    for path in (tmp_path / "events.jsonl", tmp_path / "no" / "alarms.jsonl"):
+        append(path, {"event": "start"})
+        append(path, {"event": "resume"})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"warning: {tmp_path}/events.jsonl cannot be written: Is a directory; training goes on")
+    assert second.startswith(f"warning: {tmp_path}/no/alarms.jsonl cannot be written: No such file or directory")

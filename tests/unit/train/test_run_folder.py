@@ -1,4 +1,5 @@
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,12 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, monkeypatch) -
     held = open_folder(tmp_path)
     with pytest.raises(InputError, match="in use by another training process"):
         open_folder(tmp_path)
+    assert [
+        f"{tmp_path} is in use by pid {os.getpid()} on {os.uname().nodename}; waiting up to 0.3 s for its end ..."
+    ] == SAID
     held.lock.close()
     open_folder(tmp_path)
+    assert SAID == []
 
 
 def test_another_runs_folder_is_refused_with_both_names(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""A start says at once that it is there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe.run import main
+from tests.unit.train.runs import rows, train
+
+
+def test_the_first_line_comes_before_anything_is_read_or_imported(capsys, monkeypatch) -> None:
+    def fails(*args: object) -> None:
+        raise KeyError("the config is read")
+
+    monkeypatch.setattr("moe.run.load_config", fails)
+    with pytest.raises(KeyError, match="the config is read"):
+        main(["c.yaml"])
+    assert capsys.readouterr().out == "moe: reading c.yaml ...\n"
+
+
+def test_only_rank_0_says_the_first_line(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["nowhere.yaml"]) == 2
+    assert "reading" not in capsys.readouterr().out
+
+
+def test_what_stands_before_the_first_line_is_light() -> None:
+    code = "import sys, moe.run; sys.exit(bool({'torch', 'composer', 'numpy', 'streaming'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0
+
+
+def test_the_console_tells_the_first_step_of_each_start_and_the_logs_do_not(tiny: Path, tmp_path: Path, capsys) -> None:
+    settings = ["scheduler.t_warmup=1ba", "eval_data=null", "log_interval=3ba", "save_interval=4ba"]
+
+    def steps() -> list[str]:
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+        assert all("loss " in line for line in lines) and "first step" in lines[0] and "tok/s" not in lines[0]
+        assert all("tok/s" in line and "first step" not in line for line in lines[1:])
+        return [line.split("/")[0] for line in lines]
+
+    assert train(tiny, tmp_path, *settings, "max_duration=4ba")[0] == 0
+    assert steps() == ["step 1", "step 3", "step 4"]
+    code, folder = train(tiny, tmp_path, *settings, "max_duration=8ba")
+    assert code == 0 and steps() == ["step 5", "step 6", "step 8"]
+    assert list(rows(folder, "train/loss")) == list(rows(folder, "train/perplexity")) == [3, 4, 6, 8]
