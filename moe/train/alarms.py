@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,14 +29,14 @@ class Alarm:
     mend: str
 
 
-class Detector:
+class Detector(ABC):
     name: ClassVar[str]
     cause: ClassVar[str]
     mend: ClassVar[str]
 
+    @abstractmethod
     def seen(self, row: Row) -> str | None:
         """What is wrong in this row, or None."""
-        raise NotImplementedError
 
 
 class LossNotFalling(Detector):
