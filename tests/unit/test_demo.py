@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from moe.cli import demo
 
 SAVES = """
@@ -16,6 +18,14 @@ signal.signal(signal.SIGINT, lambda *_: (time.sleep(1.0), open(sys.argv[1], "w")
 open(sys.argv[1] + ".ready", "w").close()
 time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def _pythons_own_handler():
+    """A run that was trained in this process before has left Composer's."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt_once_ready(mark: Path) -> threading.Thread:
