@@ -193,6 +193,12 @@ def long_runs(results: Results) -> list[Run] | None:
     return [adamw, replace(muon, share=LONG / 2), muon, *halves]
 
 
+def long_dense(muon: Run) -> dict[str, Run]:
+    """The recipe and the dense model of as many active parameters, both on LONG times the tokens."""
+    long = replace(muon, share=LONG)
+    return {"recipe": long, "dense": replace(long, **DENSE_ACTIVE)}
+
+
 def _with_muon(make: Callable[[Run], list[Run]]) -> Stage:
     def stage(results: Results) -> list[Run] | None:
         muon = best_muon(results)
@@ -209,6 +215,7 @@ STAGES: dict[str, Stage] = {
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "learning rates at twice the width": lambda results: wide_sweep(results) or None,
     "four times the tokens": long_runs,
+    "four times the tokens, dense, three seeds": _with_muon(lambda muon: seeds(*long_dense(muon).values())),
     "Muon on 0.65 and 0.75 of the tokens": _with_muon(
         lambda muon: seeds(*(replace(muon, share=share) for share in MORE))
     ),

@@ -11,8 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from learning_matrix import SEEDS, Results, best_muon, sweep, tuned_adamw, wide_sweep
-from learning_report import differences, interval, over_seeds, recipe_rows, shares
 from learning_run import Run
+from learning_stats import differences, interval, over_seeds, recipe_rows, shares
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 

@@ -1,8 +1,6 @@
 """docs/learning.md's tables and docs/learning.png, from the result files of benchmarks/learning.py alone.
 
 - A row that was not run says so; a row of one seed has no interval.
-- Differences are taken seed by seed (same initial weights where the shapes are equal, same order of the data), and
-  their 95% interval is Student's over the seeds.
 - How many tokens Muon needs: its final losses on several token budgets, each with a schedule of its own, interpolated
   over the logarithm of the budget, seed by seed.
 """
@@ -12,19 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from learning_matrix import (
-    ABLATIONS,
     DENSE_ACTIVE,
-    DENSE_TOTAL,
-    MORE,
+    LONG,
     SEEDS,
     Results,
     best_muon,
+    long_dense,
     long_runs,
     matrix,
     muon_budgets,
@@ -33,22 +29,10 @@ from learning_matrix import (
     wide_sweep,
 )
 from learning_run import BATCH, SEQ_LEN, Run
+from learning_stats import differences, interval, over_seeds, recipe_rows, shares
 
-STUDENT_95 = {2: 12.706, 3: 4.303}  # by the number of seeds
 NOT_RUN = "not run"
 GOAL_TOKENS, GOAL_RATE, GOAL_NATS = 0.75, 1e-3, 0.02
-
-
-def over_seeds(results: Results, run: Run) -> dict[int, float]:
-    losses = {seed: results.final(replace(run, seed=seed)) for seed in SEEDS}
-    return {seed: loss for seed, loss in losses.items() if loss is not None}
-
-
-def interval(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% interval; None for a single value."""
-    if len(values) < 2:
-        return values[0], None
-    return statistics.mean(values), STUDENT_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def shown(values: list[float], digits: int = 3, sign: str = "") -> str:
@@ -56,11 +40,6 @@ def shown(values: list[float], digits: int = 3, sign: str = "") -> str:
         return NOT_RUN
     mean, half = interval(values)
     return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
-
-
-def differences(results: Results, run: Run, base: Run) -> list[float]:
-    mine, other = over_seeds(results, run), over_seeds(results, base)
-    return [mine[seed] - other[seed] for seed in mine if seed in other]
 
 
 def crossing(points: list[tuple[float, float]], target: float) -> float:
@@ -73,11 +52,6 @@ def crossing(points: list[tuple[float, float]], target: float) -> float:
             part = (above - target) / (above - below)
             return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
     return math.inf
-
-
-def shares(results: Results) -> list[float]:
-    """Of AdamW's tokens, all that Muon is given, from the largest."""
-    return sorted({*muon_budgets(results), *MORE}, reverse=True)
 
 
 def token_shares(results: Results) -> list[float]:
@@ -163,6 +137,18 @@ def long_table(results: Results) -> str:
     return table(["optimizer", "rate", "tokens", "final loss"], rows)
 
 
+def dense_gains(results: Results) -> dict[str, list[float]]:
+    """Nats by which the dense model of equal active parameters ends above the MoE, by how they were trained."""
+    muon = best_muon(results)
+    if muon is None:
+        return {}
+    long = long_dense(muon)
+    return {
+        "": differences(results, replace(muon, **DENSE_ACTIVE), muon),
+        f", on {LONG:g} times the tokens": differences(results, long["dense"], long["recipe"]),
+    }
+
+
 def reached(results: Results, muon: Run) -> str:
     found = results.get(muon)
     assert found is not None
@@ -175,18 +161,6 @@ def reached(results: Results, muon: Run) -> str:
         f"{extra:.0%} of the model's at\n{BATCH * SEQ_LEN:,} tokens a step and ever less with more; with them the "
         f"ratio of FLOPs is {with_extra}."
     )
-
-
-def recipe_rows(results: Results) -> dict[str, Run]:
-    muon = best_muon(results)
-    if muon is None:
-        return {}
-    return {
-        "the recipe: 8 experts, top 2": muon,
-        "dense, as many active parameters": replace(muon, **DENSE_ACTIVE),
-        "dense, as many parameters in all": replace(muon, **DENSE_TOTAL),
-        **{name: replace(muon, **change) for name, change in ABLATIONS.items()},
-    }
 
 
 def recipe_table(results: Results) -> str:
@@ -238,16 +212,15 @@ def goal_table(results: Results) -> str:
          shown_shares(found, min(shares(results))),
          verdict(upper, GOAL_TOKENS) + (" (the whole interval)" if upper is not None and upper <= GOAL_TOKENS else "")]
     ]  # fmt: skip
-    named = recipe_rows(results)
-    gains = differences(results, named["dense, as many active parameters"], best_muon(results)) if named else []  # type: ignore[arg-type]
-    worst = None
-    if len(gains) > 1:
-        mean, half = interval(gains)
-        worst = -(mean - (half or 0))
-    rows.append(
-        ["the MoE beats the dense model of equal active parameters (nats of difference)",
-         shown(gains, sign="+"), verdict(worst, 0.0)]
-    )  # fmt: skip
+    for name, gains in dense_gains(results).items():
+        worst = None
+        if len(gains) == len(SEEDS):
+            mean, half = interval(gains)
+            worst = (half or 0) - mean
+        rows.append(
+            [f"the MoE beats the dense model of equal active parameters{name} (nats of difference)",
+             shown(gains, sign="+"), verdict(worst, 0.0)]
+        )  # fmt: skip
     sweeps = {"": sweep(results, Run(optimizer="muon", lr=0)), ", twice the width": wide_sweep(results)}
     for name, runs in sweeps.items():
         gap = above_best(results, runs, GOAL_RATE)

@@ -5,8 +5,9 @@
 Each competitor is a process of its own that waits while another works: transformers 5 has an environment of its own
 (.venv5; left out where it is missing), and peak memory is each one's (on CPU that of the process, imports included). A
 step is forward, backward, clipping and the optimizer. This model meets one other at a time; in every round both take
-their steps, then a matmul says what the chip gives just then; ratios are of the same round. fp32 on CPU; on a GPU bf16
-autocast and the shapes of the yamls. No document mask and no load-balance loss on any side.
+steps for some seconds, then a matmul says what the chip gives just then; ratios are of the same round. fp32 on CPU; on
+a GPU bf16 autocast and the shapes of the yamls. No load-balance loss on any side. This model keeps documents apart, as
+it does by default, which the others do not; there is one document a sample, so that all compute the same.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 PYTHON5 = ROOT / ".venv5" / "bin" / "python"
 BASE = "this model, AdamW"
-MUON, OLD, NEW, LIGER = "this model, Muon", "transformers 4", "transformers 5", "transformers 4, Liger"
+MUON, COMPILED = "this model, Muon", "this model, AdamW, compiled"
+OLD, NEW, LIGER = "transformers 4", "transformers 5", "transformers 4, Liger"
 GPT2_VOCABULARY = 50257
 
 
@@ -79,12 +81,15 @@ class Competitor:
                 return json.loads(line[1:])
         raise SystemExit(f"error: {' '.join(self.process.args)} ended early")  # type: ignore[arg-type]
 
-    def seconds(self, steps: int) -> float:
-        """Mean time of a step."""
+    def seconds(self, turn: float) -> float:
+        """Mean time of a step, of as many as take at least `turn` seconds."""
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n" * steps)
-        self.process.stdin.flush()
-        return statistics.mean(self._answer() for _ in range(steps))
+        taken: list[float] = []
+        while sum(taken) < turn:
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+            taken.append(self._answer())
+        return statistics.mean(taken)
 
     def close(self) -> int:
         """Peak memory in bytes."""
@@ -103,17 +108,19 @@ def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     }
     if PYTHON5.exists():
         found[NEW] = ({**spec, "kind": "peer"}, str(PYTHON5))
+    if not spec["compile"]:
+        found[COMPILED] = ({**spec, "kind": "ours", "optimizer": "adamw", "compile": True}, sys.executable)
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         found[LIGER] = ({**spec, "kind": "peer", "liger": True}, sys.executable)
     return found
 
 
-def in_turn(name: str, running: dict[str, Competitor], rounds: int, steps: int) -> dict[str, list[float]]:
+def in_turn(name: str, running: dict[str, Competitor], rounds: int, turn: float) -> dict[str, list[float]]:
     """Seconds of a step, a list over rounds for each."""
     times: dict[str, list[float]] = {who: [] for who in running}
     for number in range(1, rounds + 1):
         for who, competitor in running.items():
-            times[who].append(competitor.seconds(steps))
+            times[who].append(competitor.seconds(turn))
         print(f"{name} round {number}", {who: round(found[-1], 3) for who, found in times.items()}, flush=True)
     return times
 
@@ -123,7 +130,7 @@ def compare(name: str, args: argparse.Namespace) -> list[str]:
     shape, batch, seq_len = sizes_of(name)
     on_gpu = torch.cuda.is_available()
     spec = {"shape": shape, "batch": batch, "seq_len": seq_len, "threads": args.threads}
-    spec["compile"] = on_gpu or args.compile
+    spec["compile"] = on_gpu
     size = 8192 if on_gpu else 2048
     flops = flops_per_token(**shape, seq_len=seq_len) * batch * seq_len
 
@@ -142,7 +149,7 @@ def compare(name: str, args: argparse.Namespace) -> list[str]:
             who: Competitor(what, python),
             "matmul": Competitor({**spec, "kind": "matmul", "size": size}),
         }
-        times = in_turn(name, running, args.rounds, args.steps)
+        times = in_turn(name, running, args.rounds, args.turn)
         notes = {key: competitor.note for key, competitor in running.items()}
         peaks = {key: competitor.close() for key, competitor in running.items()}
         rows.append(row(who, notes[who], times[who], times[BASE], times["matmul"], peaks[who]))
@@ -154,7 +161,7 @@ def compare(name: str, args: argparse.Namespace) -> list[str]:
     rows.append(f"| {name} | matmul ({notes['matmul']}) | {gflops:,.0f} GFLOP/s | | 100% | |")
     layer = {**spec, "tokens_per_expert": args.tokens_per_expert}
     running = {kind: Competitor({**layer, "kind": kind}) for kind in ("experts", "dense")}
-    times = in_turn(name, running, args.rounds, args.steps)
+    times = in_turn(name, running, args.rounds, args.turn)
     rows.append(
         f"| {name} | expert layer ({running['experts'].note}), {args.tokens_per_expert:,} tokens an expert | | "
         f"{ratio(times['dense'], times['experts'])} of one dense product | | |"
@@ -177,10 +184,9 @@ def main() -> None:
         "--shapes", nargs="+", default=["500m", "1b", "1_5b"] if on_gpu else ["d256", "d768"],
         help="d256, d768, or the names of yamls",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="steps of each competitor in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turn", type=float, default=10, help="seconds of steps of each competitor in a round")
     parser.add_argument("--tokens-per-expert", type=int, default=1024, help="for the expert layer against one product")
-    parser.add_argument("--compile", action="store_true", help="compile our blocks on CPU too")
     parser.add_argument("--threads", type=int, default=0 if on_gpu else len(os.sched_getaffinity(0)))
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
@@ -191,9 +197,7 @@ def main() -> None:
     for name in args.shapes:
         lines += compare(name, args)
     chip = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {args.threads} threads"
-    command = (
-        f"python benchmarks/step.py --rounds {args.rounds} --steps {args.steps}{' --compile' * args.compile} --write"
-    )
+    command = f"python benchmarks/step.py --rounds {args.rounds} --turn {args.turn:g} --write"
     load = f"load average {os.getloadavg()[0]:.1f} at the end"
     text = "\n".join([f"`{command}` on {chip}, {datetime.date.today()}; {load}.", "", *lines])
     print("\n" + text)

@@ -15,8 +15,8 @@
   orthogonalised twice: two all-to-alls.
 - The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
   need a copy of the model.
-- Loading keeps the dtypes of the saved state. torch casts state to the parameter's dtype, and bf16 momentum would
-  come back as fp32.
+- Loading keeps the dtypes of the saved state, and puts all of it where the parameter is. torch casts state to the
+  parameter's dtype, and bf16 momentum would come back as fp32; the count of steps it leaves where it was saved.
 """
 
 import math
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
+from torch.optim.adamw import adamw
 
 from moe.optim.newton_schulz import orthogonalize
 
@@ -130,27 +131,23 @@ def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> T
 def _adamw_update(
     params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
 ) -> None:
-    """AdamW (arXiv 1711.05101) on all tensors of the group at once."""
+    """AdamW (arXiv 1711.05101): torch's fused kernel, which goes over the tensors once."""
     for p in params:
         if not state[p]:
-            state[p].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            step = torch.zeros((), device=p.device)  # there the kernel reads it
+            state[p].update(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
     parts = [_local(p) for p in params]
     grads = [_local(p.grad) for p in params if p.grad is not None]
     means, squares, steps = ([_local(state[p][key]) for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
-    beta1, beta2 = group["betas"]
-    torch._foreach_add_(steps, 1.0)
-    done = [step.item() for step in steps]  # they lie on the CPU: no wait for a GPU
-    torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
-    torch._foreach_lerp_(means, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_div_(denominators, [math.sqrt(1 - beta2**n) for n in done])
-    torch._foreach_add_(denominators, group["eps"])
-    torch._foreach_addcdiv_(parts, means, denominators, [-group["lr"] / (1 - beta1**n) for n in done])
+    lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
+    adamw(
+        parts, grads, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
+        lr=lr, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=eps,
+    )  # fmt: skip
     if norms is not None:
-        for p, mean, denominator, n in zip(params, means, denominators, done, strict=True):
-            norms[p] = group["lr"] / (1 - beta1**n) * _norm(mean / denominator, p)
+        for p, mean, square, step in zip(params, means, squares, steps, strict=True):
+            update = mean / ((square / (1 - beta2**step)).sqrt_().add_(eps))
+            norms[p] = lr / (1 - beta1**step) * _norm(update, p)
 
 
 UPDATES = {"muon": _muon_update, "adamw": _adamw_update}
@@ -198,5 +195,5 @@ class Muon(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, params, strict=True):
             for key, value in state_dict["state"].get(saved_id, {}).items():
-                if self.state[p][key].dtype != value.dtype:
+                if key == "step" or self.state[p][key].dtype != value.dtype:
                     self.state[p][key] = value.to(p.device)

@@ -12,8 +12,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import learning
 import learning_run
 from learning_matrix import RATES, SEEDS, Results, best_muon, matrix, muon_budgets, sweep, tuned_adamw
-from learning_report import crossing, interval, token_shares, write_report
+from learning_report import crossing, token_shares, write_report
 from learning_run import Data, Run, train
+from learning_stats import interval
 
 BEST = {"adamw": 4e-3, "muon": 2e-3}
 PAGE = "".join(
@@ -134,6 +135,7 @@ def test_the_report_tells_what_is_met_what_is_not_and_what_was_not_run(tmp_path)
     page = (docs / "learning.md").read_text()
     assert "not run" not in page and "The matrix is complete." in page
     assert "| Muon reaches tuned AdamW's final loss with at most 0.75 of its tokens | 0.60 ± 0.00 | yes" in page
+    assert "of equal active parameters, on 4 times the tokens (nats of difference) | +0.200 ± 0.000 | yes |" in page
     assert "| a rate of 0.001 ends within 0.02 nats of the best | +0.100 | no |" in page
     assert (docs / "learning.png").stat().st_size < 300_000
 

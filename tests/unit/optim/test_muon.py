@@ -188,6 +188,17 @@ def test_a_fresh_optimizer_continues_bit_for_bit(momentum_dtype, param_dtype):
             assert value.dtype == fresh.state[b][key].dtype and torch.equal(value, fresh.state[b][key])
 
 
+def test_all_of_a_loaded_state_lies_where_the_parameter_does():
+    params, optimizer = mixed()
+    set_gradients(params, 0)
+    optimizer.step()
+    elsewhere, fresh = mixed()
+    for p in elsewhere:
+        p.data = p.data.to("meta")
+    fresh.load_state_dict(optimizer.state_dict())
+    assert {value.device.type for p in elsewhere for value in fresh.state[p].values()} == {"meta"}
+
+
 def test_bf16_momentum_follows_fp32_momentum():
     results = []
     for momentum_dtype in ("fp32", "bf16"):
