@@ -7,7 +7,7 @@ A step has its peak in one of four phases, whose live tensors are counted as the
 | loss      | activations of all layers, the loss's gradients of head and hidden states, a chunk's logits |
 | backward  | activations of all layers, gradients inside the last layer                                  |
 | end       | gradients inside the first layer, the embedding's gradient                                  |
-| optimizer | what Muon and AdamW need for the largest batch of matrices                                  |
+| optimizer | what Muon needs for its largest batch of matrices; AdamW's kernel needs nothing             |
 
 - Activations are what autograd keeps until the backward pass, tensor by tensor (attention.py, router.py, experts.py,
   dispatch.py). The CPU's RMSNorm keeps a normalised copy, its masked attention a second output; the GPU's fused
@@ -195,11 +195,11 @@ def backward_bytes(step: Step) -> int:
 
 
 def update_bytes(step: Step) -> int:
-    """Of the optimizer's step: AdamW's denominators, or Muon's largest batch of matrices."""
+    """Of the optimizer's step: Muon's largest batch of matrices."""
+    if not step.muon:
+        return 0
     d, f, n = step.d_model, step.expert_hidden, step.n_layers
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
-    if not step.muon:
-        return 4 * step.count.total
     sizes: dict[tuple[int, int], int] = {}
     for shape in ((q, d), (d, q), (kv, d), (kv, d)):
         sizes[shape] = sizes.get(shape, 0) + n
@@ -211,7 +211,7 @@ def update_bytes(step: Step) -> int:
         kept = 4 * elements * (2 if joined and number > 1 else 1)
         iteration = (3 * 2 if step.gpu else 2 * 4) * elements + (2 if step.gpu else 4) * 2 * gram
         largest = max(largest, kept + iteration)
-    return max(largest, 4 * (step.count.total - step.count.attention - step.count.experts))
+    return largest
 
 
 def step_memory(step: Step) -> StepMemory:

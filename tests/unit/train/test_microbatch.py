@@ -84,6 +84,10 @@ def test_a_trial_is_a_whole_step_with_every_token_at_the_same_experts(made, monk
     assert states == [len(list(model.parameters()))], "the optimizer's state was there"
 
 
+with_fsdp2 = pytest.mark.skipif(torch.__version__ < "2.11", reason="older torch is refused: moe.train.sharding")
+
+
+@with_fsdp2
 @pytest.mark.parametrize(("gigabytes", "found", "tried"), [(99, 12, [0.5, 1, 2, 4, 8, 12]), (6, 4, [0.5, 1, 2, 4])])
 def test_a_sharded_model_is_tried_only_where_memory_is_expected_to_do_on_every_rank(
     tiny: Path, made, gigabytes, found, tried
@@ -106,6 +110,7 @@ def test_a_sharded_model_is_tried_only_where_memory_is_expected_to_do_on_every_r
     on_ranks(2, work)
 
 
+@with_fsdp2
 def test_a_sharded_trial_that_runs_out_of_memory_ends_the_run_with_the_size_to_set(tiny: Path, made) -> None:
     """It cannot be told to the other ranks, which wait for this one in the middle of a step."""
 
