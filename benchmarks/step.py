@@ -35,6 +35,7 @@ PAGE = ROOT / "docs" / "performance.md"
 PYTHON5 = ROOT / ".venv5" / "bin" / "python"
 BASE = "this model, AdamW"
 MUON, COMPILED = "this model, Muon", "this model, AdamW, compiled"
+NO_MASK = "this model, AdamW, no document mask"
 OLD, NEW, LIGER = "transformers 4", "transformers 5", "transformers 4, Liger"
 GPT2_VOCABULARY = 50257
 
@@ -59,10 +60,11 @@ def yaml_shape(name: str) -> tuple[dict[str, int], int]:
 
 
 def sizes_of(name: str) -> tuple[dict[str, int], int, int]:
-    """Shape, batch and sequence length."""
+    """Shape, batch and sequence length; "d256/2048" is d256 with one sequence of 2,048 tokens."""
+    name, _, longer = name.partition("/")
     small = {"d256": cpu_shape(256, 512, 8192), "d768": cpu_shape(768, 2048, GPT2_VOCABULARY)}
     if name in small:
-        return small[name], 4, 512
+        return (small[name], 2048 // int(longer), int(longer)) if longer else (small[name], 4, 512)
     shape, seq_len = yaml_shape(name)
     return shape, 8, seq_len
 
@@ -104,6 +106,7 @@ def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     """What each runs, and in which Python."""
     found = {
         MUON: ({**spec, "kind": "ours", "optimizer": "muon"}, sys.executable),
+        NO_MASK: ({**spec, "kind": "ours", "optimizer": "adamw", "document_mask": False}, sys.executable),
         OLD: ({**spec, "kind": "peer"}, sys.executable),
     }
     if PYTHON5.exists():
@@ -144,6 +147,8 @@ def compare(name: str, args: argparse.Namespace) -> list[str]:
 
     rows, base_times, products, peak = [], [], [], 0
     for who, (what, python) in opponents(spec).items():
+        if args.against and who not in args.against:
+            continue
         running = {
             BASE: Competitor({**spec, "kind": "ours", "optimizer": "adamw"}),
             who: Competitor(what, python),
@@ -182,8 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--shapes", nargs="+", default=["500m", "1b", "1_5b"] if on_gpu else ["d256", "d768"],
-        help="d256, d768, or the names of yamls",
+        help="d256, d768, d256/2048 (tokens in a sequence), or the names of yamls",
     )  # fmt: skip
+    parser.add_argument("--against", nargs="+", help="rows of the table, as named there; left out: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turn", type=float, default=10, help="seconds of steps of each competitor in a round")
     parser.add_argument("--tokens-per-expert", type=int, default=1024, help="for the expert layer against one product")

