@@ -8,10 +8,10 @@ import pytest
 
 from moe.cli.main import main
 from moe.data import build_train_loader, read_meta
-from moe.data.convert import convert
-from moe.data.mixture import StreamSpec
-from moe.data.sources import local_source, plan_units
-from moe.data.verify import read_samples, verify_split
+from moe.data.read.mixture import StreamSpec
+from moe.data.read.verify import read_samples, verify_split
+from moe.data.text.sources import local_source, plan_units
+from moe.data.write.convert import convert
 from moe.errors import DataFault, InputError
 from tests.damage import edit
 from tests.unit.data.conftest import EOS, SEQ_LEN, make_texts, write_parquet

@@ -189,7 +189,7 @@ def test_a_frozen_router_is_told_with_the_layer_after_a_kill_too(tiny: Path, tmp
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     """The only time that passes for Throughput: `sample` seconds for each sample read, `step` for each microbatch."""
-    from moe.data.dataset import TokenDataset
+    from moe.data.read.dataset import TokenDataset
     from moe.train.callbacks import throughput
     from moe.train.model import MoEModel
 
