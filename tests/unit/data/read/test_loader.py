@@ -1,9 +1,6 @@
 import itertools
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +8,14 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
-from moe.data import StreamSpec, build_eval_loader, build_train_loader
+from moe.data import StreamSpec, build_eval_loader
 from moe.errors import DataFault, InputError
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
-
-COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
-
-
-def train_loader(folder, *, batch=8, workers=0, seed=17, remote=None, **more):
-    specs = {"": StreamSpec(local=str(folder), remote=remote and str(remote), split="train")}
-    return build_train_loader(specs, device_batch_size=batch, seed=seed, num_workers=workers, **{**COMMON, **more})
+from tests.unit.data.read.loaders import COMMON, begun, numbers, run_ranks, train_loader
 
 
 def flat(lists):
     return list(itertools.chain.from_iterable(lists))
-
-
-def numbers(loader):
-    """The number of every row, batch by batch."""
-    return [batch["tokens"][:, 0].tolist() for batch in loader]
 
 
 def test_epoch_holds_each_sample_once_and_next_epoch_another_order(token_folder):
@@ -56,65 +42,15 @@ def test_spawned_workers_give_the_same_order(token_folder):
 @pytest.mark.parametrize(("workers", "resumed_workers"), [(0, 0), (2, 0), (0, 2)])
 def test_state_restores_the_exact_position(token_folder, workers, resumed_workers):
     whole = numbers(train_loader(token_folder))
-    loader = train_loader(token_folder, workers=workers)
-    iterator = iter(loader)
-    seen = [next(iterator)["tokens"][:, 0].tolist() for _ in range(9)]
-    state = loader.state_dict()
-    del iterator, loader
+    seen, state = begun(train_loader(token_folder, workers=workers), 9)
     resumed = train_loader(token_folder, workers=resumed_workers)
     resumed.load_state_dict(state)
     assert seen + numbers(resumed) == whole
 
 
-RANK_SCRIPT = """
-import json, sys
-from moe.data import StreamSpec, build_train_loader
-specs, batch, workers, start, vocab_size = [json.loads(text) for text in sys.argv[1:]]
-specs = {name: StreamSpec(*spec) for name, spec in specs.items()}
-loader = build_train_loader(specs, seq_len=16, eos_id=0, vocab_size=vocab_size,
-                            document_mask=True, device_batch_size=batch, seed=17, num_workers=workers)
-if start:
-    loader.load_state_dict(start)
-rows = [b["tokens"][:, 0].tolist() for b in loader]
-print("ROWS", json.dumps(rows), flush=True)
-import torch.distributed as dist
-if dist.is_initialized():
-    dist.barrier()
-"""
-
-
-def run_ranks(specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300) -> list[list[list[int]]]:
-    """Rows of every batch of each rank; `specs` holds StreamSpec's values."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    started = []
-    for rank in range(ranks):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-c", RANK_SCRIPT, *map(json.dumps, (specs, batch, 0, start, vocab_size))]
-        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=180)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * ranks
-    return [json.loads(output.split("ROWS ")[1].splitlines()[0]) for output in outputs]
-
-
 def test_two_ranks_split_the_global_batches_of_one(token_folder):
     one = numbers(train_loader(token_folder, batch=8))
-    loader = train_loader(token_folder, batch=8)
-    iterator = iter(loader)
-    for _ in range(5):
-        next(iterator)
-    state = loader.state_dict()
-    del iterator, loader
+    _, state = begun(train_loader(token_folder), 5)
     first, second = run_ranks({"": [str(token_folder), None, "train"]}, ranks=2, batch=4, start=state)
     together = [sorted(a + b) for a, b in zip(first, second, strict=True)]
     assert together == [sorted(batch) for batch in one[5:]]
@@ -302,9 +238,8 @@ def test_two_runs_that_take_the_same_shared_memory_at_once_both_start(token_fold
                 raise FileExistsError(17, "File exists", "/000425_locals")
 
     monkeypatch.setattr(loader, "TokenDataset", Contended)
-    settings = dict(seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True)
     made = loader.build_eval_loader(
-        StreamSpec(str(token_folder), None, "val"), device_batch_size=4, rank=0, world_size=1, max_batches=1, **settings
+        StreamSpec(str(token_folder), None, "val"), device_batch_size=4, rank=0, world_size=1, max_batches=1, **COMMON
     )
     assert len(tries) == 3 and len(next(iter(made))["tokens"]) == 4
 

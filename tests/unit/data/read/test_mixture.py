@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from moe.data import StreamSpec, build_train_loader, epoch_samples
+from moe.data import StreamSpec, epoch_samples
 from moe.errors import InputError
-from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
-from tests.unit.data.read.test_loader import numbers, run_ranks
+from tests.unit.data.conftest import numbered_rows, write_split
+from tests.unit.data.read.loaders import begun, loader_of, numbers, run_ranks
 
 SIZES = {"code": 60, "web": 240}
 
@@ -29,17 +29,8 @@ def specs(tmp_path):
     return make
 
 
-def loader(specs, *, batch=8, workers=0):
-    return build_train_loader(
-        specs,
-        device_batch_size=batch,
-        seed=17,
-        num_workers=workers,
-        seq_len=SEQ_LEN,
-        eos_id=EOS,
-        vocab_size=2000,
-        document_mask=True,
-    )
+def loader(specs, **more):
+    return loader_of(specs, vocab_size=2000, **more)
 
 
 def counts(batches):
@@ -81,11 +72,7 @@ def test_a_mixture_goes_on_from_the_exact_position(specs, workers):
     given = specs(code={"proportion": 0.4})
     whole = loader(given)
     first, second = numbers(whole), numbers(whole)
-    begun = loader(given, workers=workers)
-    iterator = iter(begun)
-    seen = [next(iterator)["tokens"][:, 0].tolist() for _ in range(11)]
-    state = begun.state_dict()
-    del iterator, begun
+    seen, state = begun(loader(given, workers=workers), 11)
     resumed = loader(given, workers=workers)
     resumed.load_state_dict(state)
     assert seen + numbers(resumed) == first

@@ -1,133 +1,20 @@
-"""Text that is tokenised as it is read: what comes, in which order, and from where it goes on."""
+"""Batches of text that is tokenised as it is read: their order, the position in it, and what is told of bad text."""
 
 import gzip
 import itertools
 import json
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from moe.data import build_text_eval_loader, build_text_loader, load_tokenizer, open_text
+from moe.data import build_text_eval_loader, build_text_loader
 from moe.data.read import lanes
-from moe.data.read.lanes import START, documents, lane_pieces, lane_rows, validation_rows
-from moe.data.text.rows import document_hashes
-from moe.data.text.tokenizer import encode_plain
-from moe.data.write.convert import convert
+from moe.data.read.lanes import documents, validation_rows
 from moe.errors import DataFault, InputError
-from tests.unit.data.conftest import make_texts, write_parquet
+from tests.unit.data.conftest import make_texts
 from tests.unit.data.hub_server import Hub
-
-SEQ_LEN = 32
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    monkeypatch.setattr(lanes, "WINDOW_TOKENS", 400)
-    monkeypatch.setattr(lanes, "LEAST_PIECE", 500)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """160 documents in parquet, 60 in jsonl, 40 in jsonl.gz, with ids; and bad rows between them."""
-    texts = make_texts(260)
-    write_parquet(tmp_path / "text" / "a.parquet", [*texts[:160], "", None, "  "], rows_per_group=20)
-    lines = [json.dumps({"id": f"l-{i}", "text": text}) for i, text in enumerate(texts[160:])]
-    (tmp_path / "text" / "b.jsonl").write_text("\n".join([*lines[:30], "{broken", *lines[30:60]]) + "\n")
-    (tmp_path / "text" / "c.jsonl.gz").write_bytes(gzip.compress(("\n".join(lines[60:]) + "\n").encode()))
-    return tmp_path / "text"
-
-
-@pytest.fixture
-def plan(folder, tokenizer_folder):
-    def make(dataset=folder, **changes):
-        values = {
-            "dataset": str(dataset),
-            "config": None,
-            "split": "train",
-            "revision": None,
-            "text_column": "text",
-            "val_fraction": 0.1,
-            "val_seed": 17,
-            "lanes": 4,
-            "tokenizer_name": str(tokenizer_folder),
-            "seq_len": SEQ_LEN,
-            "seed": 5,
-            "say": print,
-        }
-        return open_text(**{**values, **changes})
-
-    return make
-
-
-def split_documents(tokens, eos):
-    """Token lists of the whole documents at the front of `tokens`."""
-    ends = np.flatnonzero(tokens == eos)
-    return [tuple(part.tolist()) for part in np.split(tokens, ends + 1)[:-1]]
-
-
-def take(rows, count):
-    return list(itertools.islice(rows, count))
-
-
-def test_an_epoch_holds_every_training_document_once_with_transformers_ids(plan, tokenizer_folder, folder):
-    job, tokenizer = plan().job, load_tokenizer(str(tokenizer_folder))
-    eos = tokenizer.eos_token_id
-    found = []
-    for lane in range(job.lanes):
-        mine = list(itertools.takewhile(lambda item: item[0] == 0, lane_pieces(job, lane)))
-        count = sum(len(texts) for _, piece in mine for texts in documents(job, piece, split="train"))
-        stream = np.concatenate([row for row, _ in take(lane_rows(job, lane, START), 400)])
-        found += split_documents(stream, eos)[:count]
-    texts = make_texts(260)
-    ids = [f"a-{i}" for i in range(160)] + [f"l-{i}" for i in range(100)]
-    hashes = document_hashes(pa.array(texts, pa.large_string()), pa.array(ids), 17)
-    in_val = hashes < np.uint64(int(0.1 * 2**64))
-    expected = [(*row, eos) for row in encode_plain(tokenizer, texts)]
-    train = [row for row, val in zip(expected, in_val, strict=True) if not val]
-    assert 10 < in_val.sum() < 50 and sorted(found) == sorted(train)
-    assert found != [row for row in expected if row in set(train)]
-
-
-def test_validation_documents_are_those_of_a_conversion_with_the_same_fraction_and_seed(plan, make_request):
-    made = plan()
-    rows = validation_rows(made.job, made.units, None)
-    meta = convert(make_request(val_fraction=0.1, seq_len=SEQ_LEN))
-    for split in ("train", "val"):
-        parts = [texts for piece in made.job.pieces for texts in documents(made.job, piece, split=split)]
-        tokens = sum(len(ids) for texts in parts for ids in lanes.encode(made.job, texts))
-        assert (sum(map(len, parts)), tokens) == (meta.documents[split], meta.tokens[split])
-    assert len(rows) == meta.tokens["val"] // SEQ_LEN
-    assert len(validation_rows(made.job, made.units, 3)) == 3
-    assert np.array_equal(validation_rows(made.job, made.units, 3), rows[:3])
-
-
-def test_a_lane_goes_on_from_behind_any_block(plan):
-    job = plan().job
-    whole = take(lane_rows(job, 1, START), 300)
-    epochs = [epoch for epoch, _ in take(lane_pieces(job, 1), whole[-1][1][0] + 1)]
-    assert epochs[-1] >= 2  # over the ends of epochs
-    assert len({position[:3] for _, position in whole}) > 30  # over many windows
-    for cut in range(0, 300, 7):
-        rest = take(lane_rows(job, 1, whole[cut][1]), 20)
-        for (row, position), (expected, its_position) in zip(rest, whole[cut + 1 :], strict=False):
-            assert np.array_equal(row, expected) and position == its_position
-
-
-def test_going_on_encodes_one_window_again_and_not_the_piece(plan, tmp_path, monkeypatch):
-    lines = [json.dumps({"text": text}) for text in make_texts(400)]
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "a.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(lanes, "LEAST_PIECE", 1 << 20)
-    job = plan(tmp_path / "one", lanes=1).job
-    *_, (_, position) = take(lane_rows(job, 0, START), 250)
-    encoded = []
-    plain = lanes.encode
-    monkeypatch.setattr(lanes, "encode", lambda job, texts: encoded.append(len(texts)) or plain(job, texts))
-    next(lane_rows(job, 0, position))
-    assert len(job.pieces) == 1 and position[1] > 100 and sum(encoded) <= 400 - position[1]
 
 
 def batches(job, count, *, workers=0, batch=8, state=None):
@@ -184,7 +71,7 @@ def test_the_state_before_the_newest_batch_is_known_too(plan):
     job = plan().job
     _, states = batches(job, 5)
     loader, rows = build_text_loader(job, device_batch_size=8, num_workers=0, document_mask=True)
-    take(iter(loader), 5)
+    list(itertools.islice(loader, 5))
     assert rows.state_dict(32, True) == states[3] and rows.state_dict(40, True) == states[4]
 
 
@@ -225,7 +112,7 @@ def test_positions_of_other_ranks_come_with_share(plan, monkeypatch):
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         loader, rows = build_text_loader(job, device_batch_size=4, num_workers=0, document_mask=True)
-        take(iter(loader), 3)
+        list(itertools.islice(loader, 3))
         both.append((rows, rows._positions[24].clone()))
     for i, (rows, _) in enumerate(both):
         rows.share(lambda mine, other=both[1 - i][1]: mine + other)
@@ -252,10 +139,10 @@ def test_a_file_that_cannot_be_cut_serves_all_lanes_and_each_document_once(plan,
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_breaks_while_training_is_one_message_and_no_hang(plan, folder, workers):
+def test_a_file_that_breaks_while_training_is_one_message_and_no_hang(plan, text_folder, workers):
     job = plan().job
-    content = (folder / "c.jsonl.gz").read_bytes()
-    (folder / "c.jsonl.gz").write_bytes(content[: len(content) // 2])
+    content = (text_folder / "c.jsonl.gz").read_bytes()
+    (text_folder / "c.jsonl.gz").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataFault, match=r"^train_data\.text: c\.jsonl\.gz: cannot be read to its end"):
         batches(job, 400, workers=workers)
 
@@ -267,26 +154,26 @@ def test_text_without_a_document_to_train_on_is_told(plan, tmp_path):
         batches(plan(tmp_path / "none").job, 1)
 
 
-def test_what_cannot_be_read_is_told_before_training_in_keys_of_the_config(plan, tmp_path, folder):
+def test_what_cannot_be_read_is_told_before_training_in_keys_of_the_config(plan, tmp_path, text_folder):
     with pytest.raises(InputError, match=r"^train_data\.text: dataset .*nowhere: no such file"):
         plan(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no column 'body'; there are .*choose one with text_column"):
         plan(text_column="body")
-    (folder / "d.parquet").write_bytes(b"")
+    (text_folder / "d.parquet").write_bytes(b"")
     with pytest.raises(InputError, match=r"d\.parquet: the file is empty"):
         plan()
     with pytest.raises(InputError, match="hold less than one block of 32 tokens"):
-        (folder / "d.parquet").unlink()
+        (text_folder / "d.parquet").unlink()
         build_text_eval_loader(
             plan(val_fraction=0), document_mask=True, device_batch_size=4, rank=0, world_size=1, max_batches=1
         )
 
 
-def test_the_fingerprint_names_files_tokenizer_split_and_lanes(plan, folder):
+def test_the_fingerprint_names_files_tokenizer_split_and_lanes(plan, text_folder):
     first = plan().fingerprint
     assert plan().fingerprint == first and plan(seed=6).fingerprint == first  # the seed is a key of its own
     changed = [plan(lanes=8), plan(val_fraction=0.2), plan(val_seed=18)]
-    with open(folder / "b.jsonl", "a") as file:
+    with open(text_folder / "b.jsonl", "a") as file:
         file.write('{"text": "one more"}\n')
     changed.append(plan())
     assert len({first, *(one.fingerprint for one in changed)}) == 5
@@ -304,9 +191,9 @@ def test_evaluation_over_ranks_holds_each_block_once(plan):
     assert sorted(row.tolist() for row in found) == sorted(rows.tolist())
 
 
-def test_a_hub_dataset_gives_the_batches_of_its_files(plan, folder, monkeypatch):
+def test_a_hub_dataset_gives_the_batches_of_its_files(plan, text_folder, monkeypatch):
     local, _ = batches(plan().job, 10)
-    hub = Hub({"me/text": folder}, faults=lambda path, count: "503" if count == 2 else None)
+    hub = Hub({"me/text": text_folder}, faults=lambda path, count: "503" if count == 2 else None)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setattr("moe.data.hub.FIRST_PAUSE_S", 0.01)
     try:
