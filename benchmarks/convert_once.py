@@ -108,13 +108,14 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
 
     import pyarrow as pa
 
-    from moe.data import convert, merge, packing, pool, unit
-    from moe.data.reading import read_batches
-    from moe.data.request import Request
-    from moe.data.shards import ShardFile
-    from moe.data.state import open_workspace
+    from moe.data.text.encoders import settle_process
+    from moe.data.text.reading import read_batches
+    from moe.data.write import convert, merge, packing, unit
+    from moe.data.write.request import Request
+    from moe.data.write.shards import ShardFile
+    from moe.data.write.state import open_workspace
 
-    pool.settle_process()
+    settle_process()
     request = Request(
         dataset=(text,), config=None, split="train", revision=None, text_column="text", tokenizer=tokenizer_folder,
         seq_len=SEQ_LEN, out="", val_fraction=0.005, seed=17, max_documents=None, max_tokens=None, workers=1,

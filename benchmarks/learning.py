@@ -42,9 +42,9 @@ def prepare(data: Path, text: str | None) -> Path:
         return shards
     if text is None:
         raise InputError(f"{data} holds no data; --text FOLDER (parquet in FineWeb's schema) or a hub name makes it")
-    from moe.data.convert import convert
-    from moe.data.request import Request
-    from moe.data.train_tokenizer import train_tokenizer
+    from moe.data.text.train_tokenizer import train_tokenizer
+    from moe.data.write.convert import convert
+    from moe.data.write.request import Request
 
     source = {"config": "sample-10BT", "split": "train", "revision": None, "text_column": "text"}
     train_tokenizer(dataset=text, out=tokenizer, vocab_size=VOCAB_SIZE, max_bytes=1 << 24, overwrite=True, **source)  # type: ignore[arg-type]

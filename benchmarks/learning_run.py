@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from moe.data.meta import read_meta
-from moe.data.verify import read_samples
+from moe.data.read.verify import read_samples
 from moe.model import LossParts, Transformer
 from moe.model.flops import count_parameters, flops_per_token
 from moe.optim import SCHEDULERS, Muon, build_groups

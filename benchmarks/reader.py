@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 from streaming import StreamingDataset
 
-from moe.data.dataset import TokenDataset
-from moe.data.loader import SHUFFLE_BLOCK, build_train_loader
-from moe.data.mixture import StreamSpec
-from moe.data.shards import ShardFormat
+from moe.data.read.dataset import TokenDataset
+from moe.data.read.loader import SHUFFLE_BLOCK, build_train_loader
+from moe.data.read.mixture import StreamSpec
+from moe.data.write.shards import ShardFormat
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 SETTINGS = {

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from moe.data.flags import add_tokenizer_arguments, train_tokenizer_from
+from moe.data.write.flags import add_tokenizer_arguments, train_tokenizer_from
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from moe.config import Config, Every, ModelConfig, parse_time
 from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_text_loader, build_train_loader
 from moe.data.meta import Vocabulary
-from moe.data.tokenizer import load_tokenizer, token_bytes
+from moe.data.text.tokenizer import load_tokenizer, token_bytes
 from moe.model import Transformer
 from moe.model.documents import document_ends
 from moe.model.flops import count_parameters, flops_per_token, model_shape

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from moe.data.loader import Collate
-from moe.data.verify import read_samples
+from moe.data.read.batches import Collate
+from moe.data.read.verify import read_samples
 from moe.model import LossParts, Transformer
 from moe.model.documents import document_ends
 from moe.model.loss import target_bytes

@@ -125,7 +125,7 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
     from composer import Trainer
 
     from moe import build
-    from moe.data.tokenizer import load_tokenizer
+    from moe.data.text.tokenizer import load_tokenizer
     from moe.train.callbacks.alarms import Alarms
     from moe.train.callbacks.console import Console
     from moe.train.callbacks.events import Events

@@ -95,7 +95,7 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
     """
     import torch
 
-    from moe.data.tokenizer import load_tokenizer, vocab_size
+    from moe.data.text.tokenizer import load_tokenizer, vocab_size
     from moe.model import Transformer
     from moe.train.checkpoints import write_checkpoint
 

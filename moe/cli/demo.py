@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     print(f"moe demo: text, tokenizer and shards in {args.data}, then a small training ...", flush=True)
-    from moe.data.corpus import build_corpus
-    from moe.data.train_tokenizer import train_tokenizer
+    from moe.data.text.corpus import build_corpus
+    from moe.data.text.train_tokenizer import train_tokenizer
     from moe.errors import InputError
 
     if not Path(CONFIG).is_file():

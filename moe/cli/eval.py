@@ -66,7 +66,7 @@ def measure_data(args: argparse.Namespace) -> None:
     """Prints loss, perplexity and bits per byte of each --data."""
     import torch
 
-    from moe.data.tokenizer import load_tokenizer, token_bytes, tokenizer_fingerprint
+    from moe.data.text.tokenizer import load_tokenizer, token_bytes, tokenizer_fingerprint
     from moe.errors import InputError
     from moe.evaluate import evaluate
     from moe.inference import find_checkpoint, load_model
@@ -105,7 +105,7 @@ def measure_data(args: argparse.Namespace) -> None:
 def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
     """The data's description, after it was held against the checkpoint's tokenizer and its own shards."""
     from moe.data.meta import read_meta
-    from moe.data.verify import verify_split
+    from moe.data.read.verify import verify_split
     from moe.errors import InputError
 
     meta = read_meta(folder)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.data.tokenizer import load_tokenizer
+    from moe.data.text.tokenizer import load_tokenizer
     from moe.errors import InputError
     from moe.inference import find_checkpoint, load_model
     from moe.model.generation import generate

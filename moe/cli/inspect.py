@@ -18,10 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when the dataset is sound, 2 when it is not one or is damaged."""
-    from moe.data.meta import read_meta
-    from moe.data.packing import SPLITS
-    from moe.data.report import summary
-    from moe.data.verify import verify_split
+    from moe.data.meta import SPLITS, read_meta
+    from moe.data.read.verify import verify_split
+    from moe.data.write.report import summary
 
     meta = read_meta(args.data)
     for line in summary(meta, args.data):
@@ -42,8 +41,8 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
     """Print samples as text, with a mark where one document ends and the next begins."""
     import numpy as np
 
-    from moe.data.tokenizer import load_tokenizer, spare_torch, tokenizer_fingerprint
-    from moe.data.verify import read_samples
+    from moe.data.read.verify import read_samples
+    from moe.data.text.tokenizer import load_tokenizer, spare_torch, tokenizer_fingerprint
     from moe.errors import InputError
 
     spare_torch()

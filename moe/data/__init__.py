@@ -1,5 +1,8 @@
 """Text to tokens on disk (conversion), and tokens to batches (reading).
 
+- write/ converts, read/ makes batches; neither imports the other. Both stand on text/: files, documents, tokenizers.
+- Beside this file is what all three use: folders on the disk, on a bucket and on the hub, and `meta.json`.
+
 Names are loaded on first use: conversion workers must not pay for torch, nor training for pyarrow.
 """
 
@@ -9,23 +12,23 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "load_tokenizer": "tokenizer",
-    "tokenizer_fingerprint": "tokenizer",
-    "vocab_size": "tokenizer",
+    "load_tokenizer": "text.tokenizer",
+    "tokenizer_fingerprint": "text.tokenizer",
+    "vocab_size": "text.tokenizer",
     "Meta": "meta",
     "read_meta": "meta",
-    "TokenDataset": "dataset",
-    "build_train_loader": "loader",
-    "build_eval_loader": "loader",
-    "StreamSpec": "mixture",
-    "epoch_samples": "mixture",
-    "TextPlan": "text",
-    "open_text": "text",
-    "build_text_loader": "text",
-    "build_text_eval_loader": "text",
-    "verify_split": "verify",
-    "clean_stale_shared_memory": "shared_memory",
-    "build_corpus": "corpus",
+    "TokenDataset": "read.dataset",
+    "build_train_loader": "read.loader",
+    "build_eval_loader": "read.loader",
+    "StreamSpec": "read.mixture",
+    "epoch_samples": "read.mixture",
+    "TextPlan": "read.text_plan",
+    "open_text": "read.text_plan",
+    "build_text_loader": "read.text_loader",
+    "build_text_eval_loader": "read.text_loader",
+    "verify_split": "read.verify",
+    "clean_stale_shared_memory": "read.shared_memory",
+    "build_corpus": "text.corpus",
 }
 __all__ = list(_HOME)
 

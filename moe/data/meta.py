@@ -14,6 +14,7 @@ from moe.data.places import open_folder
 from moe.errors import InputError
 from moe.typed_json import parse_json
 
+SPLITS = ("train", "val")
 FORMAT = 1
 
 

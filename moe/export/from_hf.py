@@ -24,7 +24,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moe.data.tokenizer import load_tokenizer, vocab_size
+from moe.data.text.tokenizer import load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
 from moe.export.names import hf_parts

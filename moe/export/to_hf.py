@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe.data.tokenizer import load_tokenizer
+from moe.data.text.tokenizer import load_tokenizer
 from moe.errors import RunFailed
 from moe.export.card import write_card
 from moe.export.folders import written_aside

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from moe.config import Config, EvalData, TextData, TrainData, parse_time
 from moe.data.meta import Meta, read_meta
-from moe.data.mixture import StreamSpec, epoch_samples
-from moe.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from moe.data.verify import verify_split
+from moe.data.read.mixture import StreamSpec, epoch_samples
+from moe.data.read.verify import verify_split
+from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 from moe.errors import InputError
 from moe.units import short
 
 if TYPE_CHECKING:
-    from moe.data.text import TextPlan
+    from moe.data.read.text_plan import TextPlan
     from moe.model.flops import ParameterCount
     from moe.train.run_folder import RunFolder
 
@@ -89,7 +89,7 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
 
 
 def _check_text(config: Config, text: TextData, report: Callable[[str], None]) -> Inputs:
-    from moe.data.text import open_text  # not at the top: it needs torch, and faults of folders should be told sooner
+    from moe.data.read.text_plan import open_text  # not at the top: shards are read without pyarrow
 
     plan = open_text(
         **asdict(text), tokenizer_name=config.tokenizer, seq_len=config.max_seq_len, seed=config.seed, say=report

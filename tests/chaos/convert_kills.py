@@ -181,7 +181,7 @@ def main() -> int:
         folder = Path(name)
         for i in range(UNITS):
             write_parquet(folder / "text" / f"{i:03}.parquet", make_texts(200, seed=i))
-        from moe.data.train_tokenizer import train_tokenizer
+        from moe.data.text.train_tokenizer import train_tokenizer
 
         train_tokenizer(dataset=str(folder / "text"), out=folder / "bpe", vocab_size=400, max_bytes=1 << 20)
         flags = ["--dataset", folder / "text", "--tokenizer", folder / "bpe", "--seq-len", 64]

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe.data import load_tokenizer
-from moe.data.encoders import HARD, build_encoder, first_difference
-from moe.data.tokenizer import encode_plain, plain_json
+from moe.data.text.encoders import HARD, build_encoder, first_difference
+from moe.data.text.tokenizer import encode_plain, plain_json
 from tests.chaos.convert_kills import done_units, kill, start
 from tests.unit.data.conftest import (
     expected_split,

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moe.data.files import SourceFile
-from moe.data.sources import UNIT_BYTES, file_ranges
+from moe.data.text.files import SourceFile
+from moe.data.text.sources import UNIT_BYTES, file_ranges
 from tests.unit.data.conftest import WORDS, tokenizer_folder
 
 __all__ = ["tokenizer_folder"]  # a fixture
@@ -19,7 +19,7 @@ __all__ = ["tokenizer_folder"]  # a fixture
 SCRIPT = """
 import argparse, json, sys, threading, time
 from pathlib import Path
-from moe.data.flags import add_convert_arguments, convert_from
+from moe.data.write.flags import add_convert_arguments, convert_from
 
 def peak(process):  # ru_maxrss would begin with what the process that started it held
     try:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from moe.cli.main import main
 from moe.data.meta import read_meta
-from moe.data.tokenizer import load_tokenizer, token_bytes
-from moe.data.verify import read_samples
+from moe.data.read.verify import read_samples
+from moe.data.text.tokenizer import load_tokenizer, token_bytes
 from moe.evaluate import Evaluation, evaluate
 from moe.inference import find_checkpoint, load_model
 from tests.tiny import write_run

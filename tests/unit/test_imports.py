@@ -1,4 +1,7 @@
-"""Imports run one way: config <- {data, model, optim} <- train <- build <- run <- the scripts."""
+"""Imports run one way: config <- {data, model, optim} <- train <- build <- run <- the scripts.
+
+Inside data: the files beside the folders <- text <- {write, read}.
+"""
 
 import ast
 import subprocess
@@ -31,17 +34,28 @@ MAY_IMPORT = {
     "runs": {"errors", "units", "config"},
     "run": BASE | {"config", "data", "model", "optim", "train", "build", "checks"},
 }
+# the folders in moe/data; "" are the files beside them
+DATA_MAY_IMPORT: dict[str, set[str]] = {"": set(), "text": {""}, "write": {"", "text"}, "read": {"", "text"}}
+DATA_PACKAGES = {f"moe.data.{folder}".rstrip(".") for folder in DATA_MAY_IMPORT}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
 
 
 def imported(path: Path) -> set[str]:
-    """Parts of moe that a file imports, wherever in the file."""
-    parts = set()
+    """Modules of moe that a file imports, wherever in the file; a package where it takes a name from its __init__."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "moe" else [f"moe.{alias.name}" for alias in node.names]
-        parts |= {name.split(".")[1] for name in names if name.startswith("moe.")}
-    return parts
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import, which is not followed here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.startswith("moe."):
+                modules.add(name if is_module(name) else name.rpartition(".")[0])
+    return modules - {"moe"}
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
@@ -50,17 +64,30 @@ def test_imports_run_one_way(part: str) -> None:
     files = [single] if single.exists() else sorted((ROOT / "moe" / part).rglob("*.py"))
     assert files
     for path in files:
-        extra = imported(path) - MAY_IMPORT[part] - {part}
+        extra = {name.split(".")[1] for name in imported(path)} - MAY_IMPORT[part] - {part}
         assert not extra, f"{path.relative_to(ROOT)} imports {extra}"
 
 
+@pytest.mark.parametrize("part", DATA_MAY_IMPORT)
+def test_imports_run_one_way_inside_the_data_part(part: str) -> None:
+    files = sorted((ROOT / "moe/data" / part).glob("*.py"))
+    assert len(files) > 3
+    for path in files:
+        inside = {name for name in imported(path) if f"{name}.".startswith("moe.data.")}
+        # a name from the package itself might be anybody's: its file has to be told
+        folders = {name.split(".")[2] if name.count(".") > 2 else "" for name in inside - DATA_PACKAGES}
+        extra = (inside & DATA_PACKAGES) | (folders - DATA_MAY_IMPORT[part] - {part})
+        assert not extra, f"{path.relative_to(ROOT)} imports {extra}"
+
+
+def test_every_folder_of_the_data_part_has_its_place_in_that_order() -> None:
+    assert {path.parent.name for path in (ROOT / "moe/data").glob("*/*.py")} | {""} == DATA_MAY_IMPORT.keys()
+
+
 def test_no_two_files_of_the_data_part_import_each_other() -> None:
-    folder = ROOT / "moe" / "data"
-    graph = {}
-    for path in folder.glob("*.py"):
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-        graph[path.stem] = {str(n.module).split(".")[2] for n in nodes if str(n.module).startswith("moe.data.")}
-    assert len(graph) > 20 and any(graph.values())
+    files = [path for path in (ROOT / "moe/data").rglob("*.py") if path.name != "__init__.py"]
+    graph = {".".join(path.relative_to(ROOT).with_suffix("").parts): imported(path) for path in files}
+    assert len(graph) > 20 and sum(len(modules & graph.keys()) for modules in graph.values()) > 50
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 

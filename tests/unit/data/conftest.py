@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from streaming import StreamingDataset
 
-from moe.data.encoders import HARD
-from moe.data.packing import shuffled_order
-from moe.data.request import Request
-from moe.data.rows import document_hashes
-from moe.data.shards import ShardFormat
-from moe.data.tokenizer import encode_plain
-from moe.data.train_tokenizer import train_tokenizer
+from moe.data.text.encoders import HARD
+from moe.data.text.order import shuffled_order
+from moe.data.text.rows import document_hashes
+from moe.data.text.tokenizer import encode_plain
+from moe.data.text.train_tokenizer import train_tokenizer
+from moe.data.write.request import Request
+from moe.data.write.shards import ShardFormat
 
 SEQ_LEN = 16
 EOS = 0

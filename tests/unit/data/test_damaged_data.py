@@ -7,22 +7,14 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from moe.data import build_train_loader, read_meta
-from moe.data.convert import convert
-from moe.data.mixture import StreamSpec
-from moe.data.sources import local_source, plan_units
-from moe.data.verify import read_samples, verify_split
+from moe.data import read_meta
+from moe.data.read.verify import read_samples, verify_split
+from moe.data.text.sources import local_source, plan_units
+from moe.data.write.convert import convert
 from moe.errors import DataFault, InputError
 from tests.damage import edit
-from tests.unit.data.conftest import EOS, SEQ_LEN, make_texts, write_parquet
-
-
-def loaded(folder: Path) -> list:
-    loader = build_train_loader(
-        {"": StreamSpec(str(folder), None, "train")},
-        seq_len=SEQ_LEN, eos_id=EOS, vocab_size=300, document_mask=True, device_batch_size=8, seed=17, num_workers=0,
-    )  # fmt: skip
-    return list(loader)
+from tests.unit.data.conftest import make_texts, write_parquet
+from tests.unit.data.read.loaders import train_loader
 
 
 @pytest.mark.parametrize(
@@ -48,7 +40,7 @@ def test_an_index_with_a_wrong_type_is_named_by_its_place(token_folder: Path, ke
     (fault,) = verify_split(token_folder / "train", full=True)
     assert "train/index.json: not an MDS index (shards" in fault and str(place) in fault
     with pytest.raises(InputError, match=r"train/index\.json: not an MDS index"):
-        loaded(token_folder)
+        list(train_loader(token_folder))
     with pytest.raises(InputError, match=r"train/index\.json: not an MDS index"):
         read_samples(token_folder / "train", 0, 1)
 
@@ -57,7 +49,7 @@ def test_an_index_with_a_wrong_type_is_named_by_its_place(token_folder: Path, ke
 def test_an_index_that_lacks_what_streaming_reads_is_named(token_folder: Path, key: str) -> None:
     edit(token_folder / "train/index.json", "shards", 0, key, value=...)
     with pytest.raises(InputError, match=r"train/index\.json: not an MDS index"):
-        loaded(token_folder)
+        list(train_loader(token_folder))
 
 
 @pytest.mark.parametrize("more", [1, 10_000])
@@ -67,7 +59,7 @@ def test_more_samples_than_the_shard_holds_are_told(token_folder: Path, more: in
     held = json.loads(index.read_text())["shards"][0]["samples"]
     edit(index, "shards", 0, "samples", value=held + more)
     with pytest.raises((InputError, DataFault), match=r"shard\.00000\.mds.* samples"):
-        loaded(token_folder)
+        list(train_loader(token_folder))
     if more > 1:
         assert "samples of index.json" in verify_split(token_folder / "train")[0]
 

@@ -8,9 +8,9 @@ import huggingface_hub.constants
 import pytest
 
 from moe.data import hub
-from moe.data.convert import convert
-from moe.data.files import SourceFile
-from moe.data.reading import open_parquet
+from moe.data.text.files import SourceFile
+from moe.data.text.reading import open_parquet
+from moe.data.write.convert import convert
 from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 from tests.unit.data.hub_server import SHA, Hub

@@ -13,11 +13,13 @@ from streaming import StreamingDataset
 
 from moe.cli import inspect
 from moe.cli.main import main
-from moe.data import merge, s3, sources, unit
-from moe.data.convert import convert
+from moe.data import s3
 from moe.data.places import open_folder
-from moe.data.shards import ShardFormat
-from moe.data.unit import Job
+from moe.data.text import sources
+from moe.data.write import merge, unit
+from moe.data.write.convert import convert
+from moe.data.write.shards import ShardFormat
+from moe.data.write.unit import Job
 from moe.errors import InputError
 from tests.unit.data.bucket import KEY, SECRET, BucketServer
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe.cli.main import main
-from moe.data.tokenizer import load_tokenizer
+from moe.data.text.tokenizer import load_tokenizer
 from moe.export.to_hf import export
 from moe.inference import find_checkpoint, load_model
 from moe.model.generation import generate

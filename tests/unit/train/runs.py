@@ -10,6 +10,7 @@ from moe.run import main
 from tests.tiny import tiny_config, write_config
 
 EPOCH = 24  # steps, on the `small` data
+SHORT = ["max_duration=30ba", "scheduler.t_warmup=1ba", "eval_data=null", "save_interval=100ba"]
 
 
 def train(tiny: Path, tmp_path: Path, *overrides: str, name: str = "run") -> tuple[int, Path]:

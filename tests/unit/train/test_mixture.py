@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe.data.convert import convert
-from moe.data.request import Request
+from moe.data.write.convert import convert
+from moe.data.write.request import Request
 from moe.run import main
 from tests.tiny import tiny_config, write_config, write_text
 from tests.unit.train.runs import rows, weights

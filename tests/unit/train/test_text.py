@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe.data import lanes
+from moe.data.read import lanes
 from moe.run import main
 from tests.tiny import tiny_config, write_config, write_text
 from tests.unit.train.runs import rows, weights
@@ -90,7 +90,7 @@ def test_changed_text_or_lanes_are_refused_with_both_values(tiny, text, tmp_path
 def test_a_source_that_fails_while_training_is_one_message_and_exit_code_1(
     tiny, text, tmp_path, capsys, monkeypatch
 ) -> None:
-    from moe.data.errors import BadFileError
+    from moe.data.text.errors import BadFileError
 
     plain = lanes.read_batches
 

@@ -1,0 +1,174 @@
+"""StreamingDataset over blocks of tokens: same samples and order as stock, read through one memmap per shard.
+
+Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
+in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
+is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
+Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
+The position to go on from stays in the object, which workers inherit. Stock passes it through shared memory by name:
+what a killed run left under that name is taken for it, and where another process clears it, the epoch begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, time_ns
+from typing import Any
+
+import numpy as np
+from streaming import StreamingDataset
+from streaming.base.dataset import _Iterator, _ShardState
+from streaming.base.world import World
+
+from moe.data.read.verify import ENCODING
+from moe.errors import DataFault, InputError
+
+LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read
+
+
+class TokenDataset(StreamingDataset):
+    """Items are token ids [S], uint16 or uint32. Keywords beyond the three named ones are StreamingDataset's.
+
+    seq_len: S, which the shards must have. vocab_size: an id at or above it raises.
+    """
+
+    def __init__(self, *, seq_len: int, vocab_size: int, **streaming: Any) -> None:
+        try:
+            super().__init__(**streaming)
+        except ValueError as error:
+            if streaming.get("cache_limit") is None:
+                raise
+            raise InputError(f"train_data.cache_limit ({streaming['cache_limit']}): {error}") from None
+        if self.cache_limit is not None and any(stream.remote is None for stream in self.streams):
+            raise InputError("cache_limit would delete shards that have no other copy; give each stream a remote")
+        self._position: dict[str, Any] | None = None
+        self.seq_len, self.vocab_size = seq_len, vocab_size
+        self.shards: list[Any]  # readers of MDS shards
+        self._rows: dict[int, np.ndarray] = {}
+        self._looked: dict[int, float] = {}
+        self._fault: str | None = None
+        self._all_local = all(stream.remote is None for stream in self.streams)
+        kinds = {tuple(shard.column_encodings): i for i, shard in enumerate(self.shards)}
+        for (encoding, *others), shard_id in kinds.items():
+            folder, match = self._path(shard_id).parent, ENCODING.fullmatch(encoding)
+            if match is None or others:
+                raise InputError(f"{folder}: columns {encoding} are no tokens; convert with convert/fineweb_to_mds.py")
+            if int(match.group(2)) != seq_len:
+                raise InputError(
+                    f"{folder}: made with --seq-len {match.group(2)}, max_seq_len is {seq_len}; "
+                    "set max_seq_len to it, or convert again"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": {}, "_looked": {}}  # maps are per process: a spawned worker opens its own
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Where to go on, as `state_dict` gives it. Call it before the first worker starts."""
+        self._position = dict(obj)
+
+    def _resume(self, world: World, epoch: int) -> tuple[int, int]:
+        """The epoch, and the samples of it that are done, at its start."""
+        at = self._position
+        goes_on = at is not None and at["epoch"] >= epoch
+        if at is not None and goes_on:
+            self.num_canonical_nodes, self.shuffle_seed = at["num_canonical_nodes"], at["shuffle_seed"]
+            self.initial_physical_nodes = at.get("initial_physical_nodes")
+        self.num_canonical_nodes = self.num_canonical_nodes or world.num_nodes
+        self._set_shuffle_block_size(world)
+        return (at["epoch"], at["sample_in_epoch"]) if at is not None and goes_on else (epoch, 0)
+
+    def _path(self, shard_id: int) -> Path:
+        shard = self.shards[shard_id]
+        return Path(shard.dirname, shard.split, shard.raw_data.basename)
+
+    def _open(self, shard_id: int) -> np.ndarray:
+        """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataFault when its size is wrong."""
+        shard, path = self.shards[shard_id], self._path(shard_id)
+        self._check_size(shard_id)
+        match = ENCODING.fullmatch(shard.column_encodings[0])
+        assert match is not None
+        held, start = np.fromfile(path, np.uint32, 2).tolist()
+        if shard.samples > held:
+            raise DataFault(
+                f"{path}: holds {held} samples, index.json says {shard.samples}; restore the file or convert again"
+            )
+        rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
+        return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
+
+    def _check_size(self, shard_id: int) -> None:
+        path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
+        size = path.stat().st_size
+        if size != told:
+            raise DataFault(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
+        self._looked[shard_id] = monotonic()
+
+    def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
+        shard_id, row = self.spanner[sample_id]
+        rows = self._rows.get(shard_id)
+        if rows is not None and monotonic() - self._looked[shard_id] > LOOK_AGAIN:
+            with suppress(FileNotFoundError):  # the map keeps what was removed
+                self._check_size(shard_id)
+        if rows is None:
+            for _ in range(1 + retry):
+                try:
+                    rows = self._open(shard_id)
+                    break
+                except FileNotFoundError:
+                    self.prepare_shard(shard_id)
+            else:
+                raise DataFault(
+                    f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
+                )
+            if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
+                self._rows[shard_id] = rows
+            else:
+                self._shard_access_times[shard_id] = time_ns()
+        tokens = np.array(rows[row])
+        if (largest := int(tokens.max())) >= self.vocab_size:
+            raise DataFault(
+                f"{self._path(shard_id)}: token id {largest} in sample {row}, the vocabulary has {self.vocab_size}; "
+                "the shard is damaged (moe inspect verifies it) or was made with another tokenizer"
+            )
+        return tokens
+
+    def _prepare_thread(self, it: _Iterator) -> None:
+        """Stock's looks at every sample to fetch its shard ahead; where all shards are here there is nothing to do."""
+        if not self._all_local:
+            return super()._prepare_thread(it)
+        it.prepare_index = it.total
+        return it.on_exit()
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        if not self._all_local:
+            return super()._ready_thread(it)
+        it.ready_index = it.total
+        return it.on_exit()
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Stock's, but a shard that cannot be had leaves no one waiting:
+
+        its state says 'here', who looks for it raises.
+        """
+        remote = self.streams[int(self.stream_per_shard[shard_id])].remote
+        if remote is None:
+            if not self._path(shard_id).is_file():
+                self._fail(f"{self._path(shard_id)}: missing; restore the file or convert again")
+            return
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except Exception as error:
+            self._shard_states[shard_id] = _ShardState.LOCAL
+            reason = f"{type(error).__name__}: {error}"
+            self._fail(f"{self._path(shard_id)}: cannot be fetched from {remote} ({reason})")
+
+    def _fail(self, fault: str) -> None:
+        self._fault = fault
+        raise DataFault(fault)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._fault = None
+        yield from super().__iter__()
+        # a background thread failed: stock would end the epoch here, as if all had been read
+        if self._fault is not None:
+            raise DataFault(self._fault)

@@ -1,0 +1,27 @@
+"""Faults of one source file, kept apart from other input errors: the run goes on with the other files."""
+
+from __future__ import annotations
+
+from moe.errors import InputError
+
+
+class BadFileError(InputError):
+    """A file that cannot be read. The conversion makes the others' units and stops before the merge."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
+
+    def __reduce__(self) -> tuple:
+        return BadFileError, (self.file, self.reason)
+
+
+def faults_text(faults: list[BadFileError], *, skipping: bool) -> str:
+    lines = [f"{len(faults)} file{'s' if len(faults) > 1 else ''} cannot be used:"]
+    lines += [f"  {fault}" for fault in faults[:20]]
+    if len(faults) > 20:
+        lines.append(f"  and {len(faults) - 20} more")
+    if not skipping:
+        lines.append("Mend them and run the same command again, or add --skip-bad-files to go on without them.")
+    return "\n".join(lines)

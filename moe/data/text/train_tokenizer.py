@@ -1,0 +1,89 @@
+"""A byte-level BPE from the same sources a conversion reads, with `<|endoftext|>` as EOS and GPT-2's way of splitting
+words.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import Source
+from moe.data.text.reading import read_batches
+from moe.data.text.rows import Skipped, clean
+from moe.data.text.sources import plan_units, resolve
+from moe.errors import InputError
+
+EOS = "<|endoftext|>"
+LEAST_VOCAB = 257  # all bytes and EOS
+
+
+def text_batches(source: Source, text_column: str, max_bytes: int) -> Iterator[list[str]]:
+    """Texts from the front of the dataset until `max_bytes` of them.
+
+    Raises BadFileError for a file that cannot be read.
+    """
+    units, bad = plan_units(source.files, text_column)
+    if bad:
+        raise bad[0]
+    size = 0
+    for unit in units:
+        for batch in read_batches(unit, text_column):
+            texts = clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist()
+            size += sum(map(len, texts))
+            yield texts
+            if size >= max_bytes:
+                return
+
+
+def train_tokenizer(
+    *,
+    dataset: str | tuple[str, ...],
+    out: str | Path,
+    vocab_size: int,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+    max_bytes: int = 1 << 30,
+    overwrite: bool = False,
+) -> Path:
+    """Train on the first `max_bytes` characters and write a folder that transformers' AutoTokenizer loads. Returns it.
+
+    `vocab_size` counts the 256 bytes and EOS; a small text may give fewer. Raises InputError for a folder in use, no
+    text, or a vocabulary that cannot be.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    out = Path(out)
+    if vocab_size < LEAST_VOCAB:
+        raise InputError(f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise InputError(f"--out {out}: not empty; choose another folder, or --overwrite")
+    names = (dataset,) if isinstance(dataset, str) else dataset
+    source = resolve(dataset=names, config=config, split=split, revision=revision)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[EOS],
+        show_progress=True,
+    )
+    try:
+        tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes), trainer)
+    except BadFileError as error:
+        raise InputError(f"a file cannot be used: {error}") from error
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, clean_up_tokenization_spaces=False)
+    aside = out.with_name(out.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    wrapped.save_pretrained(aside)
+    if out.exists():
+        shutil.rmtree(out)
+    aside.rename(out)
+    print(f"tokenizer: {wrapped.vocab_size:,} tokens in {out}", flush=True)
+    return out

@@ -1,0 +1,142 @@
+"""Flags of the conversion scripts, and their exit codes.
+
+0 done, 2 input a user can mend (one message, no traceback), 75 stopped by SIGTERM and 130 by Ctrl+C: the same command
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
+SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+class Stopped(BaseException):
+    """SIGTERM: stop now, keep what is done."""
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--dataset",
+        nargs="+",
+        default=[DEFAULT_DATASET],
+        metavar="NAME",
+        help=f"a hub dataset, or folders and files (default: {DEFAULT_DATASET})",
+    )
+    config = f"the dataset's config (default: {DEFAULT_CONFIG} for {DEFAULT_DATASET}, else the dataset's own default)"
+    add("--config", help=config)
+    add("--split", default="train", help="the dataset's split" + SHOWN)
+    add("--revision", help="branch, tag or commit of a hub dataset (default: the newest commit)")
+    add("--text-column", default="text", help="the column that holds the text" + SHOWN)
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source_arguments(parser)
+    add = parser.add_argument
+    add("--tokenizer", default="openai-community/gpt2", help="a hub name or a folder with a tokenizer.json" + SHOWN)
+    add("--seq-len", type=int, default=2048, help="tokens a sample" + SHOWN)
+    add("--out", default="data/fineweb-10bt", help="the folder to write, or s3://bucket/prefix" + SHOWN)
+    add("--val-fraction", type=float, default=0.005, help="share of the documents that go to val" + SHOWN)
+    add("--seed", type=int, default=17, help="decides which documents go to val, and their order" + SHOWN)
+    add("--max-documents", type=int, help="stop after this many documents (default: all)")
+    add("--max-tokens", type=int, help="stop before this many tokens are exceeded (default: all)")
+    add("--workers", type=int, help="processes, one thread each (default: one a core, fewer for little text)")
+    engine = "processes of this machine, or a Ray cluster's" + SHOWN
+    add("--engine", choices=["local", "ray"], default="local", help=engine)
+    encoders = ["auto", "gigatoken", "fastokens", "transformers"]
+    add("--encoder", choices=encoders, default="auto", help="all give the same ids; auto: the fastest there is" + SHOWN)
+    add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
+    add("--skip-bad-files", action="store_true", help="go on without files that cannot be read")
+    shard = "which shard of a run over several machines this is, from 0 (default: the whole run)"
+    add("--shard-index", type=int, help=shard)
+    add("--num-shards", type=int, help="how many shards there are (default: the whole run); each makes its share")
+    add("--merge-only", action="store_true", help="after all shards: merge what they made")
+
+
+def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source_arguments(parser)
+    add = parser.add_argument
+    add("--vocab-size", type=int, default=32768, help="tokens, the 256 bytes and EOS among them" + SHOWN)
+    add("--max-bytes", type=int, default=1 << 30, help="read this much text from the front of the dataset" + SHOWN)
+    add("--out", type=Path, default=Path("data/tokenizer"), help="the folder to write" + SHOWN)
+    add("--overwrite", action="store_true", help="replace what is in --out")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def exit_code(action: Callable[[], object], out: str | Path) -> int:
+    """Run `action`, which writes to `out`, and say in one message how it ended, if not well.
+
+    Call it before anything of transformers is imported.
+    """
+    from moe.data.text.tokenizer import spare_torch
+    from moe.errors import InputError
+
+    spare_torch()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        action()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        where = error.filename or out  # a write names no file
+        fault = f"{where}: {error.strerror}{_free(where)}"
+        print(f"error: {fault}; mend that and run the same command: it goes on", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 75 if isinstance(stop, Stopped) else 130
+    return 0
+
+
+def _free(path: str | Path) -> str:
+    """What is free where `path` lies, or was to lie; nothing for a bucket."""
+    if "://" in str(path):
+        return ""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return f" ({shutil.disk_usage(place).free:,} bytes free)"
+
+
+def _source_values(arguments: argparse.Namespace) -> dict:
+    values = dict(vars(arguments))
+    values["dataset"] = tuple(values["dataset"])
+    if values["dataset"] == (DEFAULT_DATASET,) and values["config"] is None:
+        values["config"] = DEFAULT_CONFIG
+    return values
+
+
+def convert_from(arguments: argparse.Namespace) -> int:
+    def action() -> None:
+        from moe.data.write.convert import convert
+        from moe.data.write.request import Request
+
+        convert(Request(**_source_values(arguments)))
+
+    return exit_code(action, arguments.out)
+
+
+def train_tokenizer_from(arguments: argparse.Namespace) -> int:
+    def action() -> None:
+        from moe.data.text.train_tokenizer import train_tokenizer
+
+        train_tokenizer(**_source_values(arguments))
+
+    return exit_code(action, arguments.out)

@@ -1,0 +1,116 @@
+"""Run the unit function as tasks of a Ray cluster: the one RAY_ADDRESS names, else one started on this machine for the
+time of the run.
+
+- Ray runs a task again when its process or machine dies; a unit appears whole or not at all, so that does no harm.
+- At most `workers` tasks run at a time, of one CPU each; without it as many as the cluster has CPUs.
+- Faults of files come back as values, as they do from a local worker.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from moe.data.folders import Folder
+from moe.data.text.encoders import settle_process
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import Unit
+from moe.data.text.tokenizer import spare_torch
+from moe.data.write.pool import add
+from moe.data.write.unit import Job, convert_unit
+from moe.errors import InputError
+
+OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes; only the job goes through it
+
+
+def _run(job: Job, unit: Unit, folder: Folder) -> tuple[list[int], InputError | None]:
+    """The task: tokens, weight and documents made, and the fault that ended it."""
+    spare_torch()
+    settle_process()
+    made = [0, 0, 0]
+
+    def report(*more: int) -> None:
+        made[:] = [a + b for a, b in zip(made, more, strict=True)]
+
+    try:
+        convert_unit(job, unit, folder, report)
+    except InputError as error:
+        return made, error
+    return made, None
+
+
+def _connect(ray: Any, workers: int | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        address = "local"
+        settings |= {
+            "num_cpus": workers or len(os.sched_getaffinity(0)),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, **settings)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--engine ray: RAY_ADDRESS {address} cannot be reached ({error}); start the cluster or correct the address"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without a word
+
+
+def run_units(
+    job: Job,
+    units: Iterable[Unit],
+    folder: Folder,
+    *,
+    workers: int | None,
+    counter: Any,
+    finished: Callable[[Unit, BadFileError | None], bool],
+) -> None:
+    """As moe.data.write.pool.run_units."""
+    try:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+    except ImportError as error:
+        raise InputError(f"--engine ray: {error}; pip install -e '.[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(ray, workers)
+    try:
+        task, sent = ray.remote(num_cpus=1)(_run), ray.put(job)
+        limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        todo = iter(units)
+        running: dict[Any, Unit] = {}
+        going = True
+        while going:
+            while len(running) < limit and (unit := next(todo, None)) is not None:
+                running[task.remote(sent, unit, folder)] = unit
+            if not running:
+                break
+            for done in ray.wait(list(running))[0]:
+                made, fault = ray.get(done)
+                add(counter, *made)
+                if fault is not None and not isinstance(fault, BadFileError):
+                    raise fault
+                going = finished(running.pop(done), fault) and going
+        for rest in running:
+            ray.cancel(rest, force=True)
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise RuntimeError(
+            f"a Ray worker was lost for good ({type(error).__name__}); what is done is kept: run the same command again"
+        ) from error
+    finally:
+        if ours:
+            ray.shutdown()

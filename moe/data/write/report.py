@@ -1,0 +1,48 @@
+"""What a conversion says at its end, and `moe inspect` from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+from moe.data.meta import SPLITS, Meta
+from moe.data.places import open_folder
+from moe.data.write.progress import clock, human
+from moe.errors import InputError
+from moe.typed_json import parse_json
+
+
+class Report(TypedDict):
+    seconds: float
+    encoder: str
+
+
+def summary(meta: Meta, folder: str | Path) -> list[str]:
+    """Lines for a person about the dataset at a path or an s3:// address."""
+    place = open_folder(folder)
+    try:
+        report = parse_json(place.read("conversion.json") or b"null", Report | None)
+    except ValueError as error:
+        raise InputError(f"{folder}/conversion.json: is damaged ({error}); restore it or remove it") from None
+    tokens, documents = sum(meta.tokens.values()), sum(meta.documents.values())
+    per = meta.tokens_per_document
+    size = sum(place.sizes().values())
+    lines = [
+        f"dataset      {meta.dataset}" + (f", config {meta.config}" if meta.config else "") + f", split {meta.split}",
+        f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id})",
+        f"a sample     {meta.seq_len} tokens, {meta.dtype}",
+        f"documents    {documents:,}",
+        f"tokens       {tokens:,} ({human(tokens)})",
+        *(f"  {s:<10} {meta.samples[s]:,} samples from {meta.documents[s]:,} documents" for s in SPLITS),
+        f"a document   {per['mean']:g} tokens, p50 {per['p50']:g}, p99 {per['p99']:g}, longest {per['max']:g}",
+        f"skipped rows {sum(meta.skipped.values()):,}"
+        + (f" ({', '.join(f'{n} {reason}' for reason, n in sorted(meta.skipped.items()))})" if meta.skipped else ""),
+        f"left out     {sum(meta.dropped_tokens.values()):,} tokens that fill no block"
+        + "".join(f"\n  file {file}: {reason}" for file, reason in meta.left_out.items()),
+        f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
+    ]
+    if report is not None:
+        # no rate: for little text the seconds are mostly imports, and a run that went on made only a part
+        lines.append(f"last run     {clock(report['seconds'])} from start to end, encoder {report['encoder']}")
+    lines.append(f"folder       {folder}")
+    return lines

@@ -1,0 +1,140 @@
+"""One unit of work from rows to blocks: the function every engine runs, with the same bytes as its result.
+
+A unit is written into a scratch folder, its done mark last, and moves from there: one that has its mark is complete.
+Two processes may do the same unit at once; both make the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from moe.data.folders import Folder
+from moe.data.text.encoders import Encoder, build_encoder
+from moe.data.text.files import Unit
+from moe.data.text.reading import read_batches
+from moe.data.text.rows import Skipped, clean, document_hashes
+from moe.data.write.packing import Packer
+from moe.data.write.shards import ShardFormat
+from moe.data.write.unit_store import MARK
+from moe.errors import InputError
+
+Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides a unit's bytes, and the encoder, which does not."""
+
+    seq_len: int
+    dtype: str
+    eos_id: int
+    seed: int
+    val_threshold: int  # a document with a hash below it goes to val
+    text_column: str
+    max_documents: int | None
+    max_tokens: int | None
+    encoder: str
+    tokenizer: str
+    spec_json: str | None
+
+    def check(self) -> None:
+        """InputError for a sequence length that no shard can hold."""
+        try:
+            _ = self.layout
+        except ValueError as error:
+            raise InputError(f"--seq-len {self.seq_len}: {error}") from error
+
+    @property
+    def layout(self) -> ShardFormat:
+        return ShardFormat(seq_len=self.seq_len, dtype=self.dtype)
+
+
+@lru_cache(maxsize=1)
+def _encoder(name: str, spec_json: str | None, tokenizer: str) -> Encoder:
+    return build_encoder(name, spec_json=spec_json, tokenizer_name=tokenizer)
+
+
+def within_limits(lengths: np.ndarray, documents: int | None, tokens: int | None) -> int:
+    """How many of the first documents (`lengths` in tokens, EOS included) stay within both limits."""
+    count = len(lengths)
+    if documents is not None:
+        count = min(count, documents)
+    if tokens is not None:
+        count = min(count, int(np.searchsorted(np.cumsum(lengths), tokens, side="right")))
+    return count
+
+
+def convert_unit(job: Job, unit: Unit, folder: Folder, report: Report) -> None:
+    """Make `folder`/<unit.name>, unless it is done. Raises BadFileError when its file cannot be read."""
+    if folder.read(f"{unit.name}/{MARK}") is not None:
+        return
+    with folder.scratch(unit.name) as aside:
+        done = _write_unit(job, unit, aside, report)
+        (aside / MARK).write_text(json.dumps(done, sort_keys=True))
+        folder.adopt(aside, unit.name, MARK)
+
+
+def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
+    encoder = _encoder(job.encoder, job.spec_json, job.tokenizer)
+    packer = Packer(folder, layout=job.layout, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
+    skipped = Skipped()
+    lengths: list[np.ndarray] = []
+    hashes: list[np.ndarray] = []
+    documents, tokens, text_bytes, seen, full = 0, 0, 0, 0, False
+    for batch in read_batches(unit, job.text_column):
+        if job.max_documents is not None and documents >= job.max_documents:
+            full = True
+            break
+        texts, ids = clean(batch, file=unit.file.name, skipped=skipped)
+        if not len(texts):
+            report(0, batch.weight, 0)
+            seen += batch.weight
+            continue
+        encoded, offsets = encoder.encode(texts)
+        sizes = np.diff(offsets) + 1
+        count = within_limits(
+            sizes,
+            None if job.max_documents is None else job.max_documents - documents,
+            None if job.max_tokens is None else job.max_tokens - tokens,
+        )
+        full = count < len(sizes)
+        if full:
+            texts, ids, offsets, sizes = (
+                texts[:count],
+                ids[:count] if ids is not None else None,
+                offsets[: count + 1],
+                sizes[:count],
+            )
+        keys = document_hashes(texts, ids, job.seed)
+        start = int(offsets[0])
+        packer.add(encoded[start : int(offsets[-1])], offsets - start, keys < np.uint64(job.val_threshold))
+        documents, tokens = documents + count, tokens + int(sizes.sum())
+        text_bytes += int(
+            np.diff(np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + count + 1]).sum()
+        )
+        lengths.append(sizes.astype(np.uint32))
+        hashes.append(keys)
+        seen += batch.weight
+        report(int(sizes.sum()), batch.weight, count)
+        if full:
+            break
+    report(0, unit.weight - seen, 0)
+    splits = packer.finish()
+    np.save(folder / "lengths.npy", np.concatenate(lengths) if lengths else np.empty(0, np.uint32))
+    np.save(folder / "hashes.npy", np.concatenate(hashes) if hashes else np.empty(0, np.uint64))
+    return {
+        "file": unit.file.name,
+        "file_version": unit.file.version,
+        "documents": packer.documents,
+        "tokens": packer.tokens,
+        "text_bytes": text_bytes,
+        "skipped": asdict(skipped),
+        "splits": splits,
+        "limited": full,
+    }

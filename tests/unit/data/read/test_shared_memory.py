@@ -1,0 +1,63 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe.data import clean_stale_shared_memory
+from moe.data.read.shared_memory import SHM, folders_of
+
+SCRIPT = """
+import sys, time
+from moe.data import StreamSpec, build_train_loader
+loader = build_train_loader({"": StreamSpec(sys.argv[1], None, "train")}, seq_len=16, eos_id=0, vocab_size=300,
+                            document_mask=True, device_batch_size=8, seed=17, num_workers=0)
+next(iter(loader))
+print("READY", flush=True)
+time.sleep(300)
+"""
+pytestmark = pytest.mark.skipif(not SHM.is_dir(), reason="this system has no /dev/shm")
+
+
+def segments_over(folder: Path) -> list[str]:
+    return [p.name for p in SHM.glob("[0-9]*_locals") if str(folder / "train").encode() in p.read_bytes()]
+
+
+def start(folder: Path) -> subprocess.Popen:
+    # a session of its own, tracker included: kill -9 of a node leaves nobody to clean up
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"READY\n"
+    return process
+
+
+def end(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_only_the_dead_runs_segments_are_removed(token_folder, tmp_path):
+    folder = str(token_folder / "train")
+    dead, alive = start(token_folder), start(token_folder)
+    try:
+        first, second = sorted(segments_over(token_folder))
+        end(dead)
+        assert clean_stale_shared_memory([str(tmp_path / "elsewhere")]) == []
+        removed = clean_stale_shared_memory([folder])
+        assert first in removed and second not in removed
+        assert all(name.startswith(first[:6]) for name in removed)
+        assert segments_over(token_folder) == [second]
+    finally:
+        end(alive)
+    assert second in clean_stale_shared_memory([folder])
+    assert segments_over(token_folder) == []
+
+
+def test_folders_of_a_closed_dataset_are_still_read():
+    from streaming.base.shared.prefix import _pack_locals
+
+    content = _pack_locals(["/data/a/train", "/data/b"], 12)
+    assert folders_of(content) == folders_of(b"\0\0\0\0" + content[4:]) == ["/data/a/train", "/data/b"]

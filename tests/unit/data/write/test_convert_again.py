@@ -1,0 +1,80 @@
+"""A conversion into a place where something is: work to go on with, a finished dataset, somebody's folder."""
+
+import json
+import shutil
+
+import pytest
+
+from moe.data import read_meta
+from moe.data.write.convert import convert
+from moe.errors import InputError
+from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
+
+
+def test_changed_flag_is_refused_with_both_values(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    (tmp_path / "text" / "b.parquet").write_bytes(b"broken")
+    with pytest.raises(InputError):
+        convert(make_request())
+    with pytest.raises(InputError, match=r"seq_len: 32 then, 64 now"):
+        convert(make_request(seq_len=64))
+    with pytest.raises(InputError, match=r"seed: 17 then, 18 now"):
+        convert(make_request(seed=18))
+    convert(make_request(seed=18, overwrite=True, skip_bad_files=True))
+    assert read_meta(tmp_path / "out").seed == 18
+
+
+def test_changed_source_and_tokenizer_are_refused_on_resume(tmp_path, make_request, tokenizer_folder):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    (tmp_path / "text" / "b.parquet").write_bytes(b"broken")
+    with pytest.raises(InputError):
+        convert(make_request())
+    other = tmp_path / "other-tokenizer"
+    shutil.copytree(tokenizer_folder, other)
+    spec = json.loads((other / "tokenizer.json").read_text())
+    spec["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"tokenizer: \w{64} then, \w{64} now"):
+        convert(make_request(tokenizer=str(other)))
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(61))
+    with pytest.raises(InputError, match=r"a\.parquet: version \d+ then, \d+ now"):
+        convert(make_request())
+    (tmp_path / "text" / "b.parquet").unlink()
+    with pytest.raises(InputError, match=r"b\.parquet: there then, not there now"):
+        convert(make_request())
+
+
+def test_complete_output_is_left_alone_and_never_harmed(tmp_path, make_request, capsys):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    convert(make_request())
+    before = folder_bytes(tmp_path / "out")
+    assert convert(make_request()) == read_meta(tmp_path / "out")
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"seed: 17 then, 5 now"):
+        convert(make_request(seed=5))
+    write_parquet(tmp_path / "text" / "a.parquet", ["", ""])
+    with pytest.raises(InputError, match=r"a\.parquet: \d+ then, \d+ now"):
+        convert(make_request())
+    with pytest.raises(InputError, match="no documents"):
+        convert(make_request(overwrite=True))
+    assert folder_bytes(tmp_path / "out") == before
+
+
+def test_foreign_folder_is_never_replaced(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else"):
+        convert(make_request(overwrite=True))
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_second_conversion_into_the_same_folder_is_refused_while_one_runs(tmp_path, make_request):
+    import fcntl
+
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    (tmp_path / "out.partial").mkdir()
+    with open(tmp_path / "out.partial" / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another conversion is at work"):
+            convert(make_request())

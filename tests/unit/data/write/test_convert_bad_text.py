@@ -1,0 +1,128 @@
+"""Rows, files and datasets that cannot be used: counted, named or refused; and what a mended one gives."""
+
+import gzip
+import json
+
+import pytest
+
+from moe.data.write.convert import convert
+from moe.errors import InputError
+from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
+
+
+def test_bad_rows_are_counted_by_reason_and_named(tmp_path, make_request):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "text").mkdir()
+    raw = pa.array([b"fine text here", None, b"", b" \n\t", b"\xff\xfe broken", b"also fine"], pa.binary()).view(
+        pa.string()
+    )
+    pq.write_table(pa.table({"text": raw, "id": ["a", "b", "c", "d", "e", "f"]}), tmp_path / "text" / "a.parquet")
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": 5}',
+        b"{broken",
+        b'{"text": "\\ud800"}',
+        b'{"text": "\xff"}',
+        b'{"other": 1}',
+        b"[1]",
+    ]
+    (tmp_path / "text" / "b.jsonl").write_bytes(b"\n".join(lines))
+    meta = convert(make_request(seq_len=4, val_fraction=0.0))
+    assert sum(meta.documents.values()) == 3
+    assert meta.skipped == {"null": 2, "empty": 1, "blank": 1, "invalid_utf8": 3, "wrong_type": 1, "bad_json": 2}
+    assert meta.skipped_examples["empty"] == ["c"]
+    assert meta.skipped_examples["invalid_utf8"][0] == "e"
+    assert meta.skipped_examples["wrong_type"] == ["b.jsonl row 17"]
+
+
+def corrupt(path, where):
+    content = bytearray(path.read_bytes())
+    content[where : where + 40] = b"\x00" * 40
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """One good file, and five that cannot be used."""
+    text = tmp_path / "text"
+    write_parquet(text / "a-good.parquet", make_texts(100))
+    corrupt(write_parquet(text / "b-broken-page.parquet", make_texts(100)), 200)
+    whole = write_parquet(text / "c-truncated.parquet", make_texts(100))
+    whole.write_bytes(whole.read_bytes()[:-100])
+    (text / "d-zero-bytes.parquet").write_bytes(b"")
+    write_parquet(text / "e-no-rows.parquet", [])
+    packed = gzip.compress("".join(json.dumps({"text": t}) + "\n" for t in make_texts(3000)).encode())
+    (text / "f-cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    return text
+
+
+def test_bad_files_stop_before_the_merge_and_are_all_named(tmp_path, make_request, bad_files):
+    with pytest.raises(InputError) as caught:
+        convert(make_request())
+    for path in sorted(bad_files.iterdir())[1:]:
+        assert path.name in str(caught.value)
+    assert "a-good" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out.partial" / "units").iterdir())  # what was done is kept
+
+
+def test_skip_bad_files_goes_on_and_says_what_was_left_out(tmp_path, make_request, bad_files):
+    with pytest.raises(InputError):
+        convert(make_request())
+    meta = convert(make_request(skip_bad_files=True))
+    assert set(meta.left_out) == {path.name for path in bad_files.iterdir()} - {"a-good.parquet"}
+    assert sum(meta.documents.values()) == 100
+
+
+def test_a_mended_file_gives_the_bytes_of_a_clean_run(tmp_path, make_request):
+    for i in range(3):
+        write_parquet(tmp_path / "text" / f"{i}.parquet", make_texts(60, seed=i))
+    convert(make_request(out=tmp_path / "clean"))
+    whole = (tmp_path / "text" / "1.parquet").read_bytes()
+    (tmp_path / "text" / "1.parquet").write_bytes(whole[:-50])
+    with pytest.raises(InputError, match=r"1\.parquet"):
+        convert(make_request())
+    (tmp_path / "text" / "1.parquet").write_bytes(whole)
+    convert(make_request())
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "clean")
+
+
+def test_missing_text_column_names_the_columns(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", ["x"], body=["y"])
+    with pytest.raises(InputError, match=r"no column 'content'; there are text, id, body"):
+        convert(make_request(text_column="content"))
+    (tmp_path / "text" / "a.parquet").unlink()
+    (tmp_path / "text" / "a.jsonl").write_text('{"body": "x", "title": "y"}\n')
+    with pytest.raises(InputError, match=r"no column 'text'; there are body, title"):
+        convert(make_request())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_text_column_of_another_type_is_refused(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", ["x"], count=[1])
+    with pytest.raises(InputError, match="column 'count' is int64, not text"):
+        convert(make_request(text_column="count"))
+
+
+@pytest.mark.parametrize("texts", [["", "  ", None]])
+def test_dataset_without_documents_is_refused_and_leaves_nothing(tmp_path, make_request, texts):
+    write_parquet(tmp_path / "text" / "a.parquet", texts)
+    with pytest.raises(InputError, match=r"no documents in it \(rows skipped: .*1 empty"):
+        convert(make_request())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_empty_and_missing_folders_are_refused(tmp_path, make_request):
+    with pytest.raises(InputError, match="no such file or folder"):
+        convert(make_request())
+    (tmp_path / "text").mkdir()
+    with pytest.raises(InputError, match=r"no parquet, jsonl, jsonl\.gz or txt file"):
+        convert(make_request())
+
+
+def test_less_text_than_a_block_is_refused(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", ["short"])
+    with pytest.raises(InputError, match=r"\d+ tokens are less than one block of --seq-len 4096"):
+        convert(make_request(seq_len=4096))

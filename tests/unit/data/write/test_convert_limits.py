@@ -1,0 +1,50 @@
+"""--max-documents and --max-tokens take whole documents, in order."""
+
+import numpy as np
+import pytest
+
+from moe.data import load_tokenizer
+from moe.data.text.tokenizer import encode_plain
+from moe.data.write.convert import convert
+from moe.errors import InputError
+from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
+
+
+@pytest.mark.parametrize("limit", [1, 37, 150, 151, 290])
+def test_max_documents_is_exact_and_takes_files_in_order(tmp_path, make_request, limit):
+    for i in range(2):
+        write_parquet(
+            tmp_path / "text" / f"{i}.parquet", [f"{i} {text} and then some more" for text in make_texts(150, seed=i)]
+        )
+    meta = convert(make_request(max_documents=limit, val_fraction=0.0, seq_len=4))
+    assert sum(meta.documents.values()) == limit
+    first = convert(make_request(out=tmp_path / "w2", workers=2, max_documents=limit, val_fraction=0.0, seq_len=4))
+    assert first == meta
+    assert folder_bytes(tmp_path / "w2") == folder_bytes(tmp_path / "out")
+
+
+@pytest.mark.parametrize("limit", [100, 5000, 9000])
+def test_max_tokens_is_the_most_whole_documents_within(tmp_path, make_request, tokenizer_folder, limit):
+    everything = []
+    for i in range(2):
+        texts = make_texts(150, seed=i)
+        everything += [text for text in texts if text.strip()]
+        write_parquet(tmp_path / "text" / f"{i}.parquet", texts)
+    lengths = [len(row) + 1 for row in encode_plain(load_tokenizer(str(tokenizer_folder)), everything)]
+    fitting = int(np.searchsorted(np.cumsum(lengths), limit, side="right"))
+    meta = convert(make_request(max_tokens=limit, val_fraction=0.0))
+    assert sum(meta.documents.values()) == fitting
+    assert sum(meta.tokens.values()) == sum(lengths[:fitting])
+
+
+def test_limit_that_falls_elsewhere_once_a_file_is_mended_gives_the_bytes_of_a_clean_run(tmp_path, make_request):
+    for i, count in enumerate((20, 100, 100)):
+        write_parquet(tmp_path / "text" / f"{i}.parquet", make_texts(count, seed=i))
+    convert(make_request(out=tmp_path / "clean", max_documents=150))
+    whole = (tmp_path / "text" / "0.parquet").read_bytes()
+    (tmp_path / "text" / "0.parquet").write_bytes(whole[:-50])
+    with pytest.raises(InputError, match=r"0\.parquet"):
+        convert(make_request(max_documents=150))
+    (tmp_path / "text" / "0.parquet").write_bytes(whole)
+    convert(make_request(max_documents=150))
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "clean")

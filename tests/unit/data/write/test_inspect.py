@@ -1,0 +1,80 @@
+import argparse
+import sys
+
+import pytest
+
+from moe.cli import inspect
+from moe.data.write.convert import convert
+from moe.errors import InputError
+from tests.unit.data.conftest import make_texts, write_parquet
+
+
+@pytest.fixture
+def converted(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", [*make_texts(80), "", None])
+    convert(make_request())
+    return tmp_path / "out"
+
+
+def call(*flags):
+    parser = argparse.ArgumentParser()
+    inspect.add_arguments(parser)
+    return inspect.run(parser.parse_args([str(flag) for flag in flags]))
+
+
+def test_sound_dataset_is_summed_up_verified_and_shown(converted, capsys):
+    assert call(converted, "--samples", 3) == 0
+    out = capsys.readouterr().out
+    assert "documents    80\n" in out
+    assert "skipped rows 2 (1 empty, 1 null)" in out
+    assert "verified     sizes and xxh64 of all shards" in out
+    assert out.count("--- train sample") == 3
+    assert inspect.BOUNDARY in out
+    assert "<|endoftext|>" not in out.replace(inspect.BOUNDARY, "").split("sample 0 of")[1][:40]
+
+
+def test_shown_samples_are_the_text(converted, capsys):
+    call(converted, "--samples", 1)
+    shown = capsys.readouterr().out.split("document ends\n")[1].split(inspect.BOUNDARY)
+    texts = make_texts(80)
+    assert len(shown) > 1
+    assert all(piece in texts for piece in shown[1:-1])
+    assert any(text.startswith(shown[-1].strip()) for text in texts)
+
+
+def test_damage_is_named_and_ends_with_2(converted, capsys):
+    shard = converted / "train" / "shard.00000.mds"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert call(converted, "--quick", "--samples", 0) == 0
+    assert call(converted) == 2
+    assert "shard.00000.mds: its bytes changed" in capsys.readouterr().out
+
+
+def test_folder_without_a_dataset_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is empty or not there"):
+        call(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("something else")
+    with pytest.raises(InputError, match=r"has no meta\.json"):
+        call(tmp_path)
+
+
+def test_other_tokenizer_is_refused(converted, tmp_path, tokenizer_folder):
+    import json
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tokenizer_folder, other)
+    spec = json.loads((other / "tokenizer.json").read_text())
+    spec["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="is not the one these ids came from"):
+        call(converted, "--tokenizer", other)
+
+
+def test_module_is_light_until_it_runs():
+    import subprocess
+
+    code = "import sys; import moe.cli.inspect, moe.data; print({'torch', 'numpy', 'pyarrow'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
