@@ -19,6 +19,7 @@ from moe.units import size
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
 PYTHONS = ((3, 10), (3, 13))  # from, below
 SHM = "/dev/shm"
+MOST_PER_CORE = 2  # loader processes; beyond, they take turns
 STREAMING_SHM = 16 << 20  # small segments of Streaming
 
 
@@ -119,6 +120,24 @@ def check_shared_memory(config: Config, *, samples: int | None) -> Result:
             f"{text}; mount more (docker run --shm-size=1g), or lower num_workers ({config.num_workers})",
         )
     return Result("shared memory", "pass", text)
+
+
+def check_loader(config: Config, *, world_size: int) -> Result:
+    """The loader processes of this machine's ranks against its CPU cores."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    ranks = max(1, min(world_size, torch.cuda.device_count()))  # of this machine
+    processes = config.num_workers * ranks
+    each = f"num_workers ({config.num_workers})" + (f" x {ranks} ranks" if ranks > 1 else "")
+    text = f"{each}: {processes} loader processes on {cores} CPU cores"
+    if processes > MOST_PER_CORE * cores:
+        return Result(
+            "loader",
+            "warn",
+            f"{text}; more than the cores only take turns and memory: num_workers={max(1, cores // ranks)} is enough",
+        )
+    return Result("loader", "pass", text if processes else f"{each}: training reads its data itself")
 
 
 def check_port() -> Result:
