@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from moe.checks.result import Result
 from moe.config import Config
+from moe.errors import InputError
 from moe.estimate.plan import gpu_memory, largest_microbatch, make_step
 from moe.model.memory import step_memory
 from moe.units import size
@@ -50,8 +51,10 @@ def check_versions() -> Result:
 
 
 def check_device(config: Config) -> Result:
-    """Whether there is a GPU, and whether it computes in the config's precision."""
+    """Whether there is a GPU, whether it computes in the config's precision, and a compiler where one is needed."""
     import torch
+
+    from moe.build import check_compiler
 
     if not torch.cuda.is_available():
         if config.precision == "amp_fp16":
@@ -63,6 +66,10 @@ def check_device(config: Config) -> Result:
                 f"there is an NVIDIA driver and torch {torch.__version__} cannot use it; "
                 "update the driver, or install a torch for it (README, FineWeb, three commands)",
             )
+        try:
+            check_compiler(config.compile)
+        except InputError as error:
+            return Result("device", "fail", str(error))
         text = f"CPU, {torch.get_num_threads()} threads"
         if config.precision == "amp_bf16":
             return Result(

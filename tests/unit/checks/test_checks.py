@@ -49,6 +49,11 @@ def free(monkeypatch: pytest.MonkeyPatch, place: str, size: int) -> None:
     )
 
 
+def test_compile_without_a_compiler(check: Check, no_compiler: None) -> None:
+    assert check()[0] == 0, "auto compiles nothing on a CPU"
+    assert_told(check, ["compile=true"], "device", "fail", "needs a C++ compiler", "install g++", "compile=false")
+
+
 def test_a_sound_run_passes_every_line(check: Check, tmp_path: Path) -> None:
     code, found = check()
     assert code == 0 and {state for state, _ in found.values()} == {"pass"}, found
