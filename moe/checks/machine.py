@@ -137,7 +137,7 @@ def check_loader(config: Config, *, world_size: int) -> Result:
     ranks = max(1, min(world_size, torch.cuda.device_count()))  # of this machine
     processes = config.num_workers * ranks
     each = f"num_workers ({config.num_workers})" + (f" x {ranks} ranks" if ranks > 1 else "")
-    text = f"{each}: {processes} loader processes on {cores} CPU cores"
+    text = f"{each}: {processes} loader process{'es' * (processes != 1)} on {cores} CPU cores"
     if processes > MOST_PER_CORE * cores:
         return Result(
             "loader",
