@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from moe.config import Config, Every, ModelConfig, parse_time
 from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_text_loader, build_train_loader
 from moe.data.meta import Vocabulary
 from moe.data.text.tokenizer import load_tokenizer, token_bytes
+from moe.errors import InputError
 from moe.model import Transformer
 from moe.model.documents import document_ends
 from moe.model.flops import count_parameters, flops_per_token, model_shape
@@ -45,6 +47,7 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
         activation_checkpointing=config.activation_checkpointing,
     )
     if wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
+        check_compiler(config.compile)
         transformer.compile_blocks()
     return MoEModel(
         transformer,
@@ -62,6 +65,25 @@ def wants_compile(setting: bool | str, *, on_gpu: bool) -> bool:
     if setting == "auto":
         return on_gpu and importlib.util.find_spec("triton") is not None
     return bool(setting)
+
+
+def check_compiler(setting: bool | str) -> None:
+    """Raises:
+    InputError: `compile` wants blocks compiled on the CPU, and Inductor would find no C++ compiler.
+    """
+    if torch.cuda.is_available() or not wants_compile(setting, on_gpu=False):
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):  # OSError: there is a file of that name which cannot be run
+        wanted = os.environ.get("CXX", "g++")
+        raise InputError(
+            f"compile (true) needs a C++ compiler, and {wanted} does not run here; install g++, name another one in "
+            "the variable CXX, or set compile=false"
+        ) from None
 
 
 def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[str, Any]]]:

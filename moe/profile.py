@@ -35,6 +35,7 @@ from moe.train.alone import microbatch_loss
 from moe.train.inputs import Inputs
 from moe.train.microbatch import find_microbatch
 from moe.train.model import MoEModel
+from moe.train.start import COMPILED
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the limit
 
@@ -89,26 +90,36 @@ def profile_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say("building the model ...")
     model = build.build_model(config, inputs).to(device)
+    if model.transformer.compiled:
+        say(COMPILED)
     optimizer, _ = build.build_optimizer(config, model)
     samples, seq_len = config.global_train_batch_size, config.max_seq_len
     microbatch = build.microbatch_size(config, 1, device.type == "cuda")
     if not isinstance(microbatch, int):
+        say("device_train_microbatch_size: auto; trying how many sequences fit ...")
         microbatch = find_microbatch(
             model, optimizer, rank_batch=samples, seq_len=seq_len, precision=config.precision, device=device
         )
     say(f"taking {steps + 1} steps of {samples} x {seq_len} tokens in microbatches of {microbatch} ...")
     loop = _Loop(config, inputs, model, optimizer, microbatch)
-    loop.step()  # compiles, allocates the optimizer's state, fills the loader
+    seconds = loop.step()[0]  # compiles, allocates the optimizer's state, fills the loader
+    say(f"  the first, which is not counted: {seconds:.3g} s; now {steps} that are")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    timed = [loop.step() for _ in range(steps)]
+    timed = []
+    for number in range(1, steps + 1):
+        timed.append(loop.step())
+        say(f"  step {number} of {steps}: {timed[-1][0]:.3g} s")
     whole, data, update = (statistics.median(part[i] for part in timed) for i in range(3))
     memory = _memory(model, optimizer)
-    idle = _trace(loop.step, trace) if trace is not None else None
-    say("timing the parts ...")
-    rows = _part_rows(config, inputs, model, loop.batch(), microbatch)
+    idle = None
+    if trace is not None:
+        say("tracing one more step ...")
+        idle = _trace(loop.step, trace)
+    rows = _part_rows(config, inputs, model, loop.batch(), microbatch, say)
     rows += [Row("optimizer", update), Row("waiting for data", data)]
     rows.append(Row("the rest", whole - sum(row.seconds for row in rows)))
+    say("timing a matrix product, the chip's limit ...")
     return Profile(
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         precision=config.precision,
@@ -163,7 +174,14 @@ class _Loop:
         return end - start, data, end - update
 
 
-def _part_rows(config: Config, inputs: Inputs, model: MoEModel, batch: dict[str, Tensor], microbatch: int) -> list[Row]:
+def _part_rows(
+    config: Config,
+    inputs: Inputs,
+    model: MoEModel,
+    batch: dict[str, Tensor],
+    microbatch: int,
+    say: Callable[[str], None],
+) -> list[Row]:
     net, settings = model.transformer, config.model
     block: Any = net.blocks[0]
     device = model.expert_share_LE.device
@@ -206,6 +224,7 @@ def _part_rows(config: Config, inputs: Inputs, model: MoEModel, batch: dict[str,
     tokens = config.global_train_batch_size * config.max_seq_len
     rows = []
     for name, function, x, repeats in wanted:
+        say(f"timing the {name} of one {'microbatch' if repeats == 1 else 'layer'} alone ...")
         if net.compiled and name != "loss":
             function = torch.compile(function)
         seconds, saved = _time_part(function, x.clone().requires_grad_(), config.precision)

@@ -17,6 +17,7 @@ from moe.config import Config, ConfigError, Every, ParallelismConfig, load_confi
 from moe.config.checks import check_ranks
 from moe.errors import InputError, RunFailed
 from moe.train.start import (
+    COMPILED,
     LOCAL_RANK,
     RANK,
     WORLD_SIZE,
@@ -85,11 +86,13 @@ def train(config: Config, stop: StopSignal) -> int:
     import torch
     from composer.utils import dist, get_device
 
+    from moe.build import check_compiler
     from moe.train.temporary import temporary_folder
 
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
     config = _with_sharding(with_precision(config, on_gpu))
+    check_compiler(config.compile)
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
@@ -161,6 +164,8 @@ def _fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_g
         return 0
 
     model = build.build_model(config, meta)
+    if model.transformer.compiled:
+        say(COMPILED)
     if config.parallelism.fsdp2:
         shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu)
     optimizer, groups = build.build_optimizer(config, model)

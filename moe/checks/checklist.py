@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moe.checks.data import check_run_data
 from moe.checks.folder import check_folder, check_resume, existing
-from moe.checks.machine import check_device, check_memory, check_port, check_shared_memory, check_versions
+from moe.checks.machine import check_device, check_loader, check_memory, check_port, check_shared_memory, check_versions
 from moe.checks.result import Report, Result
 from moe.checks.services import check_remotes, check_wandb
 from moe.checks.settings import check_settings
@@ -37,6 +37,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     yield from check_settings(config, vocab_size=vocab_size, world_size=world_size)
     memory = check_memory(config, vocab_size=vocab_size)
     yield memory
+    yield check_loader(config, world_size=world_size)
     samples = inputs.epoch_tokens // config.max_seq_len if inputs is not None and inputs.epoch_tokens else None
     yield check_shared_memory(config, samples=samples)
     folder = check_folder(config, vocab_size=vocab_size)

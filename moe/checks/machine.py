@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from moe.checks.result import Result
 from moe.config import Config
+from moe.errors import InputError
 from moe.estimate.plan import gpu_memory, largest_microbatch, make_step
 from moe.model.memory import step_memory
 from moe.units import size
@@ -19,6 +20,7 @@ from moe.units import size
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
 PYTHONS = ((3, 10), (3, 13))  # from, below
 SHM = "/dev/shm"
+MOST_PER_CORE = 2  # loader processes; beyond, they take turns
 STREAMING_SHM = 16 << 20  # small segments of Streaming
 
 
@@ -49,8 +51,10 @@ def check_versions() -> Result:
 
 
 def check_device(config: Config) -> Result:
-    """Whether there is a GPU, and whether it computes in the config's precision."""
+    """Whether there is a GPU, whether it computes in the config's precision, and a compiler where one is needed."""
     import torch
+
+    from moe.build import check_compiler
 
     if not torch.cuda.is_available():
         if config.precision == "amp_fp16":
@@ -62,6 +66,10 @@ def check_device(config: Config) -> Result:
                 f"there is an NVIDIA driver and torch {torch.__version__} cannot use it; "
                 "update the driver, or install a torch for it (README, FineWeb, three commands)",
             )
+        try:
+            check_compiler(config.compile)
+        except InputError as error:
+            return Result("device", "fail", str(error))
         text = f"CPU, {torch.get_num_threads()} threads"
         if config.precision == "amp_bf16":
             return Result(
@@ -119,6 +127,24 @@ def check_shared_memory(config: Config, *, samples: int | None) -> Result:
             f"{text}; mount more (docker run --shm-size=1g), or lower num_workers ({config.num_workers})",
         )
     return Result("shared memory", "pass", text)
+
+
+def check_loader(config: Config, *, world_size: int) -> Result:
+    """The loader processes of this machine's ranks against its CPU cores."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    ranks = max(1, min(world_size, torch.cuda.device_count()))  # of this machine
+    processes = config.num_workers * ranks
+    each = f"num_workers ({config.num_workers})" + (f" x {ranks} ranks" if ranks > 1 else "")
+    text = f"{each}: {processes} loader process{'es' * (processes != 1)} on {cores} CPU cores"
+    if processes > MOST_PER_CORE * cores:
+        return Result(
+            "loader",
+            "warn",
+            f"{text}; more than the cores only take turns and memory: num_workers={max(1, cores // ranks)} is enough",
+        )
+    return Result("loader", "pass", text if processes else f"{each}: training reads its data itself")
 
 
 def check_port() -> Result:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
+MINUTE = 59.5  # seconds; what is rounded to one
 LEAST_MFU, MOST_PRICE, MOST_TOKENS = 0.01, 1_000_000, 100_000_000
 
 
@@ -119,7 +120,8 @@ def _work(config: Config, vocab_size: int) -> Iterator[str]:
     yield f"  steps         {work.steps:,} of {batch} tokens; {short(work.tokens)} tokens in all"
     yield f"  FLOPs         {work.flops_per_token / 1e9:.3g} G a token (forward and backward), {work.flops:.3g} in all"
     yield (
-        f"  tokens per parameter  {work.tokens_per_active_parameter:.1f} active, {work.tokens_per_parameter:.1f} total "
+        f"  tokens per parameter  {short(work.tokens_per_active_parameter)} active, "
+        f"{short(work.tokens_per_parameter)} total "
         f"(compute-optimal for a dense model: about {CHINCHILLA}, arXiv 2203.15556)"
     )
 
@@ -148,7 +150,7 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
         "free": [gpu.memory - found.total for found in memory],
     }
     for name, sizes in rows.items():
-        yield f"  {name:<44}" + "".join(f"{number / GB:>10.2f}" for number in sizes)
+        yield f"  {name:<44}" + "".join(f"{_gb(number):>10}" for number in sizes)
     yield f"  {'the peak is in':<44}" + "".join(f"{found.step.phase:>10}" for found in memory)
     if any(not found.step.gradients for found in memory):
         yield "  Gradients are 0 where the microbatch is the whole batch: they grow as the activations go."
@@ -170,12 +172,36 @@ def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool) -> Iterator
         for fit in [fit for fit in fits if fit.gpu == gpu.name]:
             sizes = f"{fit.microbatch or '-'} ({fit.checkpointed or '-'})"
             fitting = fit.checkpointed or fit.microbatch
-            price = "" if fit.cost is None or not fitting else f"{fit.cost:,.{0 if fit.cost >= 100 else 2}f}"
+            price = "" if fit.cost is None or not fitting else _money(fit.cost)
             cost = f"{price:>10}" if priced else ""
-            cells.append(f"{sizes:>13}{clock(fit.seconds) if fitting else '-':>9}{cost}")
+            cells.append(f"{sizes:>13}{_time(fit.seconds) if fitting else '-':>9}{cost}")
         yield f"  {gpu.name:<15}{gpu.fp32 if kind == 'fp32' else gpu.bf16:>8.5g}" + "".join(cells)
     if any(not fit.microbatch and fit.checkpointed for fit in fits) or config.activation_checkpointing:
         yield "  With activation checkpointing the time is 4/3 of the plain one."
+    if any(fit.seconds < MINUTE and (fit.microbatch or fit.checkpointed) for fit in fits):
+        yield "  So small a run takes longer than its FLOPs: starts, kernel launches, saves, evaluations come on top."
+    batch = config.global_train_batch_size
+    if uneven := [str(n) for n in N_GPUS if batch % n]:
+        yield f"  {' and '.join(uneven)} GPUs cannot divide a global_train_batch_size of {batch} evenly."
+
+
+def _gb(count: float) -> str:
+    """Bytes in GB. A small run's parts are thousandths of one; what is not there is a plain 0."""
+    if not count:
+        return "0"
+    gb = count / GB
+    return f"{gb:.2f}" if abs(gb) >= 0.1 else f"{gb:.3f}" if abs(gb) >= 0.001 else "<0.001"
+
+
+def _time(seconds: float) -> str:
+    """As `clock`, but of a run of seconds two digits, however short it is."""
+    if seconds >= MINUTE:
+        return clock(seconds)
+    return f"{seconds:.0f}s" if seconds >= 9.95 else f"{seconds:#.2g}s" if seconds >= 0.001 else "<1ms"
+
+
+def _money(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 100 else f"{cost:.2f}" if cost >= 0.01 or not cost else "<0.01"
 
 
 def _disk(config: Config, vocab_size: int) -> Iterator[str]:

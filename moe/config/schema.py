@@ -231,7 +231,7 @@ class Config:
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
     "How several ranks share the work. No effect on the result beyond rounding; may change within a run."
     compile: bool | str = "auto"
-    "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU."
+    "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU, which needs a C++ compiler."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"

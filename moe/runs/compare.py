@@ -46,11 +46,12 @@ def metas(run: Run) -> dict[str, dict[str, Any]]:
     """meta.json of each stream of the training data ("" for the only one); those that are on this machine."""
     spec = run.config.get("train_data")
     spec = spec if isinstance(spec, dict) else {}
+    streams = spec.get("streams")
     found = {}
-    for name, stream in (spec.get("streams") or {"": spec}).items():
+    for name, stream in (streams if isinstance(streams, dict) and streams else {"": spec}).items():
         folder = stream.get("local") if isinstance(stream, dict) else None
         try:
-            meta = json.loads((Path(folder or "") / "meta.json").read_text(encoding="utf-8"))
+            meta = json.loads((Path(str(folder or "")) / "meta.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(meta, dict):

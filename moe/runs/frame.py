@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe.runs.interruptions import RATE, interruptions, parse_stamp
-from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, Run
+from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, Run, is_number
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
 from moe.units import clock, short
@@ -172,7 +172,8 @@ def _checkpoint(run: Run, now: float) -> tuple[Any, Any]:
         words.append(f"{clock(max(0.0, now - stamp.timestamp()))} ago")
     files = run.manifest.get("files")
     if isinstance(files, dict):
-        size = sum(file.get("bytes", 0) for file in files.values() if isinstance(file, dict))
+        sizes: list[Any] = [file.get("bytes") for file in files.values() if isinstance(file, dict)]
+        size = sum(count for count in sizes if is_number(count))
         words.append(f"{short(size)}B")
     words.append(f"{len(run.saved)} kept")
     return f"step {run.saved[-1]:,}", Text(", ".join(words), style="dim")

@@ -33,7 +33,7 @@ STATES = {"running": RUNNING, "stopped": PREEMPTED, "done": DONE, "failed": FAIL
 QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
 LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
 MOST_STEPS = 10**15  # a float still counts them one by one
-LAYERED = re.compile(r"^(.*?)/layer_(\d+)(/.*)?$")
+LAYERED = re.compile(r"^(.*?)/layer_(\d{1,9})(/.*)?$")
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Run:
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is left out."""
-        return [(row["step"], float(row[key])) for row in self.rows if _is_number(row.get(key))]
+        return [(row["step"], float(row[key])) for row in self.rows if is_number(row.get(key))]
 
     def last(self, key: str) -> float | None:
-        return next((float(row[key]) for row in reversed(self.rows) if _is_number(row.get(key))), None)
+        return next((float(row[key]) for row in reversed(self.rows) if is_number(row.get(key))), None)
 
     def validation(self) -> dict[str, str]:
         """Validation sets by name ("" for the only one), each with the metric of its loss."""
@@ -137,12 +137,12 @@ class Run:
         return found
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
+    return isinstance(value, list) and bool(value) and all(map(is_number, value))
 
 
 def is_step(value: Any) -> bool:
@@ -162,7 +162,7 @@ class RunReader:
         """
         record = _record(self.path)
         rows = [row for row in self._logs["metrics"].read() if is_step(row.get("step"))]
-        events = [row for row in self._logs["events"].read() if "event" in row]
+        events = [row for row in self._logs["events"].read() if isinstance(row.get("event"), str)]
         alarms = self._logs["alarms"].read()
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+COMPILED = "compile: each block is compiled where it is first used; the first steps take longer, up to minutes"
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 
 

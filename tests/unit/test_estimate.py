@@ -59,6 +59,22 @@ def test_time_and_cost_follow_mfu_number_and_price(capsys) -> None:
     assert other["cost"] == pytest.approx(2 * other["seconds"] / 3600)
 
 
+def test_a_small_run_shows_no_numbers_rounded_away(capsys) -> None:
+    quick = ["estimate", str(ROOT / "yamls/quick.yaml")]
+    assert main([*quick, "--price", "2.5"]) == 0
+    assert capsys.readouterr().out.count("<0.01") == 2 * len(GPUS)
+    assert main(quick) == 0
+    page = capsys.readouterr().out
+    assert not any(number in page.split() for number in ("0m00s", "0.00", "0.0"))
+    h100 = next(line for line in page.splitlines() if line.startswith("  H100 80GB"))
+    assert h100.split()[3:7] == ["2", "(2)", "0.29s", "1"]  # 1.14e14 FLOPs at 40% of 989 TFLOP/s
+    assert "0.0597 active, 0.0382 total" in page
+    weights = next(line.split() for line in page.splitlines() if line.startswith("  weights"))
+    assert weights[1:] == ["0.10", "0.052"]
+    assert "8 GPUs cannot divide a global_train_batch_size of 2 evenly" in page
+    assert max(len(line) for line in page.splitlines()) <= 120
+
+
 def test_the_largest_microbatch_fits_and_the_next_one_does_not() -> None:
     config = load_config(YAML)
     fits = find_fits(config, 50257, mfu=0.4, prices={})

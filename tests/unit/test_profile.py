@@ -25,7 +25,12 @@ def test_the_parts_flops_add_up_to_those_of_the_model(tiny: Path, tied: bool) ->
 def test_rows_add_up_to_the_step_and_the_parts_keep_what_they_keep_in_the_model(tiny: Path, tmp_path: Path) -> None:
     config = load_config(tiny / "tiny.yaml", ["precision=fp32", "num_workers=0", "device_train_microbatch_size=4"])
     inputs = check_data(config, report=lambda line: None)
-    found = profile_run(config, inputs, steps=2, trace=tmp_path / "trace.json", say=lambda line: None)
+    told: list[str] = []
+    found = profile_run(config, inputs, steps=2, trace=tmp_path / "trace.json", say=told.append)
+    parts = [f"timing the {part}" for part in ("attention", "router", "experts", "loss")]
+    begins = ["building", "taking 3 steps of 8 x 32", "  the first", "  step 1 of 2", "  step 2", "tracing", *parts]
+    begins.append("timing a matrix product")
+    assert len(told) == len(begins) and all(map(str.startswith, told, begins)), told
     names = ["attention", "router", "experts", "loss", "optimizer", "waiting for data", "the rest"]
     assert [row.part for row in found.rows] == names
     assert sum(row.seconds for row in found.rows) == pytest.approx(found.step_seconds)

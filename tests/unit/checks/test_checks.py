@@ -49,11 +49,16 @@ def free(monkeypatch: pytest.MonkeyPatch, place: str, size: int) -> None:
     )
 
 
+def test_compile_without_a_compiler(check: Check, no_compiler: None) -> None:
+    assert check()[0] == 0, "auto compiles nothing on a CPU"
+    assert_told(check, ["compile=true"], "device", "fail", "needs a C++ compiler", "install g++", "compile=false")
+
+
 def test_a_sound_run_passes_every_line(check: Check, tmp_path: Path) -> None:
     code, found = check()
     assert code == 0 and {state for state, _ in found.values()} == {"pass"}, found
     names = "config versions device port W&B remote data tokens memory folder space resume".split()  # noqa: SIM905
-    assert set(names) | {"learning rate", "shared memory"} == set(found)
+    assert set(names) | {"learning rate", "loader", "shared memory"} == set(found)
     assert not (tmp_path / "run").exists(), "nothing was made"
 
 
@@ -196,6 +201,17 @@ def test_an_s3_folder_is_written_read_and_left_as_it_was(
     code, found = check(f"save_folder={bucket}/run")
     assert code == 0 and found["remote"] == ("pass", f"{bucket}/run: written, read and removed")
     assert RemoteFolder(bucket).list() == {} and not (tmp_path / "runs").exists()
+
+
+def test_many_more_loader_processes_than_cores(check: Check, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    assert check("num_workers=16")[1]["loader"] == ("pass", "num_workers (16): 16 loader processes on 8 CPU cores")
+    assert_told(check, ["num_workers=17"], "loader", "warn", "17 loader processes on 8 CPU cores", "num_workers=8 is")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert_told(check, ["num_workers=5"], "loader", "warn", "num_workers (5) x 4 ranks: 20 loader", "num_workers=2 is")
 
 
 def test_tiny_shared_memory(check: Check, monkeypatch) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from moe.cli.main import main
 from moe.errors import InputError
 from moe.runs.interruptions import interruptions
 from moe.runs.lines import Lines
 from moe.runs.reading import RunReader, find_runs, read_run
-from tests.unit.runs.folders import KILLED, TOKENS_PER_STEP, make_run, row, stamp, training_in, write_lines
+from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, row, stamp, training_in, write_lines
 
 
 def test_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
@@ -183,6 +184,47 @@ def test_events_without_time_or_step_are_survived(tmp_path: Path) -> None:
         {"event": "resume", "time": None, "step": "x"},
     )
     assert interruptions(read_run(make_run(tmp_path / "run", events=events))) == []
+
+
+WRONG: tuple[object, ...] = (None, "text", -1, float("inf"), [], {"a": 1}, 10**400)
+
+
+def damage(path: Path) -> None:
+    """Adds rows in which one value is of a wrong kind, each value of two rows in turn, and a sound row after each."""
+    lines = path.read_text().splitlines()
+    rows = [json.loads(line) for line in (lines[0], lines[1 % len(lines)])]
+    for sound in rows:
+        for key in sound:
+            for value in WRONG:
+                lines += [json.dumps({**sound, key: value}), lines[0]]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_rows_with_values_of_the_wrong_kind_end_no_command(tmp_path: Path, capsys) -> None:
+    other = make_run(tmp_path / "other")
+    folder = make_run(tmp_path / "run", events=KILLED, alarms=(ALARM,))
+    for name in ("metrics.jsonl", "events.jsonl", "alarms.jsonl"):
+        damage(folder / name)
+    assert main(["watch", str(folder), "--once"]) == 0
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["diff", str(folder), str(other)]) == 0
+
+
+@pytest.mark.parametrize("wrong", ["text", -1, [1, "a"], {"a": 1}, True, float("inf")], ids=str)
+def test_a_manifest_and_a_config_of_the_wrong_kind_are_survived(tmp_path: Path, capsys, wrong: object) -> None:
+    other = make_run(tmp_path / "other")
+    data: list[object] = [wrong, {"local": wrong}, {"streams": wrong}, {"streams": {"a": wrong}}]
+    for number, train_data in enumerate(data):
+        folder = make_run(tmp_path / f"run{number}", train_data=train_data)
+        assert main(["diff", str(folder), str(other)]) == 0
+        manifest = json.loads((folder / "step-00000100/manifest.json").read_text())
+        for key in manifest:
+            (folder / "step-00000100/manifest.json").write_text(json.dumps({**manifest, key: wrong}))
+            assert main(["watch", str(folder), "--once"]) == 0
+        manifest["files"]["state.pt"]["bytes"] = wrong
+        (folder / "step-00000100/manifest.json").write_text(json.dumps(manifest))
+        assert main(["watch", str(folder), "--once"]) == 0
 
 
 def test_looking_at_runs_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from moe.model import Transformer
 from moe.run import main
+from moe.train.start import COMPILED
 from tests.unit.train.runs import rows, train
 
 
@@ -46,3 +48,22 @@ def test_the_console_tells_the_first_step_of_each_start_and_the_logs_do_not(tiny
     code, folder = train(tiny, tmp_path, *settings, "max_duration=8ba")
     assert code == 0 and steps() == ["step 5", "step 6", "step 8"]
     assert list(rows(folder, "train/loss")) == list(rows(folder, "train/perplexity")) == [3, 4, 6, 8]
+
+
+@pytest.mark.parametrize("setting", ["true", "false"])
+def test_a_compiled_run_says_so_before_its_first_step(tiny: Path, tmp_path: Path, capsys, monkeypatch, setting) -> None:
+    monkeypatch.setattr(Transformer, "compile_blocks", lambda self: setattr(self, "compiled", True))
+    monkeypatch.setattr("moe.build.check_compiler", lambda setting: None)
+    assert train(tiny, tmp_path, f"compile={setting}", "scheduler.t_warmup=1ba", "max_duration=2ba")[0] == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("eval at step 0"))
+    assert lines[:first].count(COMPILED) == lines.count(COMPILED) == (setting == "true")
+
+
+def test_compile_without_a_compiler_is_one_message_before_the_folder(
+    tiny: Path, tmp_path: Path, capsys, no_compiler: None
+) -> None:
+    code, folder = train(tiny, tmp_path, "compile=true")
+    assert code == 2 and not folder.exists()
+    err = capsys.readouterr().err
+    assert err.strip().startswith("error: compile (true) needs a C++ compiler") and "Traceback" not in err
