@@ -23,6 +23,7 @@ SHARE = 0.5  # of AdamW's tokens, for Muon
 LESS = (0.35, 0.25, 0.18)  # as long as it still ends below AdamW
 MORE = (0.65, 0.75)  # to complete the curve, or where it does not
 LONG = 4.0  # times the tokens
+LONG_SHARES = (0.5, 0.75)  # of those, for Muon
 SEEDS = (0, 1, 2)
 WIDE = {"d_model": 128, "expert_hidden": 256}
 WARMUPS = (0.05, 0.1, 0.2, 0.4)
@@ -184,13 +185,25 @@ def _budgets(results: Results) -> list[Run] | None:
     return given if adamw is None else seeds(adamw) + given
 
 
-def long_runs(results: Results) -> list[Run] | None:
-    adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    if adamw is None or muon is None:
-        return None
-    adamw, muon = replace(adamw, share=LONG), replace(muon, share=LONG)
-    halves = [replace(run, lr=run.lr / 2) for run in (adamw, muon)]  # the best rate falls with the compute spent
-    return [adamw, replace(muon, share=LONG / 2), muon, *halves]
+def long_sweeps(results: Results) -> dict[str, list[Run]]:
+    """AdamW and Muon on LONG times the tokens, by rate: the best one falls with the compute spent."""
+    found = {"adamw": tuned_adamw(results)[1], "muon": best_muon(results)}
+    return {
+        name: sweep(results, replace(run, share=LONG, lr=0), (run.lr / 2, run.lr))
+        for name, run in found.items()
+        if run is not None
+    }
+
+
+def long_budgets(results: Results) -> list[Run]:
+    """Muon at its best rate there, on LONG_SHARES of those tokens; empty until that is known."""
+    best = results.best(long_sweeps(results).get("muon", []))
+    return [] if best is None else [replace(best, share=LONG * share) for share in LONG_SHARES]
+
+
+def _long(results: Results) -> list[Run] | None:
+    sweeps = long_sweeps(results)
+    return [*sweeps["adamw"], *sweeps["muon"], *long_budgets(results)] if len(sweeps) == 2 else None
 
 
 def long_dense(muon: Run) -> dict[str, Run]:
@@ -214,7 +227,7 @@ STAGES: dict[str, Stage] = {
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "learning rates at twice the width": lambda results: wide_sweep(results) or None,
-    "four times the tokens": long_runs,
+    "four times the tokens": _long,
     "four times the tokens, dense, three seeds": _with_muon(lambda muon: seeds(*long_dense(muon).values())),
     "Muon on 0.65 and 0.75 of the tokens": _with_muon(
         lambda muon: seeds(*(replace(muon, share=share) for share in MORE))

@@ -17,11 +17,13 @@ from typing import Any
 from learning_matrix import (
     DENSE_ACTIVE,
     LONG,
+    LONG_SHARES,
     SEEDS,
     Results,
     best_muon,
+    long_budgets,
     long_dense,
-    long_runs,
+    long_sweeps,
     matrix,
     muon_budgets,
     sweep,
@@ -127,14 +129,31 @@ def budget_table(results: Results) -> str:
 
 
 def long_table(results: Results) -> str:
-    runs = long_runs(results)
-    if runs is None:
+    sweeps = long_sweeps(results)
+    if len(sweeps) < 2:
         return f"Four times the tokens: {NOT_RUN} yet."
+    runs = [run for found in sweeps.values() for run in found] + long_budgets(results)
     rows = []
     for run in sorted(runs, key=lambda run: (run.optimizer, -run.tokens, run.lr)):
         loss = results.final(run)
         rows.append([run.optimizer, f"{run.lr:g}", f"{run.tokens:,}", NOT_RUN if loss is None else f"{loss:.3f}"])
-    return table(["optimizer", "rate", "tokens", "final loss"], rows)
+    return table(["optimizer", "rate", "tokens", "final loss"], rows) + "\n\n" + long_share(results)
+
+
+def long_share(results: Results) -> str:
+    """Share of the best AdamW's tokens that Muon needs there, of one seed."""
+    adamw, muon = (results.best(found) for found in long_sweeps(results).values())
+    less = [] if muon is None else [muon, *long_budgets(results)]
+    losses = [(run.share / LONG, loss) for run in less if (loss := results.final(run)) is not None]
+    target = None if adamw is None else results.final(adamw)
+    needed = crossing(losses, target) if target is not None and len(losses) == len(less) > 1 else None
+    if needed is None:
+        text = NOT_RUN
+    elif needed == math.inf:
+        text = "not reached"
+    else:
+        text = f"below {min(LONG_SHARES):g}" if needed == 0.0 else f"{needed:.2f}"
+    return f"Share of AdamW's tokens with which Muon ends at AdamW's final loss, there: {text}."
 
 
 def dense_gains(results: Results) -> dict[str, list[float]]:
