@@ -25,6 +25,7 @@ MORE = (0.65, 0.75)  # to complete the curve, or where it does not
 LONG = 4.0  # times the tokens
 LONG_SHARES = (0.5, 0.75)  # of those, for Muon
 SEEDS = (0, 1, 2)
+MORE_SEEDS = (*SEEDS, 3, 4)  # for experts against none on LONG: with three the interval ended 0.003 nats short of zero
 WIDE = {"d_model": 128, "expert_hidden": 256}
 WARMUPS = (0.05, 0.1, 0.2, 0.4)
 DENSE_ACTIVE: dict[str, Any] = {"n_experts": 1, "top_k": 1, "expert_hidden": 256}
@@ -228,7 +229,9 @@ STAGES: dict[str, Stage] = {
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "learning rates at twice the width": lambda results: wide_sweep(results) or None,
     "four times the tokens": _long,
-    "four times the tokens, dense, three seeds": _with_muon(lambda muon: seeds(*long_dense(muon).values())),
+    "four times the tokens, dense, five seeds": _with_muon(
+        lambda muon: [replace(run, seed=seed) for run in long_dense(muon).values() for seed in MORE_SEEDS]
+    ),
     "Muon on 0.65 and 0.75 of the tokens": _with_muon(
         lambda muon: seeds(*(replace(muon, share=share) for share in MORE))
     ),

@@ -233,7 +233,7 @@ def goal_table(results: Results) -> str:
     ]  # fmt: skip
     for name, gains in dense_gains(results).items():
         worst = None
-        if len(gains) == len(SEEDS):
+        if len(gains) >= len(SEEDS):
             mean, half = interval(gains)
             worst = (half or 0) - mean
         rows.append(

@@ -10,14 +10,23 @@ import math
 import statistics
 from dataclasses import replace
 
-from learning_matrix import ABLATIONS, DENSE_ACTIVE, DENSE_TOTAL, MORE, SEEDS, Results, best_muon, muon_budgets
+from learning_matrix import (
+    ABLATIONS,
+    DENSE_ACTIVE,
+    DENSE_TOTAL,
+    MORE,
+    MORE_SEEDS,
+    Results,
+    best_muon,
+    muon_budgets,
+)
 from learning_run import Run
 
-STUDENT_95 = {2: 12.706, 3: 4.303}  # by the number of seeds
+STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by the number of seeds
 
 
 def over_seeds(results: Results, run: Run) -> dict[int, float]:
-    losses = {seed: results.final(replace(run, seed=seed)) for seed in SEEDS}
+    losses = {seed: results.final(replace(run, seed=seed)) for seed in MORE_SEEDS}
     return {seed: loss for seed, loss in losses.items() if loss is not None}
 
 
