@@ -137,23 +137,28 @@ def long_table(results: Results) -> str:
     for run in sorted(runs, key=lambda run: (run.optimizer, -run.tokens, run.lr)):
         loss = results.final(run)
         rows.append([run.optimizer, f"{run.lr:g}", f"{run.tokens:,}", NOT_RUN if loss is None else f"{loss:.3f}"])
-    return table(["optimizer", "rate", "tokens", "final loss"], rows) + "\n\n" + long_share(results)
+    reached_with = f"Share of AdamW's tokens with which Muon ends at AdamW's final loss, there: {long_share(results)}."
+    return table(["optimizer", "rate", "tokens", "final loss"], rows) + "\n\n" + reached_with
+
+
+def long_needed(results: Results) -> float | None:
+    """Share of the best AdamW's tokens that Muon needs there, of one seed; None while a run is missing."""
+    adamw, muon = (results.best(found) for found in long_sweeps(results).values())
+    if adamw is None or muon is None:
+        return None
+    losses = [(run.share / LONG, results.final(run)) for run in (muon, *long_budgets(results))]
+    known = [(share, loss) for share, loss in losses if loss is not None]
+    target = results.final(adamw)
+    return crossing(known, target) if target is not None and len(known) == len(losses) else None
 
 
 def long_share(results: Results) -> str:
-    """Share of the best AdamW's tokens that Muon needs there, of one seed."""
-    adamw, muon = (results.best(found) for found in long_sweeps(results).values())
-    less = [] if muon is None else [muon, *long_budgets(results)]
-    losses = [(run.share / LONG, loss) for run in less if (loss := results.final(run)) is not None]
-    target = None if adamw is None else results.final(adamw)
-    needed = crossing(losses, target) if target is not None and len(losses) == len(less) > 1 else None
+    needed = long_needed(results)
     if needed is None:
-        text = NOT_RUN
-    elif needed == math.inf:
-        text = "not reached"
-    else:
-        text = f"below {min(LONG_SHARES):g}" if needed == 0.0 else f"{needed:.2f}"
-    return f"Share of AdamW's tokens with which Muon ends at AdamW's final loss, there: {text}."
+        return NOT_RUN
+    if math.isinf(needed):
+        return "not reached"
+    return f"{needed:.2f}, one seed" if needed else f"below {min(LONG_SHARES):g}, one seed"
 
 
 def dense_gains(results: Results) -> dict[str, list[float]]:
@@ -231,6 +236,9 @@ def goal_table(results: Results) -> str:
          shown_shares(found, min(shares(results))),
          verdict(upper, GOAL_TOKENS) + (" (the whole interval)" if upper is not None and upper <= GOAL_TOKENS else "")]
     ]  # fmt: skip
+    if len(long_sweeps(results)) == 2:
+        long = long_needed(results)
+        rows.append([f"the same on {LONG:g} times the tokens", long_share(results), verdict(long, GOAL_TOKENS)])
     for name, gains in dense_gains(results).items():
         worst = None
         if len(gains) >= len(SEEDS):
