@@ -27,7 +27,7 @@ from moe.train.start import (
     starting_point,
     with_precision,
 )
-from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
+from moe.train.stop import EXIT_STOPPED, LAST_RESORT, Stopped, StopSignal
 from moe.units import complain, say
 
 if TYPE_CHECKING:
@@ -96,6 +96,15 @@ def train(config: Config, stop: StopSignal) -> int:
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder = open_folder(config)
+
+    def last_words() -> None:
+        say(
+            f"the step did not end within {LAST_RESORT:.0f} s of {stop.reason}, and the launcher would kill it: "
+            f"it is lost; {folder.newest()}; run the same command again to go on"
+        )
+        folder.close("stopped", reason=f"{stop.reason}, in a step that did not end")
+
+    stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             return _fit(config, meta, folder, stop, on_gpu)

@@ -5,8 +5,9 @@ Decisions:
   one.
 - Only a second SIGINT is a second Ctrl+C (exit 130 at once): on one Ctrl+C the launcher sends SIGTERM as well.
 - Before training there is nothing to save: the process ends at once, with 75.
-- A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch; where the process
-  hangs in a collective, a timer ends it before the launcher does. Either way a resume replays the step.
+- A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch; where there is none
+  before the launcher would kill (a hung collective, a slow step of one microbatch), a timer ends the process, which
+  says so first. Either way a resume replays the step. Without a launcher nobody kills: the step may take its time.
 - Forked loader workers inherit the handler; there the signal keeps its default effect.
 """
 
@@ -18,6 +19,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -27,6 +30,11 @@ PATIENCE, LAST_RESORT = 15.0, 25.0
 
 class Stopped(Exception):
     """The run stopped early, with everything saved: the same command goes on."""
+
+
+def _launched() -> bool:
+    """Whether a launcher started this process, which will kill it some time after a signal (Composer's: 30 s)."""
+    return "LOCAL_WORLD_SIZE" in os.environ
 
 
 class StopSignal:
@@ -39,6 +47,7 @@ class StopSignal:
         self.time_limit: float | None = None  # seconds from `started`; the same on every rank
         self.saving = False  # the training thread waits for a write, which nothing may cut short
         self.temporary: str | None = None  # this process's folder, to be removed at whatever end
+        self.last_words: Callable[[], None] | None = None  # told before the timer ends the process
         self._interrupts = 0
         self._timer: threading.Timer | None = None
 
@@ -47,7 +56,7 @@ class StopSignal:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup a hang-up stays ignored
                 signal.signal(number, self._handle)
-        if "LOCAL_WORLD_SIZE" in os.environ:
+        if _launched():
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
     def _handle(self, number: int, frame: object) -> None:
@@ -59,14 +68,23 @@ class StopSignal:
         if self._interrupts > 1:
             self.leave(EXIT_AT_ONCE)
         if not self.training:
+            if os.environ.get("RANK", "0") == "0":  # not print: it may be what was interrupted
+                with suppress(OSError):
+                    os.write(1, f"stopped by {signal.Signals(number).name} before a step was taken\n".encode())
             self.leave(EXIT_STOPPED)
         if self.received is None:
             self.received, self.since = signal.Signals(number), time.monotonic()
-            if self.saving:
+            if self.saving or not _launched():
                 return
-            self._timer = threading.Timer(LAST_RESORT, self.leave, (EXIT_STOPPED,))
+            self._timer = threading.Timer(LAST_RESORT, self._give_up)
             self._timer.daemon = True
             self._timer.start()
+
+    def _give_up(self) -> None:
+        with suppress(Exception):
+            if self.last_words is not None:
+                self.last_words()
+        self.leave(EXIT_STOPPED)
 
     def leave(self, code: int) -> None:
         """Ends the process at once, from wherever it is."""

@@ -60,19 +60,62 @@ def test_a_step_that_does_not_end_is_abandoned_and_replayed(
 def test_a_process_that_hangs_after_a_signal_is_ended_before_the_launcher_kills_it(monkeypatch) -> None:
     import moe.train.stop as stop_module
 
-    ended = threading.Event()
+    ended, told = threading.Event(), []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setattr(stop_module, "LAST_RESORT", 0.05)
     monkeypatch.setattr(stop_module.os, "_exit", lambda code: ended.set() if code == STOPPED else None)
+
+    def last_words() -> None:
+        told.append(stop.reason)
+        raise OSError(28, "No space left on device")  # what cannot be told is no reason to stay
+
     stop = StopSignal()
-    stop.training = True
+    stop.training, stop.last_words = True, last_words
     stop._handle(signal.SIGTERM, None)
-    assert ended.wait(5)
+    assert ended.wait(5) and told == ["SIGTERM"]
     ended.clear()
     stop = StopSignal()
     stop.training = True
     stop._handle(signal.SIGTERM, None)
     stop.step_ended()  # it saves now, which nothing may cut short
     assert not ended.wait(0.3)
+
+
+def test_without_a_launcher_that_would_kill_a_slow_step_may_end(monkeypatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    stop = StopSignal()
+    stop.training = True
+    stop._handle(signal.SIGTERM, None)
+    assert stop.wanted and stop._timer is None
+
+
+def test_a_signal_before_the_first_step_says_so(monkeypatch, capfd) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(stop_module.os, "_exit", codes.append)
+    StopSignal()._handle(signal.SIGTERM, None)
+    assert codes == [STOPPED] and capfd.readouterr().out == "stopped by SIGTERM before a step was taken\n"
+
+
+def test_a_step_that_is_given_up_leaves_its_last_words_in_the_run_folder(
+    small: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from moe.train.model import MoEModel
+
+    signals, plain, calls = [], MoEModel.forward, []
+    monkeypatch.setattr(StopSignal, "install", lambda self: signals.append(self))
+
+    def slow(self, batch):
+        calls.append(None)
+        if len(calls) == 3:
+            signals[-1].received = signal.SIGTERM
+            signals[-1].last_words()
+        return plain(self, batch)
+
+    monkeypatch.setattr(MoEModel, "forward", slow)
+    folder = train(small, tmp_path, "eval_data=null")[1]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert any("in a step that did not end" in str(event.get("reason")) for event in events)
+    assert "the step did not end within 25 s of SIGTERM" in capsys.readouterr().out
 
 
 def test_the_time_limit_saves_and_exits_75(small: Path, tmp_path: Path, whole: Path, monkeypatch, capsys) -> None:
