@@ -23,8 +23,7 @@ def run(args: argparse.Namespace) -> int:
         if missing:
             source = "config.yaml" if section == "config" else "checkpoint that could tell"
             print(f"{section}: no {source} in {' and '.join(missing)}")
-            if len(missing) == 2:
-                continue
+            continue
         print(f"{section}: {len(table)} differ" if table else f"{section}: the same")
         width = max(map(len, table), default=0)
         for key, (here, there) in table.items():

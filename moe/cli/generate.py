@@ -22,10 +22,11 @@ def run(args: argparse.Namespace) -> int:
     from moe.inference import find_checkpoint, load_model
     from moe.model.generation import generate
 
-    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
+    heat = args.temperature
+    if args.max_new_tokens < 1 or not (heat == 0 or 1e-3 <= heat <= 1e3) or not 0 < args.top_p <= 1:
         raise InputError(
             f"--max-new-tokens ({args.max_new_tokens}) must be at least 1, "
-            f"--temperature ({args.temperature}) at least 0, --top-p ({args.top_p}) above 0 and at most 1"
+            f"--temperature ({heat}) 0 or from 0.001 to 1,000, --top-p ({args.top_p}) above 0 and at most 1"
         )
     for prompt in args.prompt:
         try:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             model,
             tokens,
             max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
+            temperature=heat,
             top_p=args.top_p,
             seed=args.seed,
         ):

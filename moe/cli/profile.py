@@ -13,6 +13,8 @@ from moe.units import say, short, size
 if TYPE_CHECKING:
     from moe.profile import Profile
 
+MOST_STEPS = 1000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the yaml of the run")
@@ -22,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.steps < 1:
-        raise InputError(f"--steps ({args.steps}) must be at least 1")
+    if not 1 <= args.steps <= MOST_STEPS:
+        raise InputError(f"--steps ({args.steps}) must be from 1 to {MOST_STEPS:,}")
+    if args.trace is not None and args.trace.is_dir():
+        raise InputError(f"--trace ({args.trace}) is a folder; name a file")
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise InputError(f"--trace ({args.trace}): there is no folder {args.trace.parent}")
     from moe.config import load_config

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     found, notes, faults = list_runs(paths)
     if args.json:
         print(json.dumps([each.to_json() for each in found], indent=1))
-    else:
+    elif found:
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(table(found, time.time(), console))
     for note in notes:

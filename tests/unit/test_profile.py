@@ -54,5 +54,8 @@ def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_p
     assert {"attention", "experts", "the step"} <= table.keys() and table["the step"][1] == "100.0%"
     assert main(["profile", config, "--steps", "0"]) == 2
     assert main(["profile", config, "--trace", str(tmp_path / "no/t.json")]) == 2
+    assert main(["profile", config, "--trace", str(tmp_path)]) == 2
+    assert tmp_path.is_dir()
     err = capsys.readouterr().err
+    assert "is a folder; name a file" in err
     assert "--steps (0)" in err and "there is no folder" in err and "Traceback" not in err

@@ -76,3 +76,9 @@ def test_a_step_is_chosen_and_a_missing_one_told(make_run: Callable, capsys) -> 
 def test_more_than_the_trained_length_is_warned_of(make_run: Callable, capsys) -> None:
     assert main(["generate", str(make_run()), "--max-new-tokens", "80", *prompts("the model")]) == 0
     assert "80 new ones; the model was trained on 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("heat", ["nan", "inf", "-1", "1e-45"])
+def test_a_temperature_without_probabilities_is_refused(capsys: pytest.CaptureFixture, heat: str) -> None:
+    assert main(["generate", "nowhere", "--prompt", "hi", f"--temperature={heat}"]) == 2
+    assert "--temperature" in capsys.readouterr().err

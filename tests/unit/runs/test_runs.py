@@ -53,6 +53,9 @@ def test_a_damaged_run_is_told_beside_the_others(tmp_path: Path, capsys: pytest.
     assert main(["runs", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert "done" in shown.out and "is damaged" in shown.err
+    assert main(["runs", str(tmp_path / "bad")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "is damaged" in shown.err
 
 
 @pytest.mark.parametrize(("width", "encoding"), [(80, "utf-8"), (80, "ascii"), (60, "utf-8"), (40, "utf-8")])
@@ -148,5 +151,6 @@ def test_diff_says_what_cannot_be_known(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["diff", str(first), str(second)]) == 0
     out = capsys.readouterr().out
     assert "config: the same" in out
-    assert f"versions: no checkpoint that could tell in {second}" in out
+    assert f"versions: no checkpoint that could tell in {second}" in out and "versions: 0" not in out
+    assert out.count("versions:") == 1, "what is not known does not differ"
     assert main(["diff", str(first), str(tmp_path / "nowhere")]) == 2
