@@ -37,7 +37,7 @@ STYLE = {
 
 def draw_rates(axes: Axes, results: Results) -> None:
     sweeps = (
-        ("AdamW", ADAMW, sweep(results, Run(optimizer="adamw", lr=0))),
+        ("AdamW, a tenth of warmup", ADAMW, sweep(results, Run(optimizer="adamw", lr=0))),
         ("Muon", MUON, sweep(results, Run(optimizer="muon", lr=0))),
         ("Muon, twice the width", WIDE_MUON, wide_sweep(results)),
     )
