@@ -37,7 +37,7 @@ STYLE = {
 
 def draw_rates(axes: Axes, results: Results) -> None:
     sweeps = (
-        ("AdamW, a tenth of warmup", ADAMW, sweep(results, Run(optimizer="adamw", lr=0))),
+        ("AdamW, warmup 0.1", ADAMW, sweep(results, Run(optimizer="adamw", lr=0))),
         ("Muon", MUON, sweep(results, Run(optimizer="muon", lr=0))),
         ("Muon, twice the width", WIDE_MUON, wide_sweep(results)),
     )
@@ -51,7 +51,7 @@ def draw_rates(axes: Axes, results: Results) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(rates), [f"{rate:g}" for rate in sorted(rates)])
     axes.set(title="Final loss by learning rate", xlabel="peak learning rate", ylabel="validation loss, nats a token")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center right")
 
 
 def draw_curves(axes: Axes, results: Results) -> None:
