@@ -4,7 +4,7 @@
   but the results' files is remembered: killed and started again, the driver goes on with the first run that has none.
 - A sweep whose best rate is at its edge grows by another rate on that side.
 - AdamW gets more tuning than Muon, whose rate alone is swept: the comparison is to favour the older method. Its warmup
-  and its rate depend on each other, so it is tuned move by move.
+  and its rate depend on each other, so it is tuned move by move. On LONG times the tokens both are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ SHARE = 0.5  # of AdamW's tokens, for Muon
 LESS = (0.35, 0.25, 0.18)  # as long as it still ends below AdamW
 MORE = (0.65, 0.75)  # to complete the curve, or where it does not
 LONG = 4.0  # times the tokens
-LONG_SHARES = (0.5, 0.75)  # of those, for Muon
+LONG_SHARES = (0.75, 0.5)  # of those, for Muon
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (*SEEDS, 3, 4)  # for experts against none on LONG: with three the interval ended 0.003 nats short of zero
 WIDE = {"d_model": 128, "expert_hidden": 256}
@@ -64,7 +64,7 @@ class Results:
         names = sorted(path.stem for path in self.folder.glob("*.json"))
         fields = [field.name for field in dataclasses.fields(Run)]
         found = [json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
-        return [Run(**{field: one[field] for field in fields}) for one in found]
+        return [Run(**{field: one[field] for field in fields if field in one}) for one in found]
 
     def best(self, runs: list[Run]) -> Run | None:
         """The one of least final loss; None while one of them is missing, or of none."""
@@ -93,14 +93,19 @@ def sweep(results: Results, base: Run, first: tuple[float, ...] = RATES) -> list
 
 
 def neighbours(run: Run) -> list[Run]:
-    """AdamW's settings one move away. A long warmup bears a higher rate, so both together are a move too."""
+    """Settings one move away. A long warmup bears a higher rate, so both together are a move too. beta2 is AdamW's;
+    under Muon it is the rate of AdamW's part that is moved instead.
+    """
     place = WARMUPS.index(run.warmup)
     longer, shorter = WARMUPS[min(place + 1, len(WARMUPS) - 1)], WARMUPS[max(place - 1, 0)]
+    own: list[dict[str, float]] = [{"beta2": 0.99 if run.beta2 == 0.95 else 0.95}]
+    if run.optimizer == "muon":
+        own = [{"adamw_ratio": run.adamw_ratio * 2}, {"adamw_ratio": run.adamw_ratio / 2}]
     moves: list[dict[str, float]] = [
         {"lr": run.lr * 2, "warmup": longer},
         {"warmup": longer},
         {"lr": run.lr * 2},
-        {"beta2": 0.99 if run.beta2 == 0.95 else 0.95},
+        *own,
         {"weight_decay": 0.01 if run.weight_decay == 0.1 else 0.1},
         {"lr": round(run.lr * 1.4, 7)},
         {"lr": round(run.lr * 0.7, 7)},
@@ -109,16 +114,14 @@ def neighbours(run: Run) -> list[Run]:
     return [found for move in moves if (found := replace(run, **move)) != run]
 
 
-def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
-    """The runs that tune AdamW, and the best of all; None while one is missing.
+def tuned(results: Results, start: Run | None) -> tuple[list[Run], Run | None]:
+    """The runs that tune an optimizer, and the best of all; None while one is missing.
 
-    From the best rate of the sweep to the first neighbour that is better, until none is.
+    From the best rate of a sweep to the first neighbour that is better, until none is.
     """
-    best = results.best(sweep(results, Run(optimizer="adamw", lr=0)))
-    if best is None:
+    if start is None:
         return [], None
-    runs: list[Run] = []
-    moved = True
+    best, runs, moved = start, [], True
     while moved:
         moved = False
         least = results.final(best)
@@ -132,6 +135,10 @@ def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
                 best, moved = run, True
                 break
     return runs, best
+
+
+def tuned_adamw(results: Results) -> tuple[list[Run], Run | None]:
+    return tuned(results, results.best(sweep(results, Run(optimizer="adamw", lr=0))))
 
 
 def best_muon(results: Results) -> Run | None:
@@ -148,6 +155,17 @@ def wide_sweep(results: Results) -> list[Run]:
 
 def seeds(*runs: Run) -> list[Run]:
     return [replace(run, seed=seed) for run in runs for seed in SEEDS]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """AdamW on a number of tokens, and Muon on shares of them, from all."""
+
+    adamw: Run
+    muons: list[Run]
+
+    def share(self, muon: Run) -> float:
+        return muon.share / self.adamw.share
 
 
 def muon_budgets(results: Results) -> list[float]:
@@ -196,15 +214,39 @@ def long_sweeps(results: Results) -> dict[str, list[Run]]:
     }
 
 
-def long_budgets(results: Results) -> list[Run]:
-    """Muon at its best rate there, on LONG_SHARES of those tokens; empty until that is known."""
-    best = results.best(long_sweeps(results).get("muon", []))
-    return [] if best is None else [replace(best, share=LONG * share) for share in LONG_SHARES]
+def long_tuned(results: Results) -> dict[str, tuple[list[Run], Run | None]]:
+    return {name: tuned(results, results.best(found)) for name, found in long_sweeps(results).items()}
 
 
 def _long(results: Results) -> list[Run] | None:
     sweeps = long_sweeps(results)
-    return [*sweeps["adamw"], *sweeps["muon"], *long_budgets(results)] if len(sweeps) == 2 else None
+    if len(sweeps) < 2:
+        return None
+    runs = [run for found in sweeps.values() for run in found]
+    return runs + [run for found, _ in long_tuned(results).values() for run in found]
+
+
+def _long_budgets(results: Results) -> list[Run] | None:
+    comparison = long_comparison(results)
+    return None if comparison is None else seeds(comparison.adamw, *comparison.muons)
+
+
+def comparison(results: Results) -> Comparison | None:
+    """None while AdamW is not tuned."""
+    adamw, muon = tuned_adamw(results)[1], best_muon(results)
+    if adamw is None or muon is None:
+        return None
+    shares = sorted({*muon_budgets(results), *MORE}, reverse=True)
+    return Comparison(adamw, [replace(muon, share=share) for share in shares])
+
+
+def long_comparison(results: Results) -> Comparison | None:
+    """The same on LONG times the tokens, both tuned there; None while one is not."""
+    found = {name: best for name, (_, best) in long_tuned(results).items()}
+    adamw, muon = found.get("adamw"), found.get("muon")
+    if adamw is None or muon is None:
+        return None
+    return Comparison(adamw, [replace(muon, share=LONG * share) for share in (1.0, *LONG_SHARES)])
 
 
 def long_dense(muon: Run) -> dict[str, Run]:
@@ -228,7 +270,8 @@ STAGES: dict[str, Stage] = {
     "dense": _with_muon(lambda muon: [*seeds(replace(muon, **DENSE_ACTIVE)), replace(muon, **DENSE_TOTAL)]),
     "parts of the recipe": _with_muon(lambda muon: [replace(muon, **change) for change in ABLATIONS.values()]),
     "learning rates at twice the width": lambda results: wide_sweep(results) or None,
-    "four times the tokens": _long,
+    "four times the tokens, both tuned": _long,
+    "four times the tokens, Muon on fewer, three seeds": _long_budgets,
     "four times the tokens, dense, five seeds": _with_muon(
         lambda muon: [replace(run, seed=seed) for run in long_dense(muon).values() for seed in MORE_SEEDS]
     ),

@@ -10,9 +10,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from learning_matrix import SEEDS, Results, best_muon, sweep, tuned_adamw, wide_sweep
+from learning_matrix import SEEDS, Results, best_muon, comparison, sweep, tuned_adamw, wide_sweep
 from learning_run import Run
-from learning_stats import differences, interval, over_seeds, recipe_rows, shares
+from learning_stats import differences, interval, over_seeds, recipe_rows
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -63,9 +63,10 @@ def draw_curves(axes: Axes, results: Results) -> None:
     if adamw is None or muon is None:
         return
     lines = [(name_of_adamw, ADAMW, 2.2, adamw, ""), ("Muon", MUON, 2.2, muon, "")]
+    compared = comparison(results)
     lines += [
-        ("Muon on fewer tokens" if i == 0 else None, MUON, 1.2, replace(muon, share=share), f"{share:g}")
-        for i, share in enumerate(shares(results)[1:])
+        ("Muon on fewer tokens" if i == 0 else None, MUON, 1.2, run, f"{run.share:g}")
+        for i, run in enumerate(compared.muons[1:] if compared else [])
     ]
     top = 0.0
     for name, color, width, run, end in lines:

@@ -1,13 +1,10 @@
 """docs/learning.md's tables and docs/learning.png, from the result files of benchmarks/learning.py alone.
 
-- A row that was not run says so; a row of one seed has no interval.
-- How many tokens Muon needs: its final losses on several token budgets, each with a schedule of its own, interpolated
-  over the logarithm of the budget, seed by seed.
+A row that was not run says so; a row of one seed has no interval.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from dataclasses import replace
@@ -17,23 +14,25 @@ from typing import Any
 from learning_matrix import (
     DENSE_ACTIVE,
     LONG,
-    LONG_SHARES,
     SEEDS,
+    Comparison,
     Results,
     best_muon,
-    long_budgets,
+    comparison,
+    long_comparison,
     long_dense,
     long_sweeps,
+    long_tuned,
     matrix,
-    muon_budgets,
     sweep,
     tuned_adamw,
     wide_sweep,
 )
 from learning_run import BATCH, SEQ_LEN, Run
-from learning_stats import differences, interval, over_seeds, recipe_rows, shares
+from learning_stats import differences, interval, over_seeds, recipe_rows, token_shares
 
 NOT_RUN = "not run"
+NAMES = {"adamw": "AdamW", "muon": "Muon"}
 GOAL_TOKENS, GOAL_RATE, GOAL_NATS = 0.75, 1e-3, 0.02
 
 
@@ -42,32 +41,6 @@ def shown(values: list[float], digits: int = 3, sign: str = "") -> str:
         return NOT_RUN
     mean, half = interval(values)
     return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
-
-
-def crossing(points: list[tuple[float, float]], target: float) -> float:
-    """Share of the tokens at which the loss falls to the target; 0 below the least share, infinite if never reached."""
-    points = sorted(points)
-    if points[0][1] <= target:
-        return 0.0
-    for (low, above), (high, below) in itertools.pairwise(points):
-        if below <= target:
-            part = (above - target) / (above - below)
-            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
-    return math.inf
-
-
-def token_shares(results: Results) -> list[float]:
-    """Per seed, the share of AdamW's tokens with which Muon reaches AdamW's final loss."""
-    adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    if adamw is None or muon is None:
-        return []
-    found = []
-    for seed in SEEDS:
-        target = results.final(replace(adamw, seed=seed))
-        losses = {share: results.final(replace(muon, seed=seed, share=share)) for share in shares(results)}
-        if target is not None and all(losses[share] is not None for share in muon_budgets(results)):
-            found.append(crossing([(share, loss) for share, loss in losses.items() if loss is not None], target))
-    return found
 
 
 def shown_shares(found: list[float], least: float) -> str:
@@ -102,63 +75,56 @@ def rate_table(results: Results) -> str:
     return table(["learning rate", *runs], rows)
 
 
-def adamw_table(results: Results) -> str:
-    best = tuned_adamw(results)[1]
-    runs = [run for run in results.finished() if run.optimizer == "adamw" and run.seed == 0 and run.share == 1]
+def tuning_table(results: Results, runs: list[Run], best: Run | None) -> str:
+    """Every setting that was tried, the best first."""
+    own = "rate of AdamW's part" if runs and runs[0].optimizer == "muon" else "beta2"
     rows = []
-    for run in sorted(runs, key=lambda run: results.final(run) or 0):
-        text = f"{results.final(run):.3f}"
+    for run in sorted(runs, key=lambda run: results.final(run) or math.inf):
+        loss = results.final(run)
+        text = NOT_RUN if loss is None else f"{loss:.3f}"
+        of_its_own = run.lr * run.adamw_ratio if run.optimizer == "muon" else run.beta2
         text = f"**{text}**" if run == best else text
-        rows.append([f"{run.lr:g}", f"{run.warmup:g}", f"{run.beta2:g}", f"{run.weight_decay:g}", text])
-    return table(["AdamW's rate", "warmup (share of the run)", "beta2", "weight decay", "final loss"], rows)
+        rows.append([f"{run.lr:g}", f"{run.warmup:g}", f"{of_its_own:g}", f"{run.weight_decay:g}", text])
+    return table(["rate", "warmup (share of the run)", own, "weight decay", "final loss"], rows)
+
+
+def adamw_table(results: Results) -> str:
+    runs = [run for run in results.finished() if run.optimizer == "adamw" and run.seed == 0 and run.share == 1]
+    return tuning_table(results, runs, tuned_adamw(results)[1])
+
+
+def comparison_table(results: Results, compared: Comparison) -> str:
+    rows = []
+    for name, run in [("AdamW, tuned", compared.adamw), *(("Muon", run) for run in compared.muons)]:
+        losses = over_seeds(results, run, SEEDS)
+        against = "" if run == compared.adamw else shown(differences(results, run, compared.adamw), sign="+")
+        rows.append(
+            [name, f"{run.lr:g}", f"{compared.share(run):g}", f"{run.tokens:,}", str(len(losses)),
+             shown(list(losses.values())), against]
+        )  # fmt: skip
+    head = ["optimizer", "rate", "share of the tokens", "tokens", "seeds", "final loss", "against AdamW on all tokens"]
+    return table(head, rows)
 
 
 def budget_table(results: Results) -> str:
-    adamw, muon = tuned_adamw(results)[1], best_muon(results)
-    if adamw is None or muon is None:
+    compared = comparison(results)
+    if compared is None:
         return f"Muon on fewer tokens: {NOT_RUN} yet."
-    rows = []
-    for name, run in [("AdamW, tuned", adamw), *(("Muon", replace(muon, share=s)) for s in shares(results))]:
-        losses = over_seeds(results, run)
-        rows.append(
-            [name, f"{run.lr:g}", f"{run.share:g}", f"{run.tokens:,}", str(len(losses)),
-             shown(list(losses.values())), "" if run == adamw else shown(differences(results, run, adamw), sign="+")]
-        )  # fmt: skip
-    head = ["optimizer", "rate", "share of the tokens", "tokens", "seeds", "final loss", "against AdamW on all tokens"]
-    return table(head, rows) + "\n\n" + reached(results, muon)
+    return comparison_table(results, compared) + "\n\n" + reached(results, compared)
 
 
 def long_table(results: Results) -> str:
-    sweeps = long_sweeps(results)
-    if len(sweeps) < 2:
+    if len(long_sweeps(results)) < 2:
         return f"Four times the tokens: {NOT_RUN} yet."
-    runs = [run for found in sweeps.values() for run in found] + long_budgets(results)
-    rows = []
-    for run in sorted(runs, key=lambda run: (run.optimizer, -run.tokens, run.lr)):
-        loss = results.final(run)
-        rows.append([run.optimizer, f"{run.lr:g}", f"{run.tokens:,}", NOT_RUN if loss is None else f"{loss:.3f}"])
-    reached_with = f"Share of AdamW's tokens with which Muon ends at AdamW's final loss, there: {long_share(results)}."
-    return table(["optimizer", "rate", "tokens", "final loss"], rows) + "\n\n" + reached_with
-
-
-def long_needed(results: Results) -> float | None:
-    """Share of the best AdamW's tokens that Muon needs there, of one seed; None while a run is missing."""
-    adamw, muon = (results.best(found) for found in long_sweeps(results).values())
-    if adamw is None or muon is None:
-        return None
-    losses = [(run.share / LONG, results.final(run)) for run in (muon, *long_budgets(results))]
-    known = [(share, loss) for share, loss in losses if loss is not None]
-    target = results.final(adamw)
-    return crossing(known, target) if target is not None and len(known) == len(losses) else None
-
-
-def long_share(results: Results) -> str:
-    needed = long_needed(results)
-    if needed is None:
-        return NOT_RUN
-    if math.isinf(needed):
-        return "not reached"
-    return f"{needed:.2f}, one seed" if needed else f"below {min(LONG_SHARES):g}, one seed"
+    parts = []
+    compared = long_comparison(results)
+    if compared is not None:
+        parts += [comparison_table(results, compared), reached(results, compared)]
+    for name, (runs, best) in long_tuned(results).items():
+        swept = long_sweeps(results)[name]
+        every = tuning_table(results, [*swept, *(run for run in runs if run not in swept)], best)
+        parts += [f"What was tried there with {NAMES[name]}:", every]
+    return "\n\n".join(parts)
 
 
 def dense_gains(results: Results) -> dict[str, list[float]]:
@@ -173,11 +139,12 @@ def dense_gains(results: Results) -> dict[str, list[float]]:
     }
 
 
-def reached(results: Results, muon: Run) -> str:
-    found = results.get(muon)
-    assert found is not None
+def reached(results: Results, compared: Comparison) -> str:
+    found = results.get(compared.muons[0])
+    if found is None:
+        return f"Share of AdamW's tokens that Muon needs: {NOT_RUN}."
     extra = found["optimizer_flops"] / found["flops"]
-    needed, least = token_shares(results), min(shares(results))
+    needed, least = token_shares(results, compared), compared.share(compared.muons[-1])
     with_extra = shown_shares([share * (1 + extra) for share in needed], least * (1 + extra))
     return (
         f"Share of AdamW's tokens with which Muon ends at AdamW's final loss: {shown_shares(needed, least)}.\n"
@@ -224,21 +191,23 @@ def verdict(value: float | None, limit: float) -> str:
     return "open" if value is None else "yes" if value <= limit else "no"
 
 
+def token_goal(results: Results, compared: Comparison | None) -> list[str]:
+    """What Muon needs of AdamW's tokens, and whether the whole interval lies within the goal."""
+    found = token_shares(results, compared)
+    if compared is None or len(found) < len(SEEDS):
+        return [NOT_RUN, "open"]
+    clear = 0.0 not in found and math.inf not in found
+    mean, half = interval(found) if clear else (max(found), 0.0)
+    met = mean + (half or 0.0) <= GOAL_TOKENS
+    return [shown_shares(found, compared.share(compared.muons[-1])), "yes (the whole interval)" if met else "no"]
+
+
 def goal_table(results: Results) -> str:
-    found = token_shares(results)
-    upper = None
-    if len(found) == len(SEEDS):
-        clear = 0.0 not in found and math.inf not in found
-        mean, half = interval(found) if clear else (max(found), 0.0)
-        upper = mean + (half or 0.0)
     rows = [
         [f"Muon reaches tuned AdamW's final loss with at most {GOAL_TOKENS} of its tokens",
-         shown_shares(found, min(shares(results))),
-         verdict(upper, GOAL_TOKENS) + (" (the whole interval)" if upper is not None and upper <= GOAL_TOKENS else "")]
+         *token_goal(results, comparison(results))],
+        [f"the same on {LONG:g} times the tokens, both tuned there", *token_goal(results, long_comparison(results))],
     ]  # fmt: skip
-    if len(long_sweeps(results)) == 2:
-        long = long_needed(results)
-        rows.append([f"the same on {LONG:g} times the tokens", long_share(results), verdict(long, GOAL_TOKENS)])
     for name, gains in dense_gains(results).items():
         worst = None
         if len(gains) >= len(SEEDS):

@@ -43,7 +43,7 @@ ALPHA_F, CLIP, BALANCE_LOSS, ROUTER_Z_LOSS, Z_LOSS = 0.1, 1.0, 0.01, 0.001, 1e-4
 class Run:
     """share: of STEPS. warmup: share of the run. balance: whose expert shares weigh the balance loss; `lagged` (the
     previous step's, ours), `microbatch`, or `running` (mean over the step's microbatches so far). expert_hidden is that
-    of one expert.
+    of one expert. adamw_ratio: under Muon, the rate of what AdamW updates (embedding, router, norms) over Muon's own.
     """
 
     optimizer: str
@@ -53,6 +53,7 @@ class Run:
     warmup: float = 0.1
     beta2: float = 0.95
     weight_decay: float = 0.1
+    adamw_ratio: float = 1.0
     d_model: int = 64
     n_experts: int = 8
     top_k: int = 2
@@ -171,7 +172,14 @@ def train(run: Run, data: Data) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     shape = run.shape(data.vocab_size)
     model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS)
-    groups = build_groups(model, name=run.optimizer, lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, run.beta2))
+    groups = build_groups(
+        model,
+        name=run.optimizer,
+        lr=run.lr,
+        weight_decay=run.weight_decay,
+        adamw_lr=run.lr * run.adamw_ratio,
+        betas=(0.9, run.beta2),
+    )
     optimizer = Muon(groups)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     order = np.random.default_rng(run.seed).permutation(len(data.train))

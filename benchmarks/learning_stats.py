@@ -1,11 +1,14 @@
 """What the results of benchmarks/learning.py are compared by: rows, seeds, differences and their intervals.
 
-Differences are taken seed by seed (same initial weights where the shapes are equal, same order of the data), and their
-95% interval is Student's over the seeds.
+- How many tokens Muon needs: its final losses on several token budgets, each with a schedule of its own, interpolated
+  over the logarithm of the budget, seed by seed.
+- Differences are taken seed by seed (same initial weights where the shapes are equal, same order of the data), and
+  their 95% interval is Student's over the seeds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import replace
@@ -14,19 +17,19 @@ from learning_matrix import (
     ABLATIONS,
     DENSE_ACTIVE,
     DENSE_TOTAL,
-    MORE,
     MORE_SEEDS,
+    SEEDS,
+    Comparison,
     Results,
     best_muon,
-    muon_budgets,
 )
 from learning_run import Run
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by the number of seeds
 
 
-def over_seeds(results: Results, run: Run) -> dict[int, float]:
-    losses = {seed: results.final(replace(run, seed=seed)) for seed in MORE_SEEDS}
+def over_seeds(results: Results, run: Run, wanted: tuple[int, ...] = MORE_SEEDS) -> dict[int, float]:
+    losses = {seed: results.final(replace(run, seed=seed)) for seed in wanted}
     return {seed: loss for seed, loss in losses.items() if loss is not None}
 
 
@@ -42,9 +45,30 @@ def differences(results: Results, run: Run, base: Run) -> list[float]:
     return [mine[seed] - other[seed] for seed in mine if seed in other]
 
 
-def shares(results: Results) -> list[float]:
-    """Of AdamW's tokens, all that Muon is given, from the largest."""
-    return sorted({*muon_budgets(results), *MORE}, reverse=True)
+def crossing(points: list[tuple[float, float]], target: float) -> float:
+    """Share of the tokens at which the loss falls to the target; 0 below the least share, infinite if never reached."""
+    points = sorted(points)
+    if points[0][1] <= target:
+        return 0.0
+    for (low, above), (high, below) in itertools.pairwise(points):
+        if below <= target:
+            part = (above - target) / (above - below)
+            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+    return math.inf
+
+
+def token_shares(results: Results, compared: Comparison | None) -> list[float]:
+    """Per seed of which all runs are made, the share of AdamW's tokens with which Muon reaches AdamW's final loss."""
+    if compared is None:
+        return []
+    found = []
+    for seed in SEEDS:
+        target = results.final(replace(compared.adamw, seed=seed))
+        points = [(compared.share(run), results.final(replace(run, seed=seed))) for run in compared.muons]
+        known = [(share, loss) for share, loss in points if loss is not None]
+        if target is not None and len(known) == len(points):
+            found.append(crossing(known, target))
+    return found
 
 
 def recipe_rows(results: Results) -> dict[str, Run]:
