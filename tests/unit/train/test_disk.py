@@ -47,6 +47,9 @@ def test_a_run_folder_that_is_removed_gets_the_next_checkpoint_and_the_run_says_
     def removes(self, state, logger):
         plain(self, state, logger)
         if state.timestamp.batch == 6:
+            for thread in threading.enumerate():  # step 4 may still be on its way to the disk
+                if thread.name == "checkpoint":
+                    thread.join()
             shutil.rmtree(tmp_path / "run")
 
     with monkeypatch.context() as patch:
