@@ -69,12 +69,12 @@ def trace() -> None:
         TokenDataset.get_item = hang
 
 
-def fit(*args: Any) -> int:
+def open_folder(*args: Any) -> Any:
     trace()
-    return plain_fit(*args)
+    return plain_open(*args)
 
 
 if __name__ == "__main__":
     tell("start")
-    plain_fit, run._fit = run._fit, fit
+    plain_open, run.open_folder = run.open_folder, open_folder  # the last step before the fit
     sys.exit(run.main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Imports run one way: config <- {data, model, optim} <- train <- build <- run <- the scripts.
+"""Imports run one way: config <- {data, model, optim} <- train <- build <- fit <- run <- the scripts.
 
 Inside data: the files beside the folders <- text <- {write, read}.
 """
@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "export": BASE | {"data", "model", "train", "inference"},
     "harness": BASE | {"train", "inference", "export"},
     "runs": {"errors", "units", "config"},
-    "run": BASE | {"config", "data", "model", "optim", "train", "build", "checks"},
+    "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
+    "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
+    "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "checks"},
 }
 # the folders in moe/data; "" are the files beside them
 DATA_MAY_IMPORT: dict[str, set[str]] = {"": set(), "text": {""}, "write": {"", "text"}, "read": {"", "text"}}
