@@ -215,7 +215,7 @@ def build_evaluators(
     return [
         Evaluator(
             label=f"eval/{name}" if name else "eval",
-            dataloader=DataSpec(_Batches(loader), batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens),
+            dataloader=DataSpec(_Batches(loader), batch_transforms=transforms, get_num_tokens_in_batch=_count_unpadded),
             eval_interval=due,
             device_eval_microbatch_size=microbatch,
         )
@@ -247,6 +247,11 @@ def _contents(config: Config, meta: Vocabulary) -> dict[str, Any]:
 
 def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
     return batch["tokens"].numel()
+
+
+def _count_unpadded(batch: dict[str, torch.Tensor]) -> int:
+    """Tokens of the rows that are not there only to fill the last batch: those have no label at all."""
+    return int((batch["labels"] != -100).any(-1).sum()) * batch["tokens"].shape[1]
 
 
 __all__ = [

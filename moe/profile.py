@@ -13,9 +13,11 @@ Decisions:
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +103,23 @@ def profile_run(
             model, optimizer, rank_batch=samples, seq_len=seq_len, precision=config.precision, device=device
         )
     say(f"taking {steps + 1} steps of {samples} x {seq_len} tokens in microbatches of {microbatch} ...")
-    loop = _Loop(config, inputs, model, optimizer, microbatch)
-    seconds = loop.step()[0]  # compiles, allocates the optimizer's state, fills the loader
-    say(f"  the first, which is not counted: {seconds:.3g} s; now {steps} that are")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    timed = []
-    for number in range(1, steps + 1):
-        timed.append(loop.step())
-        say(f"  step {number} of {steps}: {timed[-1][0]:.3g} s")
+    with closing(_Loop(config, inputs, model, optimizer, microbatch)) as loop:
+        seconds = loop.step()[0]  # compiles, allocates the optimizer's state, fills the loader
+        say(f"  the first, which is not counted: {seconds:.3g} s; now {steps} that are")
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        timed = []
+        for number in range(1, steps + 1):
+            timed.append(loop.step())
+            say(f"  step {number} of {steps}: {timed[-1][0]:.3g} s")
+        memory = _memory(model, optimizer)
+        idle = None
+        if trace is not None:
+            say("tracing one more step ...")
+            idle = _trace(loop.step, trace)
+        batch = loop.batch()
     whole, data, update = (statistics.median(part[i] for part in timed) for i in range(3))
-    memory = _memory(model, optimizer)
-    idle = None
-    if trace is not None:
-        say("tracing one more step ...")
-        idle = _trace(loop.step, trace)
-    rows = _part_rows(config, inputs, model, loop.batch(), microbatch, say)
+    rows = _part_rows(config, inputs, model, batch, microbatch, say)
     rows += [Row("optimizer", update), Row("waiting for data", data)]
     rows.append(Row("the rest", whole - sum(row.seconds for row in rows)))
     say("timing a matrix product, the chip's limit ...")
@@ -155,6 +158,10 @@ class _Loop:
             self.batches = iter(self.loader)
             batch = next(self.batches)
         return {key: value.to(self.device) for key, value in self.transform(batch).items()}
+
+    def close(self) -> None:
+        """Ends the loader's workers: the parts are timed without them."""
+        self.batches = None
 
     def step(self) -> tuple[float, float, float]:
         """Seconds of the whole, of waiting for data, of clipping and update."""
@@ -265,6 +272,8 @@ def _trace(step: Callable[[], Any], path: Path) -> float | None:
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its error that there is no GPU
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         seconds = step()[0]

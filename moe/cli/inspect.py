@@ -6,12 +6,16 @@ import argparse
 from typing import Any
 
 BOUNDARY = " ⟦end of document⟧ "
+SHOWN = 1000  # characters of a sample
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="what convert/fineweb_to_mds.py wrote (its --out): a folder, or s3://")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's samples to show")
     parser.add_argument("--samples", type=int, default=2, help="how many samples to show, spread over the split")
+    parser.add_argument(
+        "--whole", action="store_true", help=f"show whole samples, not their first {SHOWN:,} characters"
+    )
     parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own cannot be had")
     parser.add_argument("--quick", action="store_true", help="check sizes only, not every byte's hash")
 
@@ -58,4 +62,6 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
         pieces = np.split(tokens, ends)
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]
         print(f"\n--- {args.split} sample {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
-        print(BOUNDARY.join(texts))
+        text = BOUNDARY.join(texts)
+        rest = 0 if args.whole else max(0, len(text) - SHOWN)
+        print(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --whole shows them)" if rest else ""))

@@ -41,6 +41,7 @@ RECIPE = (
     "precision",
     "seed",
 )
+MUON_ALONE = ("momentum", "momentum_dtype", "adjust_lr_fn")  # of `optimizer`
 RECIPE_OF_MODEL = ("document_mask", "dropout", "balance_loss", "router_z_loss", "z_loss")
 
 
@@ -166,6 +167,8 @@ def _recipe(checkpoint: Checkpoint) -> str:
     for key in RECIPE:
         value = config.get(key)
         flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    if flat.get("optimizer.name") == "adamw":
+        flat = {key: value for key, value in flat.items() if key.removeprefix("optimizer.") not in MUON_ALONE}
     flat |= {f"model.{key}": config["model"].get(key) for key in RECIPE_OF_MODEL}
     versions = ", ".join(f"{name} {version}" for name, version in checkpoint.manifest.get("versions", {}).items())
     return f"## Recipe\n\n{_table(flat)}\n\nTrained with {versions}."

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from moe.data.meta import read_meta
+from moe.units import short
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import rows
 
@@ -18,11 +20,14 @@ COMPOSER = str(Path(sys.executable).with_name("composer"))
 def test_ranks_change_neither_the_evaluation_nor_the_samples(tiny: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny, save_folder=str(tmp_path / "${run_name}")))
     overrides = ["max_duration=4ba", "scheduler.t_warmup=1ba", "model.dropout=0"]
-    overrides += ["eval_data.max_batches=-1", "sample_prompts=[the model]"]
+    overrides += ["global_train_batch_size=16", "eval_data.max_batches=-1", "sample_prompts=[the model]"]
     command = [str(ROOT / "train.py"), str(config), *overrides]
     one = subprocess.run([sys.executable, *command, "run_name=one"], capture_output=True, text=True)
     two = subprocess.run([COMPOSER, "-n", "2", *command, "run_name=two"], capture_output=True, text=True)
     assert (one.returncode, two.returncode) == (0, 0), two.stdout + two.stderr
+    tokens = read_meta(tiny / "data").samples["val"] * 32
+    assert tokens % (16 * 32), "the last batch is filled with padding"
+    assert one.stdout.count(f"({short(tokens)} tok, ") == two.stdout.count(f"({short(tokens)} tok, ") == 2
     assert two.stdout.count("  the model → ") == 2, "at steps 0 and 4, by one rank only"
     for key in ("metrics/eval/loss", "metrics/eval/bits_per_byte"):
         found = rows(tmp_path / "two", key)

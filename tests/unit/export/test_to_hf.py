@@ -210,6 +210,19 @@ def test_the_card_tells_data_tokens_recipe_validation_and_shows_curves(make_run:
     assert not (tmp_path / "bare" / "curves.png").exists()
 
 
+def test_the_card_of_an_adamw_run_names_no_setting_of_muon(make_run: Callable, tmp_path: Path) -> None:
+    from moe.export.card import write_card
+    from moe.inference import find_checkpoint
+
+    checkpoint = find_checkpoint(str(make_run()))
+    for name in ("muon", "adamw"):
+        checkpoint.manifest["config"]["optimizer"] = {"name": name, "lr": 1e-3, "momentum": 0.95}
+        write_card(tmp_path, checkpoint)
+        card = (tmp_path / "README.md").read_text()
+        assert f"| optimizer.name | {name} |" in card
+        assert ("| optimizer.momentum | 0.95 |" in card) == (name == "muon")
+
+
 def test_the_lines_of_python_on_the_card_work(make_run: Callable, tmp_path: Path, monkeypatch, capsys) -> None:
     run_export(make_run(), tmp_path / "run-hf")
     code = (tmp_path / "run-hf" / "README.md").read_text().split("```python\n")[1].split("```")[0]

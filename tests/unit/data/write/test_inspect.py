@@ -34,12 +34,21 @@ def test_sound_dataset_is_summed_up_verified_and_shown(converted, capsys):
 
 
 def test_shown_samples_are_the_text(converted, capsys):
-    call(converted, "--samples", 1)
+    call(converted, "--samples", 1, "--whole")
     shown = capsys.readouterr().out.split("document ends\n")[1].split(inspect.BOUNDARY)
     texts = make_texts(80)
     assert len(shown) > 1
     assert all(piece in texts for piece in shown[1:-1])
     assert any(text.startswith(shown[-1].strip()) for text in texts)
+
+
+def test_a_long_sample_is_cut_and_the_rest_counted(converted, capsys, monkeypatch):
+    monkeypatch.setattr(inspect, "SHOWN", 20)
+    call(converted, "--samples", 1, "--whole")
+    whole = capsys.readouterr().out.split("document ends\n")[1].rstrip("\n")
+    call(converted, "--samples", 1)
+    shown = capsys.readouterr().out.split("document ends\n")[1].rstrip("\n")
+    assert shown == f"{whole[:20]} ... ({len(whole) - 20:,} more characters; --whole shows them)"
 
 
 def test_damage_is_named_and_ends_with_2(converted, capsys):
