@@ -24,7 +24,7 @@ setup: .venv/ready
 		{ echo "error: $$($(PYTHON) --version) is not Python 3.10 to 3.12; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev,convert]'
+	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev,convert,eval]'
 	@touch $@
 
 demo: setup
