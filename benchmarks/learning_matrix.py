@@ -117,7 +117,8 @@ def neighbours(run: Run) -> list[Run]:
 def tuned(results: Results, start: Run | None) -> tuple[list[Run], Run | None]:
     """The runs that tune an optimizer, and the best of all; None while one is missing.
 
-    From the best rate of a sweep to the first neighbour that is better, until none is.
+    From the best rate of a sweep to the first neighbour that is better, until none is. While one is missing, those
+    after it are among the runs too: other processes need not wait for it.
     """
     if start is None:
         return [], None
@@ -126,11 +127,12 @@ def tuned(results: Results, start: Run | None) -> tuple[list[Run], Run | None]:
         moved = False
         least = results.final(best)
         assert least is not None
-        for run in neighbours(best):
-            runs += [run] if run not in runs else []
+        moves = neighbours(best)
+        for place, run in enumerate(moves):
             loss = results.final(run)
             if loss is None:
-                return runs, None
+                return runs + moves[place:], None
+            runs += [run] if run not in runs else []
             if loss < least:
                 best, moved = run, True
                 break

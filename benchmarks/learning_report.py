@@ -75,13 +75,19 @@ def rate_table(results: Results) -> str:
     return table(["learning rate", *runs], rows)
 
 
-def tuning_table(results: Results, runs: list[Run], best: Run | None) -> str:
-    """Every setting that was tried, the best first."""
-    own = "rate of AdamW's part" if runs and runs[0].optimizer == "muon" else "beta2"
+def tuning_table(results: Results, optimizer: str, share: float, best: Run | None) -> str:
+    """Every setting of an optimizer that was tried on a share of the tokens, the best first."""
+    own = "rate of AdamW's part" if optimizer == "muon" else "beta2"
+    tuned = {"optimizer", "lr", "warmup", "beta2", "weight_decay", "adamw_ratio"}
+
+    def is_plain(run: Run) -> bool:
+        settings = {name: getattr(run, name) for name in tuned}
+        return run.optimizer == optimizer and run == Run(**settings, share=share)
+
     rows = []
+    runs = [run for run in results.finished() if is_plain(run)]
     for run in sorted(runs, key=lambda run: results.final(run) or math.inf):
-        loss = results.final(run)
-        text = NOT_RUN if loss is None else f"{loss:.3f}"
+        text = f"{results.final(run):.3f}"
         of_its_own = run.lr * run.adamw_ratio if run.optimizer == "muon" else run.beta2
         text = f"**{text}**" if run == best else text
         rows.append([f"{run.lr:g}", f"{run.warmup:g}", f"{of_its_own:g}", f"{run.weight_decay:g}", text])
@@ -89,8 +95,7 @@ def tuning_table(results: Results, runs: list[Run], best: Run | None) -> str:
 
 
 def adamw_table(results: Results) -> str:
-    runs = [run for run in results.finished() if run.optimizer == "adamw" and run.seed == 0 and run.share == 1]
-    return tuning_table(results, runs, tuned_adamw(results)[1])
+    return tuning_table(results, "adamw", 1.0, tuned_adamw(results)[1])
 
 
 def comparison_table(results: Results, compared: Comparison) -> str:
@@ -120,10 +125,8 @@ def long_table(results: Results) -> str:
     compared = long_comparison(results)
     if compared is not None:
         parts += [comparison_table(results, compared), reached(results, compared)]
-    for name, (runs, best) in long_tuned(results).items():
-        swept = long_sweeps(results)[name]
-        every = tuning_table(results, [*swept, *(run for run in runs if run not in swept)], best)
-        parts += [f"What was tried there with {NAMES[name]}:", every]
+    for name, (_, best) in long_tuned(results).items():
+        parts += [f"What was tried there with {NAMES[name]}:", tuning_table(results, name, LONG, best)]
     return "\n\n".join(parts)
 
 
