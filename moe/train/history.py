@@ -5,7 +5,7 @@
 
 | event | beside the step |
 |---|---|
-| `start`, `resume` | `reached` (the last step that had been logged before), `ranks`, `host`, `pid` |
+| `start`, `resume` | `reached` (the last step that had been logged or saved before), `ranks`, `host`, `pid` |
 | `checkpoint` | `bytes`, `seconds` (of the write, in the background) |
 | `evaluation` | `label`, `loss`, `seconds` |
 | `stop`, `failed` | `reason`: a signal, time_limit, stall_timeout, an error |
@@ -67,9 +67,11 @@ class History:
             append(self.path, {"event": event, "step": step, **more})
 
     def begin(self, step: int, *, resumed: bool, reached: int, ranks: int) -> None:
-        """Training starts after `step`; before it was interrupted the run had come to step `reached`."""
+        """Training starts after `step`; before it was interrupted the run had logged step `reached`. A save may be a step
+        ahead of the log.
+        """
         self.step, self.begun = step, True
-        about = {"reached": reached, "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid()}
+        about = {"reached": max(step, reached), "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid()}
         self.event("resume" if resumed else "start", step, **about)
 
     def end(self, state: str, reason: str | None = None) -> None:

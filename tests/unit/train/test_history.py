@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moe.train.history import History
 from moe.train.stop import StopSignal
 from tests.unit.train.runs import SHORT, die_after, train
 
@@ -54,6 +55,11 @@ def test_a_failure_is_an_event_with_its_reason(tiny: Path, tmp_path: Path, monke
         train(tiny, tmp_path, *SHORT)
     (_, last) = events(tmp_path / "run")
     assert (last["event"], last["step"], last["reason"]) == ("failed", 0, "ZeroDivisionError: division by zero")
+
+
+def test_a_run_that_had_saved_a_step_it_had_not_logged_had_reached_it(tmp_path: Path) -> None:
+    History(tmp_path, mine=True).begin(9, resumed=True, reached=8, ranks=1)
+    assert [(event["step"], event["reached"]) for event in events(tmp_path)] == [(9, 9)]
 
 
 def test_a_line_after_one_that_a_kill_left_half_written_is_whole(tmp_path: Path) -> None:
