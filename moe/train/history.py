@@ -67,8 +67,8 @@ class History:
             append(self.path, {"event": event, "step": step, **more})
 
     def begin(self, step: int, *, resumed: bool, reached: int, ranks: int) -> None:
-        """Training starts after `step`; before it was interrupted the run had logged step `reached`. A save may be a step
-        ahead of the log.
+        """Training starts after `step`; before it was interrupted the run had logged step `reached`, perhaps one less
+        than it had saved.
         """
         self.step, self.begun = step, True
         about = {"reached": max(step, reached), "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid()}
