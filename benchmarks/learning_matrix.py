@@ -229,8 +229,8 @@ def _long(results: Results) -> list[Run] | None:
 
 
 def _long_budgets(results: Results) -> list[Run] | None:
-    comparison = long_comparison(results)
-    return None if comparison is None else seeds(comparison.adamw, *comparison.muons)
+    compared = long_comparison(results)
+    return None if compared is None else seeds(compared.adamw, *compared.muons)
 
 
 def comparison(results: Results) -> Comparison | None:
