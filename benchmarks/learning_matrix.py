@@ -35,6 +35,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no QK-norm": {"qk_norm": False},
     "balance over the microbatch": {"balance": "microbatch"},
     "balance over a running mean": {"balance": "running"},
+    "router under Muon": {"router": "muon"},
     "top 4 of 32 experts": {"n_experts": 32, "top_k": 4, "expert_hidden": 64},
 }
 

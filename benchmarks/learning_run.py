@@ -43,7 +43,8 @@ ALPHA_F, CLIP, BALANCE_LOSS, ROUTER_Z_LOSS, Z_LOSS = 0.1, 1.0, 0.01, 0.001, 1e-4
 class Run:
     """share: of STEPS. warmup: share of the run. balance: whose expert shares weigh the balance loss; `lagged` (the
     previous step's, ours), `microbatch`, or `running` (mean over the step's microbatches so far). expert_hidden is that
-    of one expert. adamw_ratio: under Muon, the rate of what AdamW updates (embedding, router, norms) over Muon's own.
+    of one expert. adamw_ratio: under Muon, the rate of what AdamW updates over Muon's own. router: what
+    updates the router in a run with Muon; `muon` is the trainer's own choice.
     """
 
     optimizer: str
@@ -54,6 +55,7 @@ class Run:
     beta2: float = 0.95
     weight_decay: float = 0.1
     adamw_ratio: float = 1.0
+    router: str = "adamw"
     d_model: int = 64
     n_experts: int = 8
     top_k: int = 2
@@ -119,6 +121,23 @@ def open_data(folder: Path) -> Data:
     return Data(splits["train"], splits["val"][chosen], meta.vocab_size, meta.eos_id)
 
 
+def optimizer_groups(model: Transformer, run: Run) -> list[dict[str, Any]]:
+    groups = build_groups(
+        model,
+        name=run.optimizer,
+        lr=run.lr,
+        weight_decay=run.weight_decay,
+        adamw_lr=run.lr * run.adamw_ratio,
+        betas=(0.9, run.beta2),
+    )
+    if run.optimizer == "muon" and run.router == "adamw":
+        by_name = {group["name"]: group for group in groups}
+        routers = {id(block.moe.router.weight) for block in model.blocks}
+        by_name["adamw"]["params"] += [p for p in by_name["muon"]["params"] if id(p) in routers]
+        by_name["muon"]["params"] = [p for p in by_name["muon"]["params"] if id(p) not in routers]
+    return groups
+
+
 def muon_flops(optimizer: Muon) -> float:
     """FLOPs of the products in one step's orthogonalisation: five times Gram matrix, its square, and their product."""
     total = 0.0
@@ -172,15 +191,7 @@ def train(run: Run, data: Data) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     shape = run.shape(data.vocab_size)
     model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS)
-    groups = build_groups(
-        model,
-        name=run.optimizer,
-        lr=run.lr,
-        weight_decay=run.weight_decay,
-        adamw_lr=run.lr * run.adamw_ratio,
-        betas=(0.9, run.beta2),
-    )
-    optimizer = Muon(groups)
+    optimizer = Muon(optimizer_groups(model, run))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     order = np.random.default_rng(run.seed).permutation(len(data.train))
     assert run.steps * BATCH <= len(order), "no sample is read twice"

@@ -61,7 +61,7 @@ class OptimizerConfig:
     lr: float
     "Peak learning rate."
     name: Literal["muon", "adamw"] = "muon"
-    "`muon`: Muon for every matrix of the blocks, AdamW for embeddings, head, norms and router. `adamw`: AdamW for all."
+    "`muon`: Muon for every matrix of the blocks, AdamW for embeddings, head and norms. `adamw`: AdamW for all."
     weight_decay: float = 0.1
     "Decoupled weight decay; none on norms."
     momentum: float = 0.95

@@ -119,8 +119,9 @@ class Step:
 
 def optimizer_bytes(step: Step) -> int:
     """Momentum of Muon's matrices, two moments of what AdamW trains."""
-    muon = step.count.attention + step.count.experts if step.muon else 0
-    return muon * step.momentum_bytes + 8 * (step.count.total - muon)
+    count = step.count
+    muon = count.attention + count.router + count.experts if step.muon else 0
+    return muon * step.momentum_bytes + 8 * (count.total - muon)
 
 
 def layer_bytes(step: Step) -> int:
@@ -201,7 +202,7 @@ def update_bytes(step: Step) -> int:
     d, f, n = step.d_model, step.expert_hidden, step.n_layers
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
     sizes: dict[tuple[int, int], int] = {}
-    for shape in ((q, d), (d, q), (kv, d), (kv, d)):
+    for shape in ((q, d), (d, q), (kv, d), (kv, d), (step.n_experts, d)):
         sizes[shape] = sizes.get(shape, 0) + n
     batches = [(number, rows, cols, True) for (rows, cols), number in sizes.items()]
     batches += [(2 * step.n_experts, f, d, False), (step.n_experts, d, f, False)]

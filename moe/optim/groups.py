@@ -2,11 +2,13 @@
 
 | parameters                          | name="muon"                | name="adamw" |
 |-------------------------------------|----------------------------|--------------|
-| matrices of the blocks, experts too | Muon                       | AdamW        |
-| embedding, head, router             | AdamW                      | AdamW        |
+| matrices of the blocks: attention,  | Muon                       | AdamW        |
+| router, experts                     |                            |              |
+| embedding, head                     | AdamW                      | AdamW        |
 | norms                               | AdamW without weight decay | the same     |
 
-- The router is a classifier over experts, not a map between features: AdamW, as embedding and head.
+- The router under Muon too, as in GLM-4.5 (arXiv 2508.06471): its loss is that under AdamW, its experts are loaded more
+  evenly (docs/learning.md).
 - w13 is a group of its own, because each of its matrices is two (gate and up).
 - By parameter name: the names are the checkpoint's contract already. A parameter without gradient requirement is left
   out.
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 def _kind(name: str, parameter: Tensor) -> str:
     if parameter.ndim < 2:
         return "norms"
-    if not name.startswith("blocks.") or "router" in name:
+    if not name.startswith("blocks."):
         return "adamw"
     return "muon_gate_up" if name.endswith("moe.w13") else "muon"
 

@@ -198,7 +198,7 @@ def test_a_run_gives_the_same_losses_each_time_and_the_seed_others(data):
 @pytest.mark.parametrize(
     "change",
     [{"balance": "microbatch"}, {"balance": "running"}, {"document_mask": False}, {"qk_norm": False},
-     {"adamw_ratio": 2.0}, {"weight_decay": 0.01}, {"warmup": 0.5}],
+     {"adamw_ratio": 2.0}, {"router": "muon"}, {"weight_decay": 0.01}, {"warmup": 0.5}],
     ids=str,
 )  # fmt: skip
 def test_every_part_of_the_recipe_makes_a_difference(data, change):

@@ -36,13 +36,13 @@ def members(model, groups):
 NORMS = {"blocks.0.attn_norm.weight", "blocks.0.attn.q_norm.weight", "norm.weight"}
 
 
-def test_muon_takes_the_matrices_of_the_blocks_except_the_router():
+def test_muon_takes_the_matrices_of_the_blocks():
     model = Names()
     groups = build_groups(model, name="muon", lr=1e-3, weight_decay=0.1)
     assert members(model, groups) == {
-        "muon": {"blocks.0.attn.q_proj.weight", "blocks.0.moe.w2"},
+        "muon": {"blocks.0.attn.q_proj.weight", "blocks.0.moe.router.weight", "blocks.0.moe.w2"},
         "muon_gate_up": {"blocks.0.moe.w13"},
-        "adamw": {"embed.weight", "lm_head.weight", "blocks.0.moe.router.weight"},
+        "adamw": {"embed.weight", "lm_head.weight"},
         "norms": NORMS,
     }
     assert {group["name"]: group["kind"] for group in groups} == {

@@ -156,23 +156,40 @@ def test_the_balance_gradient_in_the_router_is_that_of_the_formula():
     assert (gradients[0][0] - gradients[1][0]).abs().max() > 1e-5  # and it reaches the first layer's
 
 
-def late_load(balance_loss: float) -> tuple[float, float]:
-    """Least and largest load of an expert over its fair share, in the second half of 60 steps."""
+def flood(steps: Steps, logit: float) -> None:
+    """Moves each router so that its first expert gains `logit` at the mean of what the router sees."""
+    inputs: list[Tensor] = []
+    routers = [block.moe.router for block in steps.model.transformer.blocks]
+    hooks = [router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach())) for router in routers]
+    steps.run(make_batch(99))
+    for router, hook, x_TD in zip(routers, hooks, inputs, strict=True):
+        hook.remove()
+        mean_D = x_TD.mean(0)
+        router.weight.data[0] += logit * mean_D / mean_D.square().sum()
+
+
+def loads(balance_loss: float, *, flooded: float = 0.0) -> Tensor:
+    """Load of each expert over its fair share [60, L, E] in 60 steps."""
     steps = Steps(make_model(balance_loss=balance_loss))
+    flood(steps, flooded)
     optimizer = Muon(build_groups(steps.model.transformer, name="muon", lr=1e-2, weight_decay=0.1))
-    loads = []
+    found = []
     for number in range(60):
         optimizer.zero_grad()
         steps.run(make_batch(number))
         optimizer.step()
-        if number >= 30:
-            loads.append(steps.model.expert_share_LE * SHAPE["n_experts"])
-    mean_LE = torch.stack(loads).mean(0)
-    return mean_LE.min().item(), mean_LE.max().item()
+        found.append(steps.model.expert_share_LE * SHAPE["n_experts"])
+    return torch.stack(found)
 
 
-def test_no_expert_starves_or_is_flooded_and_without_the_balance_loss_one_is():
-    least, largest = late_load(0.01)
-    assert least > 0.2 and largest < 2.0
-    least, largest = late_load(0.0)
-    assert least < 0.2 or largest > 2.0
+def test_no_expert_starves_or_is_flooded():
+    late_LE = loads(0.01)[30:].mean(0)
+    assert late_LE.min() > 0.2 and late_LE.max() < 2.0
+
+
+def test_an_expert_that_is_flooded_comes_back_and_without_the_balance_loss_it_does_not():
+    with_it, without = loads(0.01, flooded=1.0), loads(0.0, flooded=1.0)
+    assert with_it[0].max() > 3.0 and torch.equal(with_it[0], without[0])
+    late_LE = with_it[30:].mean(0)
+    assert late_LE.min() > 0.2 and late_LE.max() < 2.0
+    assert without[30:].mean(0).max() > 2.0
