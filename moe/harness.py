@@ -31,7 +31,7 @@ def run_tasks(
     """Exports the checkpoint where that was not done, runs the tasks and prints lm-eval's table; returns its results.
 
     Raises:
-        InputError: lm-eval is not installed, or it does not know a task.
+        InputError: lm-eval is not installed, does not know a task, or cannot load its data.
         RunFailed: the export is not what the checkpoint is.
     """
     try:
@@ -57,6 +57,15 @@ def run_tasks(
             "--include-path DIR adds your own"
         )
     checkpoint = find_checkpoint(path, step)
+    assert manager is not None, "no task is unknown"
+    for name in tasks:  # before the export, which takes longer
+        try:
+            manager.load([name])
+        except OSError as error:  # also the errors of datasets and of the hub's client
+            raise InputError(
+                f"--tasks: the data of {name} cannot be had: {str(error).splitlines()[0]}; where no hub can be "
+                "reached, use a task on files of your own (--include-path, docs/serving.md)"
+            ) from None
     folder = exported(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = lm_eval.simple_evaluate(

@@ -108,7 +108,7 @@ def _summary(seconds: float) -> None:
     newest = sorted(RUN.glob("step-*"))[-1]
     print(
         f"""
-validation loss {before:.3f} at step {first} -> {after:.3f} at step {last} ({seconds / 60:.1f} minutes in all)
+validation loss {before:.3f} at step {first} -> {after:.3f} at step {last} ({seconds / 60:.1f} minutes this time)
 checkpoint      {newest}
 logs            {RUN}/metrics.jsonl, {RUN}/tensorboard
 

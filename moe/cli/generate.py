@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=100, help="longest continuation (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of the probability kept (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--seed", type=int, default=17, help="of the sampling (default: 17)")
 
 
 def run(args: argparse.Namespace) -> int:

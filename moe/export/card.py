@@ -165,13 +165,19 @@ def _recipe(checkpoint: Checkpoint) -> str:
     config = checkpoint.manifest["config"]
     flat = {"tokens seen": f"{checkpoint.tokens:,}"}
     for key in RECIPE:
-        value = config.get(key)
-        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= _flat(key, config.get(key))
     if flat.get("optimizer.name") == "adamw":
         flat = {key: value for key, value in flat.items() if key.removeprefix("optimizer.") not in MUON_ALONE}
     flat |= {f"model.{key}": config["model"].get(key) for key in RECIPE_OF_MODEL}
     versions = ", ".join(f"{name} {version}" for name, version in checkpoint.manifest.get("versions", {}).items())
     return f"## Recipe\n\n{_table(flat)}\n\nTrained with {versions}."
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    """Settings under their full names, as `optimizer.adamw.lr`."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {name: part for inner in value for name, part in _flat(f"{key}.{inner}", value[inner]).items()}
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> str:

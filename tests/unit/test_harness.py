@@ -98,6 +98,14 @@ def test_an_unknown_task_and_a_missing_folder_are_told(run: Path, tasks: Path, c
     assert "--include-path (nowhere): there is no such folder" in capsys.readouterr().err
 
 
+def test_a_task_whose_data_cannot_be_had_is_told_before_the_export(run: Path, tasks: Path, capsys) -> None:
+    (tasks / "data.jsonl").unlink()
+    assert main(["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks)]) == 2
+    told = capsys.readouterr().err
+    assert "--tasks: the data of own_choice cannot be had: " in told and "docs/serving.md" in told
+    assert "Traceback" not in told and not (run / "hf").exists()
+
+
 def test_without_lm_eval_the_command_to_install_it_is_told(run: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     assert main(["eval", str(run), "--tasks", "hellaswag"]) == 2

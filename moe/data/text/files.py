@@ -51,10 +51,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset resolved: its files in order and, for the hub, the commit they are taken from."""
+    """A dataset resolved: its files in order and, for the hub, the commit they are taken from.
+
+    others: files of a folder that could be read and belong to another config or split.
+    """
 
     files: list[SourceFile]
     revision: str | None
+    others: int = 0
 
 
 def kind_of(name: str) -> str | None:

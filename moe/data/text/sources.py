@@ -82,6 +82,7 @@ def is_hub_name(name: str) -> bool:
 def local_source(paths: list[Path], *, dataset: str, config: str | None, split: str) -> Source:
     """Files and folders on this machine. Raises InputError when one is missing or nothing in them can be read."""
     files: list[SourceFile] = []
+    others = 0
     for root in paths:
         if not root.exists():
             raise InputError(
@@ -100,6 +101,7 @@ def local_source(paths: list[Path], *, dataset: str, config: str | None, split: 
             readme = root / "README.md"
             text = readme.read_text(encoding="utf-8") if readme.is_file() else None
             names = select_files(listed, text, dataset=str(root), config=config, split=split)
+            others += sum(kind_of(name) is not None for name in listed) - len(names)
             if not names:
                 raise InputError(
                     f"--dataset {root}: no parquet, jsonl, jsonl.gz or txt file for config {config}, split {split}"
@@ -113,7 +115,7 @@ def local_source(paths: list[Path], *, dataset: str, config: str | None, split: 
                 files.append(SourceFile(name, path, kind, stat.st_size, str(stat.st_mtime_ns)))
             except OSError as error:  # told with the other files that cannot be read
                 files.append(SourceFile(name, path, kind, 0, f"none: {error.strerror}"))
-    return Source(files, None)
+    return Source(files, None, others)
 
 
 def hub_source(name: str, *, config: str | None, split: str, revision: str | None) -> Source:

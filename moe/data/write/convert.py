@@ -112,8 +112,9 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
         spec_json=spec,
     )
     job.check()
+    others = f" ({source.others} more are of another --config or --split)" if source.others else ""
     say(
-        f"{identity['dataset']}: {len(source.files)} files, {len(units)} units of work, "
+        f"{identity['dataset']}: {len(source.files)} files{others}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
     return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)

@@ -149,6 +149,11 @@ def test_a_learning_rate_a_hundred_times_too_high(check: Check, key: str) -> Non
     assert_told(check, [f"{key}=0.4"], "learning rate", "warn", f"{key} (0.4)", "times the 0.0037", "use about 0.004")
 
 
+def test_a_rate_that_the_learning_page_advises_for_few_steps_is_no_warning(check: Check) -> None:
+    assert check("optimizer.lr=0.03", "max_duration=900ba")[1]["learning rate"][0] == "pass"
+    assert check("optimizer.lr=0.03", "max_duration=2000ba")[1]["learning rate"][0] == "warn"
+
+
 def test_the_learning_rates_of_the_yamls_are_usual(monkeypatch) -> None:
     from moe.checks.settings import check_settings
     from moe.config import load_config

@@ -57,6 +57,14 @@ def test_readme_header_names_the_files_of_a_config(config, split, expected):
     assert select_files(NAMES, README, dataset="x", config=config, split=split) == expected
 
 
+def test_files_of_other_configs_are_counted(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(README if name == "README.md" else "")
+    source = local_source([tmp_path], dataset="x", config="sample-10BT", split="train")
+    assert (len(source.files), source.others) == (2, 8)
+
+
 def test_unknown_config_and_split_name_what_there_is():
     with pytest.raises(InputError, match=r"--config sample-10.*there are default, folder, plain, sample-10BT"):
         select_files(NAMES, README, dataset="x", config="sample-10", split="train")
