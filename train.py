@@ -2,7 +2,7 @@
 
 import sys
 
-from moe.run import main
+from moe.run import end, main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))

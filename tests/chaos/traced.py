@@ -77,4 +77,4 @@ def open_folder(*args: Any) -> Any:
 if __name__ == "__main__":
     tell("start")
     plain_open, run.open_folder = run.open_folder, open_folder  # the last step before the fit
-    sys.exit(run.main(sys.argv[1:]))
+    run.end(run.main(sys.argv[1:]))

@@ -67,3 +67,19 @@ def test_compile_without_a_compiler_is_one_message_before_the_folder(
     assert code == 2 and not folder.exists()
     err = capsys.readouterr().err
     assert err.strip().startswith("error: compile (true) needs a C++ compiler") and "Traceback" not in err
+
+
+def test_the_end_runs_exit_handlers_and_flushes_and_does_not_take_the_interpreter_apart() -> None:
+    code = """
+import atexit
+from moe.run import end
+class Kept:
+    def __del__(self):
+        print("taken apart")
+kept = Kept()
+atexit.register(print, "handler")
+print("last words")
+end(75)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "last words\nhandler\n", "")
