@@ -44,7 +44,11 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gp
     eval_first = evaluation_is_due(config, folder, start_step, every(config.eval_interval))
     if start_step >= total_steps and not eval_first:
         folder.end("done", say)
-        say(f"complete: step {start_step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
+        if start_step > total_steps:
+            before = f"max_duration ({config.max_duration}) lies before step {start_step:,}"
+            say(f"{before}, which is saved in {folder.path}; nothing is left to do")
+        else:
+            say(f"complete: step {start_step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
         return 0
 
     model = build.build_model(config, meta)

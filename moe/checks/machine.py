@@ -70,7 +70,8 @@ def check_device(config: Config) -> Result:
             check_compiler(config.compile)
         except InputError as error:
             return Result("device", "fail", str(error))
-        text = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        text = f"CPU, {threads} thread{'s' * (threads != 1)}"
         if config.precision == "amp_bf16":
             return Result(
                 "device", "warn", f"{text}: no GPU, so it trains in fp32, and slowly; precision=fp32 is plain"

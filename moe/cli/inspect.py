@@ -25,7 +25,10 @@ def run(args: argparse.Namespace) -> int:
     from moe.data.meta import SPLITS, read_meta
     from moe.data.read.verify import verify_split
     from moe.data.write.report import summary
+    from moe.errors import InputError
 
+    if args.samples < 0:
+        raise InputError(f"--samples ({args.samples}) must not be below 0")
     meta = read_meta(args.data)
     for line in summary(meta, args.data):
         print(line)

@@ -1,9 +1,4 @@
-"""Writes what a run was as one HTML page, which needs nothing beside it, and a PNG of its curves.
-
-Decisions:
-- Both go into the run's folder: the current folder may hold the report of another run.
-- Both are made before anything is written, and are written aside: a full disk leaves an earlier report as it was.
-"""
+"""Writes what a run was as one HTML page, which needs nothing beside it, and a PNG of its curves."""
 
 from __future__ import annotations
 
@@ -30,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.suffix not in (".html", ".htm"):
         raise InputError(f"--out ({args.out}) must end in .html; the picture goes beside it as .png")
+    # Both go into the run's folder: the current folder may hold the report of another run.
+    # Both are made before anything is written, and are written aside: a full disk leaves an earlier report as it was.
     runs = labels([read_run(path) for path in (args.run, *args.compare)])
     for note in [note for run in runs.values() for note in run.notes]:
         print(f"note: {note}", file=sys.stderr)
@@ -47,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             ) from None
     print(
         clean_line(" and ".join(map(str, files)))
-        + ("" if picture else "; no row of metrics is written yet, so no picture")
+        + ("" if picture else f"; {next(iter(runs.values())).no_rows}, so no picture")
     )
     return 0
 

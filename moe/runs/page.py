@@ -119,7 +119,7 @@ def _curves(runs: dict[str, Run], found: list[Interruption]) -> str:
     loss = loss_chart(runs, marks)
     drawn = line_chart(loss, *WIDE) if loss else ""
     drawn += "".join(line_chart(chart, *HALF) for chart in charts(runs, marks))
-    empty = '<p class="card empty">No row of metrics is written yet.</p>'
+    empty = f'<p class="card empty">{next(iter(runs.values())).no_rows.capitalize()}.</p>'
     note = "Over tokens trained on."
     if marks:
         note += " A numbered line is an interruption; what lies in the band before it was trained twice."

@@ -53,9 +53,9 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
         small = (len(others) + 1) // 2 + (len(heats) + 1) // 2
         figure = Figure(figsize=(10, 3.4 + 2.1 * small), layout="constrained", facecolor="white")
         grid = figure.add_gridspec(1 + small, 2, height_ratios=[1.6] + [1] * small)
-        one = summary(run)
-        title = " and ".join(runs) + f"   {one.state}, step {one.step:,}"
-        figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(
+            _plain(title_of(runs)), x=0.01, ha="left", fontsize=13 if len(runs) == 1 else 10, fontweight="bold"
+        )
         if loss is not None:
             _chart(figure.add_subplot(grid[0, :]), loss)
         for number, chart in enumerate(others):
@@ -66,6 +66,16 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
         picture = io.BytesIO()
         figure.savefig(picture, dpi=110)
     return picture.getvalue()
+
+
+def title_of(runs: dict[str, Run]) -> str:
+    """Each run with its own state."""
+    parts = {
+        label: f"{one.state}, step {one.step:,}" for label, one in zip(runs, map(summary, runs.values()), strict=True)
+    }
+    if len(parts) == 1:
+        return "   ".join(next(iter(parts.items())))
+    return " and ".join(f"{label} ({state})" for label, state in parts.items())
 
 
 def _chart(axes: Any, chart: Chart) -> None:

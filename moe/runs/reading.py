@@ -3,8 +3,9 @@
 Decisions:
 - Files are only read, and what a writer has not finished (a last line without its end, a config.yaml in the making) is
   not there yet. Nothing of torch or Composer is imported: looking costs no trainer its memory, and no viewer seconds.
-- A log that cannot be read (a folder in its place, no permission) counts as absent, and `notes` says so: one bad file
-  hides neither the rest of its run nor other runs. Without run.json there is no run to show.
+- A log that cannot be read (a folder in its place, no permission, not one line that is JSON) counts as absent, and
+  `notes` says so: one bad file hides neither the rest of its run nor other runs. Without run.json there is no run to
+  show.
 - The state is what run.json says, except where it says `running` and nobody holds the lock: then the process died.
   The test of the lock is a shared one, let go at once; a trainer that starts just then tries for seconds.
 """
@@ -99,6 +100,12 @@ class Run:
     @property
     def tokens(self) -> int | None:
         return self.step * self.tokens_per_step if self.tokens_per_step else None
+
+    @property
+    def no_rows(self) -> str:
+        """Why there are none, where there are none."""
+        unread = any(note.startswith(clean_line(str(self.path / METRICS))) for note in self.notes)
+        return "no row of metrics can be read" if unread else "no row of metrics is written yet"
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is left out."""

@@ -80,6 +80,57 @@ def test_stopped_run_says_how_to_go_on(tmp_path, many_files, tokenizer_folder, n
     assert not (tmp_path / "out").exists()
 
 
+def worker_of(process: subprocess.Popen, number: int) -> int:
+    """The pid of the worker that started as the `number`th, as soon as it is there."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        pids = [
+            pid for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        if len(pids) >= number:
+            return int(pids[number - 1])
+        time.sleep(0.002)
+    raise RuntimeError(f"the conversion ended before worker {number} was there: {process.communicate()}")
+
+
+@pytest.mark.parametrize(("number", "done"), [(1, 0), (2, 0), (1, 3)])
+def test_a_worker_killed_as_it_starts_or_works_ends_the_run_at_once_and_the_same_command_goes_on(
+    tmp_path, many_files, shared_data, number, done
+):
+    """With GPT-2's tokenizer, whose 3 MB no pipe holds."""
+    flags = ["--dataset", many_files, "--tokenizer", shared_data / "gpt2", "--seq-len", 64, "--encoder", "transformers"]
+    flags += ["--out", tmp_path / "out", "--workers", 2]
+    process = start(*flags)
+    worker = worker_of(process, number)
+    wait_for_units(process, tmp_path / "out.partial", done)
+    os.kill(worker, signal.SIGKILL)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, err
+    assert [line for line in err.splitlines() if "error" in line] == [
+        "error: a worker process died, most often for lack of memory; what is done is kept: "
+        "run the same command with fewer --workers"
+    ]
+    assert "Traceback" not in err
+    again = run(*flags)
+    assert again.returncode == 0, again.stderr
+    assert ("resuming: " in again.stdout) == bool(done)
+
+
+def test_the_last_worker_killed_as_it_starts_is_noticed_while_the_first_has_still_work(tmp_path, tokenizer_folder):
+    """As many units as workers: nothing else comes that the pool would look up for."""
+    for i in range(2):
+        write_parquet(tmp_path / "text" / f"{i}.parquet", make_texts(30000, seed=i))
+    flags = ["--dataset", tmp_path / "text", "--tokenizer", tokenizer_folder, "--seq-len", 64]
+    process = start(*flags, "--encoder", "transformers", "--out", tmp_path / "out", "--workers", 2)
+    os.kill(worker_of(process, 2), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "a worker process died" in err
+    assert done_units(tmp_path / "out.partial") == 0
+
+
 def test_bad_input_gives_one_message_code_2_and_no_traceback(tmp_path, tokenizer_folder):
     text = write_parquet(tmp_path / "text" / "a.parquet", make_texts(20)).parent
     without_eos = tmp_path / "no-eos"

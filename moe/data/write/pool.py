@@ -3,6 +3,8 @@ each.
 
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that goes on writing).
 - A unit whose file cannot be read is reported, not raised: the others go on.
+- The job, with the whole tokenizer in it, lies in shared memory. `Process.start` writes what it is given into a pipe
+  that only the new process reads: of more than the pipe holds (64 kB) it would wait for ever where that one is killed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -23,6 +26,7 @@ from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
 from moe.data.write.unit import Job, convert_unit
+from moe.errors import InputError
 
 _job: Job
 _folder: Folder
@@ -36,9 +40,10 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker(job: Job, folder: Folder, counter: Any) -> None:
+def _start_worker(work: Any, counter: Any) -> None:
     global _job, _folder, _counter
-    _job, _folder, _counter = job, folder, counter
+    _job, _folder = pickle.loads(work.raw)
+    _counter = counter
     settle_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -76,7 +81,7 @@ def run_units(
 ) -> None:
     """Convert units in order; `finished(unit, fault)` after each says whether to go on.
 
-    Raises RuntimeError when a worker dies.
+    Raises InputError when a worker dies.
     """
     todo = iter(units)
     if workers == 1:
@@ -91,20 +96,24 @@ def run_units(
                 return
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job, folder, counter))
+    pickled = pickle.dumps((job, folder))
+    work: Any = context.RawArray("c", len(pickled))
+    work.raw = pickled
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work, counter))
     running: dict[Future, Unit] = {}
     try:
         going = True
         while going:
             for following in itertools.islice(todo, 2 * workers - len(running)):
                 running[pool.submit(_run, following)] = following
+            pool.submit(int)  # the pool looks at a worker's death from the submit after the one that started it
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 going = finished(running.pop(future), future.result()) and going
         pool.shutdown(wait=False, cancel_futures=True)
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise InputError(
             "a worker process died, most often for lack of memory; what is done is kept: "
             "run the same command with fewer --workers"
         ) from error

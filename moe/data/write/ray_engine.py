@@ -108,7 +108,7 @@ def run_units(
     except RayTaskError:
         raise
     except RayError as error:
-        raise RuntimeError(
+        raise InputError(
             f"a Ray worker was lost for good ({type(error).__name__}); what is done is kept: run the same command again"
         ) from error
     finally:

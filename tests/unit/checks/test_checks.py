@@ -62,6 +62,15 @@ def test_a_sound_run_passes_every_line(check: Check, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "nothing was made"
 
 
+@pytest.mark.parametrize(("threads", "words"), [(1, "CPU, 1 thread,"), (2, "CPU, 2 threads,")])
+def test_threads_are_counted_in_plain_english(check: Check, monkeypatch, threads: int, words: str) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert check("precision=fp32")[1]["device"][1].startswith(words)
+
+
 def test_too_little_disk(check: Check, tmp_path: Path, monkeypatch) -> None:
     free(monkeypatch, str(tmp_path), 100_000)
     assert_told(check, [], "space", "fail", "4 checkpoints", "lower save_num_checkpoints_to_keep (3)")

@@ -13,6 +13,7 @@ import pytest
 from moe.cli.main import main
 from moe.runs.charts import charts, expert_heats, loss_chart, other_charts, smooth, thin
 from moe.runs.page import report_page
+from moe.runs.png import title_of
 from moe.runs.reading import read_run
 from moe.runs.scales import log_ticks, number, ticks
 from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, row
@@ -111,6 +112,27 @@ def test_a_run_without_a_config_gets_a_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "new")
     (folder / "config.yaml").write_text("run_name: [")
     assert "new" in " ".join(parse(write(tmp_path, str(folder))).text)
+
+
+@pytest.mark.parametrize(("junk", "lines"), [(b"\x00\xff\n\x80{\n\xfe", "2 lines"), (b"\xff\x00\n", "1 line")])
+def test_metrics_of_which_no_line_can_be_read_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, junk: bytes, lines: str
+) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_bytes(junk)
+    text = " ".join(parse(write(tmp_path, str(folder))).text)
+    shown = capsys.readouterr()
+    told = f"{folder / 'metrics.jsonl'} is damaged: none of its {lines} can be read; shown as if it were not there"
+    assert told in shown.err and told in text
+    assert "no row of metrics can be read, so no picture" in shown.out and "No row of metrics can be read." in text
+    assert "written yet" not in shown.out + text
+
+
+def test_the_picture_names_the_state_of_each_run(tmp_path: Path) -> None:
+    done = read_run(make_run(tmp_path / "ref", steps=24))
+    stopped = read_run(make_run(tmp_path / "own", steps=20, state="stopped"))
+    assert title_of({"ref": done, "own": stopped}) == "ref (done, step 24) and own (preempted, step 20)"
+    assert title_of({"ref": done}) == "ref   done, step 24"
 
 
 def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

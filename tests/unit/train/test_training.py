@@ -82,6 +82,14 @@ def test_row06_a_finished_run_says_so_and_exits_0(tiny: Path, tmp_path: Path, re
     assert {p.name: p.stat().st_mtime_ns for p in reference.glob("step-*/*")} == before
 
 
+def test_a_duration_before_the_saved_step_is_told_as_that(tiny: Path, reference: Path, tmp_path: Path, capsys) -> None:
+    path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
+    assert main([str(path), f"save_folder={reference}", "max_duration=12ba", "scheduler.t_warmup=2ba"]) == 0
+    out = capsys.readouterr().out
+    assert "max_duration (12ba) lies before step 40, which is saved in" in out and "nothing is left to do" in out
+    assert "complete:" not in out
+
+
 def test_a_longer_duration_and_another_rate_go_on_and_are_told(tiny: Path, tmp_path: Path, capsys) -> None:
     folder = train(tiny, tmp_path, "max_duration=10ba", "scheduler.t_warmup=2ba")[1]
     code, _ = train(tiny, tmp_path, "max_duration=14ba", "scheduler.t_warmup=2ba", "optimizer.lr=1e-3")

@@ -61,6 +61,11 @@ def test_damage_is_named_and_ends_with_2(converted, capsys):
     assert "shard.00000.mds: its bytes changed" in capsys.readouterr().out
 
 
+def test_a_number_of_samples_below_0_is_refused(converted):
+    with pytest.raises(InputError, match=r"--samples \(-1\) must not be below 0"):
+        call(converted, "--samples", -1)
+
+
 def test_folder_without_a_dataset_is_refused(tmp_path):
     with pytest.raises(InputError, match="is empty or not there"):
         call(tmp_path / "nowhere")
