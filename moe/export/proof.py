@@ -34,7 +34,7 @@ def prove(folder: Path, model: Transformer) -> float:
     try:
         peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     except Exception as error:
-        raise RunFailed(f"transformers cannot load what was written ({type(error).__name__}: {error})") from error
+        raise RunFailed(f"transformers cannot load {folder.name} ({type(error).__name__}: {error})") from error
     vocab_size = model.embed.weight.shape[0]
     seq_len = min(TOKENS, peer.config.max_position_embeddings)
     differences = []
