@@ -24,7 +24,7 @@ from moe.data.text.tokenizer import load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
 from moe.export.hf_weights import check_sizes, opened, read_weights
-from moe.export.proof import prove
+from moe.export.proof import CannotLoad, prove
 from moe.export.settings import from_config
 from moe.inference import PREFIX, build_skeleton
 from moe.train.checkpoints import SAVED_MARK, folder_name, step_folders, write_checkpoint
@@ -81,7 +81,11 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest)
         say("comparing logits with transformers' ...")
         model.load_state_dict(weights, assign=True)
-        say(f"proven: largest difference of a logit {prove(folder, model.eval()):.1e}")
+        try:
+            difference = prove(folder, model.eval())
+        except CannotLoad as error:  # the folder is the user's here
+            raise InputError(f"--from-hf ({source}): {error}") from error
+        say(f"proven: largest difference of a logit {difference:.1e}")
         del weights, state
         shutil.rmtree(scratch)
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")

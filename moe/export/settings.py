@@ -29,7 +29,6 @@ NUMBERS: dict[str, tuple[Any, float, str]] = {
     "rms_norm_eps": ((int, float), 1, "a number above 0, at most 1"),
     "rope_theta": ((int, float), 1e12, "a number above 0, at most 1e12"),
 }
-OBJECT = "must be an object or null"
 # What this model has, and what an absent key means to transformers.
 FIXED: dict[str, tuple[Any, Any]] = {
     "hidden_act": ("silu", "silu"),
@@ -120,10 +119,9 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
         if (type(found) is not type(wanted) or found != wanted) and (found is not None or wanted):
             faults.append(f"{key} ({found}): must be {wanted}")  # null stands for [] and for false
     faults += [f"{key} ({config[key]}): is not supported" for key in FOREIGN if config.get(key)]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        faults.append(f"{'rope_parameters' if config.get('rope_parameters') else 'rope_scaling'} ({rope}): {OBJECT}")
-        rope = {}
+    ropes = {key: config.get(key) for key in ("rope_parameters", "rope_scaling")}
+    faults += [f"{k} ({v!r}): must be an object or null" for k, v in ropes.items() if not isinstance(v, dict | None)]
+    rope: dict[str, Any] = next((value for value in ropes.values() if value and isinstance(value, dict)), {})
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
         faults.append(f"rope_type ({kind}): must be default")
     if (share := rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) != 1.0:
@@ -185,6 +183,9 @@ def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[st
         faults.append(
             f"num_experts_per_tok ({settings['top_k']}): must be at most num_experts ({settings['n_experts']})"
         )
+    pad, rows = config.get("pad_token_id"), config["vocab_size"]
+    if pad is not None and (type(pad) is not int or not -rows <= pad < rows):
+        faults.append(f"pad_token_id ({pad!r}): must be null or a whole number below vocab_size ({rows})")
     wanted = ["full_attention"]
     if layer_types is not None and (
         not isinstance(layer_types, list)

@@ -22,7 +22,9 @@ GOOD: dict[str, list[Any]] = {
     "rope_theta": [3.5, 1_000_000_000],
     "tie_word_embeddings": [True],
     "norm_topk_prob": [True],
-    "rope_parameters": [{}, 0],
+    "pad_token_id": [0, -4],
+    "rope_parameters": [{}],
+    "rope_scaling": [{}],  # which transformers refuses
 }
 KEYS = (
     "architectures",
@@ -42,8 +44,10 @@ KEYS = (
     "num_hidden_layers",
     "num_key_value_heads",
     "num_local_experts",
+    "pad_token_id",
     "rms_norm_eps",
     "rope_parameters",
+    "rope_scaling",
     "rope_theta",
     "tie_word_embeddings",
     "use_sliding_window",
@@ -127,6 +131,14 @@ def test_a_wrong_value_of_a_dense_model_is_named_with_its_key(sound_dense: Path,
 )
 def test_values_that_do_not_go_together_are_named(sound: Path, tmp_path: Path, changes: dict, told: str) -> None:
     assert told in refused(copy_of(sound, tmp_path / "hf", **changes), tmp_path / "back")
+
+
+@pytest.mark.parametrize("changes", [{"torch_dtype": "four"}, {"auto_map": 7}])
+def test_what_transformers_itself_does_not_take_is_a_fault_of_the_folder(
+    sound: Path, tmp_path: Path, changes: dict
+) -> None:
+    told = refused(copy_of(sound, tmp_path / "hf", **changes), tmp_path / "back")
+    assert f"--from-hf ({tmp_path / 'hf'}): transformers cannot load hf (" in told
 
 
 @pytest.mark.parametrize("content", ["[1]", "7", "null", "[" * 100_000])
