@@ -113,6 +113,8 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
     faults = []
     if architecture not in MODEL_TYPES:
         faults.append(f"architectures ({listed}): must be a {MOE} or, dense, a {DENSE}")
+    elif config.get("model_type") != MODEL_TYPES[architecture]:
+        faults.append(f"model_type ({config.get('model_type')!r}): must be {MODEL_TYPES[architecture]}")
     fixed = FIXED if architecture == DENSE else {**FIXED, **FIXED_MOE}
     for key, (wanted, default) in fixed.items():
         found = config.get(key, default)
@@ -128,6 +130,9 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
         faults.append(f"partial_rotary_factor ({share}): must be 1.0")
     values = {ours: (theirs, config.get(theirs, default)) for ours, (theirs, default) in NAMES.items()}
     values["rope_theta"] = ("rope_theta", rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    theta = values["rope_theta"][1]
+    if "rope_theta" in rope and config.get("rope_theta") not in (None, theta):  # transformers 4 reads this, 5 the other
+        faults.append(f"rope_theta ({config['rope_theta']!r}): must be {theta!r}, as beside rope_type")
     if architecture == DENSE:
         values["expert_hidden"] = ("intermediate_size", config.get("intermediate_size"))
     else:

@@ -36,6 +36,7 @@ KEYS = (
     "layer_types",
     "max_position_embeddings",
     "mlp_only_layers",
+    "model_type",
     "moe_intermediate_size",
     "norm_topk_prob",
     "num_attention_heads",
@@ -126,6 +127,10 @@ def test_a_wrong_value_of_a_dense_model_is_named_with_its_key(sound_dense: Path,
         ({"num_local_experts": 8}, "num_experts (4): must be num_local_experts (8)"),
         ({"layer_types": ["full_attention"]}, "full_attention throughout, once for each layer"),
         ({"rope_theta": float("nan")}, "rope_theta (nan): must be a number above 0"),
+        (
+            {"rope_theta": 500.0, "rope_parameters": {"rope_theta": 1e4}},
+            "rope_theta (500.0): must be 10000.0, as beside",
+        ),
         ({"rope_theta": None}, "rope_theta: is missing"),
     ],
 )
