@@ -169,6 +169,7 @@ def test_an_output_that_nobody_reads_ends_neither_export_nor_import(
         closed = os.fdopen(pipe, "w")
         monkeypatch.setattr("sys.stdout", closed)
         assert run_script(*words) == 0
+        sys.stdout.flush()  # as Python does at its end
         with pytest.raises(BrokenPipeError):
             closed.close()
         monkeypatch.undo()
