@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
 import torch
@@ -9,10 +11,11 @@ from torch import Tensor
 
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
-from moe.train.checkpoints import MANIFEST, Checkpoint, CheckpointError, find_named, folder_name, load_state
+from moe.train.checkpoints import MANIFEST, STATE, Checkpoint, CheckpointError, find_named, folder_name, load_state
 from moe.typed_json import fault_in
 
 PREFIX = "transformer."
+STEP_FOLDER = re.compile(r"step-\d{8,}")
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")
 
 
@@ -28,9 +31,15 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
     """The checkpoint at `path` (a run folder for its newest, or a step folder), or that of `step` in a run folder.
 
     Raises:
-        CheckpointError: no checkpoint there that verifies.
+        CheckpointError: no checkpoint there that verifies, or a step that none can have.
     """
-    found = find_named(path if step is None else f"{path.rstrip('/')}/{folder_name(step)}")
+    if step is not None:
+        if step < 0:
+            raise CheckpointError(f"--step ({step}): must be at least 0")
+        if Path(path).name == STATE or STEP_FOLDER.fullmatch(Path(path).name) or (Path(path) / MANIFEST).exists():
+            raise CheckpointError(f"{path}: is one step's folder and takes no --step ({step}); give its run folder")
+        path = str(Path(path) / folder_name(step))
+    found = find_named(path)
     config = found.manifest["config"]
     fault = fault_in(config, Source, "config")
     for name, shape in get_type_hints(ModelConfig).items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 from importlib import import_module
 
 from moe.errors import InputError
+from moe.output import drop_stdout
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
@@ -52,19 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `moe ... | head` has read enough
-        _drop_stdout()
+        drop_stdout()
         return 0
     except OSError as error:
         if error.filename is not None or error.errno not in DISK_FAULTS:
             raise
-        _drop_stdout()
+        drop_stdout()
         print(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere", file=sys.stderr)
         return 2
-
-
-def _drop_stdout() -> None:
-    """Python flushes stdout at exit, which would fail once more."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the proof or the disk failed, 2 input to mend,
+"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the proof failed, 2 input to mend or a full disk,
 130 Ctrl+C.
 """
 
@@ -22,18 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export_from(args: argparse.Namespace) -> int:
     from moe.errors import InputError, RunFailed
+    from moe.output import say
 
     try:
-        if (args.checkpoint is None) == (args.from_hf is None):
+        if args.checkpoint is None and args.from_hf is None:
             raise InputError("give a checkpoint to export, or --from-hf and what to import")
+        if args.checkpoint is not None and args.from_hf is not None:
+            raise InputError(
+                f"give a checkpoint to export, or --from-hf, not both ({args.checkpoint} and {args.from_hf})"
+            )
+        if args.from_hf is not None and args.step is not None:
+            raise InputError(f"--step ({args.step}) chooses a checkpoint to export; --from-hf has none, leave it out")
         if args.from_hf is None:
             from moe.export.to_hf import export
 
-            export(args.checkpoint, step=args.step, out=args.out, overwrite=args.overwrite)
+            export(args.checkpoint, step=args.step, out=args.out, overwrite=args.overwrite, say=say)
         else:
             from moe.export.from_hf import import_folder
 
-            import_folder(args.from_hf, out=args.out, overwrite=args.overwrite)
+            import_folder(args.from_hf, out=args.out, overwrite=args.overwrite, say=say)
     except (InputError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -1,13 +1,25 @@
-"""A result is whole or not there: written aside, renamed when it has been proven."""
+"""A result is whole or not there: written aside, renamed when it has been proven.
+
+.writing-NAME       the result while it is made
+.writing-NAME.lock  held by the process that makes it; the kernel frees it when that process dies
+.replaced-NAME      what stood there before, until the result has its place
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from moe.errors import InputError, RunFailed
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -17,30 +29,95 @@ def written_aside(out: Path, *, overwrite: bool, replaceable: Callable[[Path], b
     replaceable: whether what stands in the way may go under --overwrite, asked before anything is done.
 
     Raises:
-        InputError: `out` is there already, or nothing can be written beside it.
-        RunFailed: writing failed half way.
+        InputError: `out` is there already, another process writes it, it cannot be written, or the disk is full.
+        RunFailed: writing failed half way for another reason.
     """
     out = out.expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not overwrite:
-            raise InputError(f"--out ({out}) is there already; give another folder, or --overwrite to replace it")
-        if not replaceable(out):
-            raise InputError(f"--out ({out}) holds something else; --overwrite replaces only what this script made")
     aside, old = out.with_name(f".writing-{out.name}"), out.with_name(f".replaced-{out.name}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(aside.with_name(f"{aside.name}.lock"), out)
     except OSError as error:
-        raise InputError(f"--out ({out}): {error.filename} cannot be written ({error.strerror})") from None
+        raise InputError(f"--out ({out}): {error.filename or out} cannot be written ({error.strerror})") from None
     try:
+        _bring_back(out, old)  # of a process that was killed
+        _refuse_what_is_there(out, overwrite, replaceable)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         yield aside
         if out.exists():
             out.rename(old)
         aside.rename(out)
-    except OSError as error:
-        raise RunFailed(f"--out ({out}): {error.strerror or error}; nothing was kept") from error
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        told = disk_fault(error)
+        if told is not None:
+            free = f"{shutil.disk_usage(out.parent).free:,} bytes free"
+            raise InputError(
+                f"--out ({out}): {told} ({free}); nothing was kept. Free space, or give another folder"
+            ) from error
+        if isinstance(error, OSError):
+            raise RunFailed(f"--out ({out}): {error.strerror or error}; nothing was kept") from error
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        _bring_back(out, old)
+        with contextlib.suppress(OSError):
+            os.unlink(lock.name)
+        lock.close()
+
+
+def _lock(path: Path, out: Path) -> Any:
+    while True:
+        lock = open(path, "a+")  # noqa: SIM115 - held until the result has its place
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "an unknown process"
+            lock.close()
+            raise InputError(
+                f"--out ({out}): another export or import is writing there ({holder}); "
+                "wait for it, or give another folder"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                break
+        lock.close()  # its holder ended, and took the file away, between the two lines above
+    with contextlib.suppress(OSError):  # a full disk, which is told where it matters
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"pid {os.getpid()} on {os.uname().nodename}".encode())
+    return lock
+
+
+def _bring_back(out: Path, old: Path) -> None:
+    """What stood at `out` before, where nothing has taken its place; else it goes."""
+    if old.exists() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_what_is_there(out: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"--out ({out}) is there already; give another folder, or --overwrite to replace it")
+    if not out.is_dir() or not replaceable(out):
+        raise InputError(f"--out ({out}) holds something else; --overwrite replaces only what this script made")
+
+
+def disk_fault(error: BaseException | None) -> str | None:
+    """What the disk said, where it is the cause of `error`: torch hides it behind an error of its own, and the Rust of
+    safetensors and tokenizers makes words of it.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(found[1])
+        if number in DISK_FAULTS:
+            name = error.filename if isinstance(error, OSError) else None
+            return os.strerror(number) + (f": {name}" if name else "")
+        error = error.__cause__ or error.__context__
+    return None

@@ -11,43 +11,41 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe.data.text.tokenizer import load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
-from moe.export.names import hf_parts
-from moe.export.proof import prove
+from moe.export.hf_weights import check_sizes, opened, read_weights
+from moe.export.proof import CannotLoad, prove
 from moe.export.settings import from_config
 from moe.inference import PREFIX, build_skeleton
 from moe.train.checkpoints import SAVED_MARK, folder_name, step_folders, write_checkpoint
+from moe.typed_json import parse_json
 
 TEMPORARY = "tensors"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
-IGNORED_NAMES = ("rotary_emb.inv_freq",)  # older files hold the table of rotary embeddings
 
 
 def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = print) -> Path:
     """Writes the checkpoint of step 0 in `out` and returns its folder.
 
     Raises:
-        InputError: no such folder or hub name, a model that is not of this family, or `out` is there already.
-        RunFailed: transformers' logits are not ours, or the disk is full; `out` is then as it was.
+        InputError: no such folder or hub name, a model that is not of this family, `out` is there already, or no space.
+        RunFailed: transformers' logits are not ours. Whatever is raised, `out` is as it was.
     """
     folder = _folder(source)
     content = _read_json(folder / "config.json")
     settings = from_config(content, f"--from-hf ({source})")
+    with opened(folder) as place:
+        check_sizes(place, content, settings, f"--from-hf ({source})")
     tokenizer = load_tokenizer(str(folder))
     ids = vocab_size(tokenizer)
     if ids > content["vocab_size"]:
@@ -67,17 +65,29 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "imported_from": source,
     }
     with written_aside(out, overwrite=overwrite, replaceable=_only_imported) as aside:
-        (aside / TEMPORARY).mkdir()
-        weights = read_weights(folder, model.state_dict(), dense=settings["n_experts"] == 1, scratch=aside / TEMPORARY)
+        scratch = aside / TEMPORARY
+        scratch.mkdir()
+        with opened(folder) as place:
+            weights = read_weights(
+                place,
+                model.state_dict(),
+                source=f"--from-hf ({folder})",
+                dense=settings["n_experts"] == 1,
+                scratch=scratch,
+            )
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
         shape = (settings["n_layers"], settings["n_experts"])
         state["expert_share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest)
         say("comparing logits with transformers' ...")
         model.load_state_dict(weights, assign=True)
-        say(f"proven: largest difference of a logit {prove(folder, model.eval()):.1e}")
+        try:
+            difference = prove(folder, model.eval())
+        except CannotLoad as error:  # the folder is the user's here
+            raise InputError(f"--from-hf ({source}): {error}") from error
+        say(f"proven: largest difference of a logit {difference:.1e}")
         del weights, state
-        shutil.rmtree(aside / TEMPORARY)
+        shutil.rmtree(scratch)
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")
     say(yaml.safe_dump({"tokenizer": source, "model": settings}, sort_keys=False))
     return out / folder_name(0)
@@ -104,50 +114,6 @@ def _folder(source: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), dict)
     except (OSError, ValueError) as error:
         raise InputError(f"--from-hf: {path} cannot be read ({error})") from None
-
-
-def read_weights(folder: Path, wanted: dict[str, Tensor], *, dense: bool, scratch: Path) -> dict[str, Tensor]:
-    """Our parameters from a folder's safetensors, fp32, each in a file of its own in `scratch`.
-
-    wanted: our names with the shapes they must have.
-
-    Raises:
-        InputError: names that are missing, that this model has no place for, or whose shape is another.
-    """
-    with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
-        except SafetensorError as error:
-            raise InputError(f"--from-hf ({folder}): its weights cannot be read ({error})") from None
-        place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no dict
-        needed = {n: s for name, shape in wanted.items() for n, s in hf_parts(name, shape, dense=dense).items()}
-        tied = "lm_head.weight" not in needed
-        extra = [name for name in place if name not in needed and not name.endswith(IGNORED_NAMES)]
-        extra = [name for name in extra if not (tied and name == "lm_head.weight")]
-        faults = [f"{name}: is missing" for name in needed if name not in place]
-        faults += [f"{name}: has no place in this model" for name in extra]
-        for name, part in needed.items():
-            found = list(place[name].get_slice(name).get_shape()) if name in place else list(part.shape)
-            rows_may_differ = name in ("model.embed_tokens.weight", "lm_head.weight")
-            fits = found[0] >= part.shape[0] if rows_may_differ else found[0] == part.shape[0]
-            if not fits or found[1:] != list(part.shape[1:]):
-                faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
-        if faults:
-            more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-            listed = "\n".join(f"  {fault}" for fault in faults[:10])
-            raise InputError(f"--from-hf ({folder}): is no model of this family; its weights differ:\n{listed}{more}")
-        weights = {}
-        for name, shape in wanted.items():
-            weights[name] = _on_disk(scratch / name, shape.shape)
-            for theirs, part in hf_parts(name, weights[name], dense=dense).items():
-                part.copy_(place[theirs].get_slice(theirs)[: part.shape[0]])
-        return weights
-
-
-def _on_disk(path: Path, shape: torch.Size) -> Tensor:
-    """Zeros that live in a file."""
-    size = math.prod(shape)
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)

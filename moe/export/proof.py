@@ -20,11 +20,16 @@ TOKENS = 64
 ATTEMPTS = 3
 
 
+class CannotLoad(RunFailed):
+    """transformers makes nothing of the folder at all."""
+
+
 def prove(folder: Path, model: Transformer) -> float:
     """The largest difference of any logit between transformers on `folder` and `model` (fp32, on CPU).
 
     Raises:
-        RunFailed: transformers cannot load the folder, or its logits differ by more than 1e-4.
+        CannotLoad: transformers cannot load the folder, or not compute with it.
+        RunFailed: its logits differ by more than 1e-4.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -34,14 +39,18 @@ def prove(folder: Path, model: Transformer) -> float:
     try:
         peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     except Exception as error:
-        raise RunFailed(f"transformers cannot load what was written ({type(error).__name__}: {error})") from error
+        raise CannotLoad(f"transformers cannot load {folder.name} ({type(error).__name__}: {error})") from error
     vocab_size = model.embed.weight.shape[0]
     seq_len = min(TOKENS, peer.config.max_position_embeddings)
     differences = []
     for seed in range(ATTEMPTS):
         tokens_BS = torch.randint(vocab_size, (1, seq_len), generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            ours, theirs = model(tokens_BS), peer(tokens_BS).logits[..., :vocab_size]  # rows an import has cut
+            ours = model(tokens_BS)
+            try:
+                theirs = peer(tokens_BS).logits[..., :vocab_size]  # without the rows that an import has cut
+            except Exception as error:
+                raise CannotLoad(f"transformers cannot compute with {folder.name} ({error})") from error
         differences.append((ours - theirs).abs().max().item())
         if differences[-1] <= TOLERANCE:  # false for nan
             return differences[-1]

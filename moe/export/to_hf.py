@@ -25,6 +25,7 @@ from moe.data.text.tokenizer import load_tokenizer
 from moe.errors import RunFailed
 from moe.export.card import write_card
 from moe.export.folders import written_aside
+from moe.export.hf_weights import INDEX, check_finite, is_finite
 from moe.export.names import hf_parts
 from moe.export.proof import prove
 from moe.export.settings import to_config
@@ -33,7 +34,6 @@ from moe.train.checkpoints import Checkpoint
 from moe.units import short
 
 SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # the defaults of `moe generate`
 
 
@@ -49,8 +49,9 @@ def export(
     """Writes the checkpoint at `path` (that of `step`, or a run folder's newest) to `out`; returns the checkpoint.
 
     Raises:
-        InputError: no such checkpoint, a model that has no counterpart, or `out` is there already.
-        RunFailed: transformers' logits are not ours, or the disk is full; `out` is then as it was.
+        InputError: no such checkpoint, weights that are not finite, a model that has no counterpart, `out` is there
+            already, or no space.
+        RunFailed: transformers' logits are not ours. Whatever is raised, `out` is as it was.
     """
     checkpoint = find_checkpoint(path, step)
     manifest = checkpoint.manifest
@@ -63,6 +64,7 @@ def export(
     config = to_config(settings, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
     with written_aside(out, overwrite=overwrite, replaceable=lambda old: (old / "config.json").is_file()) as folder:
         weights = load_weights(checkpoint)
+        check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
         write_weights(
             folder, weights if dense else _with_head(checkpoint, weights), dense=dense, shard_bytes=shard_bytes, say=say
         )

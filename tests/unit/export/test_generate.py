@@ -71,6 +71,11 @@ def test_a_step_is_chosen_and_a_missing_one_told(make_run: Callable, capsys) -> 
     assert capsys.readouterr().out == texts[1]
     assert main(["generate", str(run), "--step", "7", *prompts("x")]) == 2
     assert "step-00000007: there is no such checkpoint folder" in capsys.readouterr().err
+    for path in (run / "step-00000010", run / "step-00000010" / "state.pt"):
+        assert main(["generate", str(path), "--step", "20", *prompts("x")]) == 2
+        assert f"{path}: is one step's folder and takes no --step (20)" in capsys.readouterr().err
+    assert main(["generate", str(run), "--step", "-3", *prompts("x")]) == 2
+    assert "--step (-3): must be at least 0" in capsys.readouterr().err
 
 
 def test_more_than_the_trained_length_is_warned_of(make_run: Callable, capsys) -> None:

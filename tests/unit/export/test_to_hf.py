@@ -176,7 +176,16 @@ def test_the_script_exports_a_step(make_run: Callable, tmp_path: Path) -> None:
         (["{run}", "--step", "7", "--out", "x"], "step-00000007: there is no such checkpoint"),
         (["nowhere", "--out", "x"], "nowhere: there is no such checkpoint folder"),
         (["--out", "x"], "give a checkpoint to export, or --from-hf"),
-        (["{run}", "--from-hf", "y", "--out", "x"], "give a checkpoint to export, or --from-hf"),
+        (["{run}", "--from-hf", "y", "--out", "x"], "give a checkpoint to export, or --from-hf, not both"),
+        (
+            ["--from-hf", "y", "--step", "3", "--out", "x"],
+            "--step (3) chooses a checkpoint to export; --from-hf has none",
+        ),
+        (["{run}", "--step", "-3", "--out", "x"], "--step (-3): must be at least 0"),
+        (
+            ["{run}/step-00000010", "--step", "20", "--out", "x"],
+            "step-00000010: is one step's folder and takes no --step",
+        ),
         (["{run}", "--out", "/dev/null/x"], "--out (/dev/null/x)"),
     ],
 )
