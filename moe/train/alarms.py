@@ -69,7 +69,7 @@ class LossNotFalling(Detector):
 
 
 class LossRising(Detector):
-    """The loss of three rows is RISE nats above the lowest that three rows have had."""
+    """The loss of three rows is RISE nats above the lowest that three rows have had, or above the first."""
 
     name = "loss_rising"
     cause = "the learning rate is too high, or the text has changed"
@@ -83,6 +83,7 @@ class LossRising(Detector):
     def seen(self, row: Row) -> str | None:
         if math.isfinite(row.get("train/loss", math.nan)):
             self.recent.append(row["train/loss"])
+            self.lowest = row["train/loss"] if math.isinf(self.lowest) else self.lowest
         if len(self.recent) < self.ROWS:
             return None
         now = median(self.recent)

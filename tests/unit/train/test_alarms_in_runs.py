@@ -22,8 +22,8 @@ def alarms(folder: Path) -> dict[str, dict]:
     return {alarm["name"]: alarm for alarm in found}
 
 
-def test_a_learning_rate_a_hundred_times_too_high_is_told(tiny: Path, tmp_path: Path, capsys) -> None:
-    code, folder = train(tiny, tmp_path, *SHORT, "optimizer.lr=0.5")
+def test_a_learning_rate_four_hundred_times_too_high_is_told(tiny: Path, tmp_path: Path, capsys) -> None:
+    code, folder = train(tiny, tmp_path, *SHORT, "optimizer.lr=2.0")
     told = alarms(folder)["loss_rising"]
     assert code == 0 and told["step"] < 10 and "optimizer.lr" in told["mend"]
     assert f"alarm: {told['message']}\n       mend: halve optimizer.lr" in capsys.readouterr().out
