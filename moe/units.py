@@ -29,6 +29,11 @@ def clock(seconds: float) -> str:
     return f"{minutes}m{seconds:02d}s"
 
 
+def drop_stdout() -> None:
+    """For a reader that has gone, as `| head`: Python flushes stdout at exit, which would fail once more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def say(line: str) -> None:
     """Prints one line, on rank 0 only. A terminal or pipe that has gone away does not end a run."""
     if os.environ.get("RANK", "0") != "0":
@@ -36,7 +41,7 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except (OSError, ValueError):  # a closed pipe or terminal, a full disk under a log
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
+        drop_stdout()
 
 
 def complain(line: str) -> None:

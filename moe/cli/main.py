@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 
 from moe.errors import InputError
-from moe.output import drop_stdout
+from moe.units import drop_stdout
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export_from(args: argparse.Namespace) -> int:
     from moe.errors import InputError, RunFailed
-    from moe.output import say
+    from moe.units import say
 
     try:
         if args.checkpoint is None and args.from_hf is None:
