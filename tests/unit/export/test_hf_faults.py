@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from moe.errors import InputError
