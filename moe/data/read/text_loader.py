@@ -16,6 +16,7 @@ import torch
 from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from moe.data.handed_over import HandedOver
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
 from moe.data.read.text_plan import TextPlan, in_keys
@@ -32,7 +33,8 @@ class LaneReader(IterableDataset):
     """
 
     def __init__(self, job: TextJob, lanes: list[int], positions: np.ndarray, ahead: int, chunk: int) -> None:
-        self.job, self.lanes, self.positions, self.ahead, self.chunk = job, lanes, positions, ahead, chunk
+        self.job = HandedOver(job)
+        self.lanes, self.positions, self.ahead, self.chunk = lanes, positions, ahead, chunk
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
@@ -44,14 +46,15 @@ class LaneReader(IterableDataset):
         info = get_worker_info()
         if info is not None:
             settle_process()
+        job = self.job.get()
         which = range(info.id, len(self.lanes), info.num_workers) if info is not None else range(len(self.lanes))
         rows = []
         for i in which:
             position: Position = tuple(self.positions[self.lanes[i]].tolist())
-            rows.append(lane_rows(self.job, self.lanes[i], position))
+            rows.append(lane_rows(job, self.lanes[i], position))
         first = True
         while True:
-            blocks = np.zeros((self.chunk, len(rows), self.job.seq_len), self.job.dtype)
+            blocks = np.zeros((self.chunk, len(rows), job.seq_len), job.dtype)
             behind = np.zeros((self.chunk, len(rows), len(START)), np.int64)
             for k in range(self.chunk):
                 for j, lane in enumerate(rows):

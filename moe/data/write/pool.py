@@ -3,8 +3,6 @@ each.
 
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that goes on writing).
 - A unit whose file cannot be read is reported, not raised: the others go on.
-- The job, with the whole tokenizer in it, lies in shared memory. `Process.start` writes what it is given into a pipe
-  that only the new process reads: of more than the pipe holds (64 kB) it would wait for ever where that one is killed.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -22,6 +19,7 @@ from multiprocessing import connection
 from typing import Any
 
 from moe.data.folders import Folder
+from moe.data.handed_over import HandedOver
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
@@ -40,9 +38,9 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker(work: Any, counter: Any) -> None:
+def _start_worker(work: HandedOver[tuple[Job, Folder]], counter: Any) -> None:
     global _job, _folder, _counter
-    _job, _folder = pickle.loads(work.raw)
+    _job, _folder = work.get()
     _counter = counter
     settle_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole group; the parent decides
@@ -96,9 +94,7 @@ def run_units(
                 return
         return
     context = multiprocessing.get_context("spawn")
-    pickled = pickle.dumps((job, folder))
-    work: Any = context.RawArray("c", len(pickled))
-    work.raw = pickled
+    work = HandedOver((job, folder))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work, counter))
     running: dict[Future, Unit] = {}
     try:

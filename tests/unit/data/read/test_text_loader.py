@@ -1,8 +1,13 @@
 """Batches of text that is tokenised as it is read: their order, the position in it, and what is told of bad text."""
 
+import dataclasses
 import gzip
 import itertools
 import json
+import os
+import signal
+import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,6 +59,31 @@ def test_every_encoder_gives_the_same_batches_in_a_worker_too(plan, monkeypatch)
         assert job.encoder == name
         found, _ = batches(job, 3, workers=1)
         assert torch.equal(torch.cat(found), torch.cat(whole))
+
+
+def test_a_spawned_worker_killed_as_it_starts_is_noticed(plan):
+    """With a tokenizer that no pipe holds: the start itself must not wait for the worker."""
+    job = dataclasses.replace(plan().job, encoder="fastokens", spec_json=" " * (1 << 20))
+
+    def kill_the_worker():
+        children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
+        while True:
+            for pid in children.read_text().split():
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return os.kill(int(pid), signal.SIGKILL)
+
+    def too_late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    threading.Thread(target=kill_the_worker, daemon=True).start()
+    signal.alarm(60)
+    try:
+        with pytest.raises(RuntimeError, match="exited unexpectedly"):
+            batches(job, 1, workers=1)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(("batch", "lanes_"), [(8, 4), (3, 4), (2, 8)])
