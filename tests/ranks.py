@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 
@@ -23,4 +24,5 @@ def on_ranks(count: int, work: Callable[[int], None], *, fork: bool = True) -> N
 def _rank(rank: int, work: Callable[[int], None], count: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     work(rank)
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's group, as it is destroyed, holds the GIL and joins a thread that may wait for it: a hang
