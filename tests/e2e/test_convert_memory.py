@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe.data.text.files import SourceFile
-from moe.data.text.sources import UNIT_BYTES, file_ranges
+from moe.data.text.planning import UNIT_BYTES, file_ranges
 from tests.unit.data.conftest import WORDS, tokenizer_folder
 
 __all__ = ["tokenizer_folder"]  # a fixture

@@ -12,8 +12,9 @@ from moe.data.read.lanes import TextJob, cut_pieces
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
 from moe.data.text.files import Unit
+from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
-from moe.data.text.sources import plan_units, resolve
+from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.errors import InputError
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Source
+from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
-from moe.data.text.sources import plan_units, resolve
+from moe.data.text.sources import resolve
 from moe.errors import InputError
 
 EOS = "<|endoftext|>"

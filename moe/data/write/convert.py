@@ -19,8 +19,9 @@ from moe.data.meta import SPLITS, Meta, meta_json, read_meta
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.text.files import Source, Unit
+from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
-from moe.data.text.sources import plan_units, resolve
+from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.write import merge
 from moe.data.write.merge import Parts

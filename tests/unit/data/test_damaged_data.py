@@ -9,7 +9,8 @@ import pytest
 from moe.cli.main import main
 from moe.data import read_meta
 from moe.data.read.verify import read_samples, verify_split
-from moe.data.text.sources import local_source, plan_units
+from moe.data.text.planning import plan_units
+from moe.data.text.sources import local_source
 from moe.data.write.convert import convert
 from moe.errors import DataFault, InputError
 from tests.damage import edit
