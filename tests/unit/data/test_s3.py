@@ -15,7 +15,7 @@ from moe.cli import inspect
 from moe.cli.main import main
 from moe.data import s3
 from moe.data.places import open_folder
-from moe.data.text import sources
+from moe.data.text import planning
 from moe.data.write import merge, unit
 from moe.data.write.convert import convert
 from moe.data.write.shards import ShardFormat
@@ -62,7 +62,7 @@ def bucket(server, tmp_path, monkeypatch):
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     """Units that have full shards, rests and tails."""
-    monkeypatch.setattr(sources, "UNIT_BYTES", 6000)
+    monkeypatch.setattr(planning, "UNIT_BYTES", 6000)
     layout = property(lambda job: ShardFormat(seq_len=job.seq_len, dtype=job.dtype, size_limit=2000))
     monkeypatch.setattr(Job, "layout", layout)
     for i in range(2):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from moe.data.text import sources
+from moe.data.text import planning
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import TXT_CHARS, read_batches
 from moe.data.text.sources import local_source, pattern_regex, select_files
@@ -97,7 +97,7 @@ def rows_of(folder):
 def test_jsonl_units_share_the_lines_without_loss_or_doubling(tmp_path, monkeypatch, unit_bytes):
     texts = make_texts(40)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    monkeypatch.setattr(sources, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(planning, "UNIT_BYTES", unit_bytes)
     units = rows_of(tmp_path)
     assert [text for unit in units for text in unit] == texts
     assert len(units) == -(-(tmp_path / "a.jsonl").stat().st_size // unit_bytes)
@@ -107,14 +107,14 @@ def test_jsonl_line_that_starts_at_a_cut_is_read_once(tmp_path, monkeypatch):
     lines = [json.dumps({"text": f"line {i:03}"}) + "\n" for i in range(30)]
     assert len({len(line) for line in lines}) == 1
     (tmp_path / "a.jsonl").write_text("".join(lines))
-    monkeypatch.setattr(sources, "UNIT_BYTES", 3 * len(lines[0]))
+    monkeypatch.setattr(planning, "UNIT_BYTES", 3 * len(lines[0]))
     assert rows_of(tmp_path) == [[f"line {i + j:03}" for j in range(3)] for i in range(0, 30, 3)]
 
 
 def test_parquet_units_are_ranges_of_row_groups(tmp_path, monkeypatch):
     texts = make_texts(100)
     write_parquet(tmp_path / "a.parquet", texts, rows_per_group=10)
-    monkeypatch.setattr(sources, "UNIT_BYTES", 6000)
+    monkeypatch.setattr(planning, "UNIT_BYTES", 6000)
     units = rows_of(tmp_path)
     assert 1 < len(units) < 10
     assert all(len(unit) % 10 == 0 for unit in units)

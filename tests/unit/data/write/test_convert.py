@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe.data import load_tokenizer, verify_split
-from moe.data.text import sources
+from moe.data.text import planning
 from moe.data.text.encoders import HARD
 from moe.data.write import packing
 from moe.data.write.convert import convert
@@ -79,7 +79,7 @@ def test_other_text_column_is_used(tmp_path, make_request):
 
 
 def test_workers_units_and_shards_of_a_run_leave_no_trace(tmp_path, make_request, monkeypatch):
-    monkeypatch.setattr(sources, "UNIT_BYTES", 4000)
+    monkeypatch.setattr(planning, "UNIT_BYTES", 4000)
     for i in range(2):
         write_parquet(tmp_path / "text" / f"{i}.parquet", make_texts(150, seed=i), rows_per_group=20)
     lines = "".join(json.dumps({"text": text, "id": f"j{i}"}) + "\n" for i, text in enumerate(make_texts(100, seed=5)))
