@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moe.units import clock, short, size
+from moe.units import clock, short, show, size
 
 if TYPE_CHECKING:
     from moe.config import Config
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices)
     memory = plan.find_memory(config, vocab_size, gpu)
     if args.json:
-        print(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, args.mfu), indent=1))
+        show(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, args.mfu), indent=1))
         return 0
-    print(f"{config.run_name}  ({args.config})")
+    show(f"{config.run_name}  ({args.config})")
     for part in (
         _parameters(config, vocab_size, source),
         _work(config, vocab_size),
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
         _fits(config, fits, args.mfu, bool(prices)),
         _disk(config, vocab_size),
     ):
-        print()
+        show()
         for line in part:
-            print(line.rstrip())
+            show(line.rstrip())
     return 0
 
 
