@@ -1,5 +1,13 @@
 """Errors that are told in one message. Everything else is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MOST_WORDS = 1000  # characters
+
 
 class InputError(ValueError):
     """A setting, flag, path or file that cannot be used. The message names it, its value and the mend. Exit code 2."""
@@ -7,6 +15,30 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """Training cannot go on, through no fault of the input. The message says why and the mend. Exit code 1."""
+
+
+@contextmanager
+def told_by(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Makes one message of whatever `library` raises within it; an error out of our own code stays what it is.
+
+    about: the flag or setting that asked for it, and its value. but: errors that the caller tells itself.
+
+    Raises:
+        InputError: with the library's words.
+    """
+    try:
+        yield
+    except (InputError, RunFailed, MemoryError, *but):
+        raise
+    except (Exception, SystemExit) as error:
+        innermost = error.__traceback__
+        while innermost is not None and innermost.tb_next is not None:
+            innermost = innermost.tb_next
+        file = innermost.tb_frame.f_code.co_filename if innermost is not None else ""
+        if Path(file).resolve().is_relative_to(Path(__file__).resolve().parent):
+            raise  # a bug of ours
+        words = " ".join(str(error).split())[:MOST_WORDS] or "no reason is given"
+        raise InputError(f"{about}: {library} cannot do it ({type(error).__name__}: {words})") from error
 
 
 class DataFault(RunFailed):

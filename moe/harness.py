@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moe.errors import InputError
+from moe.errors import InputError, told_by
 from moe.inference import find_checkpoint
 from moe.train.checkpoints import STATE, Checkpoint
 from moe.units import say
@@ -45,12 +45,13 @@ def run_tasks(
     if include_path is not None and not include_path.is_dir():
         raise InputError(f"--include-path ({include_path}): there is no such folder")
     unknown, manager = tasks, None
-    if include_path is not None:  # first alone: reading what lm-eval brings takes it long
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
-        unknown = [name for name in tasks if not manager.match_tasks([name])]
-    if unknown:
-        manager = TaskManager(include_path=None if include_path is None else str(include_path))
-        unknown = [name for name in tasks if not manager.match_tasks([name])]
+    with told_by("lm-eval", f"--include-path ({include_path})"):
+        if include_path is not None:  # first alone: reading what lm-eval brings takes it long
+            manager = TaskManager(include_path=str(include_path), include_defaults=False)
+            unknown = [name for name in tasks if not manager.match_tasks([name])]
+        if unknown:
+            manager = TaskManager(include_path=None if include_path is None else str(include_path))
+            unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise InputError(
             f"--tasks: lm-eval does not know {', '.join(unknown)}; `lm-eval ls tasks` lists what it has, "
@@ -60,7 +61,8 @@ def run_tasks(
     assert manager is not None, "no task is unknown"
     for name in tasks:  # before the export, which takes longer
         try:
-            manager.load([name])
+            with told_by("lm-eval", f"--tasks ({name})", but=(OSError,)):
+                manager.load([name])
         except OSError as error:  # also the errors of datasets and of the hub's client
             raise InputError(
                 f"--tasks: the data of {name} cannot be had: {str(error).splitlines()[0]}; where no hub can be "
@@ -68,15 +70,16 @@ def run_tasks(
             ) from None
     folder = exported(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(folder), "dtype": "bfloat16" if device == "cuda" else "float32"},
-        tasks=tasks,
-        task_manager=manager,
-        limit=limit,
-        batch_size=batch_size or 1,
-        device=device,
-    )
+    with told_by("lm-eval", f"--tasks ({','.join(tasks)})"):
+        results = lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(folder), "dtype": "bfloat16" if device == "cuda" else "float32"},
+            tasks=tasks,
+            task_manager=manager,
+            limit=limit,
+            batch_size=batch_size or 1,
+            device=device,
+        )
     assert results is not None
     say(f"\n{checkpoint.path.parent} at step {checkpoint.step:,}")
     say(make_table(results))

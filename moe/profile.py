@@ -38,6 +38,7 @@ from moe.train.inputs import Inputs
 from moe.train.microbatch import find_microbatch
 from moe.train.model import MoEModel
 from moe.train.start import COMPILED
+from moe.train.temporary import own_temporary_folder
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the limit
 
@@ -103,7 +104,7 @@ def profile_run(
             model, optimizer, rank_batch=samples, seq_len=seq_len, precision=config.precision, device=device
         )
     say(f"taking {steps + 1} steps of {samples} x {seq_len} tokens in microbatches of {microbatch} ...")
-    with closing(_Loop(config, inputs, model, optimizer, microbatch)) as loop:
+    with own_temporary_folder(), closing(_Loop(config, inputs, model, optimizer, microbatch)) as loop:
         seconds = loop.step()[0]  # compiles, allocates the optimizer's state, fills the loader
         say(f"  the first, which is not counted: {seconds:.3g} s; now {steps} that are")
         if device.type == "cuda":

@@ -8,7 +8,6 @@ Decisions:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import tempfile
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from moe.checks.result import Report, Result
 from moe.config import Config
 from moe.errors import InputError, RunFailed
+from moe.train.temporary import own_temporary_folder
 from moe.units import size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
 
     name = "step"
     try:
-        with _own_temporary_folder(), tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder:
+        with own_temporary_folder(), tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder:
             report("building the model and taking one step ...")
             trial = _Trial(config, inputs)
             yield trial.step()
@@ -52,18 +52,6 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
         yield Result(name, "fail", f"{str(error).strip().splitlines()[-1]}; more shared memory, or num_workers=0")
     except OSError as error:
         yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; mend it or free some space")
-
-
-@contextlib.contextmanager
-def _own_temporary_folder() -> Iterator[None]:
-    """Streaming leaves lock files in the temporary folder: within this it is one that goes."""
-    outer = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="moe-check-", ignore_cleanup_errors=True) as own:
-        tempfile.tempdir = own
-        try:
-            yield
-        finally:
-            tempfile.tempdir = outer
 
 
 class _Trial:

@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="per GPU-hour: 2.50 for all, or H100=2.50; may stand several times",
     )
     add("--gpu", default="H100", help="the GPU of the table of memory (default: H100)")
+    add("--gpu-memory", metavar="SIZE", help="of a --gpu that the table does not have, e.g. 48GB")
+    add("--gpu-tflops", type=float, help="its peak, dense, in the run's precision, e.g. 180")
     add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing here tells it")
     add("--json", action="store_true", help="print everything as JSON")
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from moe.config.bounds import brief
     from moe.errors import InputError
     from moe.estimate import plan
-    from moe.estimate.gpus import find_gpu
+    from moe.estimate.gpus import GPUS, find_gpu, own_gpu
     from moe.estimate.vocabulary import find_vocab_size
 
     config = load_config(args.config, args.overrides)
@@ -51,8 +53,17 @@ def run(args: argparse.Namespace) -> int:
     if args.vocab_size is not None and not 1 <= args.vocab_size <= MOST_TOKENS:
         raise InputError(f"--vocab-size ({brief(args.vocab_size)}) must be at least 1 and at most {MOST_TOKENS:,}")
     vocab_size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
-    gpu, prices = find_gpu(args.gpu), _prices(args.price)
-    fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices)
+    if (args.gpu_memory is None) != (args.gpu_tflops is None):
+        raise InputError(
+            f"--gpu-memory ({args.gpu_memory}) and --gpu-tflops ({args.gpu_tflops}) describe a card together; give both"
+        )
+    if args.gpu_memory is not None:
+        gpu = own_gpu(args.gpu, args.gpu_memory, args.gpu_tflops)
+        gpus = (*(known for known in GPUS if known.name != gpu.name), gpu)
+    else:
+        gpu, gpus = find_gpu(args.gpu), GPUS
+    prices = _prices(args.price, gpus)
+    fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices, gpus=gpus)
     memory = plan.find_memory(config, vocab_size, gpu)
     if args.json:
         show(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, args.mfu), indent=1))
@@ -62,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         _parameters(config, vocab_size, source),
         _work(config, vocab_size),
         _memory(config, memory, gpu),
-        _fits(config, fits, args.mfu, bool(prices)),
+        _fits(config, fits, args.mfu, bool(prices), gpus),
         _disk(config, vocab_size),
     ):
         show()
@@ -71,10 +82,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prices(given: list[str]) -> dict[str, float]:
+def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
     from moe.config.bounds import brief
     from moe.errors import InputError
-    from moe.estimate.gpus import GPUS, find_gpu
+    from moe.estimate.gpus import find_gpu
 
     prices = {}
     for text in given:
@@ -88,9 +99,9 @@ def _prices(given: list[str]) -> dict[str, float]:
                 f"--price ({brief(text)}) is no price from 0 to {MOST_PRICE:,}; write 2.50, or H100=2.50"
             ) from None
         if name:
-            find_gpu(name)
+            find_gpu(name, gpus)
         wanted = name.lower().replace(" ", "")
-        names = [gpu.name for gpu in GPUS if wanted in gpu.name.lower().replace(" ", "")] if name else [""]
+        names = [gpu.name for gpu in gpus if wanted in gpu.name.lower().replace(" ", "")] if name else [""]
         prices.update(dict.fromkeys(names, price))
     return prices
 
@@ -157,8 +168,7 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
     yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and two whole blocks, embedding and head."
 
 
-def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool) -> Iterator[str]:
-    from moe.estimate.gpus import GPUS
+def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool, gpus: tuple[Gpu, ...]) -> Iterator[str]:
     from moe.estimate.plan import N_GPUS
 
     kind = "fp32" if config.precision == "fp32" else "bf16"
@@ -167,7 +177,7 @@ def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool) -> Iterator
     yield f"  {'':<23}" + "".join(f"{f'{n} GPU' + ('s' if n > 1 else ''):>{cell}}" for n in N_GPUS)
     heads = f"{'microbatch':>13}{'time':>9}{'cost':>10}"[:cell]
     yield f"  {'':<15}{'TFLOP/s':>8}" + heads * len(N_GPUS)
-    for gpu in GPUS:
+    for gpu in gpus:
         cells = []
         for fit in [fit for fit in fits if fit.gpu == gpu.name]:
             sizes = f"{fit.microbatch or '-'} ({fit.checkpointed or '-'})"

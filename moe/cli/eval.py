@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe.paths import local_path
 from moe.units import note, redraw, show
 
 TOKENS_PER_FORWARD = 8192
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
     add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
-    add("--data", type=Path, action="append", metavar="FOLDER", help="converted data; may stand several times")
+    add("--data", action="append", metavar="FOLDER", help="converted data; may stand several times")
     add("--split", default="val", help="the split of --data (default: val)")
     add(
         "--max-batches",
@@ -31,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="tasks of lm-eval, e.g. hellaswag,arc_easy; the export they are asked of stays in RUN/hf",
     )
-    add("--include-path", type=Path, default=None, help="folder with task files (yaml) of your own")
+    add("--include-path", default=None, help="folder with task files (yaml) of your own")
     add("--limit", type=int, default=None, help="at most so many examples of each task")
-    add("--output", type=Path, default=None, help="write the results of --tasks to this file, too (json)")
+    add("--output", default=None, help="write the results of --tasks to this file, too (json)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{flag} ({value}) must be at least 1")
     if args.max_batches < 1 and args.max_batches != -1:
         raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
+    args.data = [local_path(folder, "--data") for folder in args.data or []]
+    for flag in ("include_path", "output"):
+        if getattr(args, flag) is not None:
+            setattr(args, flag, local_path(getattr(args, flag), f"--{flag.replace('_', '-')}"))
     note("starting ...")
     if args.data:
         measure_data(args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from moe.paths import path_or_address
 from moe.units import show
 
 BOUNDARY = " ⟦end of document⟧ "
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples < 0:
         raise InputError(f"--samples ({args.samples}) must not be below 0")
+    args.data = path_or_address(args.data, "the dataset")
     meta = read_meta(args.data)
     for line in summary(meta, args.data):
         show(line)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe.errors import InputError
+from moe.paths import local_path
 from moe.units import say, short, show, size, tell
 
 if TYPE_CHECKING:
@@ -20,12 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the yaml of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, as in training")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after one that is not (default: 5)")
-    parser.add_argument("--trace", type=Path, default=None, metavar="FILE", help="write a step's Chrome trace to it")
+    parser.add_argument("--trace", default=None, metavar="FILE", help="write a step's Chrome trace to it")
 
 
 def run(args: argparse.Namespace) -> int:
     if not 1 <= args.steps <= MOST_STEPS:
         raise InputError(f"--steps ({args.steps}) must be from 1 to {MOST_STEPS:,}")
+    if args.trace is not None:
+        args.trace = local_path(args.trace, "--trace")
     if args.trace is not None and args.trace.is_dir():
         raise InputError(f"--trace ({args.trace}) is a folder; name a file")
     if args.trace is not None and not args.trace.absolute().parent.is_dir():

@@ -6,6 +6,7 @@ Memory is what nvidia-smi lists, a little less than the name says. The bf16 peak
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from moe.errors import InputError
@@ -18,16 +19,18 @@ class Gpu(NamedTuple):
     name: str
     mib: int
     fp32: float
+    told: float | None = None  # bf16's peak, of a card that is not in the table
 
     @property
     def bf16(self) -> float:
-        return PEAK_TFLOPS[self.name.rpartition(" ")[0]]
+        return self.told or PEAK_TFLOPS[self.name.rpartition(" ")[0]]
 
     @property
     def memory(self) -> int:
         return self.mib << 20
 
 
+MOST_TFLOPS = 1_000_000
 GPUS = (
     Gpu("RTX 3080 10GB", 10_240, 29.8),
     Gpu("RTX 4080 16GB", 16_376, 48.7),
@@ -45,14 +48,32 @@ GPUS = (
 )
 
 
-def find_gpu(name: str) -> Gpu:
+def own_gpu(name: str, memory: str, tflops: float) -> Gpu:
+    """A card as its owner describes it. tflops: of the precision that the run uses.
+
+    Raises:
+        InputError: memory is no size, as 48GB, or tflops no number above 0.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?(GB|GiB|G)?", memory.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise InputError(f"--gpu-memory ({memory}) is no size; write 48GB, or 45GiB as nvidia-smi counts")
+    if not 0 < tflops <= MOST_TFLOPS:
+        raise InputError(f"--gpu-tflops ({tflops}) must be above 0 and at most {MOST_TFLOPS:,}")
+    unit = 1 << 30 if (found[2] or "").lower() == "gib" else 10**9
+    return Gpu(name, int(float(found[1]) * unit) >> 20, tflops, told=tflops)
+
+
+def find_gpu(name: str, gpus: tuple[Gpu, ...] = GPUS) -> Gpu:
     """The first whose name holds `name`, without regard to case and blanks.
 
     Raises:
         InputError: there is none; lists those there are.
     """
     wanted = name.lower().replace(" ", "")
-    found = next((gpu for gpu in GPUS if wanted in gpu.name.lower().replace(" ", "")), None)
+    found = next((gpu for gpu in gpus if wanted in gpu.name.lower().replace(" ", "")), None)
     if found is None:
-        raise InputError(f"GPU ({name}) is not known; there are {', '.join(gpu.name for gpu in GPUS)}")
+        raise InputError(
+            f"GPU ({name}) is not known; there are {', '.join(gpu.name for gpu in gpus)}. For another card give "
+            f"--gpu '{name}' --gpu-memory 48GB --gpu-tflops 180, from its data sheet"
+        )
     return found

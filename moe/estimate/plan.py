@@ -125,10 +125,12 @@ def rank_batch(config: Config, n_gpus: int) -> int:
     return 0 if config.global_train_batch_size % n_gpus else config.global_train_batch_size // n_gpus
 
 
-def find_fits(config: Config, vocab_size: int, *, mfu: float, prices: dict[str, float]) -> list[Fit]:
-    """Every GPU of the table in every number. prices: per GPU-hour, by the GPU's name; "" is that of all others."""
+def find_fits(
+    config: Config, vocab_size: int, *, mfu: float, prices: dict[str, float], gpus: tuple[Gpu, ...] = GPUS
+) -> list[Fit]:
+    """Every GPU of `gpus` in every number. prices: per GPU-hour, by the GPU's name; "" is that of all others."""
     work, fits = find_work(config, vocab_size), []
-    for gpu in GPUS:
+    for gpu in gpus:
         for n_gpus in N_GPUS:
             batch = rank_batch(config, n_gpus)
             step = make_step(config, vocab_size, n_gpus=n_gpus, microbatch=1)

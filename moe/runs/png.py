@@ -34,6 +34,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MOST_HEATS = 6
+SOFTWARE = "moe report"  # written in the picture: it may be replaced
 
 
 def report_png(runs: dict[str, Run]) -> bytes | None:
@@ -64,7 +65,7 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
         for number, heat in enumerate(heats):
             _heat(figure, figure.add_subplot(grid[first + number // 2, number % 2]), heat)
         picture = io.BytesIO()
-        figure.savefig(picture, dpi=110)
+        figure.savefig(picture, dpi=110, metadata={"Software": SOFTWARE})
     return picture.getvalue()
 
 

@@ -25,6 +25,7 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
+from moe.paths import expanded
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
 from moe.units import clean_line
@@ -161,7 +162,7 @@ class RunReader:
     """Reads one run folder again and again; the logs, which grow long, only where they have grown."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = Path(expanded(os.fspath(path), "the run"))
         self._logs = {name: Lines(self.path / f"{name}.jsonl") for name in ("metrics", "events", "alarms")}
 
     def read(self) -> Run:
@@ -198,7 +199,7 @@ def read_run(path: str | Path) -> Run:
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     """Run folders: those given, and those in the folders given."""
     found: dict[Path, None] = {}
-    for folder in map(Path, folders):
+    for folder in (Path(expanded(os.fspath(folder), "the folder")) for folder in folders):
         for path in [folder, *sorted(folder.glob("*"))]:
             if os.path.lexists(path / RUN_FILE):  # one that cannot be read is told of, not left out
                 found[path] = None

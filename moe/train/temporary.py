@@ -67,6 +67,20 @@ def temporary_folder(run_folder: Path, run_id: str, stop: StopSignal, *, leader:
             shutil.rmtree(own, ignore_errors=True)
 
 
+@contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """For one process that takes a few steps: Streaming leaves lock files in the temporary folder, within this in one
+    that goes.
+    """
+    outer = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="moe-", ignore_cleanup_errors=True) as own:
+        tempfile.tempdir = own
+        try:
+            yield
+        finally:
+            tempfile.tempdir = outer
+
+
 def _refuse_foreign(own: str) -> None:
     """Raises InputError where the name stands for what is not a folder of this user's, or lies elsewhere."""
     with suppress(FileNotFoundError):

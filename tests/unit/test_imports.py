@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
     "harness": BASE | {"train", "inference", "export"},
-    "runs": {"errors", "units", "config"},
+    "runs": {"errors", "paths", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
     "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "checks"},

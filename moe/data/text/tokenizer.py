@@ -19,6 +19,7 @@ from typing import Any
 
 from moe.data.hub import endpoint
 from moe.errors import InputError
+from moe.paths import local_path
 from moe.units import note
 
 REACH_S, REACH_TRIES = 4.0, 2
@@ -70,6 +71,9 @@ def load_tokenizer(name_or_folder: str) -> Any:
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
+
+    if name_or_folder.startswith("~") or ":/" in name_or_folder:
+        name_or_folder = str(local_path(name_or_folder, "tokenizer"))
 
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
     fault = None if Path(name_or_folder).is_dir() else hub_fault(name_or_folder)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from moe.paths import local_path, path_or_address
 from moe.units import note, ready
 
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
@@ -119,7 +120,13 @@ def _free(path: str | Path) -> str:
 
 def _source_values(arguments: argparse.Namespace) -> dict:
     values = dict(vars(arguments))
-    values["dataset"] = tuple(values["dataset"])
+    values["dataset"] = tuple(
+        str(local_path(name, "--dataset")) if name.startswith("~") or ":/" in name else name
+        for name in values["dataset"]
+    )
+    if "tokenizer" in values and values["tokenizer"].startswith("~"):
+        values["tokenizer"] = str(local_path(values["tokenizer"], "--tokenizer"))
+    values["out"] = path_or_address(values["out"], "--out")
     if values["dataset"] == (DEFAULT_DATASET,) and values["config"] is None:
         values["config"] = DEFAULT_CONFIG
     return values

@@ -18,6 +18,7 @@ from moe.errors import InputError
 from moe.export import from_hf, hf_weights, to_hf
 from moe.export.flags import add_arguments, export_from
 from moe.export.folders import written_aside
+from moe.ownership import MARK, finish
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,7 +30,7 @@ def run_script(*words: object) -> int:
 
 
 def writing(out: Path, *, overwrite: bool = False):
-    return written_aside(out, overwrite=overwrite, replaceable=lambda old: True)
+    return written_aside(out, overwrite=overwrite, kind="export")
 
 
 @contextmanager
@@ -61,7 +62,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from moe.export.folders import written_aside
-with written_aside(Path(sys.argv[1]), overwrite=True, replaceable=lambda old: True) as aside:
+from moe.ownership import MARK, finish
+with written_aside(Path(sys.argv[1]), overwrite=True, kind="export") as aside:
     (aside / "half").write_text("x")
     os.kill(os.getpid(), 9)
 """
@@ -71,7 +73,7 @@ def test_what_a_killed_writer_left_hinders_nobody(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "hf")], cwd=ROOT)
     assert done.returncode == -9 and ".writing-hf" in names(tmp_path)
     with writing(tmp_path / "hf") as aside:
-        assert not list(aside.iterdir())
+        assert names(aside) == [MARK]
     assert names(tmp_path) == ["hf"]
 
 
@@ -80,6 +82,7 @@ def test_a_replacement_that_was_killed_is_finished_or_undone(tmp_path: Path) -> 
     for folder in (out, old):
         folder.mkdir()
         (folder / "config.json").write_text(folder.name)
+        finish(folder, "export")
     with writing(out, overwrite=True) as aside:  # killed after the new one had its name
         (aside / "config.json").write_text("again")
     assert names(tmp_path) == ["hf"] and (out / "config.json").read_text() == "again"
