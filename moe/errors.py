@@ -28,9 +28,9 @@ def told_by(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> 
     """
     try:
         yield
-    except (InputError, RunFailed, MemoryError, *but):
-        raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, (InputError, RunFailed, MemoryError, *but)):
+            raise
         innermost = error.__traceback__
         while innermost is not None and innermost.tb_next is not None:
             innermost = innermost.tb_next

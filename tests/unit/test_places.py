@@ -221,9 +221,9 @@ def test_settings_know_the_home_folder(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_report_replaces_only_reports(tmp_path: Path, capsys) -> None:
     """A3: --out index.html was written over whatever it was, and so was the picture beside it."""
-    from tests.unit.runs.folders import write_run
+    from tests.unit.runs.folders import make_run
 
-    run = write_run(tmp_path / "run")
+    run = make_run(tmp_path / "run")
     out = tmp_path / "index.html"
     for name in ("index.html", "index.png"):
         (tmp_path / name).write_text("mine")
@@ -270,9 +270,9 @@ def test_a_librarys_error_is_one_message_and_ours_a_traceback() -> None:
     """C8: the words of whoever raised it; a bug of ours is not hidden behind them."""
     import json
 
-    with pytest.raises(InputError, match=r"--tasks \(x\): lm-eval cannot do it \(JSONDecodeError: Expecting value"):
-        with told_by("lm-eval", "--tasks (x)"):
-            json.loads("nothing")
+    words = r"--tasks \(x\): lm-eval cannot do it \(JSONDecodeError: Expecting value"
+    with pytest.raises(InputError, match=words), told_by("lm-eval", "--tasks (x)"):
+        json.loads("nothing")
     with pytest.raises(InputError, match="AssertionError: no reason is given"), told_by("lm-eval", "--tasks (x)"):
         raise AssertionError
     with pytest.raises(AttributeError), told_by("lm-eval", "--tasks (x)"):
