@@ -13,12 +13,14 @@ Decisions:
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe.errors import RunFailed
+from moe.outside import path_below
 from moe.s3 import RemoteError, RemoteFolder
 from moe.train.checkpoints import (
     MANIFEST,
@@ -49,8 +51,8 @@ class RemoteRun:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints on the remote, oldest first. Raises RemoteError."""
-        names = self.store.list("step-")
-        return sorted(int(name[len("step-") :].split("/")[0]) for name in names if name.endswith(f"/{MANIFEST}"))
+        found = (re.fullmatch(rf"step-(\d{{8,}})/{MANIFEST}", name, re.ASCII) for name in self.store.list("step-"))
+        return sorted(int(match[1]) for match in found if match and folder_name(int(match[1])) in match[0])
 
     def record(self) -> dict[str, Any]:
         """The remote's run.json; empty where there is none. Raises RemoteError where it is damaged."""
@@ -62,14 +64,16 @@ class RemoteRun:
     def fetch_logs(self) -> None:
         """Where another machine has trained this run since, or this one never has: run.json and the logs, so that they
         go on.
+
+        Raises OutsideName, before anything is written, for a key that would become a path elsewhere.
         """
         here = self.local / RUN_FILE
         mine = _parse(here.read_bytes()) if here.exists() else {}
         if mine is None or (mine and self.record().get("session") in (None, mine.get("session"))):
             return  # a damaged one here is told by who reads it next
-        for name in self.store.list():
-            if name.split("/")[0] in LOGS:
-                self.store.download(name, self.local / name)
+        names = [name for name in self.store.list() if name.split("/")[0] in LOGS]
+        for name, path in [(name, path_below(self.local, name, self.store.url)) for name in names]:
+            self.store.download(name, path)
 
     def fetch_newest(self, after: int) -> Checkpoint | None:
         """Brings the newest remote checkpoint later than step `after` that verifies; None where there is none."""
@@ -86,13 +90,15 @@ class RemoteRun:
 
         Raises:
             CheckpointError: what arrived is not what its manifest says.
+            OutsideName: a key there would become a path elsewhere; nothing has been fetched.
         """
         name, aside = folder_name(step), self.local / f".fetching-{folder_name(step)}"
         shutil.rmtree(aside, ignore_errors=True)
         self.report(f"fetching {name} from {self.store.url} ...")
         try:
-            for file in self.store.list(f"{name}/"):
-                self.store.download(file, aside / file.removeprefix(f"{name}/"))
+            files = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
+            for file, path in [(file, path_below(aside, file, f"{self.store.url}/{name}")) for file in files]:
+                self.store.download(f"{name}/{file}", path)
             found = read_checkpoint(aside)
             set_aside(self.local / name)  # a local one that did not verify
             aside.rename(self.local / name)
