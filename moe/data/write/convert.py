@@ -19,7 +19,7 @@ from moe.data.meta import SPLITS, Meta, meta_json, read_meta
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.text.files import Source, Unit
-from moe.data.text.planning import plan_units
+from moe.data.text.planning import Planning
 from moe.data.text.sample import sample_documents
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
@@ -28,7 +28,7 @@ from moe.data.write.merge import Parts
 from moe.data.write.progress import human
 from moe.data.write.report import summary
 from moe.data.write.request import Request
-from moe.data.write.run_units import parts_of, run
+from moe.data.write.run_units import limit_is_reached, parts_of, run
 from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
@@ -42,10 +42,18 @@ class Plan:
     request: Request
     source: Source
     identity: dict[str, Any]  # what a run that goes on must agree with
-    units: list[Unit]
-    bad: dict[str, str]  # files that cannot be read at all: why
+    planning: Planning
     job: Job
     vocab_size: int
+
+    @property
+    def units(self) -> list[Unit]:
+        return self.planning.units
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Files that cannot be read at all: why."""
+        return {error.file: error.reason for error in self.planning.bad}
 
 
 def say(text: str) -> None:
@@ -87,9 +95,13 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     if space.is_complete(identity, source.files):
         space.discard_own(identity)  # killed after the last step but one
         return None
-    units, faults = plan_units(source.files, request.text_column)
+    planning = Planning(source.files, request.text_column)
+    if request.num_shards is None:  # shards share units by their number
+        planning = replace(planning, max_documents=request.max_documents, max_tokens=request.max_tokens)
+    planning.more()
+    units = planning.units
     if not units:
-        raise InputError(faults_text(faults, skipping=True))
+        raise InputError(faults_text(planning.bad, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
     encoder = choose_encoder(
         request.encoder,
@@ -115,10 +127,10 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     job.check()
     others = f" ({source.others} more are of another --config or --split)" if source.others else ""
     say(
-        f"{identity['dataset']}: {len(source.files)} files{others}, {len(units)} units of work, "
+        f"{identity['dataset']}: {len(source.files)} files{others}{planning.scope()}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
-    return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)
+    return Plan(request, source, identity, planning, job, size)
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
@@ -126,6 +138,8 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     request, left_out = plan.request, dict(plan.bad)
     make = partial(run, engine=request.engine, workers=request.workers)
     if request.merge_only:
+        while plan.planning.more():
+            pass
         pending = [unit for unit in plan.units if space.units.done(unit) is None]
         if pending:
             raise InputError(
@@ -134,8 +148,12 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             )
     else:
         # again after a fault: a limit may now need units behind those it counted on
-        while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
-            left_out |= {error.file: error.reason for error in faults}
+        while True:
+            while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
+                left_out |= {error.file: error.reason for error in faults}
+            if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
+                break
+            left_out |= plan.bad
     last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
     if last and (request.max_documents or request.max_tokens):  # what lies behind the limit is no concern of this run
         needed = [file.name for file in plan.source.files[: last[0][1].file_index + 1]]
