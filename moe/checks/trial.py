@@ -73,7 +73,9 @@ class _Trial:
         import torch
 
         from moe import build
+        from moe.train.tf32 import forbid_tf32
 
+        forbid_tf32()
         self.config, self.inputs = config, inputs
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if on_gpu else "cpu")
