@@ -95,7 +95,7 @@ def _run_stage(name: str, machine: Record, args: argparse.Namespace, limit: floa
     command += ["--out", str(args.out), "--pack", str(args.pack), *(["--dry"] if args.dry else [])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     if args.dry:
-        env |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+        env |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=ROOT, start_new_session=True)

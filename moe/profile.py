@@ -242,7 +242,9 @@ def _part_rows(
         return moe_experts(x, weight_TK, routing.expert_TK, block.moe.w13, block.moe.w2, routing.counts_E)
 
     def loss(x: Tensor) -> Tensor:
-        return linear_cross_entropy(x, net.head_weight, part["labels"].flatten(), z_weight=settings.z_loss).loss
+        fused = net.loss_backend if x.is_cuda else None
+        labels = part["labels"].flatten()
+        return linear_cross_entropy(x, net.head_weight, labels, z_weight=settings.z_loss, fused=fused).loss
 
     layers, times = settings.n_layers, config.global_train_batch_size / microbatch
     wanted: list[tuple[str, Callable[[Tensor], Tensor], Tensor, int]] = [

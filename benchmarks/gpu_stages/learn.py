@@ -15,11 +15,11 @@ from moe.model.flops import flops_per_token, model_shape, peak_flops
 def learn(run: Run) -> None:
     folder = run.work / "run"
     shutil.rmtree(folder, ignore_errors=True)
-    settings = settings_of(run, folder, "save_interval=100000ba")
+    settings = settings_of(run, folder, "save_interval=100000ba", warmup="10ba")
     if run.dry:
         settings += ["global_train_batch_size=8", "max_duration=12ba"]
     else:
-        settings += [f"time_limit={int(run.left() - 30)}s", "scheduler.t_warmup=20ba"]
+        settings += [f"time_limit={int(run.left() - 30)}s"]
     code = train_to_end(run, "medium", settings)
     if not run.dry and code == 75:
         code = 0  # stopped by its time limit, as it was to be

@@ -29,6 +29,11 @@ FINE = {
 }  # fmt: skip
 
 
+def tiny(run: Run) -> dict[str, int]:
+    """The tiny shape, with the vocabulary that the pack has."""
+    return TINY if run.dry else {**TINY, "vocab_size": EOS + 1}
+
+
 def shape_of(run: Run, name: str) -> tuple[dict[str, int], int]:
     """Shape and sequence length of yamls/NAME.yaml, or of `fine`; the tiny ones of a dry run."""
     if run.dry:

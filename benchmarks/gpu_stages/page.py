@@ -40,7 +40,7 @@ def told(figure: Record) -> str:
 
 
 def expected(figure: Record) -> str:
-    source = f" ({number(figure['source'])})" if figure["source"] else ""
+    source = f" ({number(figure['source'])})" if figure["source"] and figure["expected"] is not None else ""
     return number(figure["expected"]) + source
 
 
@@ -79,8 +79,8 @@ def section(stages: list[str], records: dict[str, Record]) -> str:
         if record["state"] != "done":
             head += f"; {record['state']}, so what follows is not all"
         rows = [
-            f"| {number(figure['name'])} | {number(figure['value'])} {figure['unit']} | {expected(figure)} | "
-            f"{told(figure)} |"
+            f"| {number(figure['name'])} | {number(figure['value'])} {figure['unit']}".rstrip()
+            + f" | {expected(figure)} | {told(figure)} |"
             for figure in record["figures"]
         ]
         lines = [head + ".", "", "| figure | measured | expected | met |", "|---|---|---|---|", *rows]

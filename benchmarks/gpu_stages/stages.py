@@ -18,10 +18,10 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "machine": Stage(1, 30),
+    "machine": Stage(1, 20),
     "smoke": Stage(1, 150),
-    "kernels": Stage(1, 120),
-    "step": Stage(1, 180),
+    "kernels": Stage(1, 140),
+    "step": Stage(1, 170),
     "train": Stage(2, 270),
     "memory": Stage(2, 120),
     "twin": Stage(2, 90),

@@ -33,7 +33,7 @@ def train(run: Run) -> None:
     whole, cut = run.work / "whole", run.work / "cut"
     for folder in (whole, cut):
         shutil.rmtree(folder, ignore_errors=True)
-    steps, save, kill, stop = (30, 10, 15, 22) if not run.dry else (9, 3, 5, 7)
+    steps, save, kill, stop = 30, 10, 15, 22
     settings = [
         f"global_train_batch_size={64 if not run.dry else 8}",
         f"max_duration={steps}ba",
