@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         _work(config, vocab_size),
         _memory(config, memory, gpu),
         [*_fits(config, fits, mfu, bool(prices)), *(_span(fits, gpu, mfu) if args.mfu is None else [])],
-        _dense_twin(config, vocab_size, gpu, mfu),
+        *([_dense_twin(config, vocab_size, gpu, mfu)] if config.model.n_experts > 1 else []),
         _disk(config, vocab_size),
     ):
         print()

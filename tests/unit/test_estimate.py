@@ -188,3 +188,6 @@ def test_the_dense_twin_has_the_active_parameters_and_says_on_how_many_tokens_to
     assert estimate(capsys, "--mfu", "0.2")["dense_twin"]["most_tokens"] == pytest.approx(0.5, rel=1e-2)
     assert main(["estimate", YAML]) == 0
     assert "at most 75% of the twin's tokens" in capsys.readouterr().out
+    dense = ["model.n_experts=1", "model.top_k=1"]
+    assert main(["estimate", YAML, *dense]) == 0
+    assert "TWIN" not in capsys.readouterr().out, "it is one"
