@@ -80,4 +80,5 @@ chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
 
 gpu: setup
+	$(if $(DRY),,test -f .bench/gpu_pack/data/meta.json || benchmarks/gpu_pack.sh)
 	$(BIN)/python benchmarks/gpu.py $(if $(DRY),--dry)
