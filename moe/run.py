@@ -85,7 +85,9 @@ def train(config: Config, stop: StopSignal) -> int:
     from moe.build import check_compiler
     from moe.fit import fit
     from moe.train.temporary import temporary_folder
+    from moe.train.tf32 import forbid_tf32
 
+    forbid_tf32()
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
     config = _with_sharding(with_precision(config, on_gpu))
