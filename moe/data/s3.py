@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moe.data.folders import Folder
-from moe.data.hub import pause
+from moe.data.hub_client import pause
 from moe.errors import InputError
 from moe.s3 import ATTEMPTS, client, code_of, reason_and_mend
 
