@@ -142,11 +142,11 @@ def ask_once(
     raise ValueError(f"more than {MOST_HOPS} redirects")
 
 
-def told(line: str) -> None:
-    """One line on stderr, at most every few seconds, however many threads wait."""
+def told(line: str, *, at_once: bool = False) -> None:
+    """One line on stderr, at most every few seconds, however many threads wait; or `at_once`."""
     every = WORKER_TELLS_EVERY_S if multiprocessing.parent_process() else TELL_EVERY_S
     now = time.monotonic()
-    if not _last_told or now - _last_told[0] >= every:
+    if at_once or not _last_told or now - _last_told[0] >= every:
         _last_told[:] = [now]
         with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
@@ -157,10 +157,10 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
 
 
-def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]]) -> T:
+def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]], patience_s: float) -> T:
     """The first answer that is not None of `attempt_once() -> (answer, fault, seconds the server asks to wait)`.
 
-    what: named in messages. Raises InputError when PATIENCE_S have passed, with the last fault, and at once where the
+    what: named in messages. Raises InputError when `patience_s` have passed, with the last fault, and at once where the
     server asks for a longer pause than that.
     """
     begun, attempt = time.monotonic(), 0
@@ -169,7 +169,7 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
         if answer is not None:
             return answer
         now = time.monotonic()
-        seconds, left = pause(attempt, asked_s), PATIENCE_S - (now - begun)
+        seconds, left = pause(attempt, asked_s), patience_s - (now - begun)
         attempt += 1
         if seconds > left:
             asks = f" and it asks for a pause of {clock(asked_s)}" if asked_s is not None and asked_s > left else ""
@@ -182,11 +182,18 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
         time.sleep(seconds)
 
 
-def request(url: str, accept: Callable[[Answer], T | None], headers: Mapping[str, str] | None = None, **how: Any) -> T:
+def request(
+    url: str,
+    accept: Callable[[Answer], T | None],
+    headers: Mapping[str, str] | None = None,
+    *,
+    patience_s: float | None = None,
+    **how: Any,
+) -> T:
     """What `accept(answer)` makes of the answer, asked again while that is None or a ValueError.
 
-    how: `method` and `wants_body` of `ask_once`. Raises InputError when the server refuses, `accept` does, or nothing
-    acceptable comes in time.
+    how: `method` and `wants_body` of `ask_once`. patience_s: None for PATIENCE_S. Raises InputError when the server
+    refuses, `accept` does, or nothing acceptable comes in time.
     """
 
     def once() -> tuple[T | None, str, float | None]:
@@ -204,4 +211,4 @@ def request(url: str, accept: Callable[[Answer], T | None], headers: Mapping[str
             fault = f"a body of {len(answer.body or b'')} bytes that is not all of it"
         return made, fault, asked_pause(answer.status, answer.headers)
 
-    return patiently(shown(url), once)
+    return patiently(shown(url), once, PATIENCE_S if patience_s is None else patience_s)
