@@ -30,7 +30,7 @@ def text_batches(source: Source, text_column: str, max_bytes: int) -> Iterator[l
         raise bad[0]
     size = 0
     for unit in units:
-        for batch in read_batches(unit, text_column):
+        for batch in read_batches(unit, text_column, id_column=None, separator=EOS):
             texts = clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist()
             size += sum(map(len, texts))
             yield texts

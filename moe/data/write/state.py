@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -94,6 +94,17 @@ class _Workspace:
             )
         return True
 
+    def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
+        """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
+        try:
+            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
+        except ValueError:
+            begun = {}
+        if self._overwrite or "id_column" not in begun:
+            return choose()
+        name = begun["id_column"]
+        return name, f"documents are told apart by {f'column {name!r}' if name else 'their text'}, as this was begun"
+
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit]) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
         plan = {"request": identity, "files": [file.name for file in files]}
@@ -130,7 +141,7 @@ class _Workspace:
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""
         content = self.partial.read("plan.json")
-        if content is not None and json.loads(content)["request"] == identity:
+        if content is not None and not differences(json.loads(content)["request"], identity):
             self.discard()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from moe.data import hub
 from moe.data.text.files import SourceFile
-from moe.data.text.reading import open_parquet
+from moe.data.text.tables import open_parquet
 from moe.data.write.convert import convert
 from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
