@@ -39,7 +39,7 @@ def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterato
     try:
         with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold whole column chunks of every row group in memory
-            yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES)
+            yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise BadFileError(file.name, _not_readable(file, "parquet", error)) from error
 
