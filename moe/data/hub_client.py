@@ -3,6 +3,7 @@
 - A request is tried again after 429, 5xx, a dropped or short body and a stall, for PATIENCE_S from its first fault:
   time is counted, not tries. The server's own wish (Retry-After, the RateLimit header) is followed; one that is longer
   than what is left ends the wait at once. All pauses are random in part: many processes must not come back together.
+- Where nobody is there from the start (no network, a wrong HF_ENDPOINT) it waits UNREACHED_S only.
 - While it waits, it says what the hub answered; the last answer stands in the error, too.
 - Redirects are followed here, hop by hop: the token goes to the endpoint's own host and to nobody else.
 """
@@ -14,7 +15,6 @@ import multiprocessing
 import os
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from moe.errors import InputError
-from moe.units import clock
+from moe.units import clock, note
 
-PATIENCE_S = 15 * 60.0
+PATIENCE_S, UNREACHED_S = 15 * 60.0, 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 TELL_EVERY_S, WORKER_TELLS_EVERY_S = 5.0, 30.0
 MOST_HOPS = 5
@@ -34,6 +34,7 @@ REFUSALS = (400, 401, 403, 404, 405, 410, 416, 451)  # trying again would not he
 REDIRECTS = (301, 302, 303, 307, 308)
 T = TypeVar("T")
 _last_told: list[float] = []
+_answered: set[str] = set()  # endpoints
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,7 @@ def told(line: str, *, at_once: bool = False) -> None:
     now = time.monotonic()
     if at_once or not _last_told or now - _last_told[0] >= every:
         _last_told[:] = [now]
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+        note(line)
 
 
 def shown(text: str) -> str:
@@ -196,13 +196,21 @@ def request(
     refuses, `accept` does, or nothing acceptable comes in time.
     """
 
+    begun = time.monotonic()
+
     def once() -> tuple[T | None, str, float | None]:
         try:
             answer = ask_once(url, headers, **how)
+            _answered.add(endpoint())
             made = accept(answer)
         except InputError:
             raise
         except Exception as error:  # requests' or httpx's: dropped, cut, stalled, refused
+            alone = endpoint() not in _answered and nobody_there(error)
+            if alone and time.monotonic() - begun >= min(UNREACHED_S, PATIENCE_S):
+                raise InputError(
+                    f"{endpoint()} cannot be reached ({shown(type(error).__name__)}); check the network and HF_ENDPOINT"
+                ) from None
             return None, shown(f"{type(error).__name__}: {error}"), None
         if made is None and answer.status in REFUSALS:
             raise InputError(f"{shown(url)}: HTTP {answer.status}; check the name, or log in with `hf auth login`")
@@ -212,3 +220,42 @@ def request(
         return made, fault, asked_pause(answer.status, answer.headers)
 
     return patiently(shown(url), once, PATIENCE_S if patience_s is None else patience_s)
+
+
+def carefully(what: str, call: Callable[[], T]) -> T:
+    """`call()` of a library that asks the hub itself, again after the faults that `request` asks again after.
+
+    Raises InputError where they do not pass, and at once whatever else `call` raises.
+    """
+
+    def once() -> tuple[T | None, str, float | None]:
+        try:
+            return call(), "", None
+        except Exception as error:
+            fault = passing(error)
+            if fault is None:
+                raise
+            return None, *fault
+
+    return patiently(what, once, PATIENCE_S)
+
+
+def passing(error: BaseException) -> tuple[str, float | None] | None:
+    """(what the server said or did, seconds it asks to wait) of an error that may pass; None of any other."""
+    at: BaseException | None = error
+    while at is not None:
+        response: Any = getattr(at, "response", None)
+        if response is not None:
+            status = response.status_code
+            busy = status == 429 or status >= 500
+            return (f"HTTP {status}", asked_pause(status, response.headers)) if busy else None
+        if re.search("Connection|Timeout|ChunkedEncoding|RemoteProtocol|ReadError", type(at).__name__):
+            return None if nobody_there(at) else (shown(f"{type(at).__name__}: {at}"), None)
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def nobody_there(error: BaseException) -> bool:
+    """Whether a request failed for want of an address, a way, or anybody listening: that does not pass by itself."""
+    words = "refused|resolve|resolution|unreachable|ConnectTimeout|ConnectError"
+    return re.search(words, repr(error), re.IGNORECASE) is not None

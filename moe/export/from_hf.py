@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from moe.data.hub_client import carefully
 from moe.data.text.tokenizer import load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
@@ -27,14 +28,15 @@ from moe.export.hf_weights import check_sizes, opened, read_weights
 from moe.export.proof import CannotLoad, prove, prove_import
 from moe.export.settings import from_config
 from moe.inference import PREFIX, build_skeleton, load_weights
-from moe.train.checkpoints import SAVED_MARK, folder_name, read_checkpoint, step_folders, write_checkpoint
+from moe.train.checkpoints import folder_name, read_checkpoint, write_checkpoint
 from moe.typed_json import parse_json
+from moe.units import show
 
 TEMPORARY = "tensors"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
-def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = print) -> Path:
+def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = show) -> Path:
     """Writes the checkpoint of step 0 in `out` and returns its folder.
 
     Raises:
@@ -65,7 +67,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "imported_from": source,
     }
     dense = settings["n_experts"] == 1
-    with written_aside(out, overwrite=overwrite, replaceable=_only_imported) as aside:
+    with written_aside(out, overwrite=overwrite, kind="import") as aside:
         scratch = aside / TEMPORARY
         scratch.mkdir()
         with opened(folder) as place:
@@ -96,12 +98,6 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
     return out / folder_name(0)
 
 
-def _only_imported(out: Path) -> bool:
-    """Whether a run folder holds nothing but an import: a trained one is never replaced."""
-    names = {path.name for path in out.iterdir()}
-    return names <= {folder_name(0), SAVED_MARK} and len(step_folders(out)) == 1
-
-
 def _folder(source: str) -> Path:
     """The folder of that name, or what the hub has under it."""
     if Path(source).is_dir():
@@ -109,7 +105,7 @@ def _folder(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=PATTERNS))
+        return Path(carefully(source, lambda: snapshot_download(source, allow_patterns=PATTERNS)))
     except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"--from-hf ({source}): is no folder, and the hub does not give it ({cause})") from None

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"errors", "locks", "outside", "s3", "typed_json", "units"}
+BASE = {"errors", "locks", "outside", "ownership", "paths", "s3", "typed_json", "units"}
 MAY_IMPORT = {
     "errors": set(),
     "locks": set(),
     "outside": {"errors"},
+    "ownership": {"errors"},
+    "paths": {"errors"},
     "s3": {"errors"},
     "typed_json": set(),
     "units": set(),

@@ -1,7 +1,9 @@
 """The one way to the hub: what it waits for, what it believes, whom it tells its token."""
 
+import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -9,8 +11,9 @@ import pytest
 from moe.data import hub, hub_client
 from moe.data.text.files import SourceFile
 from moe.data.text.planning import Planning, plan_units
-from moe.data.text.reading import open_parquet, open_source
 from moe.data.text.sources import hub_source
+from moe.data.text.streams import open_source
+from moe.data.text.tables import open_parquet
 from moe.data.write.convert import convert
 from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
@@ -84,6 +87,15 @@ def test_the_true_cause_stands_at_the_end_and_shows_no_control_characters(serve,
     with pytest.raises(InputError, match=r"cannot be fetched: .*(HTTP 503|ConnectionError|RemoteProtocolError)"):
         source()
     assert hub_client.shown("a\x1b[2Jb\r\nc\u202e") == "a?[2Jb c?"
+
+
+def test_a_hub_that_was_never_there_is_not_waited_for_long(serve, monkeypatch):
+    """B11: patience is for a hub that is there."""
+    server = serve()
+    server.close()
+    monkeypatch.setattr(hub_client, "UNREACHED_S", 0.05)
+    with pytest.raises(InputError, match=rf"{server.url} cannot be reached \(\w+\); check the network and HF_ENDPOINT"):
+        source()
 
 
 @pytest.mark.parametrize("name", ["a#b.txt", "what?.txt", "100%.txt", "a b.txt", "%2e%2e.txt", "d#/é.txt"])
@@ -206,12 +218,14 @@ def test_a_file_read_from_front_to_end_is_held_against_the_hubs_sha256(serve, fo
 
 
 def test_a_conversion_of_a_changed_file_stops(serve, folder, make_request):
-    """C24: as the same file, once converted, says in its done mark that it was proven."""
+    """C24: conversion.json says what each file was held against."""
     (folder / "a.txt").write_text("\n\n".join(make_texts(60)))
     serve(listing=("size", "lfs"), headers=lambda path, count: {})
     text = (folder / "a.txt").read_bytes()
     assert source().files[0].size == len(text)
     convert(make_request(dataset=("some/set",)))
+    report = json.loads((folder.parent / "out" / "conversion.json").read_text())
+    assert report["proofs"] == {"a.txt": "sha256"}
 
     def lie(handler, status, body, headers=None, cut=None, send=Hub.send):
         send(handler, status, body.replace(b"quick", b"quack"), headers, cut)
@@ -310,6 +324,9 @@ def test_of_a_hubs_files_a_limit_needs_few(serve, folder, make_request, tmp_path
     asked = {path for path in server.requests if path.endswith(".parquet")}
     assert len(asked) < 50
     convert(make_request(dataset=(str(folder),), max_documents=25, out=tmp_path / "local"))
+    proof = "size, ETag, page checksums where the file has them"
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert set(report["proofs"].values()) == {proof}
     names = ("train/index.json", "train/shard.00000.mds")
     mine, local = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "local")
     assert all(mine[name] == local[name] for name in names)
@@ -348,3 +365,39 @@ def test_a_bug_in_planning_is_raised_and_keeps_no_thread_busy(monkeypatch):
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RuntimeError, match="three"):
         next(found)
+
+
+class Refusal(Exception):
+    """As huggingface_hub's own: the answer stands in it, or in what caused it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("Server Error")
+        self.response = SimpleNamespace(status_code=status, headers={"Retry-After": "3"})
+
+
+def test_what_libraries_fetch_themselves_is_tried_again_with_the_same_patience(monkeypatch, tmp_path):
+    """B10: an import from the hub was a third way there."""
+    import requests
+
+    from moe.export import from_hf
+
+    slept: list[float] = []
+    monkeypatch.setattr(hub_client.time, "sleep", slept.append)
+    faults: list[Exception] = [Refusal(429), ConnectionError("reset by peer"), requests.ReadTimeout("stalled")]
+
+    def download(source, allow_patterns):
+        if faults:
+            try:
+                raise faults.pop(0)
+            except Exception as error:
+                raise OSError("wrapped") from error
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert from_hf._folder("some/model") == tmp_path
+    assert len(slept) == 3 and 3 <= slept[0] <= 3.75
+    for fault in (Refusal(404), requests.ConnectionError("Connection refused"), OSError("no space")):
+        faults[:] = [fault]
+        with pytest.raises(InputError, match=r"--from-hf \(some/model\): is no folder, and the hub does not give it"):
+            from_hf._folder("some/model")
+        assert not faults, "asked once"
