@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from moe.units import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +40,11 @@ def run(args: argparse.Namespace) -> int:
     for prompt in args.prompt:
         tokens = encode_prompt(tokenizer, prompt)
         if len(tokens) + args.max_new_tokens > config["max_seq_len"]:
-            print(
+            note(
                 f"warning: {len(tokens)} tokens and {args.max_new_tokens} new ones; the model was trained on "
-                f"{config['max_seq_len']}, what lies beyond may be poor",
-                file=sys.stderr,
+                f"{config['max_seq_len']}, what lies beyond may be poor"
             )
-        print(prompt, end="", flush=True)
+        show(prompt, end="")
         shown = ""
         new: list[int] = []
         for token in generate(
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             new.append(token)
             text = decode_new(tokenizer, tokens, new)
             if not text.endswith("\ufffd"):  # part of a character
-                print(text[len(shown) :], end="", flush=True)
+                show(text[len(shown) :], end="")
                 shown = text
-        print(decode_new(tokenizer, tokens, new)[len(shown) :] + "\n")
+        show(decode_new(tokenizer, tokens, new)[len(shown) :] + "\n")
     return 0

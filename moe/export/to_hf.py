@@ -31,7 +31,7 @@ from moe.export.proof import prove, prove_tensors
 from moe.export.settings import to_config
 from moe.inference import build_skeleton, find_checkpoint, load_weights
 from moe.train.checkpoints import Checkpoint
-from moe.units import short
+from moe.units import short, show
 
 SHARD_BYTES = 5 * 10**9
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # the defaults of `moe generate`
@@ -43,7 +43,7 @@ def export(
     out: Path,
     step: int | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = show,
     shard_bytes: int = SHARD_BYTES,
 ) -> Checkpoint:
     """Writes the checkpoint at `path` (that of `step`, or a run folder's newest) to `out`; returns the checkpoint.
@@ -62,7 +62,7 @@ def export(
     special = {name: number for name, number in ids.items() if number is not None}
     max_seq_len = manifest["config"]["max_seq_len"]
     config = to_config(settings, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
-    with written_aside(out, overwrite=overwrite, replaceable=lambda old: (old / "config.json").is_file()) as folder:
+    with written_aside(out, overwrite=overwrite, kind="export") as folder:
         weights = load_weights(checkpoint)
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
         parts = hf_tensors(weights if dense else _with_head(checkpoint, weights), dense=dense)

@@ -23,6 +23,7 @@ from typing import Any
 
 from moe.data.hub_client import endpoint
 from moe.errors import InputError
+from moe.units import note
 
 REACH_S, REACH_TRIES = 4.0, 2
 PROBES = (
@@ -64,7 +65,7 @@ def hub_fault(name: str) -> str | None:
         except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
             fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
         if attempt + 1 < REACH_TRIES:
-            print(f"tokenizer {name}: {fault}; trying again ...", file=sys.stderr, flush=True)
+            note(f"tokenizer {name}: {fault}; trying again ...")
             time.sleep(1)
     return fault
 

@@ -35,6 +35,7 @@ from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
+from moe.units import tell as say
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,6 @@ class Plan:
     bad: dict[str, str]  # files that cannot be read at all: why
     job: Job
     vocab_size: int
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def convert(request: Request) -> Meta | None:
