@@ -263,7 +263,7 @@ def publish(
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
-        id_column=job.id_column,
+        id_column=job.id_column if sums["counts"]["named"] else None,
         **{name: sums["counts"][name] for name in COUNTS},
         versions=versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )

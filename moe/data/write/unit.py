@@ -130,7 +130,7 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         )
         lengths.append(sizes.astype(np.uint32))
         hashes.append(keys)
-        named += 0 if ids is None else count
+        named += 0 if ids is None else count - ids.null_count
         seen += batch.weight
         report(int(sizes.sum()), batch.weight, count)
         if full:
@@ -148,6 +148,7 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         "skipped": asdict(skipped),
         "counts": {
             **asdict(counting.losses),
+            "named": named,  # documents with an id
             "separators": separators,
             "duplicate_ids": named and documents - len(np.unique(np.concatenate(hashes))),
         },
