@@ -77,3 +77,4 @@ bench-learning: setup
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
+	$(BIN)/python -m tests.chaos.foreign --seconds 60

@@ -114,7 +114,7 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
 
     settings = dataclasses.asdict(config)
     if folder.checkpoint is not None:
-        check_continues(folder.checkpoint, settings, fingerprint, report=say)
+        check_continues(folder.checkpoint, settings, fingerprint, report=say, former=meta.former)
         return str(folder.checkpoint.state_file), False, folder.checkpoint.step
     if config.load_path is None:
         return None, False, 0
@@ -126,7 +126,7 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
         check_weights_fit(named, settings, meta.vocab_size)
         say(f"starting from the weights of {named.path}")
         return str(named.state_file), True, 0
-    check_continues(named, settings, fingerprint, report=say)
+    check_continues(named, settings, fingerprint, report=say, former=meta.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return str(named.state_file), False, named.step
 

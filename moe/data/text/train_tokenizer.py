@@ -13,6 +13,7 @@ from moe.data.text.files import Source
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
+from moe.data.text.selection import told
 from moe.data.text.sources import resolve
 from moe.errors import InputError
 
@@ -64,7 +65,15 @@ def train_tokenizer(
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise InputError(f"--out {out}: not empty; choose another folder, or --overwrite")
     names = (dataset,) if isinstance(dataset, str) else dataset
-    source = resolve(dataset=names, config=config, split=split, revision=revision)
+    source = resolve(
+        dataset=names,
+        config=config,
+        split=split,
+        revision=revision,
+        outputs=(out, out.with_name(out.name + ".partial")),
+    )
+    for line in [*told(source.left_out), *source.notes]:
+        print(line, flush=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
