@@ -42,7 +42,8 @@ def _span(unit: Unit) -> tuple[int, int]:
     """The bytes of the unit; of parquet those of all columns of its row groups (its footer is in the samples)."""
     if unit.file.kind != "parquet":
         return unit.begin, unit.end
-    metadata = pq.read_metadata(unit.file.path)
+    with open(unit.file.path, "rb") as file:  # pyarrow would take a path for a URI
+        metadata = pq.read_metadata(file)
     spans = []
     for group in map(metadata.row_group, range(unit.begin, unit.end)):
         for column in map(group.column, range(group.num_columns)):
