@@ -9,7 +9,7 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["moe", "moe.*"]),
     package_data={"moe.runs": ["page.css", "page.js"]},
     install_requires=[

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
-import sys
 import warnings
 from contextlib import suppress
 from typing import NoReturn
@@ -19,7 +18,7 @@ from moe.config.checks import check_ranks
 from moe.errors import InputError, RunFailed
 from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_precision
 from moe.train.stop import EXIT_STOPPED, LAST_RESORT, Stopped, StopSignal
-from moe.units import complain, say
+from moe.units import complain, flush, ready, say, show
 
 USAGE = (
     "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
@@ -29,8 +28,9 @@ DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the ot
 
 def main(argv: list[str]) -> int:
     """Runs `train.py`'s command line; returns the exit code."""
+    ready()
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        show(USAGE)
         return 0 if argv else 2
     # Python's tracker of shared memory clears what a second Ctrl+C leaves; that it does is no news
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
@@ -60,9 +60,8 @@ def end(code: int) -> NoReturn:
     loaded that takes seconds of CPU, on a busy machine many, and a launcher that waits for a stopped rank has 30.
     """
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a reader that is gone
-            stream.flush()
+    with suppress(OSError):
+        flush()
     os._exit(code)
 
 
@@ -85,14 +84,16 @@ def train(config: Config, stop: StopSignal) -> int:
     from moe.build import check_compiler
     from moe.fit import fit
     from moe.train.temporary import temporary_folder
+    from moe.train.tf32 import forbid_tf32
 
+    forbid_tf32()
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
     config = _with_sharding(with_precision(config, on_gpu))
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
-    folder = open_folder(config)
+    folder, start = open_folder(config, meta)
 
     def last_words() -> None:
         say(
@@ -104,7 +105,7 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
-            return fit(config, meta, folder, stop, on_gpu)
+            return fit(config, meta, folder, start, stop, on_gpu)
     except Stopped:
         folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
@@ -115,8 +116,7 @@ def train(config: Config, stop: StopSignal) -> int:
         folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
         raise
     finally:
-        if folder.lock is not None:
-            folder.lock.close()
+        folder.let_go()
 
 
 def _with_sharding(config: Config) -> Config:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe.units import note, redraw, show
+
 TOKENS_PER_FORWARD = 8192
 
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{flag} ({value}) must be at least 1")
     if args.max_batches < 1 and args.max_batches != -1:
         raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
-    print("starting ...", file=sys.stderr, flush=True)
+    note("starting ...")
     if args.data:
         measure_data(args)
     if args.tasks is not None:
@@ -96,7 +98,7 @@ def measure_data(args: argparse.Namespace) -> None:
             progress=partial(show_progress, folder, samples),
         )
         bits = "" if found.bits_per_byte is None else f"  bits per byte {found.bits_per_byte:.4f}"
-        print(
+        show(
             f"{folder / args.split} at step {checkpoint.step:,}: loss {found.loss:.4f}  "
             f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} samples)"
         )
@@ -121,5 +123,4 @@ def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
 
 def show_progress(folder: Path, samples: int, done: int) -> None:
     if sys.stderr.isatty():
-        end = "\r" if done < samples else "\r\033[K"
-        print(f"{folder}: {done:,} of {samples:,} samples", end=end, file=sys.stderr, flush=True)
+        redraw(f"{folder}: {done:,} of {samples:,} samples" if done < samples else "")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from moe.units import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.data.text.tokenizer import load_tokenizer
+    from moe.data.text.tokenizer import decode_new, encode_prompt, load_tokenizer
     from moe.errors import InputError
     from moe.inference import find_checkpoint, load_model
     from moe.model.generation import generate
@@ -37,14 +38,13 @@ def run(args: argparse.Namespace) -> int:
     model, config = load_model(checkpoint), checkpoint.manifest["config"]
     tokenizer = load_tokenizer(config["tokenizer"])
     for prompt in args.prompt:
-        tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        tokens = encode_prompt(tokenizer, prompt)
         if len(tokens) + args.max_new_tokens > config["max_seq_len"]:
-            print(
+            note(
                 f"warning: {len(tokens)} tokens and {args.max_new_tokens} new ones; the model was trained on "
-                f"{config['max_seq_len']}, what lies beyond may be poor",
-                file=sys.stderr,
+                f"{config['max_seq_len']}, what lies beyond may be poor"
             )
-        print(prompt, end="", flush=True)
+        show(prompt, end="")
         shown = ""
         new: list[int] = []
         for token in generate(
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
         ):
             new.append(token)
-            text = tokenizer.decode(new, clean_up_tokenization_spaces=False)
+            text = decode_new(tokenizer, tokens, new)
             if not text.endswith("\ufffd"):  # part of a character
-                print(text[len(shown) :], end="", flush=True)
+                show(text[len(shown) :], end="")
                 shown = text
-        print(tokenizer.decode(new, clean_up_tokenization_spaces=False)[len(shown) :] + "\n")
+        show(decode_new(tokenizer, tokens, new)[len(shown) :] + "\n")
     return 0

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 
 from moe.errors import InputError
-from moe.units import drop_stdout
+from moe.units import drop, flush, note, ready
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
@@ -29,6 +29,7 @@ DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `moe COMMAND ...`; returns the exit code (2 for input that can be mended)."""
+    ready()
     argv = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -44,21 +45,21 @@ def main(argv: list[str] | None = None) -> int:
     command.add_arguments(parser)
     try:
         code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
-        sys.stdout.flush()
+        flush()
         return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `moe ... | head` has read enough
-        drop_stdout()
+        drop("stdout")
         return 0
     except OSError as error:
         if error.filename is not None or error.errno not in DISK_FAULTS:
             raise
-        drop_stdout()
-        print(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere", file=sys.stderr)
+        drop("stdout")
+        note(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere")
         return 2
 
 

@@ -14,17 +14,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from moe.data.folders import Folder
-from moe.data.hub import pause
+from moe.data.hub_client import pause
 from moe.errors import InputError
 from moe.s3 import ATTEMPTS, client, code_of, reason_and_mend
 
 SCRATCH = "moe-convert-"
+SCRATCH_MARK = ".of-a-conversion"  # beside the folder that is worked in
 NEW_S = 60  # a scratch folder younger than this may not be locked yet
 
 
@@ -48,7 +49,7 @@ def remove_dead_scratch() -> None:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - path.stat().st_mtime > NEW_S:
+            if time.time() - path.stat().st_mtime > NEW_S and (path / SCRATCH_MARK).is_file():
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:  # its process lives
             pass
@@ -124,8 +125,11 @@ class S3Folder:
         path = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{label}."))
         handle = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield path
+            with suppress(OSError):  # a temporary folder without locks: what a killed process leaves there stays
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            (path / SCRATCH_MARK).touch()
+            (path / "made").mkdir()
+            yield path / "made"
         finally:
             shutil.rmtree(path, ignore_errors=True)
             os.close(handle)

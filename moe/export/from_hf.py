@@ -24,17 +24,18 @@ from moe.data.text.tokenizer import load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
 from moe.export.hf_weights import check_sizes, opened, read_weights
-from moe.export.proof import CannotLoad, prove
+from moe.export.proof import CannotLoad, prove, prove_import
 from moe.export.settings import from_config
-from moe.inference import PREFIX, build_skeleton
-from moe.train.checkpoints import SAVED_MARK, folder_name, step_folders, write_checkpoint
+from moe.inference import PREFIX, build_skeleton, load_weights
+from moe.train.checkpoints import folder_name, read_checkpoint, write_checkpoint
 from moe.typed_json import parse_json
+from moe.units import show
 
 TEMPORARY = "tensors"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
-def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = print) -> Path:
+def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = show) -> Path:
     """Writes the checkpoint of step 0 in `out` and returns its folder.
 
     Raises:
@@ -64,7 +65,8 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "tokens": 0,
         "imported_from": source,
     }
-    with written_aside(out, overwrite=overwrite, replaceable=_only_imported) as aside:
+    dense = settings["n_experts"] == 1
+    with written_aside(out, overwrite=overwrite, kind="import") as aside:
         scratch = aside / TEMPORARY
         scratch.mkdir()
         with opened(folder) as place:
@@ -72,14 +74,16 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
                 place,
                 model.state_dict(),
                 source=f"--from-hf ({folder})",
-                dense=settings["n_experts"] == 1,
+                dense=dense,
                 scratch=scratch,
             )
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
         shape = (settings["n_layers"], settings["n_experts"])
         state["expert_share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest)
-        say("comparing logits with transformers' ...")
+        say("reading it back, comparing logits with transformers' ...")
+        with opened(folder) as place:
+            prove_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
         model.load_state_dict(weights, assign=True)
         try:
             difference = prove(folder, model.eval())
@@ -91,12 +95,6 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")
     say(yaml.safe_dump({"tokenizer": source, "model": settings}, sort_keys=False))
     return out / folder_name(0)
-
-
-def _only_imported(out: Path) -> bool:
-    """Whether a run folder holds nothing but an import: a trained one is never replaced."""
-    names = {path.name for path in out.iterdir()}
-    return names <= {folder_name(0), SAVED_MARK} and len(step_folders(out)) == 1
 
 
 def _folder(source: str) -> Path:

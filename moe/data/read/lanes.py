@@ -63,6 +63,8 @@ class TextJob:
     val_seed: int
     val_threshold: int  # a document with a hash below it goes to val
     text_column: str
+    id_column: str | None  # names documents; None: their text does
+    separator: str | None  # the line that ends a document of a .txt
     encoder: str
     tokenizer: str
     spec_json: str | None
@@ -108,7 +110,7 @@ def documents(job: TextJob, piece: Piece, *, split: str) -> Iterator[pa.LargeStr
 
 def _batches(job: TextJob, piece: Piece) -> Iterator[Batch]:
     try:
-        yield from read_batches(piece.unit, job.text_column)
+        yield from read_batches(piece.unit, job.text_column, id_column=job.id_column, separator=job.separator)
     except BadFileError as error:
         if not job.skip_bad_files:
             raise

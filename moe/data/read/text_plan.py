@@ -15,9 +15,11 @@ from moe.data.text.content import stat_of
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
 from moe.data.text.files import Source, Unit
+from moe.data.text.ids import choose_id
+from moe.data.text.losses import lossy, warning_before
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
-from moe.data.text.selection import told
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.errors import InputError
@@ -62,7 +64,7 @@ def open_text(
     tokenizer = load_tokenizer(tokenizer_name)
     try:
         source = resolve(dataset=(dataset,), config=config, split=split, revision=revision, outputs=outputs)
-        for line in [*told(source.left_out), *source.notes]:
+        for line in [*left_out_lines(source.left_out), *source.notes]:
             say(f"train_data.text: {in_keys(line)}")
         units, faults = plan_units(source.files, text_column)
         if faults and (not skip_bad_files or not units):
@@ -73,14 +75,21 @@ def open_text(
     except InputError as error:
         raise InputError(f"train_data.text: {in_keys(error)}") from None
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    documents = sample_documents(units, text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         "auto",
         tokenizer=tokenizer,
         tokenizer_name=tokenizer_name,
         spec_json=spec,
-        documents=sample_documents(units, text_column),
+        documents=documents,
         say=say,
     )
+    warning = warning_before(
+        lossy(tokenizer), documents, encoder=encoder, spec_json=spec, tokenizer_name=tokenizer_name
+    )
+    if warning:
+        say(warning)
+    id_column, told = choose_id(units, text_column)
     job = TextJob(
         pieces=cut_pieces(units, lanes),
         lanes=lanes,
@@ -91,6 +100,8 @@ def open_text(
         val_seed=val_seed,
         val_threshold=int(val_fraction * 2**64),
         text_column=text_column,
+        id_column=id_column,
+        separator=tokenizer.eos_token,
         encoder=encoder,
         tokenizer=tokenizer_name,
         spec_json=spec,
@@ -112,7 +123,8 @@ def open_text(
         tuple(units),
         SEPARATOR.join([name, *_grouped(files)]),
         (_former(source, text_column, fingerprint) + rest,),
-        f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}",
+        f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
+        f"{told}",
         size,
     )
 

@@ -9,12 +9,21 @@ from dataclasses import dataclass, field
 KINDS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
-    ".json": "jsonl",
     ".jsonl.gz": "jsonl.gz",
     ".json.gz": "jsonl.gz",
+    ".jsonl.zst": "jsonl.zst",
+    ".json": "json",
     ".txt": "txt",
+    ".txt.gz": "txt.gz",
+    ".txt.zst": "txt.zst",
+    ".csv": "csv",
+    ".csv.gz": "csv.gz",
+    ".tsv": "tsv",
+    ".tsv.gz": "tsv.gz",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
-KNOWN = "parquet, jsonl, jsonl.gz and txt"
+KNOWN = "parquet, jsonl and txt (also .gz, .zst), json, csv and tsv (also .gz), arrow, feather"
 # not documents: what tools and people put beside them
 COMPANIONS = frozenset(
     {

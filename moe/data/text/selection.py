@@ -66,7 +66,7 @@ def select(names: list[str], readme: str | None, *, dataset: str, config: str | 
     if not found.files:
         raise InputError(
             f"--dataset {dataset}: no file that can be read ({KNOWN}) for {asked(config, split)}"
-            + "".join(f"; {line}" for line in told(left_out))
+            + "".join(f"; {line}" for line in left_out_lines(left_out))
         )
     return Selection(found.files, left_out + found.left_out, found.notes)
 
@@ -120,7 +120,7 @@ def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
     return Selection(kept, rest, [f"split train: {len(kept)} of {len(data)} files, by their names{unnamed}"])
 
 
-def told(left_out: list[LeftOut]) -> list[str]:
+def left_out_lines(left_out: list[LeftOut]) -> list[str]:
     """A line for each reason: how many, and the first few by name."""
     by_reason: dict[str, list[str]] = {}
     for one in left_out:

@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe.data.meta import SPLITS, Meta, meta_json, read_meta
+from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.text.files import Source, Unit
+from moe.data.text.ids import choose_id
+from moe.data.text.losses import lossy, warning_before
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
-from moe.data.text.selection import told
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.write import merge
@@ -32,12 +34,12 @@ from moe.data.write.progress import human
 from moe.data.write.report import summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import parts_of, run
-from moe.data.write.say import say
 from moe.data.write.state import FORMAT, Workspace, open_workspace
 from moe.data.write.state import versions as versions_of
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
+from moe.units import tell as say
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def convert(request: Request) -> Meta | None:
     started = time.monotonic()
     space = open_workspace(request.out, overwrite=request.overwrite)
     if request.dry_run:
-        for line in forecast(plan_of(request, *look_up(request, None))):
+        for line in forecast(plan_of(request, space, *look_up(request, None))):
             say(line)
         return None
     plan = make_plan(request, space)
@@ -95,7 +97,7 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     if space.is_complete(identity, source.files, full=request.verify == "full"):
         space.discard_own(identity)  # killed after the last step but one
         return None
-    return plan_of(request, tokenizer, source, identity)
+    return plan_of(request, space, tokenizer, source, identity)
 
 
 def look_up(request: Request, commit: str | None) -> tuple[Any, Source, dict[str, Any]]:
@@ -110,7 +112,7 @@ def look_up(request: Request, commit: str | None) -> tuple[Any, Source, dict[str
         revision=commit or request.revision,
         outputs=out,
     )
-    for line in [*told(source.left_out), *source.notes]:
+    for line in [*left_out_lines(source.left_out), *source.notes]:
         say(line)
     identity = request.identity(tokenizer_fingerprint(tokenizer))
     return tokenizer, source, {**identity, "asked": asked_for(request), "commit": source.revision}
@@ -126,20 +128,23 @@ def asked_for(request: Request) -> dict[str, Any]:
     }
 
 
-def plan_of(request: Request, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
+def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
     """Units and encoder."""
     units, faults = plan_units(source.files, request.text_column)
     if not units:
         raise InputError(faults_text(faults, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         request.encoder,
         tokenizer=tokenizer,
         tokenizer_name=request.tokenizer,
         spec_json=spec,
-        documents=sample_documents(units, request.text_column),
+        documents=documents,
         say=say,
     )
+    id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
+    identity["id_column"] = id_column  # judged once: a run that goes on keeps it
     job = Job(
         seq_len=request.seq_len,
         dtype=token_dtype(size),
@@ -147,17 +152,24 @@ def plan_of(request: Request, tokenizer: Any, source: Source, identity: dict[str
         seed=request.seed,
         val_threshold=request.val_threshold,
         text_column=request.text_column,
+        id_column=id_column,
+        separator=tokenizer.eos_token,
         max_documents=request.max_documents,
         max_tokens=request.max_tokens,
         encoder=encoder,
         tokenizer=request.tokenizer,
         spec_json=spec,
+        lossy=lossy(tokenizer),
     )
     job.check()
     say(
         f"{request.title}: {len(source.files)} files, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
+    say(told)
+    warning = warning_before(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
+    if warning:
+        say(warning)
     return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)
 
 
@@ -285,6 +297,8 @@ def publish(
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
+        id_column=job.id_column,
+        **{name: sums["counts"][name] for name in COUNTS},
         versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
     report = {

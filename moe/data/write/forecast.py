@@ -34,7 +34,7 @@ def measure(plan: Plan, units: list[Unit]) -> tuple[int, int, int, float]:
     started = time.monotonic()
     for unit in units:
         try:
-            for batch in read_batches(unit, job.text_column):
+            for batch in read_batches(unit, job.text_column, id_column=None, separator=job.separator):
                 texts = clean(batch, file=unit.file.name, skipped=Skipped())[0]
                 tokens += len(encoder.encode(texts)[0]) + len(texts) if len(texts) else 0
                 documents, weight = documents + len(texts), weight + batch.weight

@@ -15,11 +15,11 @@ of this conversion.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -29,10 +29,17 @@ from moe.data.places import open_folder
 from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.text.files import SourceFile, Unit
 from moe.data.write.recorded import edited
-from moe.data.write.say import say
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
+from moe.locks import Busy, take_lock
+from moe.ownership import entries, refuse_strangers, remove_files, replaceable_place
+from moe.paths import path_or_address
 from moe.typed_json import parse_json
+from moe.units import say
+
+# what a conversion writes: in <out>, and at the top of <out>.partial
+RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
+WORK = re.compile(r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?|\.plan\.json\.\d+")
 
 FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
 TOLD = ("asked", "commit")  # keys of an identity that are told, not compared
@@ -110,6 +117,27 @@ class _Workspace:
                 return plan["request"].get("commit")
         return None
 
+    def refuse_strangers(self) -> None:
+        """Raises InputError where <out> or <out>.partial holds what no conversion wrote, and would be replaced."""
+        if self._overwrite or self._is_begun():
+            self._check_result()
+        names = self._work_names()
+        refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
+        if names - {".lock"} and "plan.json" not in names:
+            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
+
+    def _check_result(self) -> None:
+        if self.out.read("meta.json") is not None or self._is_begun():
+            names = self._result_names()
+            refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
+
+    def _result_names(self) -> list[str]:
+        return sorted(self.out.sizes())
+
+    def _work_names(self) -> set[str]:
+        """Files and folders at the top of <out>.partial."""
+        return {name.split("/")[0] for name in self.partial.sizes()}
+
     def is_complete(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool = False) -> bool:
         """Whether <out> is the finished result of this request.
 
@@ -150,6 +178,17 @@ class _Workspace:
                 "Choose another --out, or --overwrite to replace it."
             )
         return True
+
+    def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
+        """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
+        try:
+            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
+        except ValueError:
+            begun = {}
+        if self._overwrite or "id_column" not in begun:
+            return choose()
+        name = begun["id_column"]
+        return name, f"documents are told apart by {f'column {name!r}' if name else 'their text'}, as this was begun"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
@@ -205,10 +244,12 @@ class _Workspace:
         ]
 
     def _clear(self) -> None:
-        self.partial.delete()
+        self.discard()
 
     def discard(self) -> None:
-        self.partial.delete()
+        """Remove the work, and nothing that another has put beside it."""
+        names = self.partial.sizes()
+        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""
@@ -238,23 +279,37 @@ class LocalWorkspace(_Workspace):
     ) -> Iterator[None]:
         """Work in <out>.partial, alone or with other shards."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        with open(self._partial / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
-                ) from error
+        try:
+            lock = take_lock(self._partial / ".lock", say, shared=shared)
+        except Busy:
+            raise InputError(
+                f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
+            ) from None
+        with lock:
             self._open_plan(identity, files, units, full=full)
             if not shared:
                 for aside in self._partial.glob("units*/.*"):  # of killed workers
                     shutil.rmtree(aside, ignore_errors=True)
             yield
 
+    def _result_names(self) -> list[str]:
+        return entries(self._out)  # links and empty folders among them
+
+    def _work_names(self) -> set[str]:
+        return set(os.listdir(self._partial)) if self._partial.is_dir() else set()
+
     def _clear(self) -> None:
-        for entry in self._partial.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._remove(self._work_names() - {".lock"})
+
+    def discard(self) -> None:
+        self._remove(self._work_names())
+        remove_files(self._partial, [])
+
+    def _remove(self, names: set[str]) -> None:
+        for name in sorted(names, key="plan.json".__eq__):  # last: it says whose the rest is
+            entry = self._partial / name
+            if WORK.fullmatch(name):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
     def begin_merge(self) -> None:
         """Empty the folder to merge into; a killed merge may have left something."""
@@ -265,6 +320,7 @@ class LocalWorkspace(_Workspace):
         old = self._partial / "replaced"
         shutil.rmtree(old, ignore_errors=True)
         if self._out.exists():
+            self._check_result()  # once more: the work took long
             os.rename(self._out, old)
         os.rename(self._partial / "merged", self._out)
         self.discard()
@@ -297,7 +353,7 @@ class BucketWorkspace(_Workspace):
     def begin_merge(self) -> None:
         self.partial.write("publishing", b"")
         self.out.delete(["meta.json"])
-        self.out.delete()
+        self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
 
     def publish(self) -> None:
         self.discard()
@@ -307,8 +363,13 @@ Workspace = LocalWorkspace | BucketWorkspace
 
 
 def open_workspace(out: str | Path, *, overwrite: bool) -> Workspace:
-    folder = open_folder(out)
+    """Raises InputError for a place that must not be replaced, or that holds what no conversion wrote."""
+    folder = open_folder(path_or_address(out, "--out"))
+    space: Workspace
     if isinstance(folder, LocalFolder):
-        return LocalWorkspace(folder, overwrite=overwrite)
-    assert isinstance(folder, S3Folder)
-    return BucketWorkspace(folder, overwrite=overwrite)
+        space = LocalWorkspace(LocalFolder(replaceable_place(folder.path, "--out")), overwrite=overwrite)
+    else:
+        assert isinstance(folder, S3Folder)
+        space = BucketWorkspace(folder, overwrite=overwrite)
+    space.refuse_strangers()
+    return space

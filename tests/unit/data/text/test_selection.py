@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moe.data.text.files import KINDS
 from moe.data.text.readme import matcher, read_configs
-from moe.data.text.selection import told
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.errors import InputError
 from tests.chaos.foreign import readme_header
@@ -85,14 +85,14 @@ def test_each_real_file_is_read_once(tmp_path):
     assert [file.name for file in source.files] == ["a.jsonl", "linked/z.jsonl", "sub/b.jsonl"]
     left = {one.name for one in source.left_out}
     assert {"0-link.jsonl", "hard.jsonl", "again/", "sub/loop/", "up/", ".cache/", "sub/.old/"} <= left
-    assert all(": " in line for line in told(source.left_out))
+    assert all(": " in line for line in left_out_lines(source.left_out))
 
 
 def test_files_of_other_kinds_are_counted_and_a_pipe_is_not_opened(tmp_path):
     """A8: what cannot be read is told in a line by its reason."""
     lay(tmp_path, "a.jsonl", "b.docx", "c.epub", "d.docx")
     os.mkfifo(tmp_path / "e.jsonl")
-    lines = told(source_of(tmp_path).left_out)
+    lines = left_out_lines(source_of(tmp_path).left_out)
     assert any("3 no kind that is read" in line and "b.docx" in line for line in lines)
     assert any("1 no regular file: e.jsonl" in line for line in lines)
 
@@ -117,7 +117,7 @@ def test_papers_are_left_out_and_mixed_kinds_are_told(tmp_path):
     lay(tmp_path, "a.parquet", "LICENSE.txt", "deep/NOTICE.txt", "requirements.txt", "dataset_info.json")
     source = source_of(tmp_path)
     assert [file.name for file in source.files] == ["a.parquet"]
-    assert any("4 about the data" in line for line in told(source.left_out))
+    assert any("4 about the data" in line for line in left_out_lines(source.left_out))
     assert not source.notes
     lay(tmp_path, "notes.txt")
     assert source_of(tmp_path).notes == ["files of several kinds are read together: 1 parquet, 1 txt"]
