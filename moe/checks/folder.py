@@ -147,5 +147,6 @@ def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[s
 
     lines: list[str] = []
     settings: dict[str, Any] = dataclasses.asdict(config)
-    check_continues(found, settings, found.manifest["data"] if inputs is None else inputs.fingerprint, lines.append)
+    data, former = (found.manifest["data"], ()) if inputs is None else (inputs.fingerprint, inputs.former)
+    check_continues(found, settings, data, lines.append, former=former)
     return lines

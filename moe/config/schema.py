@@ -125,6 +125,8 @@ class TextData:
     "Branch, tag or commit of a hub dataset."
     text_column: str = "text"
     "The column that holds the text."
+    skip_bad_files: bool = False
+    "Go on without files that cannot be read, and without the rest of one that breaks; each is told."
     val_fraction: float = 0.005
     "Share of the documents that are never trained on; the same ones as in a conversion with this fraction and seed."
     val_seed: int = 17

@@ -154,7 +154,7 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
 
     settings = dataclasses.asdict(config)
     if checkpoint is not None:
-        check_continues(checkpoint, settings, meta.fingerprint, report=say)
+        check_continues(checkpoint, settings, meta.fingerprint, report=say, former=meta.former)
         return Start(checkpoint, False, checkpoint.step)
     if config.load_path is None:
         return Start(None, False, 0)
@@ -166,7 +166,7 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
         check_weights_fit(named, settings, meta.vocab_size)
         say(f"starting from the weights of {named.path}")
         return Start(named, True, 0)
-    check_continues(named, settings, meta.fingerprint, report=say)
+    check_continues(named, settings, meta.fingerprint, report=say, former=meta.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return Start(named, False, named.step)
 

@@ -42,21 +42,25 @@ def _ids(unit: Unit, text_column: str) -> Iterator[list[bytes | None]]:
 
 
 def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes]]:
-    """(file, the first ids in it), of the first file that has some, among the first that can be read of each kind."""
-    seen: set[str] = set()
+    """(file, the first ids in it), of the first file that can be read; of each kind, until one has ids: a .txt has
+    none, and says nothing of the tables beside it.
+    """
+    first, tried = "", set[str]()
     for _, group in itertools.groupby(units, key=lambda unit: unit.file_index):
         mine = list(group)
-        if mine[0].file.kind in seen:
+        if mine[0].file.kind in tried:
             continue
         try:
             parts = itertools.chain.from_iterable(_ids(unit, text_column) for unit in mine)
-            found = itertools.islice(itertools.chain.from_iterable(parts), ID_ROWS)
-            if ids := [key for key in found if key]:
-                return mine[0].file.name, ids
+            found = itertools.chain.from_iterable(parts)
+            ids = [key for key in itertools.islice(found, ID_ROWS) if key]
         except BadFileError:
             continue
-        seen.add(mine[0].file.kind)
-    return "", []
+        if ids:
+            return mine[0].file.name, ids
+        first = first or mine[0].file.name
+        tried.add(mine[0].file.kind)
+    return first, []
 
 
 def choose_id(units: Sequence[Unit], text_column: str) -> tuple[str | None, str]:

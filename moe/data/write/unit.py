@@ -22,6 +22,7 @@ from moe.data.text.losses import Counting, Lossy
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean, document_hashes
 from moe.data.write.packing import Packer
+from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit_store import MARK
 from moe.errors import InputError
@@ -142,6 +143,7 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
     return {
         "file": unit.file.name,
         "file_version": unit.file.version,
+        "read": record_of(unit),
         "documents": packer.documents,
         "tokens": packer.tokens,
         "text_bytes": text_bytes,
