@@ -60,7 +60,7 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gp
     if not isinstance(microbatch, int):
         microbatch = automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
     try:
-        writers, finish_logs = open_logs(config, folder, start_step, eval_first)
+        writers, finish_logs = open_logs(config, folder, start_step, eval_first, meta.tokenizer)
     except OSError as error:
         raise InputError(f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}") from None
     evaluators = build.build_evaluators(

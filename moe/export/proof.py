@@ -1,4 +1,4 @@
-"""Whether transformers makes the same of a folder as this model does: logits of one sequence, fp32.
+"""Whether transformers makes the same of a folder as this model does: ids of texts, and logits of one sequence, fp32.
 
 - Weights stay on disk on both sides until they are used (transformers 4.57 maps safetensors; 5.x gathers the experts of
   a Mixture-of-Experts model in memory).
@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from moe.data.text.tokenizer import PROBES, encode_plain
 from moe.errors import RunFailed
 from moe.model import Transformer
 
@@ -22,6 +24,31 @@ ATTEMPTS = 3
 
 class CannotLoad(RunFailed):
     """transformers makes nothing of the folder at all."""
+
+
+def prove_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Whether transformers on `folder`, with nothing said to it, makes of texts the ids that training makes of them.
+
+    A special token that is spelt out in a text is left aside: transformers takes it as that token by default, training
+    as characters.
+
+    Raises:
+        CannotLoad: transformers cannot load it.
+        RunFailed: the ids differ.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        peer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise CannotLoad(f"transformers cannot load the tokenizer of {folder.name} ({error})") from error
+    special = [*tokenizer.all_special_tokens]
+    texts = [text for text in PROBES if not any(token in text for token in special)]
+    for text, ids in zip(texts, encode_plain(tokenizer, texts), strict=True):
+        if (theirs := peer(text)["input_ids"]) != ids:
+            raise RunFailed(
+                f"transformers' tokenizer makes {theirs[:20]} of {text!r}, training {ids[:20]}; nothing was kept"
+            )
 
 
 def prove(folder: Path, model: Transformer) -> float:

@@ -22,6 +22,7 @@ from moe.errors import RunFailed
 from moe.s3 import RemoteError, RemoteFolder
 from moe.train.checkpoints import (
     MANIFEST,
+    TOKENIZER,
     Checkpoint,
     CheckpointError,
     folder_name,
@@ -31,7 +32,7 @@ from moe.train.checkpoints import (
 )
 
 RUN_FILE = "run.json"
-LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks")
+LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks", TOKENIZER)
 
 
 class RemoteRun:
@@ -131,8 +132,9 @@ class RemoteRun:
 
     def upload(self, checkpoint: Path) -> None:
         """One checkpoint, its manifest last."""
-        for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == MANIFEST):
-            self.store.upload(path, f"{checkpoint.name}/{path.name}")
+        files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path == checkpoint / MANIFEST):
+            self.store.upload(path, f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}")
 
     def push_logs(self) -> None:
         """Raises as `push` does."""

@@ -16,6 +16,7 @@ from moe.errors import InputError
 from moe.units import say
 
 if TYPE_CHECKING:
+    from moe.data.text.kept_tokenizer import KeptTokenizer
     from moe.train.checkpoints import Checkpoint
     from moe.train.inputs import Inputs
     from moe.train.run_folder import RunFolder
@@ -113,8 +114,9 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
     from moe.train.continuing import check_continues, check_weights_fit
 
     settings = dataclasses.asdict(config)
+    tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
     if folder.checkpoint is not None:
-        check_continues(folder.checkpoint, settings, fingerprint, report=say)
+        check_continues(folder.checkpoint, settings, fingerprint, say, tokenizer)
         return str(folder.checkpoint.state_file), False, folder.checkpoint.step
     if config.load_path is None:
         return None, False, 0
@@ -123,10 +125,10 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
     except CheckpointError as error:
         raise InputError(f"load_path: {error}") from None
     if config.load_weights_only:
-        check_weights_fit(named, settings, meta.vocab_size)
+        check_weights_fit(named, settings, meta.vocab_size, tokenizer, say)
         say(f"starting from the weights of {named.path}")
         return str(named.state_file), True, 0
-    check_continues(named, settings, fingerprint, report=say)
+    check_continues(named, settings, fingerprint, say, tokenizer)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return str(named.state_file), False, named.step
 
@@ -143,13 +145,19 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
     return _agreed(lambda: not evaluated_at(folder.path / "metrics.jsonl", step, keys), here=RANK == 0)
 
 
-def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
+def open_logs(
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None = None
+) -> tuple[list[Any], Any]:
     """The places metrics go to (rank 0 only), and what to call with the exit code at the end."""
+    from moe.data.text.kept_tokenizer import write_kept
+    from moe.train.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
     if RANK != 0:
         return [], lambda code: None
     (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if tokenizer is not None and tokenizer.files and not write_kept(tokenizer, folder.path / TOKENIZER):
+        say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
     metrics = folder.path / "metrics.jsonl"
     reached = last_step(metrics)
     writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]

@@ -62,6 +62,14 @@ def hub_fault(name: str) -> str | None:
     return fault
 
 
+def is_own_folder(name: str) -> bool:
+    """Whether a name that is no folder can only have been meant as one: the hub knows NAME and OWNER/NAME, no paths."""
+    owner, _, rest = name.partition("/")
+    return (
+        name.startswith(("/", ".", "~")) or rest.endswith("/") or "/" in rest or (bool(rest) and Path(owner).is_dir())
+    )
+
+
 def load_tokenizer(name_or_folder: str) -> Any:
     """A transformers tokenizer from a folder or a hub name.
 
@@ -71,6 +79,8 @@ def load_tokenizer(name_or_folder: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
+    if not Path(name_or_folder).is_dir() and is_own_folder(name_or_folder):
+        raise InputError(f"tokenizer ({name_or_folder}): there is no such folder; give one that holds a tokenizer.json")
     fault = None if Path(name_or_folder).is_dir() else hub_fault(name_or_folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -16,6 +16,7 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.core.precision import get_precision_context
 
+from moe.data.text.tokenizer import encode_plain
 from moe.model import Transformer
 from moe.model.generation import generate
 
@@ -26,10 +27,8 @@ class Samples(Callback):
     def __init__(self, model: Transformer, tokenizer: Any, prompts: list[str]):
         self.model = model
         self.tokenizer = tokenizer
-        self.prompts = {
-            prompt: tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-            for prompt in prompts
-        }
+        encoded = zip(prompts, encode_plain(tokenizer, prompts), strict=True)
+        self.prompts = {prompt: tokens or [tokenizer.eos_token_id] for prompt, tokens in encoded}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._show(state, logger)
