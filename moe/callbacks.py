@@ -6,7 +6,6 @@ Their order is the order in which they act on the same event.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -27,14 +26,13 @@ from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.callbacks.seeding import StepSeed
 from moe.train.callbacks.throughput import Throughput
 from moe.train.callbacks.weights import WeightNorms
+from moe.train.changes import versions
 from moe.train.checkpoints import TOKENIZER
 from moe.train.inputs import Inputs
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
 from moe.train.stop import StopSignal
 from moe.units import say
-
-PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
 
 
 def build_callbacks(
@@ -79,7 +77,8 @@ def build_callbacks(
                 "eos_id": meta.eos_id,
                 "vocab_size": meta.vocab_size,
                 "tokenizer": meta.tokenizer.fingerprint if meta.tokenizer is not None else None,
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "versions": versions(),
+                "changes": folder.history.changes,
             },
         ),
     ]

@@ -40,16 +40,20 @@ SHAPE = (
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
-    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
     applied: list[str] = []
     refused: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key):
-            continue
+    for key, (was, now) in differing(saved, current).items():
         section, _, name = key.partition(".")
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
-        (refused if fixed else applied).append(f"{key}: was {before.get(key)}, is {now.get(key)}")
+        (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
     return applied, refused
+
+
+def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
+    keys = sorted(before.keys() | now.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def check_continues(

@@ -117,6 +117,7 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
     tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
     if folder.checkpoint is not None:
         check_continues(folder.checkpoint, settings, fingerprint, say, tokenizer)
+        _expect_changes(folder, folder.checkpoint, settings)
         return str(folder.checkpoint.state_file), False, folder.checkpoint.step
     if config.load_path is None:
         return None, False, 0
@@ -129,8 +130,16 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
         say(f"starting from the weights of {named.path}")
         return str(named.state_file), True, 0
     check_continues(named, settings, fingerprint, say, tokenizer)
+    _expect_changes(folder, named, settings)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return str(named.state_file), False, named.step
+
+
+def _expect_changes(folder: RunFolder, checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
+    from moe.train.changes import command, earlier_changes, new_changes, versions
+
+    manifest = checkpoint.manifest
+    folder.history.expect(earlier_changes(manifest), new_changes(manifest, settings, versions()), command())
 
 
 def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
