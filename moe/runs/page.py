@@ -97,7 +97,9 @@ def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
         ("Alarms", str(len(run.alarms)), "see below" if run.alarms else "none"),
     ]
     items = "".join(
-        f"<div class='card'><span>{a}</span><b>{escape(b)}</b><em>{escape(c)}</em></div>" for a, b, c in tiles
+        f"<div class='card'><span>{a}</span><b{' class=several' if ', ' in b else ''}>{escape(b)}</b>"
+        f"<em>{escape(c)}</em></div>"
+        for a, b, c in tiles
     )
     return f'<div class="tiles">{items}</div>'
 

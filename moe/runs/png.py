@@ -98,7 +98,7 @@ def _chart(axes: Any, chart: Chart, texts: bool = False) -> None:
         words = f"{change.letter}: {change.text}" if texts else change.letter
         words = words if len(words) <= MOST_WORDS else words[: MOST_WORDS - 1] + "…"
         low, high = chart.limits_x
-        left = change.x > low + 0.6 * (high - low)
+        left = change.x > (low + high) / 2
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
         place |= {"xytext": (-3 if left else 3, 0), "ha": "right" if left else "left", "va": "top"}
         axes.annotate(_plain(words), (change.x, 1.0 - 0.07 * (n % 5)), color=CHANGE, fontsize=7.5, **place)

@@ -21,7 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
 WIDE = 800  # from here on a figure takes the whole row
 SLOTS = 8  # colours in the page's style
 ROWS = ((16, 16), (40, 9), (80, 4), (160, 3))  # (most rows, height of one)
-MOST_WORDS = 70  # characters of a change's text in a chart
+MOST_WORDS = 48  # characters of a change's text in a chart
 LEVELS = 9  # of a heat map's colours
 RATIO_BOUNDS = (0.25, 0.5, 0.7, 0.9, 1.1, 1.43, 2.0, 4.0)  # symmetric about 1 in the logarithm
 
@@ -76,17 +76,18 @@ def line_chart(chart: Chart, width: int, height: int) -> str:
 
 
 def _changes(marks: tuple[ChangeMark, ...], px: Callable[[float], float], width: int, bottom: int) -> list[str]:
-    """A line with its letter for each; where there is room, with its text, each on a height of its own."""
+    """A line with its letter for each, and with its text where there is room; each on a height of its own. Beside the
+    line and below its top, where the number of an interruption may stand.
+    """
     parts = []
     for n, mark in enumerate(marks):
         at, title = px(mark.x), f"<title>{escape(mark.letter)}: {escape(mark.text)}</title>"
         parts.append(f'<line class="change" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}">{title}</line>')
-        parts.append(f'<text class="change letter" x="{at:.1f}" y="12.5">{mark.letter}{title}</text>')
-        if width > WIDE:
-            left = at > width * 0.6
-            words = mark.text if len(mark.text) <= MOST_WORDS else mark.text[: MOST_WORDS - 1] + "…"
-            place = f'x="{at + (-5 if left else 5):.1f}" y="{TOP + 14 + 17 * (n % 5):.1f}"'
-            parts.append(f'<text class="change {"left" if left else "right"}" {place}>{escape(words)}{title}</text>')
+        words = f"{mark.letter}: {mark.text}" if width > WIDE else mark.letter
+        words = words if len(words) <= MOST_WORDS else words[: MOST_WORDS - 1] + "…"
+        left = at > width / 2
+        place = f'x="{at + (-5 if left else 5):.1f}" y="{TOP + 14 + 20 * (n % 5):.1f}"'
+        parts.append(f'<text class="change {"left" if left else "right"}" {place}>{escape(words)}{title}</text>')
     return parts
 
 

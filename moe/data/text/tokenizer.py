@@ -66,7 +66,7 @@ def is_own_folder(name: str) -> bool:
     """Whether a name that is no folder can only have been meant as one: the hub knows NAME and OWNER/NAME, no paths."""
     owner, _, rest = name.partition("/")
     return (
-        name.startswith(("/", ".", "~")) or rest.endswith("/") or "/" in rest or (bool(rest) and Path(owner).is_dir())
+        name.startswith(("/", ".", "~")) or name.endswith("/") or "/" in rest or (bool(rest) and Path(owner).is_dir())
     )
 
 

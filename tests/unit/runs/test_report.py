@@ -376,3 +376,21 @@ def test_heat_maps_beside_other_runs_name_their_run(tmp_path: Path) -> None:
     page = write(tmp_path, str(one), "--compare", str(other))
     assert "load over the fair share, by expert, one</span>" in page and "<h2>Experts of one</h2>" in page
     assert ", one</span>" not in write(tmp_path, str(one))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [700, 850, 1200])
+def test_labels_are_large_enough_to_read_at_any_width(tmp_path: Path, width: int) -> None:
+    """D7: of every chart that is seen, in CSS pixels as shown."""
+    page = tmp_path / "measured.html"
+    text = write(tmp_path, str(make_run(tmp_path / "run", events=CHANGED)))
+    script = (
+        "<script>document.title = Math.min(...[...document.querySelectorAll('section > .grid svg text')].map(t => "
+        "parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getScreenCTM().a)).toFixed(1)</script></body>"
+    )
+    page.write_text(text.replace("</body>", script))
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    command.append(f"--user-data-dir={tmp_path / 'profile'}")
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    (smallest,) = re.findall(r"<title>([\d.]+)</title>", done.stdout)[:1]
+    assert float(smallest) >= 8.5

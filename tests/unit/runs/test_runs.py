@@ -173,5 +173,5 @@ def test_a_mixture_shows_each_validation_set_with_its_name(tmp_path: Path, capsy
     assert "code 2.750" in out and "web 3.250" in out
     assert main(["report", str(folder), "--compare", str(plain), "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
-    assert "<b>code 2.750, web 3.250</b><em>lowest code 2.500, web 3.250</em>" in page
+    assert "<b class=several>code 2.750, web 3.250</b><em>lowest code 2.500, web 3.250</em>" in page
     assert "<td>code 2.750, web 3.250</td>" in page and "<td>4.500</td>" in page

@@ -74,7 +74,7 @@ def test_changes_are_shown(changed: Path, tmp_path: Path, capsys) -> None:
     assert "changed" in capsys.readouterr().out
     assert main(["report", str(changed), "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
-    assert "optimizer.lr 0.005 -&gt; 0.0005" in page and page.count('class="change letter"') >= 2
+    assert "optimizer.lr 0.005 -&gt; 0.0005" in page and page.count('class="change"') >= 2
     assert "train.py c.yaml optimizer.lr=5e-4" in page
 
 
