@@ -25,10 +25,17 @@ from moe.data.text.tokenizer import is_own_folder, load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
 from moe.export.hf_weights import check_sizes, opened, read_weights
-from moe.export.proof import CannotLoad, prove
+from moe.export.proof import CannotLoad, prove, prove_import
 from moe.export.settings import from_config
-from moe.inference import PREFIX, build_skeleton
-from moe.train.checkpoints import SAVED_MARK, TOKENIZER, folder_name, step_folders, write_checkpoint
+from moe.inference import PREFIX, build_skeleton, load_weights
+from moe.train.checkpoints import (
+    SAVED_MARK,
+    TOKENIZER,
+    folder_name,
+    read_checkpoint,
+    step_folders,
+    write_checkpoint,
+)
 from moe.typed_json import parse_json
 
 TEMPORARY = "tensors"
@@ -66,6 +73,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "tokenizer": kept.fingerprint,
         "imported_from": source,
     }
+    dense = settings["n_experts"] == 1
     with written_aside(out, overwrite=overwrite, replaceable=_only_imported) as aside:
         scratch = aside / TEMPORARY
         scratch.mkdir()
@@ -74,7 +82,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
                 place,
                 model.state_dict(),
                 source=f"--from-hf ({folder})",
-                dense=settings["n_experts"] == 1,
+                dense=dense,
                 scratch=scratch,
             )
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
@@ -82,7 +90,9 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
         state["expert_share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
-        say("comparing logits with transformers' ...")
+        say("reading it back, comparing logits with transformers' ...")
+        with opened(folder) as place:
+            prove_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
         model.load_state_dict(weights, assign=True)
         try:
             difference = prove(folder, model.eval())

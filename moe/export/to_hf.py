@@ -27,7 +27,7 @@ from moe.export.card import write_card
 from moe.export.folders import written_aside
 from moe.export.hf_weights import INDEX, check_finite, is_finite
 from moe.export.names import hf_parts
-from moe.export.proof import prove, prove_tokenizer
+from moe.export.proof import prove, prove_tensors, prove_tokenizer
 from moe.export.settings import to_config
 from moe.inference import build_skeleton, find_checkpoint, load_weights
 from moe.train.checkpoints import Checkpoint
@@ -69,14 +69,14 @@ def export(
     with written_aside(out, overwrite=overwrite, replaceable=lambda old: (old / "config.json").is_file()) as folder:
         weights = load_weights(checkpoint)
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
-        write_weights(
-            folder, weights if dense else _with_head(checkpoint, weights), dense=dense, shard_bytes=shard_bytes, say=say
-        )
+        parts = hf_tensors(weights if dense else _with_head(checkpoint, weights), dense=dense)
+        write_weights(folder, parts, shard_bytes=shard_bytes, say=say)
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", {**special, "pad_token_id": manifest["eos_id"], **SAMPLING})
         write_tokenizer(folder, tokenizer, max_seq_len)
         write_card(folder, checkpoint)
-        say("loading it with transformers and comparing ids and logits ...")
+        say("reading it back, loading it with transformers and comparing ids and logits ...")
+        prove_tensors(folder, parts)
         prove_tokenizer(folder, tokenizer)
         model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
         model.load_state_dict(weights, assign=True)
@@ -117,13 +117,15 @@ def _only_offsets(processor: dict[str, Any] | None) -> bool:
     return processor is None or processor["type"] == "ByteLevel"
 
 
-def write_weights(
-    folder: Path, weights: dict[str, Tensor], *, dense: bool, shard_bytes: int, say: Callable[[str], None]
-) -> None:
+def hf_tensors(weights: dict[str, Tensor], *, dense: bool) -> dict[str, Tensor]:
+    """All tensors of the folder, by their names there; views of `weights`."""
+    return {
+        name: part for ours, weight in weights.items() for name, part in hf_parts(ours, weight, dense=dense).items()
+    }
+
+
+def write_weights(folder: Path, parts: dict[str, Tensor], *, shard_bytes: int, say: Callable[[str], None]) -> None:
     """safetensors of at most `shard_bytes` each (more for a tensor that is larger), and their index where several."""
-    parts: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        parts |= hf_parts(name, weight, dense=dense)
     shards = list(_shards(parts, shard_bytes))
     place: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
