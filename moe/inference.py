@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
+from moe.paths import local_path
 from moe.train.checkpoints import (
     MANIFEST,
     STATE,
@@ -43,6 +44,7 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
     Raises:
         CheckpointError: no checkpoint there that verifies, or a step that none can have.
     """
+    path = str(local_path(path, "the checkpoint"))
     if step is not None:
         if step < 0:
             raise CheckpointError(f"--step ({step}): must be at least 0")

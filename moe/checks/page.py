@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 
 from moe.checks.result import Result
 from moe.config import Config
+from moe.units import show, tell
 
 INDENT = 21
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -31,7 +32,7 @@ def show_checks(load: Callable[[], Config], source: str, *, fast: bool = False, 
     os.environ.update({key: value for key, value in ALONE.items() if key in os.environ})
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr if as_json else out, flush=True)
+        tell(line, to=sys.stderr if as_json else out)
 
     out, results = sys.stdout, []
     with redirect_stdout(sys.stderr):  # what libraries print is no part of the list
@@ -53,7 +54,7 @@ def show_checks(load: Callable[[], Config], source: str, *, fast: bool = False, 
     states = [result.state for result in results]
     say(f"{states.count('pass')} pass, {states.count('warn')} warn, {states.count('fail')} fail")
     if as_json:
-        print(json.dumps({"ok": "fail" not in states, "results": [result._asdict() for result in results]}, indent=1))
+        show(json.dumps({"ok": "fail" not in states, "results": [result._asdict() for result in results]}, indent=1))
     return 2 if "fail" in states else 0
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from moe.cli.places import check_writable
 from moe.errors import InputError
+from moe.paths import local_path
+from moe.units import note, redraw, show
 
 TOKENS_PER_FORWARD = 8192
 
@@ -50,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.max_batches < 1 and args.max_batches != -1:
         raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
     if args.output is not None:
+        args.output = local_path(args.output, "--output")
         check_writable("--output", args.output)
-    print("starting ...", file=sys.stderr, flush=True)
+    note("starting ...")
     if args.data:
         measure_data(args)
     if args.tasks is not None:
@@ -93,7 +96,7 @@ def measure_data(args: argparse.Namespace) -> None:
     config = checkpoint.manifest["config"]
     if args.max_batches != -1 and "global_train_batch_size" not in config:
         raise InputError(f"--max-batches counts batches of the run, and {checkpoint.path} was imported; leave it out")
-    tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, partial(print, file=sys.stderr))
+    tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, note)
     fingerprint, name = tokenizer_fingerprint(tokenizer), args.tokenizer or config["tokenizer"]
     metas = [check_data(folder, args.split, name, fingerprint) for folder in args.data]
     model = load_model(checkpoint)
@@ -114,7 +117,7 @@ def measure_data(args: argparse.Namespace) -> None:
             progress=partial(show_progress, folder, samples),
         )
         bits = "" if found.bits_per_byte is None else f"  bits per byte {found.bits_per_byte:.4f}"
-        print(
+        show(
             f"{folder / args.split} at step {checkpoint.step:,}: loss {found.loss:.4f}  "
             f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} samples)"
         )
@@ -138,5 +141,4 @@ def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
 
 def show_progress(folder: Path, samples: int, done: int) -> None:
     if sys.stderr.isatty():
-        end = "\r" if done < samples else "\r\033[K"
-        print(f"{folder}: {done:,} of {samples:,} samples", end=end, file=sys.stderr, flush=True)
+        redraw(f"{folder}: {done:,} of {samples:,} samples" if done < samples else "")

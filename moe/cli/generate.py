@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from functools import partial
+
+from moe.units import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.data.text.tokenizer import encode_plain
+    from moe.data.text.tokenizer import decode_new, encode_prompt
     from moe.errors import InputError
     from moe.inference import find_checkpoint, load_model
     from moe.model.generation import generate
@@ -43,17 +43,16 @@ def run(args: argparse.Namespace) -> int:
         except UnicodeEncodeError:
             raise InputError(f"the prompt {prompt!a} is no text in UTF-8; write it anew") from None
     checkpoint = find_checkpoint(args.checkpoint, args.step)
-    tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, partial(print, file=sys.stderr))
+    tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, note)
     model, config = load_model(checkpoint), checkpoint.manifest["config"]
-    for prompt, ids in zip(prompts, encode_plain(tokenizer, prompts), strict=True):
-        tokens = ids or [tokenizer.eos_token_id]
+    for prompt in prompts:
+        tokens = encode_prompt(tokenizer, prompt)
         if len(tokens) + args.max_new_tokens > config["max_seq_len"]:
-            print(
+            note(
                 f"warning: {len(tokens)} tokens and {args.max_new_tokens} new ones; the model was trained on "
-                f"{config['max_seq_len']}, what lies beyond may be poor",
-                file=sys.stderr,
+                f"{config['max_seq_len']}, what lies beyond may be poor"
             )
-        print(prompt, end="", flush=True)
+        show(prompt, end="")
         shown = ""
         new: list[int] = []
         for token in generate(
@@ -65,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
         ):
             new.append(token)
-            text = tokenizer.decode(new, clean_up_tokenization_spaces=False)
+            text = decode_new(tokenizer, tokens, new)
             if not text.endswith("\ufffd"):  # part of a character
-                print(text[len(shown) :], end="", flush=True)
+                show(text[len(shown) :], end="")
                 shown = text
-        print(tokenizer.decode(new, clean_up_tokenization_spaces=False)[len(shown) :] + "\n")
+        show(decode_new(tokenizer, tokens, new)[len(shown) :] + "\n")
     return 0

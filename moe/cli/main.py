@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 
 from moe import __version__
 from moe.errors import InputError
-from moe.units import drop_stdout
+from moe.units import drop, flush, note, ready, show
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
@@ -39,12 +39,13 @@ class Version(argparse.Action):
         for package in PACKAGES:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 found.append(f"{package} {metadata.version(package)}")
-        print(f"moe {__version__} (Python {platform.python_version()}, {', '.join(found)})")
+        show(f"moe {__version__} (Python {platform.python_version()}, {', '.join(found)})")
         parser.exit()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `moe COMMAND ...`; returns the exit code (2 for input that can be mended)."""
+    ready()
     argv = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -61,21 +62,21 @@ def main(argv: list[str] | None = None) -> int:
     command.add_arguments(parser)
     try:
         code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
-        sys.stdout.flush()
+        flush()
         return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `moe ... | head` has read enough
-        drop_stdout()
+        drop("stdout")
         return 0
     except OSError as error:
         if error.filename is not None or error.errno not in DISK_FAULTS:
             raise
-        drop_stdout()
-        print(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere", file=sys.stderr)
+        drop("stdout")
+        note(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere")
         return 2
 
 

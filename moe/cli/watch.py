@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe.units import note
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -97,7 +99,7 @@ def first_look(reader: RunReader, every: float, wait: Wait) -> Run | None:
     told = False
     while not is_there(reader.path):
         if not told:
-            print(f"{reader.path}: there is no such run yet; waiting for it (q leaves)", file=sys.stderr, flush=True)
+            note(f"{reader.path}: there is no such run yet; waiting for it (q leaves)")
             told = True
         if not wait(every):
             return None

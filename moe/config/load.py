@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moe.config.checks import find_faults
+from moe.config.paths import with_paths
 from moe.config.schema import Config
 from moe.errors import InputError
+from moe.paths import local_path
 
 
 class ConfigError(InputError):
@@ -37,7 +39,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         ConfigError: every fault of the file, of the overrides and between settings.
     """
-    tree = _read_yaml(Path(path))
+    tree = _read_yaml(local_path(path, "the config"))
     faults: list[str] = []
     for override in overrides or []:
         key, equals, text = override.partition("=")
@@ -141,7 +143,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
         faults += [
             f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in _fold(missing, tree, wrong)
         ]
-        result = OmegaConf.to_object(_filled(config))
+        result = with_paths(OmegaConf.to_object(_filled(config)), faults)  # type: ignore[arg-type]
         unknown = {*missing, *wrong}
         faults += [fault for fault in find_faults(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
     except OmegaConfBaseException as error:

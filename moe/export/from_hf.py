@@ -28,21 +28,15 @@ from moe.export.hf_weights import check_sizes, opened, read_weights
 from moe.export.proof import CannotLoad, prove, prove_import
 from moe.export.settings import from_config
 from moe.inference import PREFIX, build_skeleton, load_weights
-from moe.train.checkpoints import (
-    SAVED_MARK,
-    TOKENIZER,
-    folder_name,
-    read_checkpoint,
-    step_folders,
-    write_checkpoint,
-)
+from moe.train.checkpoints import TOKENIZER, folder_name, read_checkpoint, write_checkpoint
 from moe.typed_json import parse_json
+from moe.units import show
 
 TEMPORARY = "tensors"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
-def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = print) -> Path:
+def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = show) -> Path:
     """Writes the checkpoint of step 0 in `out` and returns its folder.
 
     Raises:
@@ -74,7 +68,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "imported_from": source,
     }
     dense = settings["n_experts"] == 1
-    with written_aside(out, overwrite=overwrite, replaceable=_only_imported) as aside:
+    with written_aside(out, overwrite=overwrite, kind="import") as aside:
         scratch = aside / TEMPORARY
         scratch.mkdir()
         with opened(folder) as place:
@@ -104,12 +98,6 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")
     say(yaml.safe_dump({"tokenizer": source, "model": settings}, sort_keys=False))
     return out / folder_name(0)
-
-
-def _only_imported(out: Path) -> bool:
-    """Whether a run folder holds nothing but an import: a trained one is never replaced."""
-    names = {path.name for path in out.iterdir()}
-    return names <= {folder_name(0), SAVED_MARK} and len(step_folders(out)) == 1
 
 
 def _folder(source: str) -> Path:

@@ -32,7 +32,7 @@ from moe.export.settings import to_config
 from moe.inference import build_skeleton, find_checkpoint, load_weights
 from moe.train.checkpoints import Checkpoint
 from moe.train.trained_tokenizer import checkpoint_tokenizer
-from moe.units import short
+from moe.units import short, show
 
 SHARD_BYTES = 5 * 10**9
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # the defaults of `moe generate`
@@ -45,7 +45,7 @@ def export(
     step: int | None = None,
     tokenizer_name: str | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = show,
     shard_bytes: int = SHARD_BYTES,
 ) -> Checkpoint:
     """Writes the checkpoint at `path` (that of `step`, or a run folder's newest) to `out`; returns the checkpoint.
@@ -66,7 +66,7 @@ def export(
     special = {"bos_token_id": manifest["eos_id"], "eos_token_id": manifest["eos_id"]}
     max_seq_len = manifest["config"]["max_seq_len"]
     config = to_config(settings, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
-    with written_aside(out, overwrite=overwrite, replaceable=lambda old: (old / "config.json").is_file()) as folder:
+    with written_aside(out, overwrite=overwrite, kind="export") as folder:
         weights = load_weights(checkpoint)
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
         parts = hf_tensors(weights if dense else _with_head(checkpoint, weights), dense=dense)

@@ -29,6 +29,9 @@ WIDE, HALF, THIRD = (1100, 320), (540, 210), (350, 150)  # width and height of a
 NONE = "–"
 
 
+MADE = '<meta name="generator" content="moe report">'  # tells a page that may be replaced
+
+
 def report_page(runs: dict[str, Run]) -> str:
     """The page of the first of `runs`, by their labels."""
     label, run = next(iter(runs.items()))
@@ -52,7 +55,7 @@ def report_page(runs: dict[str, Run]) -> str:
     style, script = (here.with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     title = escape(" and ".join(runs) if len(runs) > 1 else label)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{MADE}<title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><style>{style}</style></head>'
         f"<body><main>{body}</main><script>{script}</script></body></html>\n"

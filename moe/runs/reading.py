@@ -26,7 +26,8 @@ from moe.config import parse_time
 from moe.errors import InputError
 from moe.locks import held_by
 from moe.runs.lines import Lines, json_object
-from moe.runs.text import clean_all, clean_line
+from moe.runs.text import clean_all
+from moe.units import clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"

@@ -15,6 +15,7 @@ from typing import Any
 from moe.data.meta import read_meta
 from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint, vocab_size
 from moe.errors import InputError
+from moe.paths import expanded
 from moe.train.checkpoints import MANIFEST, TOKENIZER, Checkpoint, CheckpointError
 
 
@@ -75,7 +76,7 @@ def _same(checkpoint: Checkpoint, name: str, trained: str | None) -> Any:
 
 
 def _named(checkpoint: Checkpoint, name: str, trained: str | None, report: Callable[[str], None]) -> Any:
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(expanded(name, "--tokenizer"))
     if fault := _misfit(checkpoint, tokenizer):
         raise InputError(f"--tokenizer ({name}) does not fit {checkpoint.path}: {fault}; leave it out, or name another")
     found = tokenizer_fingerprint(tokenizer)

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"errors", "locks", "s3", "typed_json", "units"}
+BASE = {"errors", "locks", "ownership", "paths", "s3", "typed_json", "units"}
 MAY_IMPORT = {
     "errors": set(),
     "locks": set(),
+    "ownership": {"errors"},
+    "paths": {"errors"},
     "s3": {"errors"},
     "typed_json": set(),
     "units": set(),

@@ -61,6 +61,8 @@ class TextJob:
     val_seed: int
     val_threshold: int  # a document with a hash below it goes to val
     text_column: str
+    id_column: str | None  # names documents; None: their text does
+    separator: str | None  # the line that ends a document of a .txt
     encoder: str
     tokenizer: str
     spec_json: str | None
@@ -93,7 +95,7 @@ def lane_pieces(job: TextJob, lane: int) -> Iterator[tuple[int, Piece]]:
 def documents(job: TextJob, piece: Piece, *, split: str) -> Iterator[pa.LargeStringArray]:
     """The piece's documents of `train` or `val`, in order, some at a time. Raises BadFileError."""
     number = 0
-    for batch in read_batches(piece.unit, job.text_column):
+    for batch in read_batches(piece.unit, job.text_column, id_column=job.id_column, separator=job.separator):
         texts, ids = clean(batch, file=piece.unit.file.name, skipped=Skipped())
         if not len(texts):
             continue

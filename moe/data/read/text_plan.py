@@ -12,6 +12,8 @@ from moe.data.read.lanes import TextJob, cut_pieces
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
 from moe.data.text.files import Unit
+from moe.data.text.ids import choose_id
+from moe.data.text.losses import lossy, warning_before
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
 from moe.data.text.sources import resolve
@@ -55,14 +57,21 @@ def open_text(
     except InputError as error:
         raise InputError(f"train_data.text: {in_keys(error)}") from None
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    documents = sample_documents(units, text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         "auto",
         tokenizer=tokenizer,
         tokenizer_name=tokenizer_name,
         spec_json=spec,
-        documents=sample_documents(units, text_column),
+        documents=documents,
         say=say,
     )
+    warning = warning_before(
+        lossy(tokenizer), documents, encoder=encoder, spec_json=spec, tokenizer_name=tokenizer_name
+    )
+    if warning:
+        say(warning)
+    id_column, told = choose_id(units, text_column)
     job = TextJob(
         pieces=cut_pieces(units, lanes),
         lanes=lanes,
@@ -73,6 +82,8 @@ def open_text(
         val_seed=val_seed,
         val_threshold=int(val_fraction * 2**64),
         text_column=text_column,
+        id_column=id_column,
+        separator=tokenizer.eos_token,
         encoder=encoder,
         tokenizer=tokenizer_name,
         spec_json=spec,
@@ -90,7 +101,8 @@ def open_text(
         job,
         tuple(units),
         f"text {digest}{commit}, lanes {lanes}, val_fraction {val_fraction:g}, val_seed {val_seed}",
-        f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}",
+        f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
+        f"{told}",
         size,
     )
 

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 KINDS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
-    ".json": "jsonl",
     ".jsonl.gz": "jsonl.gz",
     ".json.gz": "jsonl.gz",
+    ".jsonl.zst": "jsonl.zst",
+    ".json": "json",
     ".txt": "txt",
+    ".txt.gz": "txt.gz",
+    ".txt.zst": "txt.zst",
+    ".csv": "csv",
+    ".csv.gz": "csv.gz",
+    ".tsv": "tsv",
+    ".tsv.gz": "tsv.gz",
+    ".arrow": "arrow",
 }
 
 

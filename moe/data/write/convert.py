@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from moe.data.meta import SPLITS, Meta, meta_json, read_meta
+from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.text.files import Source, Unit
+from moe.data.text.ids import choose_id
+from moe.data.text.losses import lossy, warning_before
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
 from moe.data.text.sources import resolve
@@ -33,6 +35,7 @@ from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
+from moe.units import tell as say
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,6 @@ class Plan:
     bad: dict[str, str]  # files that cannot be read at all: why
     job: Job
     vocab_size: int
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def convert(request: Request) -> Meta | None:
@@ -91,14 +90,17 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     if not units:
         raise InputError(faults_text(faults, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         request.encoder,
         tokenizer=tokenizer,
         tokenizer_name=request.tokenizer,
         spec_json=spec,
-        documents=sample_documents(units, request.text_column),
+        documents=documents,
         say=say,
     )
+    id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
+    identity["id_column"] = id_column  # judged once: a run that goes on keeps it
     job = Job(
         seq_len=request.seq_len,
         dtype=token_dtype(size),
@@ -106,11 +108,14 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
         seed=request.seed,
         val_threshold=request.val_threshold,
         text_column=request.text_column,
+        id_column=id_column,
+        separator=tokenizer.eos_token,
         max_documents=request.max_documents,
         max_tokens=request.max_tokens,
         encoder=encoder,
         tokenizer=request.tokenizer,
         spec_json=spec,
+        lossy=lossy(tokenizer),
     )
     job.check()
     others = f" ({source.others} more are of another --config or --split)" if source.others else ""
@@ -118,6 +123,10 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
         f"{identity['dataset']}: {len(source.files)} files{others}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
+    say(told)
+    warning = warning_before(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
+    if warning:
+        say(warning)
     return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)
 
 
@@ -236,6 +245,8 @@ def publish(
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
+        id_column=job.id_column,
+        **{name: sums["counts"][name] for name in COUNTS},
         versions=versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
     report = {

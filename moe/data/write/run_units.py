@@ -14,6 +14,7 @@ from moe.data.write import pool
 from moe.data.write.progress import Progress
 from moe.data.write.unit import Job, convert_unit
 from moe.data.write.unit_store import UnitStore, totals
+from moe.units import tell
 
 
 class Limits:
@@ -79,7 +80,7 @@ def run(
         return []
     done = sum(store.done(unit) is not None for unit in units)
     if done:
-        print(f"resuming: {done} of {len(units)} units are done", flush=True)
+        tell(f"resuming: {done} of {len(units)} units are done")
     weight = sum(unit.weight for unit in pending)
     if workers is None and engine == "local":  # starting a process takes as long as 32 MB of text
         workers = min(len(os.sched_getaffinity(0)), 1 + weight // (32 << 20))

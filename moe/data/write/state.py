@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -28,8 +29,14 @@ from moe.data.text.files import SourceFile, Unit
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
 from moe.locks import Busy, take_lock
+from moe.ownership import entries, refuse_strangers, remove_files, replaceable_place
+from moe.paths import path_or_address
 from moe.typed_json import parse_json
 from moe.units import say
+
+# what a conversion writes: in <out>, and at the top of <out>.partial
+RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
+WORK = re.compile(r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?|\.plan\.json\.\d+")
 
 
 class Plan(TypedDict):
@@ -67,6 +74,27 @@ class _Workspace:
         """Whether <out> holds the beginning of this conversion's result."""
         return False
 
+    def refuse_strangers(self) -> None:
+        """Raises InputError where <out> or <out>.partial holds what no conversion wrote, and would be replaced."""
+        if self._overwrite or self._is_begun():
+            self._check_result()
+        names = self._work_names()
+        refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
+        if names - {".lock"} and "plan.json" not in names:
+            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
+
+    def _check_result(self) -> None:
+        if self.out.read("meta.json") is not None or self._is_begun():
+            names = self._result_names()
+            refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
+
+    def _result_names(self) -> list[str]:
+        return sorted(self.out.sizes())
+
+    def _work_names(self) -> set[str]:
+        """Files and folders at the top of <out>.partial."""
+        return {name.split("/")[0] for name in self.partial.sizes()}
+
     def is_complete(self, identity: dict[str, Any], files: list[SourceFile]) -> bool:
         """Whether <out> is the finished result of this request.
 
@@ -94,6 +122,17 @@ class _Workspace:
                 "Choose another --out, or --overwrite to replace it."
             )
         return True
+
+    def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
+        """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
+        try:
+            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
+        except ValueError:
+            begun = {}
+        if self._overwrite or "id_column" not in begun:
+            return choose()
+        name = begun["id_column"]
+        return name, f"documents are told apart by {f'column {name!r}' if name else 'their text'}, as this was begun"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit]) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
@@ -123,15 +162,17 @@ class _Workspace:
         self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
 
     def _clear(self) -> None:
-        self.partial.delete()
+        self.discard()
 
     def discard(self) -> None:
-        self.partial.delete()
+        """Remove the work, and nothing that another has put beside it."""
+        names = self.partial.sizes()
+        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""
         content = self.partial.read("plan.json")
-        if content is not None and json.loads(content)["request"] == identity:
+        if content is not None and not differences(json.loads(content)["request"], identity):
             self.discard()
 
 
@@ -160,10 +201,24 @@ class LocalWorkspace(_Workspace):
                     shutil.rmtree(aside, ignore_errors=True)
             yield
 
+    def _result_names(self) -> list[str]:
+        return entries(self._out)  # links and empty folders among them
+
+    def _work_names(self) -> set[str]:
+        return set(os.listdir(self._partial)) if self._partial.is_dir() else set()
+
     def _clear(self) -> None:
-        for entry in self._partial.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._remove(self._work_names() - {".lock"})
+
+    def discard(self) -> None:
+        self._remove(self._work_names())
+        remove_files(self._partial, [])
+
+    def _remove(self, names: set[str]) -> None:
+        for name in sorted(names, key="plan.json".__eq__):  # last: it says whose the rest is
+            entry = self._partial / name
+            if WORK.fullmatch(name):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
     def begin_merge(self) -> None:
         """Empty the folder to merge into; a killed merge may have left something."""
@@ -174,6 +229,7 @@ class LocalWorkspace(_Workspace):
         old = self._partial / "replaced"
         shutil.rmtree(old, ignore_errors=True)
         if self._out.exists():
+            self._check_result()  # once more: the work took long
             os.rename(self._out, old)
         os.rename(self._partial / "merged", self._out)
         self.discard()
@@ -200,7 +256,7 @@ class BucketWorkspace(_Workspace):
     def begin_merge(self) -> None:
         self.partial.write("publishing", b"")
         self.out.delete(["meta.json"])
-        self.out.delete()
+        self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
 
     def publish(self) -> None:
         self.discard()
@@ -210,8 +266,13 @@ Workspace = LocalWorkspace | BucketWorkspace
 
 
 def open_workspace(out: str | Path, *, overwrite: bool) -> Workspace:
-    folder = open_folder(out)
+    """Raises InputError for a place that must not be replaced, or that holds what no conversion wrote."""
+    folder = open_folder(path_or_address(out, "--out"))
+    space: Workspace
     if isinstance(folder, LocalFolder):
-        return LocalWorkspace(folder, overwrite=overwrite)
-    assert isinstance(folder, S3Folder)
-    return BucketWorkspace(folder, overwrite=overwrite)
+        space = LocalWorkspace(LocalFolder(replaceable_place(folder.path, "--out")), overwrite=overwrite)
+    else:
+        assert isinstance(folder, S3Folder)
+        space = BucketWorkspace(folder, overwrite=overwrite)
+    space.refuse_strangers()
+    return space

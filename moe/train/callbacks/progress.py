@@ -15,7 +15,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from composer import Callback, Logger, State
 
 from moe.errors import RunFailed
 from moe.train.stop import EXIT_STOPPED
-from moe.units import clock
+from moe.units import clock, complain
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
 
@@ -84,11 +83,9 @@ class Progress(Callback):
 
     def _print(self) -> None:
         mend = "run the same command again" if self.steps_done else "mend what the stacks show waiting"
-        print(
-            f"\nerror: no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
-            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:",
-            file=sys.stderr,
-            flush=True,
+        complain(
+            f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
+            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:"
         )
         faulthandler.dump_traceback(2, all_threads=True)
         for worker in multiprocessing.active_children():

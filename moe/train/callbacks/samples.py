@@ -16,7 +16,7 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.core.precision import get_precision_context
 
-from moe.data.text.tokenizer import encode_plain
+from moe.data.text.tokenizer import decode_new, encode_prompt
 from moe.model import Transformer
 from moe.model.generation import generate
 
@@ -27,8 +27,7 @@ class Samples(Callback):
     def __init__(self, model: Transformer, tokenizer: Any, prompts: list[str]):
         self.model = model
         self.tokenizer = tokenizer
-        encoded = zip(prompts, encode_plain(tokenizer, prompts), strict=True)
-        self.prompts = {prompt: tokens or [tokenizer.eos_token_id] for prompt, tokens in encoded}
+        self.prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._show(state, logger)
@@ -46,4 +45,4 @@ class Samples(Callback):
 
     def _continue(self, tokens: list[int]) -> str:
         new = list(generate(self.model, tokens, max_new_tokens=NEW_TOKENS))
-        return self.tokenizer.decode(new, clean_up_tokenization_spaces=False)
+        return decode_new(self.tokenizer, tokens, new)

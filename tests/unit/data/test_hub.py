@@ -9,7 +9,7 @@ import pytest
 
 from moe.data import hub
 from moe.data.text.files import SourceFile
-from moe.data.text.reading import open_parquet
+from moe.data.text.tables import open_parquet
 from moe.data.write.convert import convert
 from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
@@ -115,7 +115,7 @@ def test_small_parquet_files_are_fetched_once_for_each_pass(serve, make_request)
     server = serve()
     convert(make_request(dataset=("HuggingFaceFW/fineweb",), config="sample-10BT"))
     per_file = {path: count for path, count in server.requests.items() if path.endswith(".parquet")}
-    assert list(per_file.values()) == [3, 3, 3]  # plan, encoder's check, unit
+    assert list(per_file.values()) == [4, 3, 3]  # plan, encoder's check, unit; the first also for its ids
 
 
 def test_wide_columns_that_are_not_wanted_stay_on_the_server(folders, serve):

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from moe.data.text import planning
+from moe.data.text.plain_text import TXT_CHARS
 from moe.data.text.planning import plan_units
-from moe.data.text.reading import TXT_CHARS, read_batches
+from moe.data.text.reading import read_batches
 from moe.data.text.sources import local_source, pattern_regex, select_files
 from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
