@@ -45,6 +45,7 @@ RECIPE = (
     "seed",
 )
 MUON_ALONE = ("momentum", "momentum_dtype", "adjust_lr_fn")  # of `optimizer`
+NOT_FOR_OTHERS = ("alert_command", "load_path", "loggers", "save_folder", "tokenizer", "versions")  # beside the recipe
 RECIPE_OF_MODEL = ("document_mask", "dropout", "balance_loss", "router_z_loss", "z_loss")
 
 
@@ -213,10 +214,10 @@ def _by_steps(checkpoint: Checkpoint, key: str) -> str:
 
 
 def _other_changes(checkpoint: Checkpoint) -> list[str]:
-    """What was changed in mid-run beside the recipe; a value that is a path is left out, as it is of one machine."""
+    """What was changed in mid-run beside the recipe and beside what is of one machine or person."""
     rows = []
     for key in _changed(checkpoint):
-        if not _in_recipe(key) and not key.startswith("versions."):
+        if not _in_recipe(key) and key.split(".")[0] not in NOT_FOR_OTHERS:
             rows.append(f"| {key} | {_by_steps(checkpoint, key)} |")
     if not rows:
         return []
