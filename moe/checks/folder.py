@@ -135,7 +135,7 @@ def _other(config: Config, inputs: Inputs | None) -> Path:
     named = find_named(str(config.load_path))
     if config.load_weights_only:
         size = named.manifest["vocab_size"] if inputs is None else inputs.vocab_size
-        check_weights_fit(named, dataclasses.asdict(config), size)
+        check_weights_fit(named, dataclasses.asdict(config), size, _tokenizer(inputs))
     else:
         _changes(config, named, inputs)
     return named.path
@@ -148,5 +148,10 @@ def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[s
     lines: list[str] = []
     settings: dict[str, Any] = dataclasses.asdict(config)
     data, former = (found.manifest["data"], ()) if inputs is None else (inputs.fingerprint, inputs.former)
-    check_continues(found, settings, data, lines.append, former=former)
+    check_continues(found, settings, data, lines.append, _tokenizer(inputs), former=former)
     return lines
+
+
+def _tokenizer(inputs: Inputs | None) -> str | None:
+    """Its fingerprint, where it is known."""
+    return inputs.tokenizer.fingerprint if inputs is not None and inputs.tokenizer is not None else None

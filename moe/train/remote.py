@@ -25,6 +25,7 @@ from moe.outside import path_below
 from moe.s3 import RemoteError, RemoteFolder
 from moe.train.checkpoints import (
     MANIFEST,
+    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Manifest,
@@ -36,7 +37,7 @@ from moe.train.checkpoints import (
 from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
-LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks")
+LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks", TOKENIZER)
 
 
 class RemoteRun:
@@ -147,8 +148,9 @@ class RemoteRun:
 
     def upload(self, checkpoint: Path) -> None:
         """One checkpoint, its manifest last."""
-        for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == MANIFEST):
-            self.store.upload(path, f"{checkpoint.name}/{path.name}")
+        files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path == checkpoint / MANIFEST):
+            self.store.upload(path, f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}")
 
     def push_logs(self) -> None:
         """Raises as `push` does."""

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
-    "harness": BASE | {"train", "inference", "export"},
+    "harness": BASE | {"data", "train", "inference", "export"},
     "runs": {"errors", "locks", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},

@@ -71,8 +71,11 @@ def hub_fault(name: str) -> str | None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` may be one on the hub, `gpt2` or `openai-community/gpt2`; anything else is a path."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+    """Whether `name` may be one on the hub, `gpt2` or `openai-community/gpt2`; anything else is a path, and so is what
+    begins with a folder that is here.
+    """
+    owner, _, rest = name.partition("/")
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and not (rest and Path(owner).is_dir())
 
 
 def load_tokenizer(name_or_folder: str) -> Any:
