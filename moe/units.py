@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 
+from moe.environment import is_silent
+
 
 def short(count: float) -> str:
     """1234567 -> '1.23M'."""
@@ -36,7 +38,7 @@ def drop_stdout() -> None:
 
 def say(line: str) -> None:
     """Prints one line, on rank 0 only. A terminal or pipe that has gone away does not end a run."""
-    if os.environ.get("RANK", "0") != "0":
+    if is_silent():
         return
     try:
         print(line, flush=True)

@@ -7,6 +7,7 @@ import errno
 import sys
 from importlib import import_module
 
+from moe.environment import settle
 from moe.errors import InputError
 from moe.units import drop_stdout
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
     try:
+        settle()
         code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
         sys.stdout.flush()
         return code
