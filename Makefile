@@ -3,25 +3,28 @@
 # make format  mends what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
+# make test-newest   the tests of model, optimizer, training, export, config and checks on the newest of all packages
+#                    (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
+# make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test test-transformers5 check format chaos chaos-convert
-.PHONY: pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
+.PHONY: setup demo test test-transformers5 test-newest check format chaos chaos-convert
+.PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
 .venv/ready: setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
-		{ echo "error: $$($(PYTHON) --version) is not Python 3.10 to 3.12; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: $$($(PYTHON) --version) is not Python 3.10 to 3.13; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev,convert,eval]'
@@ -42,6 +45,19 @@ test: setup
 test-transformers5: .venv5/ready
 	.venv5/bin/python -m pytest tests/unit/export
 	$(BIN)/python -m pytest tests/unit/export -k transformers_5
+
+# What Composer and Streaming hold back, let go.
+NEWEST_PYTHON ?= $(PYTHON)
+NEWEST := torch torchvision transformers>=5 datasets>=4 numpy>=2
+
+.venv-newest/ready: setup.py pyproject.toml | setup
+	$(BIN)/uv venv --clear --python $(NEWEST_PYTHON) .venv-newest
+	printf '%s\n' $(foreach package,$(NEWEST),'$(package)') | \
+		$(BIN)/uv pip install --no-config --upgrade --python .venv-newest/bin/python --override - -e '.[dev,convert]'
+	@touch $@
+
+test-newest: .venv-newest/ready
+	.venv-newest/bin/python -m pytest $(addprefix tests/unit/,model optim train export config checks)
 
 check: setup
 	$(BIN)/ruff check .
@@ -77,3 +93,8 @@ bench-learning: setup
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
+	$(BIN)/python -m tests.chaos.foreign --seconds 60
+
+gpu: setup
+	$(if $(DRY),,test -f .bench/gpu_pack/data/meta.json || benchmarks/gpu_pack.sh)
+	$(BIN)/python benchmarks/gpu.py $(if $(DRY),--dry)

@@ -9,7 +9,7 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["moe", "moe.*"]),
     package_data={"moe.runs": ["page.css", "page.js"]},
     install_requires=[
@@ -39,6 +39,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ray>=2.40,<3",
+            "hypothesis>=6.100",
             "ruff==0.17.6",
             "mypy==2.4.1",
             "types-tqdm",

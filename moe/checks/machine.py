@@ -18,23 +18,26 @@ from moe.model.memory import step_memory
 from moe.units import size
 
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
-PYTHONS = ((3, 10), (3, 13))  # from, below
 SHM = "/dev/shm"
 MOST_PER_CORE = 2  # loader processes; beyond, they take turns
 STREAMING_SHM = 16 << 20  # small segments of Streaming
 
 
 def check_versions() -> Result:
-    """Installed packages against those that setup.py asks for."""
+    """Python and the installed packages against what setup.py asks for."""
     from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
-    version = sys.version_info[:2]
-    if not PYTHONS[0] <= version < PYTHONS[1]:
-        return Result("versions", "fail", f"Python {version[0]}.{version[1]}; use 3.10, 3.11 or 3.12")
     try:
-        asked = [Requirement(text) for text in importlib.metadata.requires("moe-trainer") or []]
+        about = importlib.metadata.metadata("moe-trainer")
     except importlib.metadata.PackageNotFoundError:
-        asked = []
+        python, asked = "", []
+    else:
+        python = about["Requires-Python"] or ""
+        asked = [Requirement(text) for text in about.get_all("Requires-Dist") or []]
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not SpecifierSet(python).contains(version, prereleases=True):
+        return Result("versions", "fail", f"Python {version}, and {python} is asked for; make an environment of one")
     faults = []
     for package in [package for package in asked if package.marker is None or package.marker.evaluate({"extra": ""})]:
         try:
@@ -151,7 +154,7 @@ def check_loader(config: Config, *, world_size: int) -> Result:
 def check_port() -> Result:
     """The port on which the ranks of several GPUs meet, where one is set."""
     text = os.environ.get("MASTER_PORT")
-    if text is None:
+    if not text:
         return Result("port", "pass", "MASTER_PORT is not set; the launcher takes a free one")
     try:
         port = int(text)

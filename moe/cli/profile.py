@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the yaml of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, as in training")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after one that is not (default: 5)")
+    parser.add_argument(
+        "--balanced", action="store_true", help="deal the tokens out to the experts in turn, whatever the router says"
+    )
     parser.add_argument("--trace", default=None, metavar="FILE", help="write a step's Chrome trace to it")
 
 
@@ -46,11 +49,19 @@ def run(args: argparse.Namespace) -> int:
 
     config = with_precision(config, torch.cuda.is_available())
     try:
-        found = profile_run(config, inputs, steps=args.steps, trace=args.trace, say=tell)
+        found = profile_run(
+            config,
+            inputs,
+            steps=args.steps,
+            trace=args.trace,
+            say=tell,
+            balanced=args.balanced,
+        )
     except torch.OutOfMemoryError as error:
         mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
         raise InputError(f"{str(error).splitlines()[0]}; {mend}") from None
-    show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}", *_lines(found)]))
+    dealt = ", tokens dealt out evenly" * args.balanced
+    show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
     if args.trace is not None:
         show(f"trace of a step: {args.trace} (open it in ui.perfetto.dev or chrome://tracing)")
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from moe.errors import InputError, RunFailed
+from moe.locks import Busy, sign, take_lock
 from moe.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
+from moe.units import say
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -41,7 +42,8 @@ def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
     try:
         if not out.parent.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(aside.with_name(f"{aside.name}.lock"), out)
+        locked = aside.with_name(f"{aside.name}.lock")
+        lock = _lock(locked, out)
     except OSError as error:
         raise InputError(f"--out ({out}): {error.filename or out} cannot be written ({error.strerror})") from None
     try:
@@ -73,30 +75,18 @@ def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
             remove_own(aside, kind, "--out")
             _bring_back(out, old, kind)
         with contextlib.suppress(OSError):
-            os.unlink(lock.name)
+            locked.unlink()
         lock.close()
 
 
 def _lock(path: Path, out: Path) -> Any:
-    while True:
-        lock = open(path, "a+")  # noqa: SIM115 - held until the result has its place
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "an unknown process"
-            lock.close()
-            raise InputError(
-                f"--out ({out}): another export or import is writing there ({holder}); "
-                "wait for it, or give another folder"
-            ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-                break
-        lock.close()  # its holder ended, and took the file away, between the two lines above
-    with contextlib.suppress(OSError):  # a full disk, which is told where it matters
-        os.ftruncate(lock.fileno(), 0)
-        os.write(lock.fileno(), f"pid {os.getpid()} on {os.uname().nodename}".encode())
+    try:
+        lock = take_lock(path, say)
+    except Busy as holder:
+        raise InputError(
+            f"--out ({out}): another export or import is writing there ({holder}); wait for it, or give another folder"
+        ) from None
+    sign(lock)
     return lock
 
 

@@ -8,6 +8,8 @@
   apart.
 - Generation hands in a `KVCache`: the prompt in one pass, then one token at a time. Training hands in none and pays
   nothing for it.
+- What a kernel is told as a truth value (`enable_gqa`, `is_causal`) comes from the module and the caller, never from
+  comparing sizes: where torch.compile takes these for dynamic, the result is none, and torch 2.7 refuses it.
 - Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
   keys up to the block's end, costs 0.7 (512 tokens) to 0.6 (2,048) of that, forward and backward.
 
@@ -15,6 +17,8 @@ B batch, S sequence, D width, H heads, G key-value heads, C channels of a head.
 """
 
 import functools
+import inspect
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +28,14 @@ from moe.model.documents import Packed
 from moe.model.norm import RMSNorm
 from moe.model.precision import Linear
 
-HAS_VARLEN = torch.__version__ >= "2.11"  # 2.10 has it with other arguments
-if HAS_VARLEN:
+try:
     from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    VARLEN_ARGUMENTS: frozenset[str] = frozenset()
+else:
+    VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
+HAS_VARLEN = "window_size" in VARLEN_ARGUMENTS  # torch 2.10 has it with other arguments
+VARLEN_IS_TOLD_OF_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse if it is not told
 
 CPU_QUERY_BLOCK = 128
 
@@ -46,12 +55,17 @@ def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None) -> Tensor:
-    """Causal attention, within mask_B1SS where there is one: [B, S, H, C]."""
-    attention = functools.partial(F.scaled_dot_product_attention, enable_gqa=q_BHSC.shape[1] != k_BGSC.shape[1])
+def attend(
+    q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None, *, grouped: bool, causal: bool = True
+) -> Tensor:
+    """Causal attention, within mask_B1SS where there is one: [B, S, H, C].
+
+    grouped: H is more than G. causal: False where the queries may see all keys, as the last token alone may.
+    """
+    attention = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped)
+    if mask_B1SS is None:
+        return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=causal).transpose(1, 2)
     seq_len = q_BHSC.shape[2]
-    if mask_B1SS is None:  # fewer queries than keys: the last token alone, which sees all
-        return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=seq_len == k_BGSC.shape[2]).transpose(1, 2)
     block = CPU_QUERY_BLOCK if q_BHSC.device.type == "cpu" else seq_len
     outputs = []
     for start in range(0, seq_len, block):
@@ -69,12 +83,13 @@ def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256
 
 
-def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Packed) -> Tensor:
-    """Causal attention within each document: [B, S, H, C]."""
+def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Packed, *, grouped: bool) -> Tensor:
+    """Causal attention within each document: [B, S, H, C]. grouped: H is more than G."""
     starts_N, longest = documents
     q_THC, k_TGC, v_TGC = (x.flatten(0, 1) for x in (q_BSHC, k_BSGC, v_BSGC))
     causal = (-1, 0)
-    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal)
+    told: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_IS_TOLD_OF_GROUPS else {}
+    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **told)
     assert isinstance(out_THC, Tensor)  # with return_aux it would be two
     return out_THC.view(q_BSHC.shape)
 
@@ -104,6 +119,7 @@ class Attention(nn.Module):
         self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, norm_eps: float, qk_norm: bool
     ) -> None:
         super().__init__()
+        self.grouped = n_heads != n_kv_heads
         self.head_dim = head_dim
         self.q_proj = Linear(d_model, n_heads * head_dim)
         self.k_proj = Linear(d_model, n_kv_heads * head_dim)
@@ -125,10 +141,12 @@ class Attention(nn.Module):
         k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)
         v_BSGC = self.v_proj(x_BSD).view(heads)
         if isinstance(documents, Packed):
-            out_BSHC = attend_packed(q_BSHC, k_BSGC, v_BSGC, documents)
+            out_BSHC = attend_packed(q_BSHC, k_BSGC, v_BSGC, documents, grouped=self.grouped)
         else:
             k_BGSC, v_BGSC = k_BSGC.transpose(1, 2), v_BSGC.transpose(1, 2)
+            first = cache is None or cache.length == 0  # after it the last token comes alone
             if cache is not None:
                 k_BGSC, v_BGSC = cache.append(k_BGSC, v_BGSC)
-            out_BSHC = attend(q_BSHC.transpose(1, 2), k_BGSC, v_BGSC, documents)
+            q_BHSC = q_BSHC.transpose(1, 2)
+            out_BSHC = attend(q_BHSC, k_BGSC, v_BGSC, documents, grouped=self.grouped, causal=first)
         return self.o_proj(out_BSHC.flatten(2))

@@ -9,7 +9,10 @@
   stacking it over layers would copy most of the model. `split: 2` means that each matrix is two, stacked by rows
   (gate and up).
 - The iteration runs in bf16 on CUDA, in fp32 on CPU, where bf16 is slower.
-- A parameter without gradient is skipped, its state untouched.
+- A parameter without gradient is skipped, its state untouched. So is an expert of which the whole gradient is zero: no
+  token of the global step reached it, or none that the loss asks about. Orthogonalised, its old momentum would be a
+  full step, at every step, for ever. Told from the gradient, which is the global batch's on whichever rank holds the
+  expert: nothing is sent, and nothing waits for the device.
 - Of a sharded parameter (DTensor, split by rows or, experts, by expert) each rank updates its own part. Experts are
   whole there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none is
   orthogonalised twice: two all-to-alls.
@@ -90,12 +93,13 @@ def _norm(part: Tensor, like: Tensor) -> Tensor:
 def _muon_update(
     params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
 ) -> None:
+    fed = {p: _fed_experts(p) for p in params if p.ndim == 3}
     batches: dict[Any, list[Tensor]] = {}
     for p in params:
         batches.setdefault(p.shape if p.ndim == 2 else p, []).append(p)
     for batch in batches.values():
         rows, cols = batch[0].shape[-2:]
-        parts = [_momentum_step(p, state[p], group) for p in batch]
+        parts = [_momentum_step(p, state[p], group, fed.get(p)) for p in batch]
         if isinstance(batch[0], DTensor) and batch[0].ndim == 2:
             updates = _orthogonal_rows(parts, batch[0], group["split"])
         else:
@@ -105,15 +109,26 @@ def _muon_update(
         scale = group["lr"] * ADJUST_LR[group["adjust_lr_fn"]](rows // group["split"], cols)
         for p, update in zip(batch, updates, strict=True):
             part = _local(p)
-            part.mul_(1 - group["lr"] * group["weight_decay"])
-            part.view(update.shape).add_(update, alpha=-scale)
+            update, decay = update.reshape(part.shape), 1 - group["lr"] * group["weight_decay"]
+            if p not in fed:
+                part.mul_(decay).add_(update, alpha=-scale)
+            else:
+                torch.where(fed[p], (part * decay).add_(update, alpha=-scale), part, out=part)
             if norms is not None:
-                norms[p] = scale * _norm(update.reshape(part.shape), p)
+                norms[p] = scale * _norm(update.where(fed[p], 0) if p in fed else update, p)
 
 
-def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    """Moves the momentum on by p's gradient and returns what Nesterov makes of both, in at least fp32; of a sharded p
-    this rank's part.
+def _fed_experts(p: Tensor) -> Tensor:
+    """Whether each expert of p [E, R, C], or of this rank's part of it, has a gradient that is not all zero: bool
+    [E, 1, 1].
+    """
+    assert p.grad is not None
+    return _local(p.grad).any((1, 2), keepdim=True)
+
+
+def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any], fed_E11: Tensor | None) -> Tensor:
+    """Moves the momentum on by p's gradient, of experts only where fed_E11 says so, and returns what Nesterov makes of
+    both, in at least fp32; of a sharded p this rank's part.
     """
     exact = torch.promote_types(p.dtype, torch.float32)
     kept = exact if group["momentum_dtype"] == "fp32" else DTYPES[group["momentum_dtype"]]
@@ -122,7 +137,10 @@ def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> T
     assert p.grad is not None
     grad, own = _local(p.grad).to(exact), _local(state["momentum"])
     momentum = own.to(exact)  # the state itself in fp32, a copy in bf16
-    momentum.lerp_(grad, 1 - group["momentum"])
+    if fed_E11 is None:
+        momentum.lerp_(grad, 1 - group["momentum"])
+    else:  # as it was means its bits: lerp by 0 would make 0 of -0
+        torch.where(fed_E11, momentum.lerp(grad, 1 - group["momentum"]), momentum, out=momentum)
     if momentum is not own:
         own.copy_(momentum)
     return grad.lerp(momentum, group["momentum"])

@@ -12,7 +12,6 @@ Decisions:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -25,6 +24,7 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
+from moe.locks import held_by
 from moe.paths import expanded
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
@@ -48,7 +48,7 @@ class Run:
         config: config.yaml; empty where it is not written yet.
         rows: metrics.jsonl, each with its `step`.
         keys: names of all metrics, in the order in which they appeared.
-        events: start, resume, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
+        events: start, resume, change, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
         alarms: step, time, name, message, mend.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.
@@ -277,15 +277,4 @@ def _state(path: Path, record: dict[str, Any], updated: float) -> str:
         return state
     if record.get("host") not in (None, os.uname().nodename):
         return RUNNING if time.time() - updated < QUIET else PREEMPTED
-    return RUNNING if _is_locked(path / ".lock") else PREEMPTED
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with open(path, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go as the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return RUNNING if held_by(path / ".lock") else PREEMPTED

@@ -1,6 +1,7 @@
 """Checkpoint folders: written aside, verified, listed, kept or removed. Plain files; imports no Composer.
 
     save_folder/step-00005000/state.pt        what Composer's State.state_dict() gives, tensors on CPU
+    save_folder/step-00005000/tokenizer/      the tokenizer's files: the folder needs nothing outside of it
     save_folder/step-00005000/manifest.json   sizes and xxh64 of the files, step, tokens, config, ...
 
 Decisions:
@@ -17,19 +18,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 import xxhash
 
 from moe.config.times import Time
 from moe.errors import InputError
+from moe.outside import OutsideName, path_below
 from moe.typed_json import parse_json
 
 STATE, MANIFEST = "state.pt", "manifest.json"
+TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
 SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
 
@@ -51,6 +54,7 @@ class Manifest(TypedDict):
     data: str  # fingerprint
     eos_id: int
     vocab_size: int
+    tokenizer: str | None  # fingerprint; older ones have none
     files: dict[str, File]
 
 
@@ -82,8 +86,16 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+def write_checkpoint(
+    save_folder: Path,
+    step: int,
+    state: dict[str, Any],
+    manifest: dict[str, Any],
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
     """Writes one checkpoint so that it is either whole or not there, whenever the process or the machine stops.
+
+    more: files to stand beside the state, by their path in the checkpoint's folder; the manifest lists them too.
 
     Raises:
         OSError: the disk is full or gone; nothing is left behind then, earlier checkpoints are untouched.
@@ -97,6 +109,14 @@ def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manife
             torch.save(state, file)
             _sync(file)
         files = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
+        for name, content in (more or {}).items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(aside / name, "wb") as file:
+                file.write(content)
+                _sync(file)
+            files[name] = {"bytes": len(content), "xxh64": xxhash.xxh64_hexdigest(content)}
+        for folder in {(aside / name).parent for name in more or {}}:
+            _sync_folder(folder)
         with open(aside / MANIFEST, "w", encoding="utf-8") as file:
             json.dump({**manifest, "step": step, "files": files}, file, indent=1)
             _sync(file)
@@ -136,11 +156,33 @@ def _sync_folder(folder: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """xxh64 of a file's bytes, read in pieces."""
-    digest = xxhash.xxh64()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+        return _hash_rest(file)
+
+
+def _hash_rest(file: BinaryIO) -> str:
+    digest = xxhash.xxh64()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def open_state(checkpoint: Checkpoint) -> BinaryIO:
+    """state.pt, open at its front, its bytes verified through this very file: nothing looks the name up again.
+
+    Raises:
+        CheckpointError: they are not what the manifest says.
+    """
+    path = checkpoint.state_file
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the caller's
+        if _hash_rest(file) != checkpoint.manifest["files"][STATE]["xxh64"]:
+            file.close()
+            raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+        file.seek(0)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return file
 
 
 def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
@@ -159,7 +201,11 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
     if STATE not in manifest["files"]:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
     for name, file in manifest["files"].items():
-        path, size, digest = folder / name, file["bytes"], file["xxh64"]
+        try:
+            path = path_below(folder, name, str(folder / MANIFEST))
+        except OutsideName as error:
+            raise CheckpointError(str(error)) from None
+        size, digest = file["bytes"], file["xxh64"]
         try:
             if not path.is_file():
                 raise CheckpointError(f"{path}: is missing")
@@ -178,32 +224,23 @@ def step_folders(save_folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None where the folder never held one. Broken ones are set aside and
-    reported.
+def replaced_folders(save_folder: Path) -> list[Path]:
+    """Checkpoints caught in their replacement by a kill: whole, under the name `clear_unfinished` takes from them."""
+    found = [p for p in save_folder.glob(".replaced-step-*") if re.fullmatch(r"\.replaced-step-\d{8,}", p.name)]
+    return [p for p in found if not (save_folder / p.name.removeprefix(".replaced-")).exists()]
 
-    Raises:
-        CheckpointError: there are checkpoints, and none verifies.
+
+def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The last of `folders` (as `step_folders` lists them) that verifies, and the faults of those after it. Changes
+    nothing.
     """
-    folders = step_folders(save_folder)
-    faults = []
+    faults: list[CheckpointError] = []
     for folder in reversed(folders):
         try:
-            found = read_checkpoint(folder)
+            return read_checkpoint(folder, hashes=hashes), faults
         except CheckpointError as error:
-            faults.append((folder, error))
-            continue
-        for broken, fault in faults:
-            aside = set_aside(broken)
-            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}. {ASIDE}")
-        return found
-    if faults:
-        listed = "\n".join(f"  {fault}" for _, fault in faults)
-        raise CheckpointError(
-            f"save_folder ({save_folder}) holds {len(faults)} checkpoint(s) and none verifies:\n{listed}\n"
-            "  restore one from a copy, or give another save_folder to start over"
-        )
-    return None
+            faults.append(error)
+    return None, faults
 
 
 def set_aside(folder: Path) -> Path:
@@ -218,13 +255,12 @@ def set_aside(folder: Path) -> Path:
 
 def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
     """Removes, with a line for each, what an interrupted write left; brings back a checkpoint caught in replacement."""
-    for old in save_folder.glob(".replaced-step-*"):
+    for old in replaced_folders(save_folder):
         target = save_folder / old.name.removeprefix(".replaced-")
-        if not target.exists():
-            old.rename(target)
-            report(f"{target.name}: brought back, its replacement was interrupted")
-        else:
-            remove(old)
+        old.rename(target)
+        report(f"{target.name}: brought back, its replacement was interrupted")
+    for old in save_folder.glob(".replaced-step-*"):
+        remove(old)
     for partial in [*save_folder.glob(".writing-step-*"), *save_folder.glob(".fetching-step-*")]:
         remove(partial)
         doing, _, name = partial.name[1:].partition("-")
@@ -256,8 +292,9 @@ def find_named(path: str) -> Checkpoint:
     raise CheckpointError("no checkpoint verifies: " + "; ".join(faults))
 
 
-def load_state(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """Reads state.pt, tensors and plain values only. `mmap` leaves on disk what is not used.
+def load_state(path: Path | BinaryIO, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Reads state.pt, by its path or open, tensors and plain values only. `mmap` (of a path) leaves on disk what is
+    not used.
 
     Raises:
         CheckpointError: the file carries something else, such as code; nothing of it has been run.
@@ -266,11 +303,12 @@ def load_state(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> 
         with torch.serialization.safe_globals(ALLOWED_TYPES):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:
+        name = path if isinstance(path, Path) else path.name
         reason = next(
             (line for line in str(error).splitlines() if "GLOBAL" in line or "unsupported" in line.lower()), ""
         )
         raise CheckpointError(
-            f"{path}: refused, it holds more than tensors and plain values, or is damaged. "
+            f"{name}: refused, it holds more than tensors and plain values, or is damaged. "
             f"{reason or str(error).splitlines()[0]}"
         ) from None
 
@@ -292,13 +330,24 @@ def steps_to_remove(steps: list[int], *, keep: int, keep_every: Time | None, tok
 
 
 def retain(save_folder: Path, **rule: Any) -> list[Path]:
-    """Removes the checkpoints that `steps_to_remove` names by `rule`; returns what it removed."""
+    """Removes the checkpoints that `steps_to_remove` names by `rule`; returns what it removed.
+
+    Raises:
+        OSError: one could not be removed; the others are, and the next call tries again.
+    """
     steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(save_folder)]
-    removed = [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]
-    for folder in removed:
-        aside = save_folder / f".removing-{folder.name}"
-        folder.rename(aside)  # so that a kill in the middle leaves no half checkpoint under a good name
-        shutil.rmtree(aside)
+    removed, faults = [], []
+    for folder in [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]:
+        try:
+            folder.rename(save_folder / f".removing-{folder.name}")  # no half checkpoint has a good name
+            removed.append(folder)
+        except OSError as error:
+            faults.append(error)
     for leftover in save_folder.glob(".removing-step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            shutil.rmtree(leftover)
+        except OSError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
     return removed

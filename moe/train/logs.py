@@ -40,7 +40,9 @@ DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token",
 
 
 class RunLog(LoggerDestination):
-    """Collects metrics and hands a row to each writer at every log interval, after an evaluation and at the end."""
+    """Collects metrics and hands a row to each writer after the first step, at every log interval, after an evaluation
+    and at the end.
+    """
 
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
@@ -61,7 +63,8 @@ class RunLog(LoggerDestination):
         self._hand_over(step, {f"{name}/{key}": text for key, text in rows})
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if self.every.due(int(state.timestamp.batch)):
+        step = int(state.timestamp.batch)
+        if self.every.due(step) or step == 1:  # the loss that a run begins with, whatever the interval
             self._write(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -112,10 +115,9 @@ def last_step(path: Path) -> int:
     return int(max([step for step in steps if step < math.inf], default=0))
 
 
-def evaluated_at(path: Path, step: int, keys: Sequence[str]) -> bool:
-    """Whether the log holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    found = [line for line in lines if _is_eval(line) and _step_of(line) == step]
+def evaluated_at(log: bytes, step: int, keys: Sequence[str]) -> bool:
+    """Whether metrics.jsonl holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
+    found = [line for line in log.splitlines() if _is_eval(line) and _step_of(line) == step]
     return all(any(f'"{key}"'.encode() in line for line in found) for key in keys)
 
 

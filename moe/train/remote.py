@@ -5,6 +5,7 @@ Training works in a local folder; after each checkpoint its files are uploaded, 
 Decisions:
 - A remote checkpoint is complete when its manifest.json is there; what is fetched is verified by it before use.
 - One that does not verify, or that the run went back behind, stays, with its manifest renamed: no start takes it again.
+- A start changes nothing here before `claim`: looking, and fetching a checkpoint, only read.
 - There is no lock on s3. Each start writes its own `session` into run.json; a process that finds another's there before
   an upload has been replaced, and stops without touching anything.
 - Retention is the local one, applied to what is on the remote, whoever put it there.
@@ -13,25 +14,30 @@ Decisions:
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe.errors import RunFailed
+from moe.outside import path_below
 from moe.s3 import RemoteError, RemoteFolder
 from moe.train.checkpoints import (
     MANIFEST,
+    TOKENIZER,
     Checkpoint,
     CheckpointError,
+    Manifest,
     folder_name,
     read_checkpoint,
     set_aside,
     steps_to_remove,
 )
+from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
-LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks")
+LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks", TOKENIZER)
 
 
 class RemoteRun:
@@ -49,8 +55,8 @@ class RemoteRun:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints on the remote, oldest first. Raises RemoteError."""
-        names = self.store.list("step-")
-        return sorted(int(name[len("step-") :].split("/")[0]) for name in names if name.endswith(f"/{MANIFEST}"))
+        found = [_step_of(name) for name in self.store.list("step-") if name.split("/")[1:] == [MANIFEST]]
+        return sorted(step for step in found if step is not None)
 
     def record(self) -> dict[str, Any]:
         """The remote's run.json; empty where there is none. Raises RemoteError where it is damaged."""
@@ -60,39 +66,36 @@ class RemoteRun:
         return found
 
     def fetch_logs(self) -> None:
-        """Where another machine has trained this run since, or this one never has: run.json and the logs, so that they
-        go on.
-        """
-        here = self.local / RUN_FILE
-        mine = _parse(here.read_bytes()) if here.exists() else {}
-        if mine is None or (mine and self.record().get("session") in (None, mine.get("session"))):
-            return  # a damaged one here is told by who reads it next
-        for name in self.store.list():
-            if name.split("/")[0] in LOGS:
-                self.store.download(name, self.local / name)
+        """The logs, so that they go on here; not run.json, which a start writes itself.
 
-    def fetch_newest(self, after: int) -> Checkpoint | None:
-        """Brings the newest remote checkpoint later than step `after` that verifies; None where there is none."""
-        for step in reversed([step for step in self.steps() if step > after]):
-            try:
-                return self.fetch(step)
-            except CheckpointError as fault:
-                self._hide(step, "set-aside")
-                self.report(f"broken checkpoint on {self.store.url}: {fault}; set aside there")
-        return None
+        Raises OutsideName, before anything is written, for a key that would become a path elsewhere.
+        """
+        names = [name for name in self.store.list() if name.split("/")[0] in LOGS and name != RUN_FILE]
+        for name, path in [(name, path_below(self.local, name, self.store.url)) for name in names]:
+            self.store.download(name, path)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What the manifest of a checkpoint says. Raises CheckpointError where it is damaged."""
+        name = f"{folder_name(step)}/{MANIFEST}"
+        try:
+            return parse_json(self.store.read(name) or b"", Manifest)
+        except ValueError as error:
+            raise CheckpointError(f"{self.store.url}/{name}: cannot be read ({error})") from None
 
     def fetch(self, step: int) -> Checkpoint:
         """Downloads one checkpoint, whole or not at all.
 
         Raises:
             CheckpointError: what arrived is not what its manifest says.
+            OutsideName: a key there would become a path elsewhere; nothing has been fetched.
         """
         name, aside = folder_name(step), self.local / f".fetching-{folder_name(step)}"
         shutil.rmtree(aside, ignore_errors=True)
         self.report(f"fetching {name} from {self.store.url} ...")
         try:
-            for file in self.store.list(f"{name}/"):
-                self.store.download(file, aside / file.removeprefix(f"{name}/"))
+            files = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
+            for file, path in [(file, path_below(aside, file, f"{self.store.url}/{name}")) for file in files]:
+                self.store.download(f"{name}/{file}", path)
             found = read_checkpoint(aside)
             set_aside(self.local / name)  # a local one that did not verify
             aside.rename(self.local / name)
@@ -104,19 +107,20 @@ class RemoteRun:
         """Checkpoints later than `after` are no part of the run any more."""
         for step in self.steps():
             if step > after:
-                self._hide(step, "left-behind")
+                self.hide(step, "left-behind")
 
-    def _hide(self, step: int, why: str) -> None:
+    def hide(self, step: int, why: str) -> None:
+        """No start takes this checkpoint again."""
         name = folder_name(step)
         self.store.rename(f"{name}/{MANIFEST}", f"{name}/{why}-{MANIFEST}")
 
-    def claim(self, session: str) -> None:
-        """From here on this process is the one that writes; `session` stands in the local run.json already."""
-        self.session = session
-        self._upload_logs()
+    def claim(self, record: dict[str, Any]) -> None:
+        """From here on this process is the one that writes: `record`, with its session, is the remote's run.json."""
+        self.store.write(RUN_FILE, json.dumps(record, indent=1).encode())
+        self.session = record["session"]
 
-    def push(self, checkpoint: Path, **retention: Any) -> None:
-        """Uploads a checkpoint and the logs, then removes what retention no longer keeps.
+    def push(self, checkpoint: Path) -> None:
+        """Uploads a checkpoint and the logs.
 
         Raises:
             Replaced: another process trains this run now.
@@ -125,14 +129,28 @@ class RemoteRun:
         self._check_session()
         self.upload(checkpoint)
         self._upload_logs()
-        for step in steps_to_remove(self.steps(), **retention):
-            names = self.store.list(f"{folder_name(step)}/")
-            self.store.delete(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # the done mark first
+
+    def retain(self, **rule: Any) -> None:
+        """Removes what `steps_to_remove` names by `rule`, and what a removal or an upload that broke off has left.
+
+        Raises:
+            RemoteError: the bucket takes no removal; the next call tries again.
+        """
+        held: dict[int, list[str]] = {}
+        for name in self.store.list("step-"):
+            if (step := _step_of(name)) is not None:
+                held.setdefault(step, []).append(name)
+        complete = [step for step, names in held.items() if f"{folder_name(step)}/{MANIFEST}" in names]
+        # a set-aside- or left-behind- manifest is no part that is left over: these folders stay
+        parts = [step for step, names in held.items() if not any(name.endswith(MANIFEST) for name in names)]
+        for step in [*steps_to_remove(complete, **rule), *[step for step in parts if step < max(complete, default=0)]]:
+            self.store.delete(sorted(held[step], key=lambda name: not name.endswith(MANIFEST)))  # the done mark first
 
     def upload(self, checkpoint: Path) -> None:
         """One checkpoint, its manifest last."""
-        for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == MANIFEST):
-            self.store.upload(path, f"{checkpoint.name}/{path.name}")
+        files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path == checkpoint / MANIFEST):
+            self.store.upload(path, f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}")
 
     def push_logs(self) -> None:
         """Raises as `push` does."""
@@ -155,6 +173,13 @@ class RemoteRun:
                 f"{self.store.url}: the run was started again by pid {there.get('pid')} on {there.get('host')}, "
                 "which trains it now; this process stops and has changed nothing there since"
             )
+
+
+def _step_of(name: str) -> int | None:
+    """The step of a checkpoint's file; None of one that only looks like it."""
+    folder = name.split("/")[0]
+    match = re.fullmatch(r"step-([0-9]{8,})", folder)
+    return int(match[1]) if match and folder_name(int(match[1])) == folder else None
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:

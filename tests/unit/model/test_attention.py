@@ -25,7 +25,7 @@ def test_blocks_of_queries_equal_the_whole_and_every_gradient(monkeypatch, qkv, 
     q, k, v = qkv
     scores = q @ k.repeat_interleave(2, 1).mT / 8**0.5 + mask
     plain = (scores.softmax(-1) @ v.repeat_interleave(2, 1)).transpose(1, 2)
-    out = attend(q, k, v, mask)
+    out = attend(q, k, v, mask, grouped=True)
     torch.testing.assert_close(out, plain)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.autograd.grad(plain, qkv, grad)
@@ -35,7 +35,7 @@ def test_blocks_of_queries_equal_the_whole_and_every_gradient(monkeypatch, qkv, 
 
 def test_without_a_mask_attention_is_causal(qkv):
     one_document = document_causal_mask(torch.zeros(2, 20, dtype=torch.int64), torch.float64)
-    torch.testing.assert_close(attend(*qkv, None), attend(*qkv, one_document))
+    torch.testing.assert_close(attend(*qkv, None, grouped=True), attend(*qkv, one_document, grouped=True))
 
 
 def test_rope_makes_scores_depend_on_distance_only():

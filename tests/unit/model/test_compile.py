@@ -62,6 +62,23 @@ def test_nothing_is_compiled_again_after_warm_up(build, tokens):
     assert graphs() == warm and not counters["graph_break"]
 
 
+@pytest.mark.parametrize("document_mask", [True, False])
+@pytest.mark.parametrize("heads", [(4, 1), (4, 2), (4, 4)], ids=str)
+def test_grouped_queries_compile_where_every_size_is_dynamic(build, tokens, heads, document_mask):
+    """G1: torch 2.7 then hands over `enable_gqa` as no truth value, and nothing compiles."""
+    plain = build(n_heads=heads[0], n_kv_heads=heads[1], document_mask=document_mask)
+    compiled = build(n_heads=heads[0], n_kv_heads=heads[1], document_mask=document_mask)
+    compiled.compiled = True
+    for block in compiled.blocks:
+        block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True, dynamic=True)
+    for part in (tokens, tokens[:2], tokens[:, :13]):
+        expected, found = step(plain, part), step(compiled, part)
+        torch.testing.assert_close(found.loss, expected.loss)
+        for (name, a), b in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(b.grad, a.grad, msg=name)
+    assert not counters["graph_break"]
+
+
 @pytest.mark.skipif(not attention.HAS_VARLEN, reason="varlen_attn came with torch 2.11")
 def test_more_documents_than_ever_compile_nothing_again(monkeypatch, build):
     """With varlen attention, on the meta device: the list of documents grows."""

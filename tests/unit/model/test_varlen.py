@@ -29,15 +29,19 @@ def plain_ends(sample):
     return ends if ends and ends[-1] == len(sample) else [*ends, len(sample)]
 
 
-def emulated_varlen(q_THC, k_TGC, v_TGC, starts_q, starts_k, max_q, max_k, *, window_size):
+def emulated_varlen(q_THC, k_TGC, v_TGC, starts_q, starts_k, max_q, max_k, *, window_size, enable_gqa=None):
     """What varlen attention is defined to be: every stretch between two starts alone, causal."""
+    if attention.VARLEN_IS_TOLD_OF_GROUPS:
+        assert enable_gqa is (q_THC.shape[1] != k_TGC.shape[1])
+    else:
+        assert enable_gqa is None
     assert window_size == (-1, 0) and starts_q is starts_k and starts_q.dtype == torch.int32
     assert starts_q[0] == 0 and starts_q[-1] == len(q_THC) and (starts_q.diff() >= 0).all()
     assert starts_q.diff().max() <= max_q == max_k
     out = torch.zeros_like(q_THC)
     for start, end in itertools.pairwise(starts_q.tolist()):
         q, k, v = (x[start:end].transpose(0, 1)[None] for x in (q_THC, k_TGC, v_TGC))
-        out[start:end] = attend(q, k, v, None)[0] if end > start else 0
+        out[start:end] = attend(q, k, v, None, grouped=True)[0] if end > start else 0
     return out
 
 
@@ -73,14 +77,38 @@ def test_room_for_documents_grows_by_powers_of_two(documents, room):
 
 
 @EMULATED
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_grouped_queries_are_named_where_the_kernel_takes_the_name(monkeypatch, tokens, told, kv_heads):
+    """F1: a newer torch refuses fewer key-value heads than query heads where it is not told; an older one cannot be."""
+    monkeypatch.setattr(attention, "VARLEN_IS_TOLD_OF_GROUPS", told)
+    monkeypatch.setattr(attention, "varlen_attn", emulated_varlen)
+    g = torch.Generator().manual_seed(2)
+    qkv = [torch.randn(3, 20, heads, 8, generator=g, dtype=torch.float64) for heads in (4, kv_heads, kv_heads)]
+    mask = document_causal_mask(document_ids(tokens, 0), torch.float64)
+    packed = attend_packed(*qkv, pack(document_ends(tokens, 0), 20), grouped=kv_heads < 4)
+    torch.testing.assert_close(packed, attend(*(x.transpose(1, 2) for x in qkv), mask, grouped=True))
+
+
+def test_what_the_kernel_takes_is_read_from_its_signature():
+    """F1: so that no list of versions has to be kept."""
+    if attention.VARLEN_ARGUMENTS:
+        import inspect
+
+        taken = set(inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters)
+        assert ("enable_gqa" in taken) == attention.VARLEN_IS_TOLD_OF_GROUPS
+    assert (torch.__version__ >= "2.11") == attention.HAS_VARLEN
+
+
+@EMULATED
 @pytest.mark.parametrize("room", [20, 33])
 def test_varlen_equals_the_mask_and_every_gradient(monkeypatch, tokens, room):
     monkeypatch.setattr(attention, "varlen_attn", emulated_varlen)
     g = torch.Generator().manual_seed(0)
     qkv = [torch.randn(3, 20, heads, 8, generator=g, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     mask = document_causal_mask(document_ids(tokens, 0), torch.float64)
-    masked = attend(*(x.transpose(1, 2) for x in qkv), mask)
-    packed = attend_packed(*qkv, pack(document_ends(tokens, 0, room=room), 20))
+    masked = attend(*(x.transpose(1, 2) for x in qkv), mask, grouped=True)
+    packed = attend_packed(*qkv, pack(document_ends(tokens, 0, room=room), 20), grouped=True)
     torch.testing.assert_close(packed, masked)
     grad = torch.randn(masked.shape, generator=g, dtype=torch.float64)
     for ours, right in zip(torch.autograd.grad(packed, qkv, grad), torch.autograd.grad(masked, qkv, grad), strict=True):
@@ -142,8 +170,9 @@ def test_a_gpu_forward_chooses_its_kernels_and_never_waits(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(experts, "_capability", lambda device: capability)
     used = []
-    for name, function in list(experts.BACKENDS.items()):
-        monkeypatch.setitem(experts.BACKENDS, name, lambda *a, n=name, f=function: (used.append(n), f(*a))[1])
+    for name, (products, fits) in list(experts.BACKENDS.items()):
+        watched = experts.Backend(lambda *a, n=name, f=products: (used.append(n), f(*a))[1], fits)
+        monkeypatch.setitem(experts.BACKENDS, name, watched)
     with FakeTensorMode(), torch.device("cuda", 0):
         model = Transformer(eos_id=0, **shape)
         tokens = torch.zeros(2, 16, dtype=torch.int64)
