@@ -144,12 +144,14 @@ def _other(config: Config, inputs: Inputs | None) -> Path:
 def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:
     """What has changed since the checkpoint. Raises InputError for what must not."""
     from moe.train.continuing import check_continues
+    from moe.train.rate import rate_change
 
     lines: list[str] = []
     settings: dict[str, Any] = dataclasses.asdict(config)
-    data = found.manifest["data"] if inputs is None else inputs.fingerprint
-    check_continues(found, settings, data, lines.append, _tokenizer(inputs))
-    return lines
+    data, former = (found.manifest["data"], ()) if inputs is None else (inputs.fingerprint, inputs.former)
+    check_continues(found, settings, data, lines.append, _tokenizer(inputs), former=former)
+    moved = rate_change(found.manifest["config"], settings, found.step)
+    return [*lines, *([moved] if moved else [])]
 
 
 def _tokenizer(inputs: Inputs | None) -> str | None:

@@ -10,6 +10,7 @@ import sys
 from importlib import import_module, metadata
 
 from moe import __version__
+from moe.environment import settle
 from moe.errors import InputError
 from moe.units import drop, flush, note, ready, show
 
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
     try:
+        settle()
         code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
         flush()
         return code

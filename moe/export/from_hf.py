@@ -20,8 +20,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from moe.data.hub_client import carefully
 from moe.data.text.kept_tokenizer import keep_tokenizer
-from moe.data.text.tokenizer import is_own_folder, load_tokenizer, vocab_size
+from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
 from moe.export.hf_weights import check_sizes, opened, read_weights
@@ -104,12 +105,12 @@ def _folder(source: str) -> Path:
     """The folder of that name, or what the hub has under it."""
     if Path(source).is_dir():
         return Path(source)
-    if is_own_folder(source):
+    if not is_hub_name(source):
         raise InputError(f"--from-hf ({source}): there is no such folder")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=PATTERNS))
+        return Path(carefully(source, lambda: snapshot_download(source, allow_patterns=PATTERNS)))
     except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"--from-hf ({source}): is no folder, and the hub does not give it ({cause})") from None

@@ -37,7 +37,7 @@ def settings(run: Run) -> dict[str, str]:
 
 def data(run: Run) -> dict[str, str]:
     """The training data: its fingerprint as of the newest checkpoint, and its meta.json where it is still there."""
-    found = {"fingerprint": str(run.manifest["data"])} if "data" in run.manifest else {}
+    found = {"fingerprint": str(run.manifest["data"]).split(" | ")[0]} if "data" in run.manifest else {}
     for name, meta in metas(run).items():
         prefix = f"{name}." if name else ""
         found |= _flat({key: meta[key] for key in (*OF_DATA, *MORE_OF_DATA) if key in meta}, prefix)

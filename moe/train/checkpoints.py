@@ -28,6 +28,7 @@ import xxhash
 
 from moe.config.times import Time
 from moe.errors import InputError
+from moe.outside import OutsideName, path_below
 from moe.typed_json import parse_json
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -200,7 +201,11 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
     if STATE not in manifest["files"]:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
     for name, file in manifest["files"].items():
-        path, size, digest = folder / name, file["bytes"], file["xxh64"]
+        try:
+            path = path_below(folder, name, str(folder / MANIFEST))
+        except OutsideName as error:
+            raise CheckpointError(str(error)) from None
+        size, digest = file["bytes"], file["xxh64"]
         try:
             if not path.is_file():
                 raise CheckpointError(f"{path}: is missing")

@@ -62,16 +62,19 @@ def check_continues(
     data_fingerprint: str,
     report: Callable[[str], None],
     tokenizer: str | None = None,
+    *,
+    former: tuple[str, ...] = (),
 ) -> None:
     """Refuses what would make the checkpoint's continuation another run, reports what has changed and is applied.
 
     tokenizer: its fingerprint, None where it is not known.
+    former: what earlier versions called the same data; the next save writes the name of now.
 
     Raises:
         InputError: every setting that must not change, with both values.
     """
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
-    if checkpoint.manifest["data"] != data_fingerprint:
+    if _compared(checkpoint.manifest["data"]) not in map(_compared, (data_fingerprint, *former)):
         refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
     refused += _other_tokenizer(checkpoint, config, tokenizer)
     if refused:
@@ -86,8 +89,19 @@ def check_continues(
         report(f"changed since the checkpoint: {line}")
 
 
+def _compared(fingerprint: str) -> str:
+    """Of text what stands before the list of its files, which only tells what changed (moe/data/read/text_plan.py)."""
+    return fingerprint.split(" | ")[0] if fingerprint.startswith("text ") else fingerprint
+
+
 def _told_data(saved: str, current: str) -> str:
-    """Both fingerprints; of a mixture only the streams that differ, a line for each."""
+    """Both fingerprints; of a mixture only the streams that differ, of text its files, a line for each."""
+    if saved.startswith("text ") and current.startswith("text "):
+        (was, *old), (is_, *new) = saved.split(" | "), current.split(" | ")
+        files = [f"    was {file}" for file in old if file not in new]
+        files += [f"    is  {file}" for file in new if file not in old]
+        more = [f"    and {len(files) - 20} more"] if len(files) > 20 else []
+        return "\n".join([f"train_data: was data {was}, is {is_}", *(files[:20] + more if old else [])])
     before, now = saved.split("; "), current.split("; ")
     if len(before) == len(now) == 1:
         return f"train_data: was data {saved}, is {current}"

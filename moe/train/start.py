@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe.config import Config, Every, to_yaml
+from moe.environment import number
 from moe.errors import InputError
 from moe.units import say
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from moe.train.run_folder import RunFolder
 
 T = TypeVar("T")
-RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+RANK, WORLD_SIZE = number("RANK", 0), number("WORLD_SIZE", 1)
 COMPILED = "compile: each block is compiled where it is first used; the first steps take longer, up to minutes"
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+LOCAL_RANK = number("LOCAL_RANK", 0)
 
 
 def with_precision(config: Config, on_gpu: bool) -> Config:
@@ -152,11 +153,14 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     """
     from moe.train.checkpoints import CheckpointError, find_named
     from moe.train.continuing import check_continues, check_weights_fit
+    from moe.train.rate import rate_change
 
     settings = dataclasses.asdict(config)
     tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
     if checkpoint is not None:
-        check_continues(checkpoint, settings, meta.fingerprint, say, tokenizer)
+        check_continues(checkpoint, settings, meta.fingerprint, say, tokenizer, former=meta.former)
+        if moved := rate_change(checkpoint.manifest["config"], settings, checkpoint.step):
+            say(moved)
         return Start(checkpoint, False, checkpoint.step)
     if config.load_path is None:
         return Start(None, False, 0)
@@ -168,7 +172,7 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
         check_weights_fit(named, settings, meta.vocab_size, tokenizer, say)
         say(f"starting from the weights of {named.path}")
         return Start(named, True, 0)
-    check_continues(named, settings, meta.fingerprint, say, tokenizer)
+    check_continues(named, settings, meta.fingerprint, say, tokenizer, former=meta.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return Start(named, False, named.step)
 

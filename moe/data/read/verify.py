@@ -13,6 +13,7 @@ import xxhash
 from moe.data.folders import Folder
 from moe.data.places import open_folder
 from moe.errors import InputError
+from moe.outside import file_name
 from moe.typed_json import parse_json
 
 ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
@@ -35,14 +36,19 @@ class Index(TypedDict):
 
 
 def read_index(place: Folder) -> list[Shard]:
-    """The shards of one split's folder. Raises InputError where it has no index.json that can be used."""
+    """The shards of one split's folder. Raises InputError where it has no index.json that can be used, or one that
+    names files elsewhere.
+    """
     content = place.read("index.json")
     if content is None:
         raise InputError(f"{place}/index.json: missing")
     try:
-        return parse_json(content, Index)["shards"]
+        shards = parse_json(content, Index)["shards"]
     except ValueError as error:
         raise InputError(f"{place}/index.json: not an MDS index ({error})") from None
+    for shard in shards:
+        file_name(shard["raw_data"]["basename"], f"{place}/index.json")
+    return shards
 
 
 def verify_split(folder: str | Path, full: bool = False) -> list[str]:

@@ -1,7 +1,7 @@
 """Which column names a document: its hash decides whether that goes to train or to val.
 
-Judged once, before the first unit, and kept: on the first ID_ROWS rows of the first file that can be read. A column of
-few values would send all documents of one value to the same side.
+Judged once, before the first unit, and kept: on the first ID_ROWS rows of the first file that has such a column, looked
+for in the first file of each kind. A column of few values would send all documents of one value to the same side.
 """
 
 from __future__ import annotations
@@ -42,16 +42,25 @@ def _ids(unit: Unit, text_column: str) -> Iterator[list[bytes | None]]:
 
 
 def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes]]:
-    """(file, the first ids in it), of the first file that can be read."""
+    """(file, the first ids in it), of the first file that can be read; of each kind, until one has ids: a .txt has
+    none, and says nothing of the tables beside it.
+    """
+    first, tried = "", set[str]()
     for _, group in itertools.groupby(units, key=lambda unit: unit.file_index):
         mine = list(group)
+        if mine[0].file.kind in tried:
+            continue
         try:
             parts = itertools.chain.from_iterable(_ids(unit, text_column) for unit in mine)
             found = itertools.chain.from_iterable(parts)
-            return mine[0].file.name, [key for key in itertools.islice(found, ID_ROWS) if key]
+            ids = [key for key in itertools.islice(found, ID_ROWS) if key]
         except BadFileError:
             continue
-    return "", []
+        if ids:
+            return mine[0].file.name, ids
+        first = first or mine[0].file.name
+        tried.add(mine[0].file.kind)
+    return first, []
 
 
 def choose_id(units: Sequence[Unit], text_column: str) -> tuple[str | None, str]:
@@ -60,9 +69,9 @@ def choose_id(units: Sequence[Unit], text_column: str) -> tuple[str | None, str]
         return None, "documents are told apart by their text"
     file, ids = _first_ids(units, text_column)
     if not ids:
-        return None, f"documents are told apart by their text (no column '{ID_COLUMN}' in {file or 'any file'})"
+        return ID_COLUMN, f"documents are told apart by their text (no column '{ID_COLUMN}' in the files looked at)"
     distinct = len(set(ids))
     seen = f"{distinct:,} values in the first {len(ids):,} rows of {file}"
     if distinct < DISTINCT * len(ids):
         return None, f"documents are told apart by their text: column '{ID_COLUMN}' has only {seen}"
-    return ID_COLUMN, f"documents are told apart by column '{ID_COLUMN}' ({seen})"
+    return ID_COLUMN, f"documents are told apart by column '{ID_COLUMN}' ({seen}), by their text where there is none"

@@ -14,6 +14,7 @@ from moe.data.text.files import Source
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.errors import InputError
 from moe.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
@@ -69,7 +70,15 @@ def train_tokenizer(
         raise InputError(f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}")
     _refuse_what_is_there(place, overwrite)
     names = (dataset,) if isinstance(dataset, str) else dataset
-    source = resolve(dataset=names, config=config, split=split, revision=revision)
+    source = resolve(
+        dataset=names,
+        config=config,
+        split=split,
+        revision=revision,
+        outputs=(out, out.with_name(out.name + ".partial")),
+    )
+    for line in [*left_out_lines(source.left_out), *source.notes]:
+        print(line, flush=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

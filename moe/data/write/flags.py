@@ -59,6 +59,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--encoder", choices=encoders, default="auto", help="all give the same ids; auto: the fastest there is" + SHOWN)
     add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
     add("--skip-bad-files", action="store_true", help="go on without files that cannot be read")
+    verify = "files that were read before and touched since: hash those, or all (default: %(default)s)"
+    add("--verify", choices=["samples", "full"], default="samples", help=verify)
+    add("--dry-run", action="store_true", help="say which files are in and out and what it would take; write nothing")
     shard = "which shard of a run over several machines this is, from 0 (default: the whole run)"
     add("--shard-index", type=int, help=shard)
     add("--num-shards", type=int, help="how many shards there are (default: the whole run); each makes its share")
@@ -84,12 +87,14 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
     Call it before anything of transformers is imported.
     """
     from moe.data.text.tokenizer import spare_torch
+    from moe.environment import settle
     from moe.errors import InputError
 
     ready()
     spare_torch()
     signal.signal(signal.SIGTERM, _stop)
     try:
+        settle()
         action()
     except InputError as error:
         note(f"error: {error}")

@@ -143,6 +143,24 @@ def collect(parts: Parts) -> dict:
     }
 
 
+def proofs(parts: Parts) -> dict[str, str]:
+    """Of each file of the hub, what its bytes were held against."""
+    found: dict[str, str] = {}
+    for mark in (mark_of(store, unit) for store, unit in parts):
+        if "proof" in mark:
+            found[mark["file"]] = mark["proof"]
+    return found
+
+
+def reads(parts: Parts) -> list[list]:
+    """What was read of the files of this machine: (place of the file, then a recorded.Read for each unit of it)."""
+    found: dict[int, list] = {}
+    for store, unit in parts:
+        if (read := mark_of(store, unit)["read"]) is not None:
+            found.setdefault(unit.file_index, []).append(read)
+    return [[place, *entries] for place, entries in found.items()]
+
+
 def add_lengths(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """counts [n, 2] of (length, documents), sorted, with those of `lengths` [d] added."""
     new = np.stack(np.unique(lengths.astype(np.int64), return_counts=True), axis=1)

@@ -127,8 +127,8 @@ def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "hub_fault", lambda name: pytest.fail("the hub was asked"))
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="that folder is not there"):
         load_tokenizer(name)
     with pytest.raises(InputError, match="there is no such folder"):
         import_folder(name, out=tmp_path / "out")
-    assert not module.is_own_folder("gpt2") and not module.is_own_folder("openai-community/gpt2")
+    assert module.is_hub_name("gpt2") and module.is_hub_name("openai-community/gpt2")
