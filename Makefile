@@ -10,6 +10,7 @@
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
+# make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +18,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
+.PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -92,3 +93,7 @@ bench-learning: setup
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
+
+gpu: setup
+	$(if $(DRY),,test -f .bench/gpu_pack/data/meta.json || benchmarks/gpu_pack.sh)
+	$(BIN)/python benchmarks/gpu.py $(if $(DRY),--dry)

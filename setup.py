@@ -39,6 +39,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ray>=2.40,<3",
+            "hypothesis>=6.100",
             "ruff==0.17.6",
             "mypy==2.4.1",
             "types-tqdm",

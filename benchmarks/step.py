@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -36,7 +37,8 @@ PYTHON5 = ROOT / ".venv5" / "bin" / "python"
 BASE = "this model, AdamW"
 MUON, COMPILED = "this model, Muon", "this model, AdamW, compiled"
 NO_MASK = "this model, AdamW, no document mask"
-OLD, NEW, LIGER = "transformers 4", "transformers 5", "transformers 4, Liger"
+OLD = f"transformers {importlib.metadata.version('transformers').partition('.')[0]}"  # of this environment
+NEW, LIGER = "transformers 5", f"{OLD}, Liger"
 GPT2_VOCABULARY = 50257
 
 
@@ -93,6 +95,15 @@ class Competitor:
             taken.append(self._answer())
         return statistics.mean(taken)
 
+    def stop(self) -> int | None:
+        """As `close`, also of one that has failed: then there is no peak."""
+        try:
+            return self.close()
+        except (SystemExit, OSError):
+            self.process.kill()
+            self.process.wait()
+            return None
+
     def close(self) -> int:
         """Peak memory in bytes."""
         assert self.process.stdin is not None
@@ -107,14 +118,14 @@ def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     found = {
         MUON: ({**spec, "kind": "ours", "optimizer": "muon"}, sys.executable),
         NO_MASK: ({**spec, "kind": "ours", "optimizer": "adamw", "document_mask": False}, sys.executable),
-        OLD: ({**spec, "kind": "peer"}, sys.executable),
+        OLD: ({**spec, "kind": "peer", "compile": False}, sys.executable),
     }
-    if PYTHON5.exists():
-        found[NEW] = ({**spec, "kind": "peer"}, str(PYTHON5))
+    if PYTHON5.exists() and OLD != NEW:
+        found[NEW] = ({**spec, "kind": "peer", "compile": False}, str(PYTHON5))
     if not spec["compile"]:
         found[COMPILED] = ({**spec, "kind": "ours", "optimizer": "adamw", "compile": True}, sys.executable)
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
-        found[LIGER] = ({**spec, "kind": "peer", "liger": True}, sys.executable)
+        found[LIGER] = ({**spec, "kind": "peer", "compile": False, "liger": True}, sys.executable)
     return found
 
 

@@ -9,22 +9,21 @@ from composer import Trainer
 from moe import build
 from moe.callbacks import build_callbacks, build_console
 from moe.config import Config, Every, parse_seconds, parse_time
-from moe.errors import InputError
 from moe.train.callbacks.progress import Progress
 from moe.train.inputs import Inputs, print_plan
-from moe.train.loading import mend_composer
+from moe.train.loading import mended_composer
 from moe.train.logs import RunLog
 from moe.train.microbatch import automatic_microbatch
 from moe.train.run_folder import RunFolder
 from moe.train.sharding import shard_transformer
-from moe.train.start import COMPILED, RANK, WORLD_SIZE, evaluation_is_due, open_logs, starting_point
+from moe.train.start import COMPILED, RANK, WORLD_SIZE, Start, evaluation_is_due, open_logs
 from moe.train.stop import Stopped, StopSignal
 from moe.units import complain, say
 
 LOST = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)|gloo.*by peer|NCCL.*remote process")
 
 
-def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gpu: bool) -> int:
+def fit(config: Config, meta: Inputs, folder: RunFolder, start: Start, stop: StopSignal, on_gpu: bool) -> int:
     """Trains to `max_duration`; returns the exit code, 0.
 
     Raises:
@@ -37,18 +36,17 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gp
     def every(interval: str) -> Every:
         return Every(parse_time(interval), tokens_per_step, total_steps)
 
-    load_path, weights_only, start_step = starting_point(config, meta, folder, meta.fingerprint)
     microbatch = build.microbatch_size(config, WORLD_SIZE, on_gpu)
     count = build.count_parameters(**build.model_shape(config.model, meta.vocab_size))
     print_plan(config, meta, folder, count=count, microbatch=microbatch, world_size=WORLD_SIZE, say=say)
-    eval_first = evaluation_is_due(config, folder, start_step, every(config.eval_interval))
-    if start_step >= total_steps and not eval_first:
-        folder.end("done", say)
-        if start_step > total_steps:
-            before = f"max_duration ({config.max_duration}) lies before step {start_step:,}"
+    eval_first = evaluation_is_due(config, folder, start.step, every(config.eval_interval))
+    if start.step >= total_steps and not eval_first:
+        if start.step > total_steps:
+            before = f"max_duration ({config.max_duration}) lies before step {start.step:,}"
             say(f"{before}, which is saved in {folder.path}; nothing is left to do")
         else:
-            say(f"complete: step {start_step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
+            folder.finish_again(say)
+            say(f"complete: step {start.step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
         return 0
 
     model = build.build_model(config, meta)
@@ -59,10 +57,6 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gp
     optimizer, groups = build.build_optimizer(config, model)
     if not isinstance(microbatch, int):
         microbatch = automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
-    try:
-        writers, finish_logs = open_logs(config, folder, start_step, eval_first)
-    except OSError as error:
-        raise InputError(f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}") from None
     evaluators = build.build_evaluators(
         config,
         meta,
@@ -72,6 +66,8 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gp
         microbatch=microbatch,
         text=meta.text,
     )
+    train_spec = build.build_train_spec(config, meta, WORLD_SIZE, meta.text)
+    writers, finish_logs = open_logs(config, folder, start.step, eval_first)
     progress = Progress(
         parse_seconds(config.stall_timeout),
         stacks=folder.path / "stacks",
@@ -81,32 +77,32 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, stop: StopSignal, on_gp
     )
     callbacks = build_callbacks(config, meta, folder, stop, model, groups, every)
     log = every(config.log_interval)
-    mend_composer()
     code, trainer = 1, None
     progress.watch()
     try:
-        trainer = Trainer(
-            model=model,
-            optimizers=optimizer,
-            train_dataloader=build.build_train_spec(config, meta, WORLD_SIZE, meta.text),
-            eval_dataloader=evaluators,
-            max_duration=str(parse_time(config.max_duration)),
-            device="gpu" if on_gpu else "cpu",
-            precision=config.precision,
-            device_train_microbatch_size=microbatch,
-            run_name=config.run_name,
-            seed=config.seed,
-            callbacks=[progress, *callbacks],
-            loggers=[RunLog(writers, log), *(build_console(config, folder, stop, log) if RANK == 0 else [])],
-            load_path=load_path,
-            load_weights_only=weights_only,
-            load_progress_bar=False,
-            progress_bar=False,
-        )
-        if eval_first:
-            trainer.eval()
-        if start_step < total_steps:
-            trainer.fit()
+        with mended_composer(start.load) as load_path:
+            trainer = Trainer(
+                model=model,
+                optimizers=optimizer,
+                train_dataloader=train_spec,
+                eval_dataloader=evaluators,
+                max_duration=str(parse_time(config.max_duration)),
+                device="gpu" if on_gpu else "cpu",
+                precision=config.precision,
+                device_train_microbatch_size=microbatch,
+                run_name=config.run_name,
+                seed=config.seed,
+                callbacks=[progress, *callbacks],
+                loggers=[RunLog(writers, log), *(build_console(config, folder, stop, log) if RANK == 0 else [])],
+                load_path=load_path,
+                load_weights_only=start.weights_only,
+                load_progress_bar=False,
+                progress_bar=False,
+            )
+            if eval_first:
+                trainer.eval()
+            if start.step < total_steps:
+                trainer.fit()
         code = 0
     except Stopped:
         code = 0  # for W&B: an interruption is no failure

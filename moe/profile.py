@@ -6,7 +6,9 @@ Decisions:
   is the rest: embedding, norms, residuals, launches. With `compile` the parts are compiled alone, so that fusion over
   their borders shows as a smaller rest (it may fall below 0).
 - The chip's limit is a matrix product measured in the same run, not a data sheet's.
-- The parts' inputs are random: their experts are chosen about evenly.
+- The parts' inputs are random: their experts are chosen about evenly. In the steps the router chooses, unless
+  `balanced` deals the tokens out in turn: a step that is then faster waits for its most loaded expert, and no kernel is
+  to blame.
 - One process, without Composer's Trainer, whose own work is not in the table.
 """
 
@@ -18,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,13 @@ from moe.model.experts import moe_experts
 from moe.model.flops import ParameterCount, count_parameters, model_shape
 from moe.model.loss import linear_cross_entropy
 from moe.model.precision import compute_dtype
+from moe.model.router import Routing
 from moe.train.alone import microbatch_loss
 from moe.train.inputs import Inputs
 from moe.train.microbatch import find_microbatch
 from moe.train.model import MoEModel
 from moe.train.start import COMPILED
+from moe.train.tf32 import forbid_tf32
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the limit
 
@@ -83,17 +88,26 @@ def part_flops(count: ParameterCount, *, attention_width: int, seq_len: int, top
 
 
 def profile_run(
-    config: Config, inputs: Inputs, *, steps: int, trace: Path | None, say: Callable[[str], None]
+    config: Config,
+    inputs: Inputs,
+    *,
+    steps: int,
+    trace: Path | None,
+    say: Callable[[str], None],
+    balanced: bool = False,
 ) -> Profile:
     """Builds what the config says, takes `steps` steps and times the parts.
 
-    trace: where one step's Chrome trace is written.
+    trace: where one step's Chrome trace is written. balanced: every expert gets the same number of tokens.
     """
+    forbid_tf32()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say("building the model ...")
     model = build.build_model(config, inputs).to(device)
     if model.transformer.compiled:
         say(COMPILED)
+    if balanced:
+        deal_out(model)
     optimizer, _ = build.build_optimizer(config, model)
     samples, seq_len = config.global_train_batch_size, config.max_seq_len
     microbatch = build.microbatch_size(config, 1, device.type == "cuda")
@@ -136,6 +150,22 @@ def profile_run(
         memory=memory,
         idle=idle,
     )
+
+
+def deal_out(model: MoEModel) -> None:
+    """Gives the model's routers choices of their own: experts in turn, with the weights of the router's own choice."""
+
+    def dealt(choose: Callable[[Tensor], Routing], x_TD: Tensor) -> Routing:
+        routing = choose(x_TD)
+        n_experts = routing.counts_E.shape[0]
+        number_N = torch.arange(routing.expert_TK.numel(), device=x_TD.device)
+        expert_TK = (number_N % n_experts).view_as(routing.expert_TK)
+        counts_E = torch.zeros_like(routing.counts_E).scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
+        return routing._replace(expert_TK=expert_TK, counts_E=counts_E)
+
+    for block in model.transformer.blocks:
+        router: Any = block.moe.router  # type: ignore[union-attr]
+        router.forward = partial(dealt, router.forward)
 
 
 class _Loop:
@@ -212,7 +242,9 @@ def _part_rows(
         return moe_experts(x, weight_TK, routing.expert_TK, block.moe.w13, block.moe.w2, routing.counts_E)
 
     def loss(x: Tensor) -> Tensor:
-        return linear_cross_entropy(x, net.head_weight, part["labels"].flatten(), z_weight=settings.z_loss).loss
+        fused = net.loss_backend if x.is_cuda else None
+        labels = part["labels"].flatten()
+        return linear_cross_entropy(x, net.head_weight, labels, z_weight=settings.z_loss, fused=fused).loss
 
     layers, times = settings.n_layers, config.global_train_batch_size / microbatch
     wanted: list[tuple[str, Callable[[Tensor], Tensor], Tensor, int]] = [

@@ -85,14 +85,16 @@ def train(config: Config, stop: StopSignal) -> int:
     from moe.build import check_compiler
     from moe.fit import fit
     from moe.train.temporary import temporary_folder
+    from moe.train.tf32 import forbid_tf32
 
+    forbid_tf32()
     stop.install()  # once more: importing Composer has put its own handlers in their place
     on_gpu = torch.cuda.is_available()
     config = _with_sharding(with_precision(config, on_gpu))
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
         dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
-    folder = open_folder(config)
+    folder, start = open_folder(config, meta)
 
     def last_words() -> None:
         say(
@@ -104,7 +106,7 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
-            return fit(config, meta, folder, stop, on_gpu)
+            return fit(config, meta, folder, start, stop, on_gpu)
     except Stopped:
         folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
@@ -115,8 +117,7 @@ def train(config: Config, stop: StopSignal) -> int:
         folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
         raise
     finally:
-        if folder.lock is not None:
-            folder.lock.close()
+        folder.let_go()
 
 
 def _with_sharding(config: Config) -> Config:

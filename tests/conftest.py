@@ -10,9 +10,24 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read when Triton is first imported
+if not os.path.exists("/dev/nvidiactl"):  # with a GPU the kernels run there
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # on the CPU; read when Triton is first imported
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Where Triton's kernels run here: a GPU, or the CPU in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+    import numpy
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if numpy.lib.NumpyVersion(numpy.__version__) >= "2.5.0":
+        pytest.skip("Triton's interpreter does not run with numpy 2.5 or newer, and there is no GPU")
+    return "cpu"
 
 
 @pytest.fixture(scope="session")

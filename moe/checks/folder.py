@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +13,7 @@ from moe.checks.result import Report, Result
 from moe.config import Config, parse_time
 from moe.errors import InputError
 from moe.estimate.plan import find_disk
+from moe.locks import held_by
 from moe.s3 import RemoteError
 from moe.units import size
 
@@ -77,17 +76,16 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
 
     folder = local_folder(config.save_folder, config.run_name)
     try:
-        _check_owner(config, folder)
-        found, note = _newest(config, folder, hashes, report)
+        if holder := held_by(folder / ".lock"):
+            raise InputError(
+                f"save_folder ({folder}) is in use by another training process ({holder}); "
+                "wait for it, stop it, or give another run_name"
+            )
+        found, note = _find(config, folder, hashes, report)
         if found is None and config.load_path is not None:
             return Result("resume", "pass", f"{folder}: starts fresh, from {_other(config, inputs)}")
         if found is None:
             return Result("resume", "pass", f"{folder}: starts fresh")
-        if not config.autoresume and config.resume_from is None:
-            raise InputError(
-                f"save_folder ({folder}) holds a run and autoresume is false; set autoresume=true to go on, "
-                "or give another save_folder to start over"
-            )
         changes = _changes(config, found, inputs)
     except InputError as error:
         return Result("resume", "fail", str(error))
@@ -102,81 +100,31 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
     return Result("resume", "warn" if changes else "pass", "; ".join([text, *changes]))
 
 
-def _check_owner(config: Config, folder: Path) -> None:
-    """Raises InputError where the folder is another run's, or a process trains in it."""
-    from moe.train.run_folder import RUN_FILE
-
-    try:
-        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        owner = record.get("run_name")
-    except (FileNotFoundError, NotADirectoryError):
-        owner = config.run_name
-    except (ValueError, AttributeError):
-        raise InputError(f"{folder / RUN_FILE}: is damaged; restore or remove it") from None
-    if owner != config.run_name:
-        raise InputError(
-            f"save_folder ({folder}) holds another run, {owner!r}; this one is run_name ({config.run_name}). "
-            "Give one of them another name"
-        )
-    if not os.path.exists(folder / ".lock"):
-        return
-    with open(folder / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"save_folder ({folder}) is in use by another training process ({lock.read().strip() or 'unknown'}); "
-                "wait for it, stop it, or give another run_name"
-            ) from None
-
-
-def _newest(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[Checkpoint | None, str]:
-    """What a start would go on from, and what is to be said of it."""
-    from moe.train.checkpoints import CheckpointError, folder_name, read_checkpoint, step_folders
-
-    folders = step_folders(folder)
-    if config.resume_from is not None:
-        step = int(config.resume_from.removeprefix("step:"))
-        folders = [path for path in folders if path.name == folder_name(step)]
-    remote = _newest_remote(config, folder)
-    if remote is not None and (not folders or remote.step > int(folders[-1].name.removeprefix("step-"))):
-        return remote, f", fetched from {config.save_folder} and verified then"
-    faults = []
-    for path in reversed(folders):
-        if hashes:
-            report(f"verifying {path} ...")
-        try:
-            found = read_checkpoint(path, hashes=hashes)
-        except CheckpointError as error:
-            faults.append(str(error))
-            continue
-        if faults:
-            raise InputError("; ".join(faults) + f"; training would set it aside and go on from step {found.step:,}")
-        return found, "" if hashes else "; its bytes were not verified"
-    if faults:
-        raise InputError("; ".join(faults) + "; none verifies: restore one, or give another save_folder to start over")
-    if config.resume_from is not None:
-        raise InputError(f"resume_from ({config.resume_from}): there is no such checkpoint in {folder}")
-    return None, ""
-
-
-def _newest_remote(config: Config, folder: Path) -> Checkpoint | None:
-    from moe.train.checkpoints import MANIFEST, Checkpoint, folder_name
+def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[Checkpoint | None, str]:
+    """What a start would go on from, found as a start finds it, and what is to be said of it."""
+    from moe.train.finding import find_run
     from moe.train.remote import RemoteRun
 
-    if "://" not in config.save_folder:
-        return None
-    remote = RemoteRun(config.save_folder, folder, report=lambda line: None)
-    steps = remote.steps()
-    if config.resume_from is not None:
-        steps = [step for step in steps if step == int(config.resume_from.removeprefix("step:"))]
-    if not steps:
-        return None
-    name = f"{folder_name(steps[-1])}/{MANIFEST}"
-    try:
-        return Checkpoint(folder / folder_name(steps[-1]), json.loads(remote.store.read(name) or b""))
-    except ValueError:
-        raise InputError(f"{config.save_folder}/{name}: is damaged; remove that checkpoint there") from None
+    remote = RemoteRun(config.save_folder, folder, report=report) if "://" in config.save_folder else None
+    if hashes:
+        report(f"verifying the checkpoint that {folder} would go on from ...")
+    run = find_run(
+        folder,
+        remote,
+        run_name=config.run_name,
+        autoresume=config.autoresume,
+        resume_from=config.resume_from,
+        report=report,
+        hashes=hashes,
+    )
+    found = run.checkpoint
+    if found is None:
+        return None, ""
+    if faults := [str(fault) for _, fault in run.broken]:
+        raise InputError("; ".join(faults) + f"; training would set it aside and go on from step {found.step:,}")
+    if run.fetch:
+        return found, f", fetched from {config.save_folder} and verified then"
+    return found, "" if hashes else "; its bytes were not verified"
 
 
 def _other(config: Config, inputs: Inputs | None) -> Path:

@@ -73,14 +73,16 @@ class _Trial:
         import torch
 
         from moe import build
+        from moe.train.tf32 import forbid_tf32
 
+        forbid_tf32()
         self.config, self.inputs = config, inputs
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.precision = config.precision if on_gpu else "fp32"
         samples = build.microbatch_size(config, 1, on_gpu)
-        loader = build.build_train_spec(config, inputs, 1, inputs.text).dataloader
-        batch = next(iter(loader))
+        spec = build.build_train_spec(config, inputs, 1, inputs.text)
+        batch = spec.batch_transforms(next(iter(spec.dataloader)))  # as a run: on a GPU its documents are counted
         rows = 1 if samples == "auto" else int(samples)
         self.batch = {key: value[:rows].to(self.device) for key, value in batch.items()}
         self.model = build.build_model(config, inputs).to(self.device)

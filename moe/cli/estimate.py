@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", help="the yaml of the run")
     add("overrides", nargs="*", metavar="key=value", help="settings to change, as in training")
-    add("--mfu", type=float, default=0.4, help="share of the GPU's peak that is reached (default: 0.4)")
+    add(
+        "--mfu",
+        type=float,
+        default=None,
+        help="share of the GPU's peak that is reached (default: 0.3, and what 0.2 to 0.35 would mean)",
+    )
     add(
         "--price",
         action="append",
@@ -46,23 +51,25 @@ def run(args: argparse.Namespace) -> int:
     from moe.estimate.vocabulary import find_vocab_size
 
     config = load_config(args.config, args.overrides)
-    if not LEAST_MFU <= args.mfu <= 1:
-        raise InputError(f"--mfu ({args.mfu}) must be at least {LEAST_MFU} and at most 1, as 0.4")
+    if args.mfu is not None and not LEAST_MFU <= args.mfu <= 1:
+        raise InputError(f"--mfu ({args.mfu}) must be at least {LEAST_MFU} and at most 1, as 0.3")
+    mfu = plan.MFU if args.mfu is None else args.mfu
     if args.vocab_size is not None and not 1 <= args.vocab_size <= MOST_TOKENS:
         raise InputError(f"--vocab-size ({brief(args.vocab_size)}) must be at least 1 and at most {MOST_TOKENS:,}")
     vocab_size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
     gpu, prices = find_gpu(args.gpu), _prices(args.price)
-    fits = plan.find_fits(config, vocab_size, mfu=args.mfu, prices=prices)
+    fits = plan.find_fits(config, vocab_size, mfu=mfu, prices=prices)
     memory = plan.find_memory(config, vocab_size, gpu)
     if args.json:
-        print(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, args.mfu), indent=1))
+        print(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, mfu), indent=1))
         return 0
     print(f"{config.run_name}  ({args.config})")
     for part in (
         _parameters(config, vocab_size, source),
         _work(config, vocab_size),
         _memory(config, memory, gpu),
-        _fits(config, fits, args.mfu, bool(prices)),
+        [*_fits(config, fits, mfu, bool(prices)), *(_span(fits, gpu, mfu) if args.mfu is None else [])],
+        *([_dense_twin(config, vocab_size, gpu, mfu)] if config.model.n_experts > 1 else []),
         _disk(config, vocab_size),
     ):
         print()
@@ -183,6 +190,34 @@ def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool) -> Iterator
     batch = config.global_train_batch_size
     if uneven := [str(n) for n in N_GPUS if batch % n]:
         yield f"  {' and '.join(uneven)} GPUs cannot divide a global_train_batch_size of {batch} evenly."
+
+
+def _span(fits: list[Fit], gpu: Gpu, mfu: float) -> Iterator[str]:
+    from moe.estimate.plan import MFU_SPAN
+
+    slow, fast = MFU_SPAN
+    times = [
+        f"{_time(fit.seconds * mfu / fast)} to {_time(fit.seconds * mfu / slow)} on {fit.n_gpus}"
+        for fit in fits
+        if fit.gpu == gpu.name and (fit.microbatch or fit.checkpointed)
+    ]
+    factors = f"{mfu / fast:.2f} to {mfu / slow:.2f} times these times"
+    yield f"  Published for MoE models of this size: {slow:.0%} to {fast:.0%}, which is {factors}"
+    if times:
+        yield f"  ({gpu.name}: {', '.join(times)})."
+    yield "  docs/before-a-run.md names the sources; `make gpu` measures what yours reaches."
+
+
+def _dense_twin(config: Config, vocab_size: int, gpu: Gpu, mfu: float) -> Iterator[str]:
+    from moe.estimate.plan import DENSE_MFU, find_dense_twin
+
+    twin = find_dense_twin(config, vocab_size, gpu, mfu=mfu)
+    yield f"DENSE TWIN, with as many active parameters ({twin.parameters:,}), on one {gpu.name}"
+    yield (
+        f"  time a token  {1e6 * twin.seconds:.3g} us at {DENSE_MFU:.0%} of the peak, this model "
+        f"{1e6 * twin.moe_seconds:.3g} us at {mfu:.0%}"
+    )
+    yield f"  To win on the clock this model may need at most {twin.most_tokens:.0%} of the twin's tokens."
 
 
 def _gb(count: float) -> str:

@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="the yaml of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, as in training")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after one that is not (default: 5)")
+    parser.add_argument(
+        "--balanced", action="store_true", help="deal the tokens out to the experts in turn, whatever the router says"
+    )
     parser.add_argument("--trace", type=Path, default=None, metavar="FILE", help="write a step's Chrome trace to it")
 
 
@@ -45,12 +48,18 @@ def run(args: argparse.Namespace) -> int:
     config = with_precision(config, torch.cuda.is_available())
     try:
         found = profile_run(
-            config, inputs, steps=args.steps, trace=args.trace, say=lambda line: print(line, flush=True)
+            config,
+            inputs,
+            steps=args.steps,
+            trace=args.trace,
+            say=lambda line: print(line, flush=True),
+            balanced=args.balanced,
         )
     except torch.OutOfMemoryError as error:
         mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
         raise InputError(f"{str(error).splitlines()[0]}; {mend}") from None
-    print("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}", *_lines(found)]))
+    dealt = ", tokens dealt out evenly" * args.balanced
+    print("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
     if args.trace is not None:
         print(f"trace of a step: {args.trace} (open it in ui.perfetto.dev or chrome://tracing)")
     return 0

@@ -1,102 +1,182 @@
-"""Files on the hub as bytes, range by range.
+"""Datasets on the hub: what they hold, and their files as bytes, range by range.
 
 - Only the ranges that hold the wanted columns are fetched; nothing is kept on the disk.
-- Every request is tried again after 429 (as Retry-After or the hub's RateLimit header says), 5xx, a dropped or short
-  body, or a stall, with growing random pauses. A range counts only when all its bytes came, so no row is lost or
-  doubled.
+- A range counts only when all its bytes came, so no row is lost or doubled. It is held against the file's size
+  (Content-Range) and its ETag; a file read from its front to its end also against the sha256 of the listing.
+- A server that ignores ranges sends the whole file: up to WHOLE_BYTES that is used, above it the truth is told.
+- Names of a listing are checked before any address is made of them (moe/outside.py).
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import hashlib
 import io
-import os
-import random
 import re
-import time
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+from urllib.parse import quote
 
+from moe.data.hub_client import Answer, request, shown, url_of
 from moe.errors import InputError
+from moe.outside import file_name, plain_name
+from moe.typed_json import parse_json
 
-TRIES = 8
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-REFUSALS = (401, 403, 404, 410, 416)  # trying again would not help
 KEPT_BLOCKS = 4  # text and id of one row group are read in turn
+WHOLE_BYTES = 64 << 20
+MISREAD_TRIES = 3
+IDENTITY = {"Accept-Encoding": "identity"}  # a compressed body would have another length
+_proven: set[str] = set()
 
 
-def endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+@dataclass(frozen=True)
+class HubEntry:
+    """A file of a hub dataset.
 
-
-def asked_pause(status: int, headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait: Retry-After, as a number or a date (RFC 9110, 10.2.3), else, of a 429, the time
-    until its window ends (https://huggingface.co/docs/hub/rate-limits). None when it asks for nothing.
+    size: None where the listing has none. sha256: of the content, for LFS files. blob_id: git's, of any content.
     """
-    asked = (headers.get("Retry-After") or "").strip()
-    if asked.isdigit():
-        return float(asked)
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(timezone.utc)).total_seconds())
-    window = re.search(r"\bt=(\d+)", headers.get("RateLimit") or "") if status == 429 else None
-    return float(window[1]) if window else None
+
+    path: str
+    size: int | None
+    sha256: str | None
+    blob_id: str | None
 
 
-def pause(attempt: int, asked_s: float | None) -> float:
-    """Seconds to wait after failed attempt 0, 1, ...: what the server asks for, or a random part of a doubling span."""
-    if asked_s is not None:
-        return min(asked_s, 10 * LONGEST_PAUSE_S)
-    return random.uniform(0.5, 1) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt)
+@dataclass(frozen=True)
+class Listing:
+    """A dataset at one commit: its files, sorted by path."""
 
+    name: str
+    commit: str
+    files: list[HubEntry]
 
-def request(url: str, accept: Callable[[int, bytes], Any], headers: dict[str, str] | None = None) -> Any:
-    """What `accept(status, body)` makes of the answer, asked again while that is None or a ValueError.
+    def url_path(self, entry: HubEntry) -> str:
+        """Where the file lies below the endpoint, unquoted. Raises InputError for a name that no file has."""
+        return f"datasets/{self.name}/resolve/{self.commit}/{file_name(entry.path, f'the listing of {self.name}')}"
 
-    Raises InputError when the server refuses, or gives nothing acceptable in TRIES tries.
-    """
-    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub.utils import build_hf_headers, get_session
-
-    fault = ""
-    for attempt in range(TRIES):
-        asked_s = None
-        try:
-            every = {**build_hf_headers(), **(headers or {})}
-            response: Any = get_session().get(url, headers=every, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
-            status, body = response.status_code, response.content
-            fault = (
-                f"HTTP {status}" if status not in (200, 206) else f"a body of {len(body)} bytes that is not all of it"
+    def size_of(self, entry: HubEntry) -> int:
+        """Bytes, asked for where the listing has none. Raises InputError where nobody tells."""
+        if entry.size is not None:
+            return entry.size
+        url = url_of(self.url_path(entry))
+        headers = request(url, lambda answer: answer.headers if answer.status == 200 else None, IDENTITY, method="HEAD")
+        told = headers.get("x-linked-size") or headers.get("content-length") or ""
+        if not told.isdigit():
+            raise InputError(
+                f"{self.name}: neither the listing nor the server tells the size of {shown(entry.path)}; fetch the "
+                "dataset with `hf download`, and give its folder"
             )
-            asked_s = asked_pause(status, response.headers)
-            answer = accept(status, body)
-            if answer is not None:
-                return answer
-        except Exception as error:  # requests or httpx, whichever huggingface_hub uses: dropped, cut, stalled, refused
-            fault, status = f"{type(error).__name__}: {error}"[:200], 0
-        if status in REFUSALS:
-            raise InputError(f"{url}: HTTP {status}; check the name, or log in with `hf auth login`")
-        if attempt + 1 < TRIES:
-            time.sleep(pause(attempt, asked_s))
-    raise InputError(f"{url} cannot be fetched, {TRIES} tries ended in {fault}; run the same command again later")
+        return int(told)
+
+    def text_of(self, entry: HubEntry) -> str:
+        """A small file's text; what is no UTF-8 becomes U+FFFD."""
+        size = self.size_of(entry)
+        with HubFile(self.url_path(entry), size, block_bytes=max(1, size), sha256=entry.sha256) as file:
+            return file.readall().decode("utf-8", "replace")
 
 
-def fetch_range(url: str, first: int, count: int) -> bytes:
-    """`count` bytes from `first`; never fewer."""
-    # a compressed body would have another length
-    headers = {"Range": f"bytes={first}-{first + count - 1}", "Accept-Encoding": "identity"}
-    return request(url, lambda status, body: body if status == 206 and len(body) == count else None, headers)
+class _Info(TypedDict):
+    sha: str
+    siblings: list[Any]
+
+
+def _entry(found: Any) -> HubEntry:
+    if not isinstance(found, dict) or not isinstance(found.get("rfilename"), str):
+        raise ValueError("a file without a name")
+    lfs = found["lfs"] if isinstance(found.get("lfs"), dict) else {}
+    size, sha256, blob = found.get("size", lfs.get("size")), lfs.get("sha256"), found.get("blobId")
+    return HubEntry(
+        found["rfilename"],
+        size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None,
+        sha256.lower() if isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256) else None,
+        blob if isinstance(blob, str) else None,
+    )
+
+
+def dataset_listing(name: str, revision: str | None) -> Listing:
+    """The dataset's files at `revision`: a branch, a tag, a commit, a ref such as refs/convert/parquet; None: main.
+
+    Raises InputError when the hub does not have it, or answers what is no listing.
+    """
+    api = f"{url_of('api/datasets', name, 'revision')}/{quote(revision or 'main', safe='')}?blobs=true"
+    misread: list[ValueError] = []
+
+    def read(answer: Answer) -> Listing | None:
+        if answer.status != 200:
+            return None
+        try:
+            info = parse_json(answer.body or b"", _Info)
+            files = sorted((_entry(found) for found in info["siblings"]), key=lambda entry: entry.path)
+            return Listing(name, plain_name(info["sha"], "the commit"), files)
+        except ValueError as error:
+            misread.append(error)
+            if len(misread) < MISREAD_TRIES:
+                raise
+            start = shown((answer.body or b"")[:80].decode("utf-8", "replace"))
+            raise InputError(
+                f"{api}: the answer is no listing of files ({shown(str(error))}); it begins with {start!r}: "
+                "check HF_ENDPOINT and the network's proxy"
+            ) from None
+
+    return request(api, read)
+
+
+def fetch_range(url: str, first: int, count: int, size: int) -> tuple[bytes, str | None]:
+    """`count` bytes from `first` of a file of `size` bytes, never fewer, and its ETag. The whole file instead where the
+    server knows no ranges and the file is small.
+
+    Raises InputError where the file has another size, or is large and comes whole only.
+    """
+    name = shown(url)
+
+    def wants_body(status: int, headers: Mapping[str, str]) -> bool:
+        length = headers.get("content-length", "")
+        return status != 200 or (size <= WHOLE_BYTES and (not length.isdigit() or int(length) <= size))
+
+    def accept(answer: Answer) -> tuple[bytes, str | None] | None:
+        body = answer.body
+        if answer.status == 206 and body is not None:
+            place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", "").strip())
+            if place and place[2] not in ("*", str(size)):
+                raise InputError(
+                    f"{name}: the listing says {size} bytes, the server {place[2]}: it changed, or is not the one of "
+                    "the listing; run the same command again"
+                )
+            right = len(body) == count and (place is None or int(place[1]) == first)
+            return (body, answer.etag) if right else None
+        if answer.status == 200 and body is None:
+            length = answer.headers.get("content-length", "an unknown number of")
+            raise InputError(
+                f"{name}: the server ignores ranges and answers with a whole file of {length} bytes, {size} in the "
+                f"listing; that is done for at most {WHOLE_BYTES >> 20} MB. Use another HF_ENDPOINT, or fetch the "
+                "dataset with `hf download` and give its folder"
+            )
+        whole = answer.status == 200 and body is not None and len(body) == size
+        return (body, answer.etag) if whole and body is not None else None
+
+    headers = {**IDENTITY, "Range": f"bytes={first}-{first + count - 1}"}
+    return request(url, accept, headers, wants_body=wants_body)
+
+
+def proven(path: str) -> bool:
+    """Whether this process has held all bytes of a file, by its path below the endpoint, against its sha256."""
+    return path in _proven
 
 
 class HubFile(io.RawIOBase):
-    """A file of a hub dataset as a seekable stream; the last few blocks of `block_bytes` stay in memory."""
+    """A file of a hub dataset as a seekable stream; the last few blocks of `block_bytes` stay in memory.
 
-    def __init__(self, path: str, size: int, *, block_bytes: int) -> None:
-        self._url, self._size, self._block_bytes = f"{endpoint()}/{path}", size, block_bytes
+    path: below the endpoint, unquoted. sha256: of all its bytes (hex), where the listing has one.
+    """
+
+    def __init__(self, path: str, size: int, *, block_bytes: int, sha256: str | None = None) -> None:
+        self._path, self._url, self._size, self._block_bytes = path, url_of(path), size, block_bytes
         self._position = 0
         self._blocks: collections.OrderedDict[int, bytes] = collections.OrderedDict()
+        self._whole: bytes | None = None
+        self._etag: str | None = None
+        self._sha256, self._digest, self._hashed = sha256, hashlib.sha256(), 0
 
     def readable(self) -> bool:
         return True
@@ -118,8 +198,7 @@ class HubFile(io.RawIOBase):
         if self._position >= self._size:
             return 0
         if number not in self._blocks:
-            first = number * self._block_bytes
-            self._blocks[number] = fetch_range(self._url, first, min(self._block_bytes, self._size - first))
+            self._blocks[number] = self._fetch(number * self._block_bytes)
             if len(self._blocks) > KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(number)
@@ -127,3 +206,34 @@ class HubFile(io.RawIOBase):
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)
+
+    def _fetch(self, first: int) -> bytes:
+        count = min(self._block_bytes, self._size - first)
+        if self._whole is None:
+            content, etag = fetch_range(self._url, first, count, self._size)
+            if etag and self._etag and etag != self._etag:
+                raise InputError(
+                    f"{shown(self._url)}: the file changed while it was read (ETag {shown(self._etag)}, then "
+                    f"{shown(etag)}); run the same command again"
+                )
+            self._etag = etag or self._etag
+            if len(content) == count:
+                self._hash(first, content)
+                return content
+            self._whole = content
+            self._hash(0, content)
+        return self._whole[first : first + count]
+
+    def _hash(self, first: int, content: bytes) -> None:
+        """Raises InputError where these are the file's last bytes, all others came before, and they are not its own."""
+        if self._sha256 is None or first != self._hashed:
+            return
+        self._digest.update(content)
+        self._hashed += len(content)
+        if self._hashed == self._size:
+            if self._digest.hexdigest() != self._sha256:
+                raise InputError(
+                    f"{shown(self._url)}: its bytes are not those of the listing (sha256 {self._digest.hexdigest()}, "
+                    f"the hub says {self._sha256}); run the same command again, without a proxy that changes files"
+                )
+            _proven.add(self._path)

@@ -14,13 +14,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from moe.data.folders import Folder
-from moe.data.hub import pause
+from moe.data.hub_client import pause
 from moe.errors import InputError
 from moe.s3 import ATTEMPTS, client, code_of, reason_and_mend
 
@@ -124,7 +124,8 @@ class S3Folder:
         path = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{label}."))
         handle = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(OSError):  # a temporary folder without locks: what a killed process leaves there stays
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 - Memory of a GPU = the step's peak (moe.model.memory) + the worst router + slack + what CUDA takes.
 - Time = model FLOPs / (GPUs x peak x MFU), 4/3 of that under activation checkpointing, which computes a forward again.
+- The MFU is what was published for MoE models of this size (docs/before-a-run.md), a span rather than a number.
+- The dense twin has as many active parameters: one expert as wide as the top_k together.
 - Nothing here was measured on a GPU; the step's peak is held against the CPU's allocator in a test.
 """
 
@@ -19,6 +21,9 @@ SLACK = 0.08  # of the step's peak: blocks that the caching allocator has rounde
 CUDA = 800 << 20  # context, kernels and workspaces of cuBLAS
 NCCL = 500 << 20  # buffers of the collectives, with several GPUs
 N_GPUS = (1, 2, 8)
+MFU = 0.30
+MFU_SPAN = (0.20, 0.35)
+DENSE_MFU = 0.40
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,27 @@ def find_memory(config: Config, vocab_size: int, gpu: Gpu) -> list[GpuMemory]:
     return found
 
 
+@dataclass(frozen=True)
+class DenseTwin:
+    """A dense model with the run's active parameters. Seconds are of one token on one GPU; `most_tokens`: the share of
+    the twin's tokens on which the run must be as good to be the faster one.
+    """
+
+    parameters: int
+    seconds: float
+    moe_seconds: float
+    most_tokens: float
+
+
+def find_dense_twin(config: Config, vocab_size: int, gpu: Gpu, *, mfu: float) -> DenseTwin:
+    shape = model_shape(config.model, vocab_size)
+    dense = {**shape, "n_experts": 1, "top_k": 1, "expert_hidden": shape["top_k"] * shape["expert_hidden"]}
+    peak = 1e12 * (gpu.fp32 if config.precision == "fp32" else gpu.bf16)
+    seconds = flops_per_token(**dense, seq_len=config.max_seq_len) / (peak * DENSE_MFU)
+    moe_seconds = flops_per_token(**shape, seq_len=config.max_seq_len) / (peak * mfu)
+    return DenseTwin(count_parameters(**dense).total, seconds, moe_seconds, seconds / moe_seconds)
+
+
 def find_disk(config: Config, vocab_size: int) -> Disk:
     """A checkpoint holds weights and optimizer state. There are the newest ones, those kept for ever, and the one that
     is being written.
@@ -202,6 +228,8 @@ def as_json(
             ],
         },
         "mfu": mfu,
+        "mfu_span": MFU_SPAN,
         "gpus": [asdict(fit) for fit in fits],
+        "dense_twin": asdict(find_dense_twin(config, vocab_size, gpu, mfu=mfu)),
         "disk": {"checkpoint": disk.checkpoint, "most": disk.most, "total": disk.total},
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from moe.errors import InputError, RunFailed
+from moe.locks import Busy, sign, take_lock
+from moe.units import say
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -70,25 +71,13 @@ def written_aside(out: Path, *, overwrite: bool, replaceable: Callable[[Path], b
 
 
 def _lock(path: Path, out: Path) -> Any:
-    while True:
-        lock = open(path, "a+")  # noqa: SIM115 - held until the result has its place
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "an unknown process"
-            lock.close()
-            raise InputError(
-                f"--out ({out}): another export or import is writing there ({holder}); "
-                "wait for it, or give another folder"
-            ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-                break
-        lock.close()  # its holder ended, and took the file away, between the two lines above
-    with contextlib.suppress(OSError):  # a full disk, which is told where it matters
-        os.ftruncate(lock.fileno(), 0)
-        os.write(lock.fileno(), f"pid {os.getpid()} on {os.uname().nodename}".encode())
+    try:
+        lock = take_lock(path, say)
+    except Busy as holder:
+        raise InputError(
+            f"--out ({out}): another export or import is writing there ({holder}); wait for it, or give another folder"
+        ) from None
+    sign(lock)
     return lock
 
 

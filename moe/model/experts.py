@@ -1,7 +1,7 @@
 """SwiGLU experts.
 
 - Two tensors per layer, w13 (gate rows first, then up) and w2: one product gives gate and up.
-- Three backends behind `moe_experts`, chosen once per device:
+- Backends behind `moe_experts` stand in one table; the first that fits device, dtype and shape is taken:
 
 | backend    | where                                                | products                            |
 |------------|------------------------------------------------------|-------------------------------------|
@@ -10,6 +10,7 @@
 | loop       | CPU, or no Triton                                    | one per expert, counts on the host  |
 
   The first two never wait for the GPU (below sm90 grouped_mm would: it copies offsets to the host).
+- A package with kernels of its own adds a line: `add_backend("name", products, fits)`, before the model is built.
 - SwiGLU, permutation and the routing weights stand between the products as plain operations; torch.compile fuses them.
 - Autocast reaches no backend: inputs are cast here, then autocast is off.
 
@@ -18,6 +19,8 @@ T tokens, D width, E experts, K experts per token, N = T*K assignments, F expert
 
 import functools
 import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +46,52 @@ def experts_triton(x_ND: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Ten
     return grouped_rows(F.silu(gate) * up, w2_EDF, counts_E)
 
 
-BACKENDS = {"grouped_mm": experts_grouped_mm, "triton": experts_triton, "loop": lambda *args: experts_loop(*args)[0]}
+def _fits_grouped_mm(device: torch.device, dtype: torch.dtype, width: int, hidden: int) -> bool:
+    if device.type != "cuda" or not hasattr(F, "grouped_mm"):
+        return False
+    capability = _capability(device)
+    hopper_or_later = capability == (9, 0) or capability[0] == 10
+    strides_fit = width % 8 == 0 and hidden % 8 == 0  # it takes strides of whole 16 bytes only
+    return hopper_or_later and dtype == torch.bfloat16 and strides_fit
+
+
+def _fits_triton(device: torch.device, dtype: torch.dtype, width: int, hidden: int) -> bool:
+    if device.type != "cuda" or dtype not in grouped_gemm.DTYPES:
+        return False
+    return _capability(device) >= (8, 0) and _has_triton()
+
+
+class Backend(NamedTuple):
+    """products: of rows sorted by expert [N, D], w13, w2 and counts_E: [N, D], differentiable, a traceable function.
+    fits: whether it takes inputs of this device, dtype, d_model and expert_hidden.
+    """
+
+    products: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    fits: Callable[[torch.device, torch.dtype, int, int], bool]
+
+
+BACKENDS = {
+    "grouped_mm": Backend(experts_grouped_mm, _fits_grouped_mm),
+    "triton": Backend(experts_triton, _fits_triton),
+    "loop": Backend(lambda *args: experts_loop(*args)[0], lambda *_: True),
+}
+
+
+def add_backend(
+    name: str,
+    products: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    fits: Callable[[torch.device, torch.dtype, int, int], bool],
+) -> None:
+    """Puts one at the front of the table: it is taken wherever it fits."""
+    others = {key: backend for key, backend in BACKENDS.items() if key != name}
+    BACKENDS.clear()
+    BACKENDS.update({name: Backend(products, fits), **others})
 
 
 @torch.compiler.assume_constant_result
 def choose_backend(device: torch.device, dtype: torch.dtype, width: int, hidden: int) -> str:
     """Name of the backend for inputs of this device and dtype, d_model and expert_hidden."""
-    if device.type != "cuda":
-        return "loop"
-    capability = _capability(device)
-    strides_fit = width % 8 == 0 and hidden % 8 == 0  # grouped_mm takes strides of whole 16 bytes only
-    hopper_or_later = capability == (9, 0) or capability[0] == 10
-    if hasattr(F, "grouped_mm") and hopper_or_later and dtype == torch.bfloat16 and strides_fit:
-        return "grouped_mm"
-    return "triton" if capability >= (8, 0) and dtype in grouped_gemm.DTYPES and _has_triton() else "loop"
+    return next(name for name, backend in BACKENDS.items() if backend.fits(device, dtype, width, hidden))
 
 
 @functools.cache
@@ -77,7 +112,7 @@ def moe_experts(
     counts_E (int64) is how often expert_TK names each expert.
     """
     dtype = compute_dtype(x_TD)
-    experts = BACKENDS[choose_backend(x_TD.device, dtype, w13_E2FD.shape[2], w2_EDF.shape[2])]
+    experts = BACKENDS[choose_backend(x_TD.device, dtype, w13_E2FD.shape[2], w2_EDF.shape[2])].products
     with no_autocast(x_TD):
         order = sort_by_expert(expert_TK)
         x_ND = to_experts(x_TD.to(dtype), order)

@@ -9,10 +9,14 @@
 - Everything is a sum over targets, so that microbatches and ranks add up; the caller divides by the number of
   targets.
 - Softmax is taken in fp32, products in autocast's dtype, the sum of the head's gradient over chunks in fp32.
+- Between the two products of a chunk stand nine operations on its logits, each a pass over memory. `fused` compiles
+  them into one function, for a GPU: a few passes. Same operations, other kernels; the eager ones stay the reference.
 
 T tokens, D width, V vocabulary.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,11 +39,47 @@ class HeadLoss(NamedTuple):
     z: Tensor
 
 
+def _softmax_chunk(
+    logits: Tensor, target: Tensor, valid: Tensor, z_weight: float, with_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of a chunk's logits [T, V]: nll and z summed, and the gradient of the logits in their dtype. target [T, 1]; valid
+    [T] is 1 or 0, in at least fp32. Where logits are that wide already they are used up.
+    """
+    dtype = logits.dtype
+    logits = at_least_fp32(logits)
+    target_logit = logits.gather(1, target).squeeze(1)
+    top = logits.amax(-1)
+    exp = logits.sub_(top[:, None]).exp_()
+    total = exp.sum(-1)
+    lse = top + total.log()
+    nll, z = ((lse - target_logit) * valid).sum(), (lse.square() * valid).sum()
+    if not with_grad:
+        return nll, z, None
+    dlogits = exp.mul_(((1 + 2 * z_weight * lse) * valid / total)[:, None])
+    if torch.compiler.is_compiling():  # a scatter would have the fp32 gradient written out before it
+        is_target = torch.arange(logits.shape[1], device=logits.device) == target
+        return nll, z, torch.where(is_target, dlogits - valid[:, None], dlogits).to(dtype)
+    return nll, z, dlogits.scatter_add_(1, target, -valid[:, None]).to(dtype)
+
+
+@functools.cache
+def _compiled_chunk(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    return torch.compile(_softmax_chunk, backend=backend, fullgraph=True)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, w_VD: Tensor, target_T: Tensor, z_weight: float, dtype: torch.dtype, with_grad: bool
+        ctx: Any,
+        x_TD: Tensor,
+        w_VD: Tensor,
+        target_T: Tensor,
+        z_weight: float,
+        dtype: torch.dtype,
+        with_grad: bool,
+        fused: str | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        softmax_chunk = _softmax_chunk if fused is None else _compiled_chunk(fused)
         # The head is cast in here, not outside: its gradient then reaches the fp32 weight without a detour over bf16.
         w = w_VD.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
@@ -58,18 +98,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             is_target = target_T[rows] != IGNORE
             target = torch.where(is_target, target_T[rows], 0)[:, None]
             valid = is_target.to(exact)
-            logits = at_least_fp32(torch.mm(x, w.t(), out=buffer[: x.shape[0]]))
-            target_logit = logits.gather(1, target).squeeze(1)
-            top = logits.amax(-1)
-            exp = logits.sub_(top[:, None]).exp_()
-            total = exp.sum(-1)
-            lse = top + total.log()
-            nll += ((lse - target_logit) * valid).sum()
-            z += (lse.square() * valid).sum()
-            if dx_TD is None or dw_VD is None:
+            logits = torch.mm(x, w.t(), out=buffer[: x.shape[0]])
+            if fused is not None:  # the last chunk is shorter, and that is no reason to compile again
+                for given in (logits, target, valid):
+                    torch._dynamo.maybe_mark_dynamic(given, 0)
+            chunk_nll, chunk_z, dlogits = softmax_chunk(logits, target, valid, z_weight, with_grad)
+            nll += chunk_nll
+            z += chunk_z
+            if dx_TD is None or dw_VD is None or dlogits is None:
                 continue
-            dlogits = exp.mul_(((1 + 2 * z_weight * lse) * valid / total)[:, None])
-            dlogits = dlogits.scatter_add_(1, target, -valid[:, None]).to(dtype)
             dx_TD[rows] = dlogits @ w
             if dtype == exact:
                 torch.addmm(dw_VD, dlogits.t(), x, out=dw_VD)
@@ -84,23 +121,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None, None, None, None
+            return None, None, None, None, None, None, None
         if ctx.dx_TD is None:
             raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass only")
         dx_TD, dw_VD = ctx.dx_TD.mul_(grad), ctx.dw_VD.mul_(grad)
         ctx.dx_TD = ctx.dw_VD = None  # scaled in place, hence used up
-        return dx_TD, dw_VD.to(ctx.w_dtype), None, None, None, None
+        return dx_TD, dw_VD.to(ctx.w_dtype), None, None, None, None, None
 
 
-def linear_cross_entropy(x_TD: Tensor, w_VD: Tensor, target_T: Tensor, *, z_weight: float = 0.0) -> HeadLoss:
+def linear_cross_entropy(
+    x_TD: Tensor, w_VD: Tensor, target_T: Tensor, *, z_weight: float = 0.0, fused: str | None = None
+) -> HeadLoss:
     """Cross-entropy of softmax(x @ w.T) against target_T (int64; -100 is no target), summed over targets.
 
     nll sums -log p(target), z sums logsumexp(logits)^2; loss = nll + z_weight * z is the one to differentiate, once.
+    fused: the backend of torch.compile for what stands between a chunk's products; None computes it eagerly.
     """
     with_grad = torch.is_grad_enabled() and (x_TD.requires_grad or w_VD.requires_grad)
     dtype = compute_dtype(x_TD)
     with no_autocast(x_TD):
-        return HeadLoss(*_LinearCrossEntropy.apply(x_TD, w_VD, target_T, z_weight, dtype, with_grad))
+        return HeadLoss(*_LinearCrossEntropy.apply(x_TD, w_VD, target_T, z_weight, dtype, with_grad, fused))
 
 
 def target_bytes(labels_BS: Tensor, bytes_V: Tensor) -> Tensor:

@@ -14,12 +14,15 @@ A step has its peak in one of four phases, whose live tensors are counted as the
   kernels do not (taken from their sources, not measured).
 - Under bf16 every matrix has a bf16 copy that lives from its use to its backward pass.
 - Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Whole at a time are two
-  blocks (one in use, one on its way), one block's gradient, embedding and head, in the dtype of the products.
+  blocks (one in use, one on its way), one block's gradient, embedding and head, in fp32, as they are gathered; the
+  copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
   the largest expert; a GPU's grouped kernels take all experts at once and keep two results more for the backward pass.
-- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. torch.compile saves some of the
-  activations that are counted here.
+- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
+  queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
+  grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
+- torch.compile saves some of the activations that are counted here.
 
 T tokens of a microbatch, D width, H query heads, G key-value heads, C channels of a head, E experts, K experts per
 token, F expert hidden, V vocabulary.
@@ -36,6 +39,7 @@ from moe.model.flops import ParameterCount, count_parameters
 CHUNK_LOGITS_CPU = 2**22
 CHUNK_LOGITS_GPU = 2**26
 CPU_QUERY_BLOCK = 128  # as in attention.py
+TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sample: FineWeb's batches have 32 to 128 at 2,048 tokens
 
 
 class StepMemory(NamedTuple):
@@ -162,12 +166,14 @@ def copy_bytes(step: Step) -> tuple[int, int]:
     """Weights that exist beside the fp32 ones, without and with those of one block that is recomputed."""
     matrices = step.count.attention + step.count.experts
     block = matrices // step.n_layers
-    if step.n_gpus > 1:
-        whole = step.compute * (2 * block + step.count.embedding + step.count.head)
-        return whole, whole + step.compute * block
     if not step.bf16:
-        return 0, 0
-    return (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
+        casts = (0, 0)
+    else:
+        casts = (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
+    if step.n_gpus == 1:
+        return casts
+    whole = 4 * (2 * block + step.count.embedding + step.count.head)
+    return whole + casts[0], whole + 4 * block + casts[1]
 
 
 def loss_bytes(step: Step) -> tuple[int, int]:
@@ -195,6 +201,19 @@ def backward_bytes(step: Step) -> int:
     return 2 * 4 * step.tokens * d + max(scatter, loop)
 
 
+def attention_backward_bytes(step: Step) -> int:
+    """Inside one block's backward pass, at varlen attention."""
+    if not (step.gpu and step.bf16 and step.document_mask):
+        return 0
+    h, g, c = step.n_heads, step.n_kv_heads, step.channels
+    documents = step.microbatch * max(8, 1 << (step.seq_len // TOKENS_A_DOCUMENT - 1).bit_length())
+    rounded = -(-c // 32) * 32 if c <= 128 else -(-c // 64) * 64
+    summed = 4 * (step.tokens + 128 * documents) * h * (rounded + 1)
+    gradients = 2 * step.tokens * c * (2 * h + 2 * g)  # of the output, of q, k and v
+    expanded = 2 * 2 * step.tokens * h * c if h != g else 0
+    return 2 * 4 * step.tokens * step.d_model + summed + gradients + expanded
+
+
 def update_bytes(step: Step) -> int:
     """Of the optimizer's step: Muon's largest batch of matrices."""
     if not step.muon:
@@ -215,8 +234,8 @@ def update_bytes(step: Step) -> int:
     return largest
 
 
-def step_memory(step: Step) -> StepMemory:
-    """The step's peak on one device."""
+def phases(step: Step) -> list[StepMemory]:
+    """Each phase's peak on one device."""
     weights = 4 * step.count.total // step.n_gpus
     optimizer = optimizer_bytes(step) // step.n_gpus
     activations = activation_bytes(step)
@@ -225,13 +244,13 @@ def step_memory(step: Step) -> StepMemory:
     before = weights if step.accumulated else 0
     head = 4 * step.vocab_size * step.d_model
     layer = layer_bytes(step) if step.activation_checkpointing else 0
-    inside = backward_bytes(step)
+    inside = max(backward_bytes(step), attention_backward_bytes(step))
     first = 4 * step.tokens * step.d_model * 2
 
     def phase(name: str, gradients: int, copies: int, activations: int, loss: int, workspace: int) -> StepMemory:
         return StepMemory(name, weights, gradients, optimizer, copies, activations, loss, workspace)
 
-    phases = [
+    return [
         phase("loss", before, copies, activations, at_loss, 0),
         phase(
             "backward", before, recomputing, activations + layer, kept if not step.accumulated else kept - head, inside
@@ -239,7 +258,11 @@ def step_memory(step: Step) -> StepMemory:
         phase("end", weights, recomputing - copies, 0, 0, head + first),
         phase("optimizer", weights, 0, 0, 0, update_bytes(step) // step.n_gpus),
     ]
-    return max(phases, key=lambda found: found.total)
+
+
+def step_memory(step: Step) -> StepMemory:
+    """The step's peak on one device."""
+    return max(phases(step), key=lambda found: found.total)
 
 
 def imbalance_bytes(step: Step) -> int:

@@ -4,7 +4,7 @@
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
-- Compiled block by block, where it is: the loss and the embedding are few large operations, the blocks are alike.
+- Compiled block by block, where it is: the blocks are alike. On a GPU also what the loss does between its products.
 - Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, buffer or side effect.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
@@ -103,6 +103,7 @@ class Transformer(nn.Module):
         self.z_loss = z_loss
         self.activation_checkpointing = activation_checkpointing
         self.compiled = False
+        self.loss_backend: str | None = None
         self.embed = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             Block(
@@ -134,6 +135,7 @@ class Transformer(nn.Module):
         The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph.
         """
         self.compiled = True
+        self.loss_backend = backend
         for block in self.blocks:
             block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)  # type: ignore[method-assign]
 
@@ -187,5 +189,11 @@ class Transformer(nn.Module):
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
-        head = linear_cross_entropy(x_BSD.flatten(0, 1), self.head_weight, target_BS.flatten(), z_weight=self.z_loss)
+        head = linear_cross_entropy(
+            x_BSD.flatten(0, 1),
+            self.head_weight,
+            target_BS.flatten(),
+            z_weight=self.z_loss,
+            fused=self.loss_backend if x_BSD.is_cuda else None,
+        )
         return LossParts(*head, (target_BS != IGNORE).sum(), *stats)

@@ -12,7 +12,6 @@ Decisions:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -25,6 +24,7 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
+from moe.locks import held_by
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all, clean_line
 
@@ -275,15 +275,4 @@ def _state(path: Path, record: dict[str, Any], updated: float) -> str:
         return state
     if record.get("host") not in (None, os.uname().nodename):
         return RUNNING if time.time() - updated < QUIET else PREEMPTED
-    return RUNNING if _is_locked(path / ".lock") else PREEMPTED
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with open(path, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go as the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return RUNNING if held_by(path / ".lock") else PREEMPTED

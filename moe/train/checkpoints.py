@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 import xxhash
@@ -136,11 +136,33 @@ def _sync_folder(folder: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """xxh64 of a file's bytes, read in pieces."""
-    digest = xxhash.xxh64()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+        return _hash_rest(file)
+
+
+def _hash_rest(file: BinaryIO) -> str:
+    digest = xxhash.xxh64()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def open_state(checkpoint: Checkpoint) -> BinaryIO:
+    """state.pt, open at its front, its bytes verified through this very file: nothing looks the name up again.
+
+    Raises:
+        CheckpointError: they are not what the manifest says.
+    """
+    path = checkpoint.state_file
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the caller's
+        if _hash_rest(file) != checkpoint.manifest["files"][STATE]["xxh64"]:
+            file.close()
+            raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+        file.seek(0)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return file
 
 
 def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
@@ -178,32 +200,23 @@ def step_folders(save_folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def newest_checkpoint(save_folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None where the folder never held one. Broken ones are set aside and
-    reported.
+def replaced_folders(save_folder: Path) -> list[Path]:
+    """Checkpoints caught in their replacement by a kill: whole, under the name `clear_unfinished` takes from them."""
+    found = [p for p in save_folder.glob(".replaced-step-*") if re.fullmatch(r"\.replaced-step-\d{8,}", p.name)]
+    return [p for p in found if not (save_folder / p.name.removeprefix(".replaced-")).exists()]
 
-    Raises:
-        CheckpointError: there are checkpoints, and none verifies.
+
+def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The last of `folders` (as `step_folders` lists them) that verifies, and the faults of those after it. Changes
+    nothing.
     """
-    folders = step_folders(save_folder)
-    faults = []
+    faults: list[CheckpointError] = []
     for folder in reversed(folders):
         try:
-            found = read_checkpoint(folder)
+            return read_checkpoint(folder, hashes=hashes), faults
         except CheckpointError as error:
-            faults.append((folder, error))
-            continue
-        for broken, fault in faults:
-            aside = set_aside(broken)
-            report(f"broken checkpoint: {fault}; set aside as {aside.name}, using {folder.name}. {ASIDE}")
-        return found
-    if faults:
-        listed = "\n".join(f"  {fault}" for _, fault in faults)
-        raise CheckpointError(
-            f"save_folder ({save_folder}) holds {len(faults)} checkpoint(s) and none verifies:\n{listed}\n"
-            "  restore one from a copy, or give another save_folder to start over"
-        )
-    return None
+            faults.append(error)
+    return None, faults
 
 
 def set_aside(folder: Path) -> Path:
@@ -218,13 +231,12 @@ def set_aside(folder: Path) -> Path:
 
 def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
     """Removes, with a line for each, what an interrupted write left; brings back a checkpoint caught in replacement."""
-    for old in save_folder.glob(".replaced-step-*"):
+    for old in replaced_folders(save_folder):
         target = save_folder / old.name.removeprefix(".replaced-")
-        if not target.exists():
-            old.rename(target)
-            report(f"{target.name}: brought back, its replacement was interrupted")
-        else:
-            remove(old)
+        old.rename(target)
+        report(f"{target.name}: brought back, its replacement was interrupted")
+    for old in save_folder.glob(".replaced-step-*"):
+        remove(old)
     for partial in [*save_folder.glob(".writing-step-*"), *save_folder.glob(".fetching-step-*")]:
         remove(partial)
         doing, _, name = partial.name[1:].partition("-")
@@ -256,8 +268,9 @@ def find_named(path: str) -> Checkpoint:
     raise CheckpointError("no checkpoint verifies: " + "; ".join(faults))
 
 
-def load_state(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """Reads state.pt, tensors and plain values only. `mmap` leaves on disk what is not used.
+def load_state(path: Path | BinaryIO, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Reads state.pt, by its path or open, tensors and plain values only. `mmap` (of a path) leaves on disk what is
+    not used.
 
     Raises:
         CheckpointError: the file carries something else, such as code; nothing of it has been run.
@@ -266,11 +279,12 @@ def load_state(path: Path, map_location: str = "cpu", *, mmap: bool = False) -> 
         with torch.serialization.safe_globals(ALLOWED_TYPES):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:
+        name = path if isinstance(path, Path) else path.name
         reason = next(
             (line for line in str(error).splitlines() if "GLOBAL" in line or "unsupported" in line.lower()), ""
         )
         raise CheckpointError(
-            f"{path}: refused, it holds more than tensors and plain values, or is damaged. "
+            f"{name}: refused, it holds more than tensors and plain values, or is damaged. "
             f"{reason or str(error).splitlines()[0]}"
         ) from None
 
@@ -292,13 +306,24 @@ def steps_to_remove(steps: list[int], *, keep: int, keep_every: Time | None, tok
 
 
 def retain(save_folder: Path, **rule: Any) -> list[Path]:
-    """Removes the checkpoints that `steps_to_remove` names by `rule`; returns what it removed."""
+    """Removes the checkpoints that `steps_to_remove` names by `rule`; returns what it removed.
+
+    Raises:
+        OSError: one could not be removed; the others are, and the next call tries again.
+    """
     steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(save_folder)]
-    removed = [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]
-    for folder in removed:
-        aside = save_folder / f".removing-{folder.name}"
-        folder.rename(aside)  # so that a kill in the middle leaves no half checkpoint under a good name
-        shutil.rmtree(aside)
+    removed, faults = [], []
+    for folder in [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]:
+        try:
+            folder.rename(save_folder / f".removing-{folder.name}")  # no half checkpoint has a good name
+            removed.append(folder)
+        except OSError as error:
+            faults.append(error)
     for leftover in save_folder.glob(".removing-step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            shutil.rmtree(leftover)
+        except OSError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
     return removed

@@ -112,10 +112,9 @@ def last_step(path: Path) -> int:
     return int(max([step for step in steps if step < math.inf], default=0))
 
 
-def evaluated_at(path: Path, step: int, keys: Sequence[str]) -> bool:
-    """Whether the log holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    found = [line for line in lines if _is_eval(line) and _step_of(line) == step]
+def evaluated_at(log: bytes, step: int, keys: Sequence[str]) -> bool:
+    """Whether metrics.jsonl holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
+    found = [line for line in log.splitlines() if _is_eval(line) and _step_of(line) == step]
     return all(any(f'"{key}"'.encode() in line for line in found) for key in keys)
 
 

@@ -5,9 +5,12 @@ Decisions:
   would differ between the parts of a resumed run, and with it rounding and dropout.
 - A trial is a whole step: forward, backward, update. The update has a learning rate of 0 and its state is dropped, so
   the trial leaves no trace in weights or optimizer.
-- The trial's sequences are one token repeated. All their hidden states are the same, so all tokens choose the same
-  experts: the worst imbalance there can be.
-- A tenth of the memory stays free, for fragmentation and for what other libraries take.
+- The trial's sequences are one token repeated, cut into documents of 16 tokens by EOS. All hidden states but those of
+  EOS are the same, so nearly all tokens choose the same experts: the worst imbalance there can be. And the list of
+  documents is as long as real text makes it, which attention's backward pass takes memory for.
+- A tenth of the memory stays free, for fragmentation and for what other libraries take. A share that was set with
+  set_per_process_memory_fraction is all the memory there is.
+- The trial's sizes make compiled blocks ones of any size; they are forgotten, so that training has its own size's.
 - A sharded model (FSDP2) computes with all ranks together, and one that runs out of memory leaves the others waiting.
   So a size is tried only where the trials before it, the first of them half a sequence, let expect that it fits.
 """
@@ -26,6 +29,7 @@ from composer.utils import dist, get_device
 from moe.config import Config
 from moe.errors import InputError
 from moe.model.documents import document_ends
+from moe.model.memory import TOKENS_A_DOCUMENT
 from moe.train.alone import microbatch_loss
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
@@ -117,6 +121,8 @@ def find_microbatch(
             ) from None
     del spare
     _forget(model, optimizer)
+    if model.transformer.compiled:
+        torch._dynamo.reset()
     if not fits:
         raise InputError(
             f"model: one sequence of {seq_len:,} tokens does not fit (budget {budget / 1e9:.1f} GB of {device.type}); "
@@ -142,9 +148,11 @@ def _peak_of_step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, 
 
 def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str) -> None:
     """Two microbatches, the second with the first one's gradients in memory, and an update that changes nothing."""
-    token = 0 if model.transformer.eos_id else 1  # any but EOS, which would cut the sequences into documents
-    tokens = torch.full((size, seq_len), token, device=model.expert_share_LE.device)
-    batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, model.transformer.eos_id)}
+    eos_id = model.transformer.eos_id
+    tokens = torch.full((size, seq_len), 0 if eos_id else 1)
+    tokens[:, TOKENS_A_DOCUMENT - 1 :: TOKENS_A_DOCUMENT] = eos_id
+    batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, eos_id)}
+    batch = {key: value.to(model.expert_share_LE.device) for key, value in batch.items()}
     for _ in range(2):
         microbatch_loss(model, batch, precision)[1].backward()
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -178,7 +186,8 @@ def _gradient_buckets(model: MoEModel) -> Any:
 
 
 def _memory(device: torch.device) -> float:
-    """Bytes that this process may use: what is free and what it holds."""
+    """Bytes that this process may use: what is free and what it holds, and no more than the share it was given."""
     if device.type != "cuda":
         return float("inf")
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free + torch.cuda.memory_reserved(device), torch.cuda.get_per_process_memory_fraction(device) * total)

@@ -5,6 +5,7 @@ Training works in a local folder; after each checkpoint its files are uploaded, 
 Decisions:
 - A remote checkpoint is complete when its manifest.json is there; what is fetched is verified by it before use.
 - One that does not verify, or that the run went back behind, stays, with its manifest renamed: no start takes it again.
+- A start changes nothing here before `claim`: looking, and fetching a checkpoint, only read.
 - There is no lock on s3. Each start writes its own `session` into run.json; a process that finds another's there before
   an upload has been replaced, and stops without touching anything.
 - Retention is the local one, applied to what is on the remote, whoever put it there.
@@ -24,11 +25,13 @@ from moe.train.checkpoints import (
     MANIFEST,
     Checkpoint,
     CheckpointError,
+    Manifest,
     folder_name,
     read_checkpoint,
     set_aside,
     steps_to_remove,
 )
+from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
 LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks")
@@ -60,26 +63,18 @@ class RemoteRun:
         return found
 
     def fetch_logs(self) -> None:
-        """Where another machine has trained this run since, or this one never has: run.json and the logs, so that they
-        go on.
-        """
-        here = self.local / RUN_FILE
-        mine = _parse(here.read_bytes()) if here.exists() else {}
-        if mine is None or (mine and self.record().get("session") in (None, mine.get("session"))):
-            return  # a damaged one here is told by who reads it next
+        """The logs, so that they go on here; not run.json, which a start writes itself."""
         for name in self.store.list():
-            if name.split("/")[0] in LOGS:
+            if name.split("/")[0] in LOGS and name != RUN_FILE:
                 self.store.download(name, self.local / name)
 
-    def fetch_newest(self, after: int) -> Checkpoint | None:
-        """Brings the newest remote checkpoint later than step `after` that verifies; None where there is none."""
-        for step in reversed([step for step in self.steps() if step > after]):
-            try:
-                return self.fetch(step)
-            except CheckpointError as fault:
-                self._hide(step, "set-aside")
-                self.report(f"broken checkpoint on {self.store.url}: {fault}; set aside there")
-        return None
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What the manifest of a checkpoint says. Raises CheckpointError where it is damaged."""
+        name = f"{folder_name(step)}/{MANIFEST}"
+        try:
+            return parse_json(self.store.read(name) or b"", Manifest)
+        except ValueError as error:
+            raise CheckpointError(f"{self.store.url}/{name}: cannot be read ({error})") from None
 
     def fetch(self, step: int) -> Checkpoint:
         """Downloads one checkpoint, whole or not at all.
@@ -104,19 +99,20 @@ class RemoteRun:
         """Checkpoints later than `after` are no part of the run any more."""
         for step in self.steps():
             if step > after:
-                self._hide(step, "left-behind")
+                self.hide(step, "left-behind")
 
-    def _hide(self, step: int, why: str) -> None:
+    def hide(self, step: int, why: str) -> None:
+        """No start takes this checkpoint again."""
         name = folder_name(step)
         self.store.rename(f"{name}/{MANIFEST}", f"{name}/{why}-{MANIFEST}")
 
-    def claim(self, session: str) -> None:
-        """From here on this process is the one that writes; `session` stands in the local run.json already."""
-        self.session = session
-        self._upload_logs()
+    def claim(self, record: dict[str, Any]) -> None:
+        """From here on this process is the one that writes: `record`, with its session, is the remote's run.json."""
+        self.store.write(RUN_FILE, json.dumps(record, indent=1).encode())
+        self.session = record["session"]
 
-    def push(self, checkpoint: Path, **retention: Any) -> None:
-        """Uploads a checkpoint and the logs, then removes what retention no longer keeps.
+    def push(self, checkpoint: Path) -> None:
+        """Uploads a checkpoint and the logs.
 
         Raises:
             Replaced: another process trains this run now.
@@ -125,9 +121,21 @@ class RemoteRun:
         self._check_session()
         self.upload(checkpoint)
         self._upload_logs()
-        for step in steps_to_remove(self.steps(), **retention):
-            names = self.store.list(f"{folder_name(step)}/")
-            self.store.delete(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # the done mark first
+
+    def retain(self, **rule: Any) -> None:
+        """Removes what `steps_to_remove` names by `rule`, and what a removal or an upload that broke off has left.
+
+        Raises:
+            RemoteError: the bucket takes no removal; the next call tries again.
+        """
+        held: dict[int, list[str]] = {}
+        for name in self.store.list("step-"):
+            held.setdefault(int(name[len("step-") :].split("/")[0]), []).append(name)
+        complete = [step for step, names in held.items() if f"{folder_name(step)}/{MANIFEST}" in names]
+        # a set-aside- or left-behind- manifest is no part that is left over: these folders stay
+        parts = [step for step, names in held.items() if not any(name.endswith(MANIFEST) for name in names)]
+        for step in [*steps_to_remove(complete, **rule), *[step for step in parts if step < max(complete, default=0)]]:
+            self.store.delete(sorted(held[step], key=lambda name: not name.endswith(MANIFEST)))  # the done mark first
 
     def upload(self, checkpoint: Path) -> None:
         """One checkpoint, its manifest last."""

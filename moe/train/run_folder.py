@@ -5,83 +5,197 @@
     save_folder/events.jsonl what happened to the run (moe.train.history)
     save_folder/.lock        held while a process trains here; the kernel frees it when the process dies
 
-Decisions: a folder that holds a run is never started over.
+Decisions: a start looks first (moe.train.finding) and is recorded by `begin`, when nothing can refuse it any more.
+Until then nothing here or on the remote has changed, but for the lock file and a checkpoint that was fetched: `let_go`
+takes them away again.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
-import re
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from moe.errors import InputError
+from moe.locks import Busy, sign, take_lock
 from moe.s3 import RemoteError
 from moe.train.checkpoints import (
-    SAVED_MARK,
+    ASIDE,
     Checkpoint,
-    CheckpointError,
     clear_unfinished,
     folder_name,
-    newest_checkpoint,
-    read_checkpoint,
+    remove,
+    set_aside,
     step_folders,
 )
+from moe.train.finding import RUN_FILE, Found, find_run
 from moe.train.history import History, now
 from moe.train.remote import RemoteRun, Replaced
-from moe.typed_json import parse_json
 
-RUN_FILE = "run.json"
 LOCK_PATIENCE = 12.0  # seconds
-
-
-class Record(TypedDict):
-    """What a start reads in run.json."""
-
-    id: str
-    run_name: str
-    wandb_id: str | None
-    session: str | None
-    went_back_to: int | None
+MADE_BEFORE = (".lock", "wandb")  # what a start makes in the folder before it is recorded
 
 
 @dataclass
 class RunFolder:
-    """An opened, locked run folder.
+    """A run folder as a start has found it.
 
     Attributes:
         checkpoint: where to go on from; None for a fresh start.
-        record: the content of run.json.
-        remote: its copy on s3, on the rank that holds the lock.
+        record: the content of run.json, once the start is recorded.
+        remote: its copy on s3, on the rank that records the start.
+        found: what the start will change; None on ranks that change nothing.
+        recorded: the start stands in run.json, and this rank is the one that writes.
         history: what happened to it.
     """
 
     path: Path
     record: dict[str, Any]
     checkpoint: Checkpoint | None
-    lock: Any
+    lock: Any = None
     remote: RemoteRun | None = None
+    found: Found | None = None
+    recorded: bool = False
+    seen: tuple[bytes, ...] = ()  # what stood there, where no lock kept it so
+    _made: list[Path] = field(default_factory=list)  # by this start, before it is recorded
+    _folders: list[Path] = field(default_factory=list)  # those among the folders around it, inner ones first
 
     def __post_init__(self) -> None:
-        self.history = History(self.path, mine=self.lock is not None)
+        self.history = History(self.path, mine=False)
+
+    def metrics(self) -> bytes:
+        """metrics.jsonl as the run goes on with it; on another machine that of the remote."""
+        if self.found is not None and self.found.logs_there and self.remote is not None and not self.recorded:
+            return self.remote.store.read("metrics.jsonl") or b""
+        file = self.path / "metrics.jsonl"
+        return file.read_bytes() if file.exists() else b""
+
+    def take(self, report: Callable[[str], None]) -> None:
+        """Makes the folder where it is not there, and locks it, where that was not done as it was found.
+
+        Raises:
+            InputError: another process trains in it, or has since it was looked at.
+        """
+        if self.lock is not None:
+            return
+        self._folders = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._made = [self.path / name for name in MADE_BEFORE if not (self.path / name).exists()]
+        self.lock = _lock(self.path, report)
+        if _state_of(self.path) != self.seen:
+            raise InputError(
+                f"save_folder ({self.path}): another process has trained in it since this one looked; "
+                "run the same command again to go on from there"
+            )
+
+    def fetch(self, report: Callable[[str], None]) -> None:
+        """Brings the remote's checkpoint. Raises CheckpointError where it does not verify."""
+        if self.found is None or not self.found.fetch:
+            return
+        assert self.remote is not None and self.checkpoint is not None
+        self.take(report)
+        step = self.checkpoint.step
+        self.checkpoint = self.remote.fetch(step)
+        self._made.append(self.path / folder_name(step))
+
+    def begin(self, report: Callable[[str], None]) -> None:
+        """Records the start: from here on this process trains the run, here and on the remote.
+
+        Raises:
+            InputError: another process trains in it; the remote takes nothing.
+        """
+        assert self.found is not None
+        with told(self.path, self.remote):
+            self.take(report)
+            self._set_apart(report)
+            self.record.update(
+                state="running", pid=os.getpid(), host=os.uname().nodename, session=uuid.uuid4().hex, updated_at=now()
+            )
+            if self.remote is not None:
+                self.remote.claim(self.record)
+            self.recorded = self.history.mine = True
+            self.note()
+            sign(self.lock)
+            clear_unfinished(self.path, report)
+            for folder, fault in self.found.broken:
+                aside, using = set_aside(folder).name, self.checkpoint.path.name if self.checkpoint else "none"
+                report(f"broken checkpoint: {fault}; set aside as {aside}, using {using}. {ASIDE}")
+            if self.remote is not None:
+                if self.found.logs_there:
+                    self.remote.fetch_logs()
+                self.remote.push_logs()
+
+    def _set_apart(self, report: Callable[[str], None]) -> None:
+        """What is no part of the run any more, and on the remote what is only here: before run.json says so, as a start
+        that is killed in between does it again.
+        """
+        assert self.found is not None
+        back_to, remote = self.found.back_to, self.remote
+        if remote is not None:
+            for step in self.found.broken_there:
+                remote.hide(step, "set-aside")
+            if back_to is not None:
+                remote.leave_behind(back_to)
+            if self.found.upload and self.checkpoint is not None:
+                report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
+                remote.upload(self.checkpoint.path)
+        later = [folder for folder in step_folders(self.path) if back_to is not None and _step(folder) > back_to]
+        for folder in later:
+            aside = self.path / f"left-behind-{folder.name}-{int(time.time())}"
+            folder.rename(aside)
+            report(
+                f"going back to step {back_to}: step {_step(folder)} stays as {aside.name}, "
+                "and is not part of the run any more"
+            )
+        if later:
+            report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
+
+    def finish_again(self, report: Callable[[str], None]) -> None:
+        """Nothing is left to train: what a kill or a failed upload after the last save has left undone is done. Another
+        process's run is left alone.
+        """
+        if self.found is None or self.found.logs_there:
+            return
+        if self.record.get("state") in (None, "done") and not self.found.upload:
+            return
+        with told(self.path, self.remote), contextlib.suppress(Replaced):
+            self.take(report)
+            if self.remote is not None:
+                self.remote.session = self.record.get("session")
+                if self.found.upload and self.checkpoint is not None:
+                    report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
+                    self.remote.push(self.checkpoint.path)
+            self.recorded = True
+            self.end("done", report)
+
+    def let_go(self) -> None:
+        """Frees the folder; where the start was not recorded, what it has made is taken away."""
+        with contextlib.suppress(OSError):
+            if self.lock is not None and not self.recorded:
+                for path in self._made:
+                    remove(path)
+            for folder in [] if self.recorded else self._folders:
+                folder.rmdir()  # one that holds something by now stays
+        if self.lock is not None:
+            self.lock.close()
 
     def note(self, **changes: Any) -> None:
-        """Updates run.json, whole or not at all; only the rank that holds the lock writes."""
+        """Updates run.json, whole or not at all; before the start is recorded only what `begin` will write there."""
         self.record.update(changes, updated_at=now())
-        if self.lock is not None:
+        if self.recorded:
             write_json(self.path / RUN_FILE, self.record)
 
     def close(self, state: str, reason: str | None = None) -> None:
-        """The last note of this start, on this machine."""
+        """The last note of this start, on this machine; none of one that was not recorded."""
         self.history.end(state, reason)
-        self.note(state=state)
+        if self.recorded:
+            self.note(state=state)
 
     def newest(self) -> str:
         """Where the run would go on, for people."""
@@ -96,9 +210,9 @@ class RunFolder:
             self.close(state, reason)
         except OSError as error:
             report(f"warning: {self.path / RUN_FILE} cannot be written: {error.strerror}")
-        if self.remote is not None:
+        if self.remote is not None and self.recorded:
             try:
-                with suppress(Replaced):  # what is there belongs to another process now
+                with contextlib.suppress(Replaced):  # what is there belongs to another process now
                     self.remote.push_logs()
             except RemoteError as error:
                 report(f"warning: the last logs are only in {self.path}: {error}")
@@ -120,23 +234,52 @@ def local_folder(save_folder: str, run_name: str) -> Path:
 
 
 def open_run_folder(
-    save_folder: str, *, run_name: str, autoresume: bool, resume_from: str | None, report: Callable[[str], None]
+    save_folder: str,
+    *,
+    run_name: str,
+    autoresume: bool,
+    resume_from: str | None,
+    report: Callable[[str], None],
+    skip: Collection[int] = (),
 ) -> RunFolder:
-    """Locks the folder, finds the checkpoint to go on from, here or on the remote, and writes run.json.
+    """Finds what a start would go on from, here or on the remote. Locks the folder where it holds a lock file; changes
+    nothing.
+
+    Args:
+        skip: remote steps that turned out not to verify.
 
     Raises:
         InputError: the folder is in use, holds another run, may not be resumed, or no checkpoint of it verifies.
     """
     path = local_folder(save_folder, run_name)
     remote = RemoteRun(save_folder, path, report=report) if "://" in save_folder else None
+    with told(path, remote):
+        seen = _state_of(path)
+        lock = _lock(path, report, create=False) if (path / ".lock").exists() else None
+        try:
+            found = find_run(
+                path,
+                remote,
+                run_name=run_name,
+                autoresume=autoresume,
+                resume_from=resume_from,
+                report=report,
+                skip=skip,
+            )
+        except BaseException:
+            if lock is not None:
+                lock.close()
+            raise
+        return RunFolder(path, found.record, found.checkpoint, lock, remote, found, seen=seen)
+
+
+@contextlib.contextmanager
+def told(path: Path, remote: RemoteRun | None):
+    """Raises: InputError where the folder or its remote cannot be used."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path, report)
-        if remote is not None:
-            remote.fetch_logs()
-        return _open_locked(path, lock, remote, run_name, autoresume, resume_from, report)
+        yield
     except RemoteError as error:
-        raise InputError(f"save_folder ({save_folder}) cannot be used: {error}") from None
+        raise InputError(f"save_folder ({remote.store.url if remote else path}) cannot be used: {error}") from None
     except OSError as error:
         raise InputError(
             f"save_folder ({path}) cannot be used: {error.strerror or error} ({error.filename or path}); "
@@ -144,135 +287,26 @@ def open_run_folder(
         ) from None
 
 
-def _open_locked(
-    path: Path,
-    lock: Any,
-    remote: RemoteRun | None,
-    run_name: str,
-    autoresume: bool,
-    resume_from: str | None,
-    report: Callable[[str], None],
-) -> RunFolder:
-    record = _read_record(path)
-    if record and record.get("run_name") != run_name:
-        raise InputError(
-            f"save_folder ({path}) holds another run, {record.get('run_name')!r}; "
-            f"this one is run_name ({run_name}). Give one of them another name"
-        )
-    clear_unfinished(path, report)
-    held = bool(step_folders(path)) or (remote is not None and bool(remote.steps()))
-    if (path / SAVED_MARK).exists() and not held:
-        raise InputError(
-            f"save_folder ({path}) held checkpoints of this run and they are gone; bring them back (step-* folders), "
-            "or give another save_folder to start over"
-        )
-    if held and not autoresume and resume_from is None:
-        raise InputError(
-            f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
-            "or give another save_folder to start over"
-        )
-    record = record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": now()}
-    if resume_from is not None:
-        checkpoint = _go_back(path, remote, int(resume_from.removeprefix("step:")), record, report)
-    else:
-        record.pop("went_back_to", None)
-        checkpoint = _newest(path, remote, report)
-    folder = RunFolder(path, record, checkpoint, lock, remote)
-    folder.note(state="running", pid=os.getpid(), host=os.uname().nodename, session=uuid.uuid4().hex)
-    if remote is not None:
-        remote.claim(record["session"])
-    return folder
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
-def _newest(path: Path, remote: RemoteRun | None, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, here or on the remote."""
-    if remote is None:
-        return newest_checkpoint(path, report)
-    try:
-        here, fault = newest_checkpoint(path, report), None
-    except CheckpointError as error:
-        here, fault = None, error
-    found = remote.fetch_newest(after=here.step if here is not None else -1) or here
-    if found is None and fault is not None:
-        raise fault
-    if here is not None and found is here and here.step not in remote.steps():
-        report(f"uploading step {here.step:,}, which is only in {path} ...")
-        remote.upload(here.path)
-    return found
+def _state_of(path: Path) -> tuple[bytes, ...]:
+    """What another process would change first."""
+    record = path / RUN_FILE
+    return record.read_bytes() if record.exists() else b"", *[os.fsencode(folder) for folder in step_folders(path)]
 
 
-def _go_back(
-    path: Path, remote: RemoteRun | None, step: int, record: dict[str, Any], report: Callable[[str], None]
-) -> Checkpoint | None:
-    """The checkpoint of `step`; later ones are set aside. Done once: the same command again goes on from the newest."""
-    if record.get("went_back_to") == step:
-        newest = _newest(path, remote, report)
-        if newest is not None and newest.step > step:
-            report(
-                f"resume_from=step:{step} was done before; going on from step {newest.step}. "
-                "(To go back once more, first run without resume_from.)"
-            )
-            return newest
-    kept = [int(p.name.removeprefix("step-")) for p in step_folders(path)]
-    there = remote.steps() if remote is not None else []
-    if step not in kept and step not in there:
-        raise InputError(
-            f"resume_from (step:{step}): no such checkpoint in {remote.store.url if remote is not None else path}; "
-            f"there are {_listed(sorted({*kept, *there}))}"
-        )
-    if remote is not None and step not in kept:
-        remote.fetch(step)
-    checkpoint = read_checkpoint(path / folder_name(step))
-    for later in [s for s in kept if s > step]:
-        aside = path / f"left-behind-{folder_name(later)}-{int(time.time())}"
-        (path / folder_name(later)).rename(aside)
-        report(f"going back to step {step}: step {later} stays as {aside.name}, and is not part of the run any more")
-    if any(s > step for s in kept):
-        report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
-    if remote is not None:
-        remote.leave_behind(step)
-    record["went_back_to"] = step
-    record.pop("wandb_id", None)  # W&B takes no step twice: what is trained again goes to a run of its own
-    return checkpoint
-
-
-def _listed(steps: list[int]) -> str:
-    return ", ".join(f"step:{s}" for s in steps) or "none"
-
-
-def _lock(path: Path, report: Callable[[str], None]) -> Any:
-    lock = open(path / ".lock", "a+")  # noqa: SIM115 - held open for the life of the process
+def _lock(path: Path, report: Callable[[str], None], *, create: bool = True) -> Any:
     for attempt in range(int(LOCK_PATIENCE * 10)):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:  # perhaps the loader workers of a killed run, which leave within seconds
+            return take_lock(path / ".lock", report, create=create)
+        except Busy as busy:  # perhaps the loader workers of a killed run, which leave within seconds
+            holder = str(busy)
             if not attempt:
-                report(f"{path} is in use by {_holder(lock)}; waiting up to {LOCK_PATIENCE:g} s for its end ...")
+                report(f"{path} is in use by {holder}; waiting up to {LOCK_PATIENCE:g} s for its end ...")
             time.sleep(0.1)
-    else:
-        raise InputError(
-            f"save_folder ({path}) is in use by another training process ({_holder(lock)}); "
-            "wait for it, stop it, or give another run_name"
-        )
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
-    lock.flush()
-    return lock
-
-
-def _holder(lock: Any) -> str:
-    lock.seek(0)
-    return lock.read().strip() or "an unknown process"
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = parse_json((path / RUN_FILE).read_bytes(), Record)
-        if re.fullmatch(r"[0-9a-f]{8}", record["id"]) is None:  # it names the folder that a start empties
-            raise ValueError(f"id is {record['id']!r:.60}; 8 hexadecimal digits are needed")
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path / RUN_FILE}: is damaged ({error}); restore or remove it") from None
-    return record
+    raise InputError(
+        f"save_folder ({path}) is in use by another training process ({holder}); "
+        "wait for it, stop it, or give another run_name"
+    )

@@ -42,36 +42,74 @@ def with_precision(config: Config, on_gpu: bool) -> Config:
     return config
 
 
-def open_folder(config: Config) -> RunFolder:
-    """Rank 0 locks and reads the run folder; all ranks get the same answer, or the same error."""
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What to load: this run's checkpoint, else `load_path`'s, else nothing; and the step the run then stands at."""
+
+    load: Checkpoint | None
+    weights_only: bool
+    step: int
+
+
+def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
+    """Rank 0 reads the run folder and holds it against the config; all ranks get the same answer, or the same error.
+
+    Nothing in it has changed: `open_logs` records the start.
+    """
     from moe.train.remote import RemoteRun
-    from moe.train.run_folder import RunFolder, local_folder, open_run_folder
+    from moe.train.run_folder import RunFolder, local_folder
 
     if LOCAL_RANK == 0:
         _clean_leftovers(config)
     opened: list[RunFolder] = []
 
-    def open_here() -> tuple[dict[str, Any], Checkpoint | None]:
-        folder = open_run_folder(
-            config.save_folder,
-            run_name=config.run_name,
-            autoresume=config.autoresume,
-            resume_from=config.resume_from,
-            report=say,
-        )
-        opened.append(folder)
-        return folder.record, folder.checkpoint
-
-    record, checkpoint = _agreed(open_here, here=RANK == 0)
-    path = local_folder(config.save_folder, config.run_name)
+    def open_here() -> tuple[dict[str, Any], Checkpoint | None, Start]:
+        folder, start = _open_checked(config, meta, opened)
+        return folder.record, folder.checkpoint, start
 
     def fetch_here() -> None:  # on another machine of the same run
         assert checkpoint is not None
         if not checkpoint.path.exists():
             RemoteRun(config.save_folder, path, report=say).fetch(checkpoint.step)
 
-    _agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
-    return opened[0] if opened else RunFolder(path, record, checkpoint, lock=None)
+    path = local_folder(config.save_folder, config.run_name)
+    try:
+        record, checkpoint, start = _agreed(open_here, here=RANK == 0)
+        _agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
+    except BaseException:
+        for folder in opened:
+            folder.let_go()
+        raise
+    return opened[-1] if opened else RunFolder(path, record, checkpoint), start
+
+
+def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tuple[RunFolder, Start]:
+    """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived whole."""
+    from moe.train.checkpoints import CheckpointError
+    from moe.train.run_folder import open_run_folder
+
+    broken: list[int] = []
+    while True:
+        folder = open_run_folder(
+            config.save_folder,
+            run_name=config.run_name,
+            autoresume=config.autoresume,
+            resume_from=config.resume_from,
+            report=say,
+            skip=broken,
+        )
+        opened.append(folder)
+        start = starting_point(config, meta, folder.checkpoint)
+        try:
+            folder.fetch(say)
+        except CheckpointError as fault:
+            if config.resume_from is not None:
+                raise
+            say(f"broken checkpoint on {config.save_folder}: {fault}; set aside there, using the one before it")
+            broken.append(start.step)
+            folder.let_go()
+            continue
+        return folder, start
 
 
 def _agreed(call: Callable[[], T], *, here: bool) -> T:
@@ -105,19 +143,21 @@ def _clean_leftovers(config: Config) -> None:
     clean_stale_shared_memory([os.path.join(spec.local, spec.split) for spec in specs])
 
 
-def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint: str) -> tuple[str | None, bool, int]:
-    """Which file to load, whether only its weights, and at which step the run then stands: this run's checkpoint, else
-    `load_path`, else nothing.
+def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) -> Start:
+    """Where a start begins that has found `checkpoint` in its run folder.
+
+    Raises:
+        InputError: that, or `load_path`, does not fit the config.
     """
     from moe.train.checkpoints import CheckpointError, find_named
     from moe.train.continuing import check_continues, check_weights_fit
 
     settings = dataclasses.asdict(config)
-    if folder.checkpoint is not None:
-        check_continues(folder.checkpoint, settings, fingerprint, report=say)
-        return str(folder.checkpoint.state_file), False, folder.checkpoint.step
+    if checkpoint is not None:
+        check_continues(checkpoint, settings, meta.fingerprint, report=say)
+        return Start(checkpoint, False, checkpoint.step)
     if config.load_path is None:
-        return None, False, 0
+        return Start(None, False, 0)
     try:
         named = find_named(config.load_path)
     except CheckpointError as error:
@@ -125,10 +165,10 @@ def starting_point(config: Config, meta: Inputs, folder: RunFolder, fingerprint:
     if config.load_weights_only:
         check_weights_fit(named, settings, meta.vocab_size)
         say(f"starting from the weights of {named.path}")
-        return str(named.state_file), True, 0
-    check_continues(named, settings, fingerprint, report=say)
+        return Start(named, True, 0)
+    check_continues(named, settings, meta.fingerprint, report=say)
     say(f"starting from the state of {named.path}, step {named.step:,}")
-    return str(named.state_file), False, named.step
+    return Start(named, False, named.step)
 
 
 def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
@@ -140,23 +180,37 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
         return False
     names = streams_of(config.eval_data) or [""]
     keys = [f"metrics/eval/{name}/loss" if name else "metrics/eval/loss" for name in names]
-    return _agreed(lambda: not evaluated_at(folder.path / "metrics.jsonl", step, keys), here=RANK == 0)
+    return _agreed(lambda: not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
 
 
 def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
-    """The places metrics go to (rank 0 only), and what to call with the exit code at the end."""
+    """Records the start, and opens the places metrics go to (rank 0 only); also what to call with the exit code at the
+    end.
+
+    Raises:
+        InputError: on every rank: W&B does not start, the folder is another process's, or cannot be written.
+    """
+    opened: list[tuple[list[Any], Any]] = []
+
+    def open_here() -> None:
+        try:
+            opened.append(_open_logs(config, folder, start_step, eval_again))
+        except OSError as error:
+            raise InputError(
+                f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
+            ) from None
+
+    _agreed(open_here, here=RANK == 0)
+    return opened[0] if opened else ([], lambda code: None)
+
+
+def _open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
-    if RANK != 0:
-        return [], lambda code: None
-    (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    metrics = folder.path / "metrics.jsonl"
-    reached = last_step(metrics)
-    writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]
     finish: Any = lambda code: None  # noqa: E731
-    if config.loggers.tensorboard is not None:
-        writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
-    if config.loggers.wandb is not None:
+    written = []
+    if config.loggers.wandb is not None:  # first: it may refuse
+        folder.take(say)
         settings = config.loggers.wandb
         folder.note(wandb_id=folder.record.get("wandb_id") or f"{config.run_name}-{folder.record['id']}")
         write, finish = wandb_writer(
@@ -169,6 +223,17 @@ def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bo
             folder=folder.path,
             config=dataclasses.asdict(config),
         )
-        writers.append(write)
-    folder.history.begin(start_step, resumed=folder.checkpoint is not None, reached=reached, ranks=WORLD_SIZE)
-    return writers, finish
+        written.append(write)
+    try:
+        folder.begin(say)
+        (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        metrics = folder.path / "metrics.jsonl"
+        reached = last_step(metrics)
+        writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]
+        if config.loggers.tensorboard is not None:
+            writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
+        folder.history.begin(start_step, resumed=folder.checkpoint is not None, reached=reached, ranks=WORLD_SIZE)
+    except BaseException:
+        finish(1)
+        raise
+    return writers + written, finish

@@ -67,7 +67,7 @@ def test_a_small_run_shows_no_numbers_rounded_away(capsys) -> None:
     page = capsys.readouterr().out
     assert not any(number in page.split() for number in ("0m00s", "0.00", "0.0"))
     h100 = next(line for line in page.splitlines() if line.startswith("  H100 80GB"))
-    assert h100.split()[3:7] == ["2", "(2)", "0.29s", "1"]  # 1.14e14 FLOPs at 40% of 989 TFLOP/s
+    assert h100.split()[3:7] == ["2", "(2)", "0.38s", "1"]  # 1.14e14 FLOPs at 30% of 989 TFLOP/s
     assert "0.0597 active, 0.0382 total" in page
     weights = next(line.split() for line in page.splitlines() if line.startswith("  weights"))
     assert weights[1:] == ["0.10", "0.052"]
@@ -163,3 +163,31 @@ def test_a_full_disk_under_the_output_is_one_message(capfd, monkeypatch) -> None
     with suppress(OSError):
         full.close()
     assert capfd.readouterr().err.startswith("error: the output cannot be written: No space left on device; ")
+
+
+def test_time_is_told_at_30_percent_with_the_span_that_was_published(capsys) -> None:
+    found = estimate(capsys)
+    one = next(fit for fit in found["gpus"] if fit["gpu"] == "H100 80GB")
+    assert found["mfu"] == 0.3 and found["mfu_span"] == [0.2, 0.35]
+    assert one["seconds"] == pytest.approx(found["work"]["flops"] / (989e12 * 0.3))
+    assert main(["estimate", YAML]) == 0
+    page = capsys.readouterr().out
+    assert "20% to 35%" in page and "9h07m to 15h58m on 1" in page  # 10h39m x 0.3/0.35 and x 0.3/0.2
+    assert main(["estimate", YAML, "--mfu", "0.3"]) == 0
+    assert "20% to 35%" not in capsys.readouterr().out, "not where a reader knows better"
+
+
+def test_the_dense_twin_has_the_active_parameters_and_says_on_how_many_tokens_to_win(capsys) -> None:
+    found = estimate(capsys)
+    twin = found["dense_twin"]
+    router = found["parameters"]["router"]
+    # but for the router: one expert still has a row of it in each layer
+    assert twin["parameters"] == found["parameters"]["active"] - router + router // 8
+    assert twin["moe_seconds"] == pytest.approx(found["work"]["flops_per_token"] / (989e12 * 0.3))
+    assert twin["most_tokens"] == pytest.approx(0.3 / 0.4, rel=1e-2)
+    assert estimate(capsys, "--mfu", "0.2")["dense_twin"]["most_tokens"] == pytest.approx(0.5, rel=1e-2)
+    assert main(["estimate", YAML]) == 0
+    assert "at most 75% of the twin's tokens" in capsys.readouterr().out
+    dense = ["model.n_experts=1", "model.top_k=1"]
+    assert main(["estimate", YAML, *dense]) == 0
+    assert "TWIN" not in capsys.readouterr().out, "it is one"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"errors", "s3", "typed_json", "units"}
+BASE = {"errors", "locks", "s3", "typed_json", "units"}
 MAY_IMPORT = {
     "errors": set(),
+    "locks": set(),
     "s3": {"errors"},
     "typed_json": set(),
     "units": set(),
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
     "harness": BASE | {"train", "inference", "export"},
-    "runs": {"errors", "units", "config"},
+    "runs": {"errors", "locks", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
     "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "checks"},

@@ -2,13 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe.build import build_model
 from moe.cli.main import main
 from moe.config import load_config
 from moe.data.meta import read_meta
 from moe.model.flops import count_parameters, flops_per_token, model_shape
-from moe.profile import part_flops, profile_run
+from moe.profile import deal_out, part_flops, profile_run
 from moe.train.inputs import check_data
 
 
@@ -59,3 +60,17 @@ def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_p
     err = capsys.readouterr().err
     assert "is a folder; name a file" in err
     assert "--steps (0)" in err and "there is no folder" in err and "Traceback" not in err
+
+
+def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> None:
+    config = load_config(tiny / "tiny.yaml")
+    model = build_model(config, read_meta(tiny / "data"))
+    tokens = torch.full((2, 32), 5)  # all alike: the router would send them all to the same experts
+    with torch.no_grad():
+        plain = model.transformer(tokens, tokens)
+        deal_out(model)
+        dealt = model.transformer(tokens, tokens)
+    fair = 2 * 32 * config.model.top_k // config.model.n_experts
+    assert (dealt.counts_LE == fair).all() and plain.counts_LE.max() > fair
+    assert main(["profile", str(tiny / "tiny.yaml"), "--steps", "1", "--balanced"]) == 0
+    assert "tokens dealt out evenly" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
 is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
+A map holds a descriptor and page tables: only the MOST_OPEN that were read last stay, however many shards there are.
 Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
 The position to go on from stays in the object, which workers inherit. Stock passes it through shared memory by name:
 what a killed run left under that name is taken for it, and where another process clears it, the epoch begins anew.
@@ -10,7 +11,8 @@ what a killed run left under that name is taken for it, and where another proces
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, time_ns
@@ -24,6 +26,7 @@ from streaming.base.world import World
 from moe.data.read.verify import ENCODING
 from moe.errors import DataFault, InputError
 
+MOST_OPEN = 64  # maps a process holds
 LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read
 
 
@@ -45,7 +48,7 @@ class TokenDataset(StreamingDataset):
         self._position: dict[str, Any] | None = None
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
-        self._rows: dict[int, np.ndarray] = {}
+        self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
         self._looked: dict[int, float] = {}
         self._fault: str | None = None
         self._all_local = all(stream.remote is None for stream in self.streams)
@@ -61,7 +64,11 @@ class TokenDataset(StreamingDataset):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": {}, "_looked": {}}  # maps are per process: a spawned worker opens its own
+        return {
+            **self.__dict__,
+            "_rows": OrderedDict(),
+            "_looked": {},
+        }  # maps are per process: a spawned worker opens its own
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Where to go on, as `state_dict` gives it. Call it before the first worker starts."""
@@ -106,9 +113,11 @@ class TokenDataset(StreamingDataset):
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
         shard_id, row = self.spanner[sample_id]
         rows = self._rows.get(shard_id)
-        if rows is not None and monotonic() - self._looked[shard_id] > LOOK_AGAIN:
-            with suppress(FileNotFoundError):  # the map keeps what was removed
-                self._check_size(shard_id)
+        if rows is not None:
+            self._rows.move_to_end(shard_id)
+            if monotonic() - self._looked[shard_id] > LOOK_AGAIN:
+                with suppress(FileNotFoundError):  # the map keeps what was removed
+                    self._check_size(shard_id)
         if rows is None:
             for _ in range(1 + retry):
                 try:
@@ -121,6 +130,8 @@ class TokenDataset(StreamingDataset):
                     f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
                 )
             if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
+                if len(self._rows) >= MOST_OPEN:
+                    self._rows.popitem(last=False)
                 self._rows[shard_id] = rows
             else:
                 self._shard_access_times[shard_id] = time_ns()
@@ -135,15 +146,23 @@ class TokenDataset(StreamingDataset):
     def _prepare_thread(self, it: _Iterator) -> None:
         """Stock's looks at every sample to fetch its shard ahead; where all shards are here there is nothing to do."""
         if not self._all_local:
-            return super()._prepare_thread(it)
+            return self._noting_exit(super()._prepare_thread, it)
         it.prepare_index = it.total
         return it.on_exit()
 
     def _ready_thread(self, it: _Iterator) -> None:
         if not self._all_local:
-            return super()._ready_thread(it)
+            return self._noting_exit(super()._ready_thread, it)
         it.ready_index = it.total
         return it.on_exit()
+
+    def _noting_exit(self, thread: Callable[[_Iterator], None], it: _Iterator) -> None:
+        """Stock's thread, which notes its end only where nothing is raised: who waits for it would wait for ever."""
+        try:
+            thread(it)
+        except BaseException:
+            it.on_exit()
+            raise
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Stock's, but a shard that cannot be had leaves no one waiting:

@@ -10,6 +10,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO
     """The file's bytes, from the disk or, in blocks, from the hub."""
     if not file.remote:
         return open(file.path, "rb")
-    return io.BufferedReader(HubFile(file.path, file.size, block_bytes=block_bytes), 1 << 20)
+    sha256 = re.search("[0-9a-f]{64}", file.version)  # git's names of contents are shorter
+    raw = HubFile(file.path, file.size, block_bytes=block_bytes, sha256=sha256[0] if sha256 else None)
+    return io.BufferedReader(raw, 1 << 20)
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterato
     try:
         with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold whole column chunks of every row group in memory
-            yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
+            yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise BadFileError(file.name, f"not a readable parquet file ({first_line(error)}); fetch it again") from error
 

@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 import yaml
 
-from moe.data.hub import endpoint, fetch_range, request
+from moe.data.hub import dataset_listing
 from moe.data.text.files import Source, SourceFile, kind_of
 from moe.errors import InputError
 
@@ -111,29 +110,25 @@ def local_source(paths: list[Path], *, dataset: str, config: str | None, split: 
 def hub_source(name: str, *, config: str | None, split: str, revision: str | None) -> Source:
     """The files of a hub dataset's config and split. Raises InputError when the hub does not have them."""
     try:
-        api = f"{endpoint()}/api/datasets/{name}/revision/{revision or 'main'}?blobs=true"
-        info = request(api, lambda status, body: json.loads(body) if status == 200 else None)
+        listing = dataset_listing(name, revision)
     except InputError as error:
         mend = "or give the path of a folder or file that exists on this machine"
         raise InputError(
             f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {mend}"
         ) from error
-    siblings = {entry["rfilename"]: entry for entry in info["siblings"]}
-    base = f"datasets/{name}/resolve/{info['sha']}"
-    readme = None
-    if (entry := siblings.get("README.md")) and entry["size"]:
-        readme = fetch_range(f"{endpoint()}/{base}/README.md", 0, entry["size"]).decode("utf-8", "replace")
+    entries = {entry.path: entry for entry in listing.files}
+    readme = listing.text_of(entries["README.md"]) if "README.md" in entries else None
     files = []
-    for file in select_files(sorted(siblings), readme, dataset=name, config=config, split=split):
-        kind, entry = kind_of(file), siblings[file]
+    for file in select_files(sorted(entries), readme, dataset=name, config=config, split=split):
+        kind, entry = kind_of(file), entries[file]
         assert kind is not None
-        version = (entry.get("lfs") or {}).get("sha256") or entry.get("blobId") or info["sha"]
-        files.append(SourceFile(file, f"{base}/{file}", kind, entry.get("size") or 0, version, remote=True))
+        version = entry.sha256 or entry.blob_id or listing.commit
+        files.append(SourceFile(file, listing.url_path(entry), kind, listing.size_of(entry), version, remote=True))
     if not files:
         raise InputError(
             f"--dataset {name}: no parquet, jsonl, jsonl.gz or txt file for config {config}, split {split}"
         )
-    return Source(files, info["sha"])
+    return Source(files, listing.commit)
 
 
 def resolve(*, dataset: tuple[str, ...], config: str | None, split: str, revision: str | None) -> Source:

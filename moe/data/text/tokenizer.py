@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moe.data.hub import endpoint
+from moe.data.hub_client import endpoint
 from moe.errors import InputError
 
 REACH_S, REACH_TRIES = 4.0, 2

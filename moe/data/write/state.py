@@ -13,7 +13,6 @@ of this conversion.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -28,7 +27,9 @@ from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.text.files import SourceFile, Unit
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
+from moe.locks import Busy, take_lock
 from moe.typed_json import parse_json
+from moe.units import say
 
 
 class Plan(TypedDict):
@@ -146,13 +147,13 @@ class LocalWorkspace(_Workspace):
     ) -> Iterator[None]:
         """Work in <out>.partial, alone or with other shards."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        with open(self._partial / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
-                ) from error
+        try:
+            lock = take_lock(self._partial / ".lock", say, shared=shared)
+        except Busy:
+            raise InputError(
+                f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
+            ) from None
+        with lock:
             self._open_plan(identity, files, units)
             if not shared:
                 for aside in self._partial.glob("units*/.*"):  # of killed workers

@@ -17,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class CheckpointSaver(Callback):
         self.saved_step = -1
         self._thread: threading.Thread | None = None
         self._error: RunFailed | None = None
+        self._warnings: list[str] = []  # told in the training thread
+        self._told: set[str] = set()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.saved_step = int(state.timestamp.batch)  # what was just loaded stands on disk already
@@ -123,6 +126,8 @@ class CheckpointSaver(Callback):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        while self._warnings:
+            self.report(self._warnings.pop(0))
         if self._error is not None:
             error, self._error = self._error, None
             self.saved_step = -1
@@ -187,10 +192,9 @@ class CheckpointSaver(Callback):
             folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest)
             size = sum(path.stat().st_size for path in folder.iterdir())
             self.event("checkpoint", step, bytes=size, seconds=round(time.monotonic() - start, 3))
-            rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
             if self.remote is not None:
-                self.remote.push(folder, **rule)
-            retain(self.save_folder, **rule)
+                self.remote.push(folder)
+            self._retain()
             if gone:
                 self._error = RunFailed(
                     f"{self.save_folder} was removed while the run trained: older checkpoints and logs are gone. "
@@ -208,6 +212,26 @@ class CheckpointSaver(Callback):
                 f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
                 f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are whole; {mend}"
             )
+
+    def _retain(self) -> None:
+        """The checkpoint is saved whatever becomes of older ones: those that cannot be removed are told of, once for
+        each cause, and the next save tries again.
+        """
+        rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
+        removals: list[Callable[[], Any]] = [partial(retain, self.save_folder, **rule)]
+        if self.remote is not None:
+            removals.append(partial(self.remote.retain, **rule))
+        for remove in removals:
+            try:
+                remove()
+            except OSError as error:  # RemoteError among them
+                cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                if cause not in self._told:
+                    self._told.add(cause)
+                    self._warnings.append(
+                        f"warning: older checkpoints cannot be removed and take space: {cause}; training goes on, and "
+                        "each save tries again"
+                    )
 
 
 class SaveError(RunFailed):

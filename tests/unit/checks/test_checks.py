@@ -103,15 +103,15 @@ def test_weights_of_another_run_that_are_not_there_or_do_not_fit(check: Check, t
 
 
 def test_data_and_run_folders_that_cannot_be_read(check: Check, tmp_path: Path, monkeypatch) -> None:
-    real = Path.read_text
+    real = Path.read_bytes
 
-    def refused(self: Path, **settings: str) -> str:
+    def refused(self: Path) -> bytes:
         if self.name == "run.json":
             raise PermissionError(13, "Permission denied", str(self))
-        return real(self, **settings)
+        return real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", refused)
+        patch.setattr(Path, "read_bytes", refused)
         assert_told(check, [], "resume", "fail", "run.json: cannot be read: Permission denied")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/meta.json").mkdir()
@@ -120,7 +120,7 @@ def test_data_and_run_folders_that_cannot_be_read(check: Check, tmp_path: Path, 
 
 def test_a_run_folder_of_another_run(check: Check, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/run.json").write_text('{"run_name": "mine"}')
+    (tmp_path / "run/run.json").write_text('{"id": "0123abcd", "run_name": "mine"}')
     assert_told(check, [], "resume", "fail", "holds another run, 'mine'", "another name")
     (tmp_path / "run/run.json").write_text("[")
     assert_told(check, [], "resume", "fail", "is damaged")

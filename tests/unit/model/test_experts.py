@@ -34,14 +34,18 @@ def reference(x, weight, expert, w13, w2):
     return torch.stack(rows)
 
 
+def chosen(name):
+    return CHOICES[name].to(torch.get_default_device())
+
+
 def inputs(expert, dtype):
-    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     n_tokens, top_k = expert.shape
-    x = torch.randn(n_tokens, D, generator=g, dtype=torch.float64)
-    weight = torch.rand(n_tokens, top_k, generator=g, dtype=torch.float64)
-    w13 = torch.randn(E, 2 * FH, D, generator=g, dtype=torch.float64) / 4
-    w2 = torch.randn(E, D, FH, generator=g, dtype=torch.float64) / 4
-    grad = torch.randn(n_tokens, D, generator=g, dtype=torch.float64)
+    x = torch.randn(n_tokens, D, dtype=torch.float64)
+    weight = torch.rand(n_tokens, top_k, dtype=torch.float64)
+    w13 = torch.randn(E, 2 * FH, D, dtype=torch.float64) / 4
+    w2 = torch.randn(E, D, FH, dtype=torch.float64) / 4
+    grad = torch.randn(n_tokens, D, dtype=torch.float64)
     leaves = [t.to(dtype).requires_grad_() for t in (x, weight, w13, w2)]
     return leaves, grad.to(dtype), torch.bincount(expert.flatten(), minlength=E)
 
@@ -55,15 +59,16 @@ def need(backend):
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
-    """Every backend on the CPU; Triton in its interpreter (tests/conftest.py turns it on)."""
+    """Every backend on the CPU, Triton in its interpreter; Triton on the GPU, where there is one."""
     need(request.param)
     monkeypatch.setattr(experts, "choose_backend", lambda *_: request.param)
-    return request.param
+    with torch.device(request.getfixturevalue("triton_device") if request.param == "triton" else "cpu"):
+        yield request.param
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_forward_and_every_gradient_equal_the_plain_reference(backend, name):
-    expert = CHOICES[name]
+    expert = chosen(name)
     dtype = torch.float64 if backend == "loop" else torch.float32  # the kernels know no float64
     exact, grad, _ = inputs(expert, torch.float64)
     reference(exact[0], exact[1], expert, *exact[2:]).backward(grad)
@@ -79,7 +84,7 @@ def test_forward_and_every_gradient_equal_the_plain_reference(backend, name):
 
 
 def test_experts_without_tokens_get_zero_gradients(backend):
-    expert = CHOICES["empty experts"]
+    expert = chosen("empty experts")
     (x, weight, w13, w2), grad, counts = inputs(expert, torch.float32)
     moe_experts(x, weight, expert, w13, w2, counts).backward(grad)
     for w in (w13, w2):
@@ -88,19 +93,20 @@ def test_experts_without_tokens_get_zero_gradients(backend):
 
 
 @pytest.mark.parametrize("name", ["grouped_mm", "triton"])
-def test_backends_agree_in_bf16(name):
+def test_backends_agree_in_bf16(name, request):
     need(name)
-    expert = CHOICES["spread"]
-    (x, _, w13, w2), _, counts = inputs(expert, torch.bfloat16)
-    x_ND = to_experts(x, sort_by_expert(expert))
-    loop, _ = experts_loop(x_ND, w13, w2, counts)
-    torch.testing.assert_close(BACKENDS[name](x_ND, w13, w2, counts), loop, atol=0.05, rtol=0.05)
+    with torch.device(request.getfixturevalue("triton_device") if name == "triton" else "cpu"):
+        expert = chosen("spread")
+        (x, _, w13, w2), _, counts = inputs(expert, torch.bfloat16)
+        x_ND = to_experts(x, sort_by_expert(expert))
+        loop, _ = experts_loop(x_ND, w13, w2, counts)
+        torch.testing.assert_close(BACKENDS[name].products(x_ND, w13, w2, counts), loop, atol=0.05, rtol=0.05)
 
 
 def test_autocast_casts_weights_and_keeps_fp32_gradients(backend):
-    expert = CHOICES["spread"]
+    expert = chosen("spread")
     (x, weight, w13, w2), grad, counts = inputs(expert, torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         out = moe_experts(x, weight, expert, w13, w2, counts)
     assert out.dtype == torch.bfloat16
     out.backward(grad.bfloat16())
@@ -111,8 +117,8 @@ def test_autocast_casts_weights_and_keeps_fp32_gradients(backend):
 
 
 def test_loop_is_a_sound_torch_library_op():
-    (x, _, w13, w2), _, counts = inputs(CHOICES["empty experts"], torch.float64)
-    x_ND = to_experts(x, sort_by_expert(CHOICES["empty experts"])).detach().requires_grad_()
+    (x, _, w13, w2), _, counts = inputs(chosen("empty experts"), torch.float64)
+    x_ND = to_experts(x, sort_by_expert(chosen("empty experts"))).detach().requires_grad_()
     found = torch.library.opcheck(experts_loop, (x_ND, w13, w2, counts))
     assert set(found.values()) == {"SUCCESS"}
 
@@ -152,9 +158,28 @@ def test_old_torch_takes_triton_and_no_triton_the_loop(monkeypatch):
 
 
 def test_rows_return_to_their_tokens():
-    expert = CHOICES["spread"]
+    expert = chosen("spread")
     x = torch.arange(7.0)[:, None].expand(7, 3).contiguous()
     order = sort_by_expert(expert)
     assert expert.flatten()[order.order_N].tolist() == sorted(expert.flatten().tolist())
     weight = torch.full(expert.shape, 0.5)
     assert torch.equal(from_experts(to_experts(x, order), weight, order), x)
+
+
+def test_a_package_adds_kernels_of_its_own_to_the_table(monkeypatch):
+    """Taken where it fits, and nowhere else."""
+    monkeypatch.setattr(experts, "BACKENDS", dict(experts.BACKENDS))
+    rows = []
+
+    def products(x_ND, w13, w2, counts_E):
+        rows.append(len(x_ND))
+        return experts_loop(x_ND, w13, w2, counts_E)[0]
+
+    experts.add_backend("own", products, lambda device, dtype, width, hidden: width == D and dtype == torch.float64)
+    expert = chosen("spread")
+    for dtype, times in ((torch.float64, 1), (torch.float32, 1)):
+        (x, weight, w13, w2), grad, counts = inputs(expert, dtype)
+        moe_experts(x, weight, expert, w13, w2, counts).backward(grad)
+        assert rows == [expert.numel()] * times and w13.grad.abs().max() > 0
+    assert choose_backend(torch.device("cpu"), torch.float64, D, FH) == "own"
+    assert choose_backend(torch.device("cpu"), torch.float64, 2 * D, FH) == "loop"

@@ -160,3 +160,25 @@ def test_no_logits_of_all_tokens_exist_in_a_step_of_the_model(build):
         assert not [t for t in made.tensors if t.shape[-1:] == (97,) and t.numel() >= tokens.numel() * 97]
         model(tokens)
     assert [t for t in made.tensors if t.numel() == tokens.numel() * 97], "what this would look like"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+def test_a_fused_chunk_gives_the_eager_ones_numbers_from_one_graph(dtype, z_weight):
+    """AOTAutograd here; Inductor's CPU code, once by hand: equal to 5e-7."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    loss_module._compiled_chunk.cache_clear()
+    counters.clear()
+    found = []
+    for fused in (None, "aot_eager"):
+        x, w, target = inputs(torch.float32)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            head = linear_cross_entropy(x, w, target, z_weight=z_weight, fused=fused)
+        head.loss.backward()
+        found.append((*(part.detach() for part in head), x.grad, w.grad))
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], "one graph for the last chunk too"
+    loss_module._compiled_chunk.cache_clear()

@@ -87,3 +87,40 @@ def test_more_gpus_divide_what_is_sharded_and_leave_activations_alone():
     alone, shared = step_memory(one), step_memory(eight)
     assert (shared.weights, shared.optimizer) == (alone.weights // 8, alone.optimizer // 8)
     assert shared.activations == alone.activations
+
+
+def test_attentions_backward_pass_has_what_flash_attention_allocates():
+    """By hand, of 2 samples of 2,048 tokens in 12 heads of 80 (rounded to 96) over 4 of keys and values."""
+    shape = {**SHAPE, "d_model": 960, "n_heads": 12, "n_kv_heads": 4}
+    step = Step(**shape, seq_len=2048, microbatch=2, gpu=True, bf16=True)
+    tokens, rows = 2 * 2048, 2 * 2048 + 128 * 2 * 128  # 128 documents a sample, 128 rows more for each
+    summed, softmax_d = 4 * rows * 12 * 96, 4 * rows * 12
+    gradients = 2 * tokens * 80 * (12 + 12 + 4 + 4)
+    expanded = 2 * (2 * tokens * 12 * 80)
+    residuals = 2 * 4 * tokens * 960
+    found = memory.attention_backward_bytes(step)
+    assert found == summed + softmax_d + gradients + expanded + residuals
+    same_heads = memory.attention_backward_bytes(
+        Step(**{**shape, "n_kv_heads": 12}, seq_len=2048, microbatch=2, gpu=True, bf16=True)
+    )
+    assert same_heads == found - expanded + 2 * tokens * 80 * 2 * 8
+    for changes in ({"document_mask": False}, {"bf16": False}, {"gpu": False}):
+        settings = {"gpu": True, "bf16": True, **changes}
+        assert memory.attention_backward_bytes(Step(**shape, seq_len=2048, microbatch=2, **settings)) == 0
+
+
+def test_many_short_documents_decide_the_peak_where_experts_are_small():
+    """A model of wide attention and thin experts: the phase of the backward pass grows with the room for documents."""
+    step = Step(**{**SHAPE, "expert_hidden": 32}, seq_len=2048, microbatch=8, gpu=True, bf16=True, accumulated=False)
+    backward = next(phase for phase in memory.phases(step) if phase.phase == "backward")
+    assert backward.workspace == memory.attention_backward_bytes(step) > memory.backward_bytes(step)
+    assert step_memory(step) == max(memory.phases(step), key=lambda phase: phase.total)
+
+
+def test_what_fsdp2_gathers_is_in_fp32_and_cast_beside_it():
+    step = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=True, bf16=True, n_gpus=8)
+    count = step.count
+    matrices = count.attention + count.experts
+    gathered = 4 * (2 * matrices // SHAPE["n_layers"] + count.embedding + count.head)
+    loss = next(phase for phase in memory.phases(step) if phase.phase == "loss")
+    assert loss.copies == gathered + 2 * matrices

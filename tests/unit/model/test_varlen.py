@@ -170,8 +170,9 @@ def test_a_gpu_forward_chooses_its_kernels_and_never_waits(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(experts, "_capability", lambda device: capability)
     used = []
-    for name, function in list(experts.BACKENDS.items()):
-        monkeypatch.setitem(experts.BACKENDS, name, lambda *a, n=name, f=function: (used.append(n), f(*a))[1])
+    for name, (products, fits) in list(experts.BACKENDS.items()):
+        watched = experts.Backend(lambda *a, n=name, f=products: (used.append(n), f(*a))[1], fits)
+        monkeypatch.setitem(experts.BACKENDS, name, watched)
     with FakeTensorMode(), torch.device("cuda", 0):
         model = Transformer(eos_id=0, **shape)
         tokens = torch.zeros(2, 16, dtype=torch.int64)

@@ -63,11 +63,17 @@ def test_row02_the_newest_that_verifies_is_used_and_broken_ones_are_named_and_se
         write(tmp_path, step)
     flip_a_byte(tmp_path / folder_name(4) / "state.pt")
     (tmp_path / folder_name(3) / "manifest.json").unlink()
+    from moe.train.run_folder import open_run_folder
+
+    found, faults = newest_checkpoint(step_folders(tmp_path))
+    assert found is not None and found.step == 2 and steps(tmp_path) == [1, 2, 3, 4], "looking moves nothing"
+    assert "xxh64 differs" in str(faults[0]) and "step-00000004" in str(faults[0]) and "manifest.json" in str(faults[1])
     said: list[str] = []
-    found = newest_checkpoint(tmp_path, said.append)
-    assert found is not None and found.step == 2
+    folder = open_run_folder(str(tmp_path), run_name="a", autoresume=True, resume_from=None, report=said.append)
+    assert said == [] and steps(tmp_path) == [1, 2, 3, 4]
+    folder.begin(said.append)
+    assert "xxh64 differs" in said[0] and "using step-00000002" in said[0] and "manifest.json" in said[1]
     assert "left to you to look at or delete: no start reads them" in said[0]
-    assert "xxh64 differs" in said[0] and "step-00000004" in said[0] and "manifest.json" in said[1]
     assert sorted(p.name for p in tmp_path.glob("set-aside-*")) == [
         "set-aside-step-00000003",
         "set-aside-step-00000004",
@@ -84,10 +90,12 @@ def test_a_truncated_state_is_told_with_both_sizes(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_none_but_only_broken_ones_are_an_error(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path, print) is None
+    from moe.train.run_folder import open_run_folder
+
+    assert newest_checkpoint(step_folders(tmp_path)) == (None, [])
     flip_a_byte(write(tmp_path, 1) / "state.pt")
     with pytest.raises(CheckpointError, match="none verifies"):
-        newest_checkpoint(tmp_path, print)
+        open_run_folder(str(tmp_path), run_name="a", autoresume=True, resume_from=None, report=print)
     assert steps(tmp_path) == [1]  # nothing was moved
 
 

@@ -83,7 +83,7 @@ def test_a_row_of_metrics_without_a_step_is_cut_at_a_resume(tmp_path: Path, line
 
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b' "metrics/eval/loss"\n' + line.encode("latin-1"))
-    assert not evaluated_at(path, 3, ["metrics/eval/loss"])
+    assert not evaluated_at(path.read_bytes(), 3, ["metrics/eval/loss"])
     assert read_rows(path, 9) == [{"step": 1}], "nor is it part of a model card"
     jsonl_writer(path, 2)
     assert path.read_text() == '{"step": 1}\n'

@@ -80,8 +80,41 @@ def test_a_trial_is_a_whole_step_with_every_token_at_the_same_experts(made, monk
     model.eval()  # no dropout: it would move a token to another expert
     find(model, optimizer, rank_batch=1)
     assert len(counts) == 2, "the second microbatch runs with the gradients of the first in memory"
-    assert all(sorted(layer.tolist())[-2:] == [32, 32] for layer in counts[0]), "all 32 tokens at the same 2 experts"
+    crowded = [sorted(layer.tolist())[-2:] for layer in counts[0]]
+    assert all(min(pair) >= 30 for pair in crowded), "all 32 tokens at the same 2 experts, but for two that are EOS"
     assert states == [len(list(model.parameters()))], "the optimizer's state was there"
+
+
+def test_the_trials_batch_has_as_many_documents_as_real_text(made, monkeypatch) -> None:
+    """The room for them decides what varlen attention's backward pass allocates."""
+    model, optimizer = made
+    rooms = []
+    plain = MoEModel.forward
+    monkeypatch.setattr(
+        MoEModel, "forward", lambda self, batch: rooms.append(batch["document_ends"]) or plain(self, batch)
+    )
+    microbatch._step(model, optimizer, 1, 2048, "fp32")
+    assert rooms[0].shape == (1, 128) and (rooms[0].diff() == 16).all(), "128 documents of 16 tokens"
+
+
+def test_the_budget_is_the_share_of_memory_that_the_process_was_given(monkeypatch) -> None:
+    gpu, free, held = torch.device("cuda"), 70e9, 2e9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
+    for share, budget in ((1.0, 72e9), (0.1, 8e9)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, share=share: share)
+        assert microbatch._memory(gpu) == budget
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_the_trials_sizes_compiled_is_forgotten(made, monkeypatch, compiled) -> None:
+    model, optimizer = made
+    resets = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(model.transformer, "compiled", compiled)
+    monkeypatch.setattr(microbatch, "_step", lambda *args: resets.append(0))
+    find(model, optimizer, rank_batch=2)
+    assert resets == [0, 0, *[1] * compiled], "after the last trial, and only of what is compiled"
 
 
 with_fsdp2 = pytest.mark.skipif(torch.__version__ < "2.11", reason="older torch is refused: moe.train.sharding")

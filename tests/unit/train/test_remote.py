@@ -200,4 +200,7 @@ def test_a_damaged_run_file_is_named_on_either_side(tiny: Path, bucket: str, cap
     local.write_bytes(good)
     store.write("run.json", b"[1]")
     assert train(tiny, f"{bucket}/run") == 2
-    assert f"{bucket}/run/run.json is damaged; restore it or remove it there" in capsys.readouterr().err
+    assert (
+        f"{bucket}/run/run.json: is damaged (it is [1]; an object is needed); restore or remove it"
+        in capsys.readouterr().err
+    )

@@ -13,9 +13,12 @@ SAID: list[str] = []
 
 
 def open_folder(path: Path, **changes):
+    """Opened, and the start recorded."""
     SAID.clear()
     settings = {"run_name": "a", "autoresume": True, "resume_from": None, "report": SAID.append, **changes}
-    return open_run_folder(str(path), **settings)
+    folder = open_run_folder(str(path), **settings)
+    folder.begin(SAID.append)
+    return folder
 
 
 def test_a_fresh_folder_gets_an_id_that_stays(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,36 @@ def test_shard_missing_at_the_remote_raises_with_its_name(token_folder, tmp_path
     loader = train_loader(tmp_path / "cache", remote=str(token_folder), workers=workers)
     with pytest.raises(RuntimeError, match=r"shard\.00001\.mds"):
         numbers(loader)
+
+
+def test_both_background_threads_failing_before_the_first_sample_hang_nobody(token_folder, tmp_path, monkeypatch):
+    """Stock waits for the ends of two threads, which only threads that did not fail had told."""
+    from moe.data.read.dataset import TokenDataset
+
+    def lost(self, shard_id, blocking=True):
+        self._fail(f"shard {shard_id} is lost")
+
+    stock = TokenDataset._each_sample_id
+
+    def late(self, it):
+        self._event.wait()  # a thread has failed
+        yield from stock(self, it)
+
+    loader = train_loader(tmp_path / "cache", remote=str(token_folder), workers=0)
+    monkeypatch.setattr(TokenDataset, "prepare_shard", lost)
+    monkeypatch.setattr(TokenDataset, "_each_sample_id", late)
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            numbers(loader)
+        except BaseException as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert [str(error) for error in ended] and "is lost" in str(ended[0])
 
 
 def test_remote_shards_are_fetched_and_give_the_same_batches(token_folder, tmp_path):

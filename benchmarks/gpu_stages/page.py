@@ -1,0 +1,106 @@
+"""The records as a table on the terminal, and as the GPU parts of docs/.
+
+- A page has a place for each group of stages, between two marks. What no GPU has measured says so and how to.
+- Dry runs are on no page.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gpu_stages.record import Record, faults, read_records
+from gpu_stages.stages import STAGES
+
+PLACES = {  # a page, its mark, and the stages whose records stand there
+    "performance.md": ("gpu", ["machine", "step", "peers", "tune", "kernels", "learn"]),
+    "before-a-run.md": ("gpu-memory", ["memory"]),
+    "resume.md": ("gpu-resume", ["smoke", "train", "twin"]),
+}
+NOT_YET = "Not measured on a GPU yet: `make gpu` measures it (half an hour on one GPU)."
+
+
+def number(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def told(figure: Record) -> str:
+    """Whether what was checked or hoped for is so; empty for a plain figure."""
+    if figure["kind"] == "figure" or figure["met"] is None:
+        return ""
+    if figure["kind"] == "goal":
+        return "met" if figure["met"] else "not met"
+    return "yes" if figure["met"] else "NO"
+
+
+def expected(figure: Record) -> str:
+    source = f" ({number(figure['source'])})" if figure["source"] and figure["expected"] is not None else ""
+    return number(figure["expected"]) + source
+
+
+def table(records: dict[str, Record]) -> str:
+    """A few lines for the terminal: how each stage ended, what failed, the figures that matter most."""
+    lines = ["", f"{'stage':<10}{'state':<11}{'s':>5}  figures"]
+    for name, record in records.items():
+        top = [
+            f"{figure['name']} {number(figure['value'])} {figure['unit']}".rstrip()
+            + (f" ({told(figure)})" if told(figure) and figure["kind"] == "goal" else "")
+            for figure in record["figures"]
+            if figure["top"]
+        ]
+        lines.append(f"{name:<10}{record['state']:<11}{record['seconds']:>5.0f}  {'; '.join(top)}"[:400])
+        lines += [f"{'':<28}FAILED: {fault}" for fault in faults(record)]
+        if record["fault"]:
+            lines.append(f"{'':<28}{record['fault'].strip().splitlines()[-1][:300]}")
+    if any(record["dry"] for record in records.values()):
+        lines.append("A dry run on the CPU: no figure means anything.")
+    return "\n".join(lines)
+
+
+def section(stages: list[str], records: dict[str, Record]) -> str:
+    """What stands between a page's marks."""
+    found = {name: records[name] for name in stages if name in records and not records[name]["dry"]}
+    if not found:
+        return NOT_YET
+    parts = []
+    for name in stages:
+        if name not in found:
+            parts.append(f"**{name}**: {NOT_YET[0].lower()}{NOT_YET[1:]}")
+            continue
+        record = found[name]
+        head = f"**{name}**: `python benchmarks/gpu.py --stage {name}` on {record['card']}, torch {record['torch']}, "
+        head += f"{record['date']}, {record['seconds']:.0f} s"
+        if record["state"] != "done":
+            head += f"; {record['state']}, so what follows is not all"
+        rows = [
+            f"| {number(figure['name'])} | {number(figure['value'])} {figure['unit']}".rstrip()
+            + f" | {expected(figure)} | {told(figure)} |"
+            for figure in record["figures"]
+        ]
+        lines = [head + ".", "", "| figure | measured | expected | met |", "|---|---|---|---|", *rows]
+        if record["fault"]:
+            lines += ["", f"It ended with: {number(record['fault'].strip().splitlines()[-1])}"]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def with_section(text: str, mark: str, content: str) -> str:
+    """A page's text with `content` between its marks."""
+    pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
+    page, number_found = re.subn(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.S)
+    assert number_found == 1, f"no place between <!-- {mark} --> and <!-- /{mark} -->"
+    return page
+
+
+def write_pages(results: Path, docs: Path) -> None:
+    records = read_records(results, list(STAGES))
+    for page, (mark, stages) in PLACES.items():
+        path = docs / page
+        text = path.read_text(encoding="utf-8")
+        path.write_text(with_section(text, mark, section(stages, records)), encoding="utf-8")

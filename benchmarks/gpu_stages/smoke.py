@@ -1,0 +1,35 @@
+"""A user's first minutes: five steps of 500m, saved, and the same command with more steps goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+from gpu_stages.run import Run
+from gpu_stages.training import expect_code, losses, rows, settings_of, train_to_end
+
+
+def smoke(run: Run) -> None:
+    folder = run.work / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = settings_of(run, folder, "global_train_batch_size=16", "save_interval=5ba")
+    expect_code(run, train_to_end(run, "500m", [*settings, "max_duration=5ba"]), 0, "five steps")
+    first = losses(folder)
+    vocabulary = json.loads((run.pack / "data" / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
+    start = math.log(vocabulary)
+    run.figure("loss at step 1", first[1], expected=start, source="ln(vocabulary)", check=abs(first[1] - start) < 0.5)
+    run.figure("steps", len(first), expected=5, check=sorted(first) == [1, 2, 3, 4, 5])
+    saved = (folder / "step-00000005" / "manifest.json").is_file()
+    run.figure("saved at step 5", "yes" if saved else "no", check=saved)
+    expect_code(run, train_to_end(run, "500m", [*settings, "max_duration=8ba"]), 0, "going on to step 8")
+    after = losses(folder)
+    run.figure(
+        "goes on at step", min(set(after) - set(first), default=0), expected=6, check=sorted(after)[5:] == [6, 7, 8]
+    )
+    same = all(after[step] == loss for step, loss in first.items())
+    run.figure("finite and falling", after[8], check=same and math.isfinite(after[8]) and after[8] < after[1])
+    rate = rows(folder, "throughput/tokens_per_sec")
+    run.figure("tokens/s at step 8", rate[8], "tokens/s", top=True)
+    if peak := rows(folder, "memory/torch_peak_gb"):
+        run.figure("peak of torch's memory", max(peak.values()), "GB")

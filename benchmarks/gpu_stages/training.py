@@ -1,0 +1,87 @@
+"""Runs of `train.py` as a user starts them, in the pack's text, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu_stages.run import ROOT, Run
+
+TINY = [
+    "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.n_experts=4",
+    "model.top_k=2", "model.expert_hidden=32", "max_seq_len=64", "num_workers=0", "loggers.tensorboard=null",
+]  # fmt: skip
+
+
+def settings_of(run: Run, folder: Path, *settings: str, warmup: str = "2ba") -> list[str]:
+    """key=value of a run on the pack's data, into `folder`; small in a dry run."""
+    found = [f"tokenizer={run.pack / 'gpt2'}", f"train_data.local={run.pack / 'data'}", "eval_data=null"]
+    found += [f"save_folder={folder}", f"run_name={folder.name}", "log_interval=1ba", f"scheduler.t_warmup={warmup}"]
+    return [*found, *(TINY if run.dry else []), *settings]
+
+
+def start_training(run: Run, yaml: str, settings: list[str], *, launcher: bool = False) -> subprocess.Popen:
+    """launcher: as `composer train.py`, else as `python train.py`."""
+    command = [sys.executable, *(["-m", "composer.cli", "-n", "1"] if launcher else []), "train.py"]
+    log = open(run.work / "train.log", "ab")  # noqa: SIM115 - the child's from here on
+    try:
+        return subprocess.Popen([*command, f"yamls/{yaml}.yaml", *settings], cwd=ROOT, stdout=log, stderr=log)
+    finally:
+        log.close()
+
+
+def train_to_end(run: Run, yaml: str, settings: list[str], *, launcher: bool = False) -> int:
+    """The exit code."""
+    process = start_training(run, yaml, settings, launcher=launcher)
+    try:
+        return process.wait(max(1.0, run.left() - 3))
+    finally:
+        process.kill()
+
+
+def train_and_signal(run: Run, yaml: str, settings: list[str], *, folder: Path, step: int, number: int) -> int:
+    """Sends the signal once `step` is logged; the exit code (minus the number where the signal itself ended it)."""
+    process = start_training(run, yaml, settings)
+    try:
+        while process.poll() is None:
+            if max(losses(folder), default=0) >= step:
+                os.kill(process.pid, number)
+                break
+            if run.left() < 3:
+                raise TimeoutError(f"step {step} was not reached in time; {tail(run)}")
+            time.sleep(0.02)
+        return process.wait(max(1.0, run.left() - 3))
+    finally:
+        process.kill()
+
+
+def rows(folder: Path, key: str) -> dict[int, Any]:
+    """A metric of a run by step."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    found = [json.loads(line) for line in lines]
+    return {row["step"]: row[key] for row in found if key in row}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return rows(folder, "train/loss")
+
+
+def tail(run: Run) -> str:
+    """The end of what the runs said."""
+    path = run.work / "train.log"
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]) if path.is_file() else ""
+
+
+def expect_code(run: Run, code: int, wanted: int, what: str) -> None:
+    if code != wanted:
+        raise RuntimeError(f"{what}: exit code {code}, not {wanted}\n{tail(run)}")
+
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM

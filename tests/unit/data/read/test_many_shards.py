@@ -1,0 +1,53 @@
+"""More shards than a process may have files open."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moe.data.read.dataset import MOST_OPEN
+from moe.data.write.shards import ShardFormat
+from tests.unit.data.conftest import SEQ_LEN, numbered_rows
+from tests.unit.data.read.loaders import numbers, train_loader
+
+SHARDS = 4 * MOST_OPEN
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """SHARDS shards of two samples each."""
+    (tmp_path / "train").mkdir()
+    layout, rows = ShardFormat(seq_len=SEQ_LEN, dtype="uint16"), numbered_rows(2 * SHARDS)
+    paths = (tmp_path / "train" / f"shard.{i:05}.mds" for i in range(SHARDS))
+    infos = [layout.write(path, rows[2 * i : 2 * i + 2]) for i, path in enumerate(paths)]
+    layout.write_index(tmp_path / "train", infos)
+    return tmp_path
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """Room for MOST_OPEN shards and 40 files more than are open now; not for all shards."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + MOST_OPEN + 40, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_over_more_shards_than_files_may_be_open(many: Path, few_descriptors: None, workers: int) -> None:
+    """H1: each shard that was met kept a descriptor."""
+    loader = train_loader(many, batch=8, workers=workers, vocab_size=2 * SHARDS + 1)
+    assert sorted(number for batch in numbers(loader) for number in batch) == list(range(1, 2 * SHARDS + 1))
+
+
+def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    dataset = train_loader(many, batch=8, vocab_size=2 * SHARDS + 1).dataset
+    for number in range(0, 2 * SHARDS, 2):
+        dataset.get_item(number)
+    held = len(os.listdir("/proc/self/fd")) - before
+    del dataset
+    assert held >= MOST_OPEN
+    assert len(os.listdir("/proc/self/fd")) < before + held - MOST_OPEN + 2

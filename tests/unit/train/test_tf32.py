@@ -1,0 +1,57 @@
+"""Products in fp32 stay so on a GPU."""
+
+import pytest
+import torch
+from composer.devices import DeviceGPU
+from composer.utils import get_device
+
+from moe.train.tf32 import forbid_tf32
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """Composer's device can be made, and what it does to the flags and its defaults is undone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    default = dict(DeviceGPU.__init__.__kwdefaults__)
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+    DeviceGPU.__init__.__kwdefaults__.update(default)
+
+
+def test_no_device_that_composer_makes_allows_tf32(a_gpu) -> None:
+    DeviceGPU()
+    assert torch.backends.cuda.matmul.allow_tf32, "what Composer does by itself"
+    forbid_tf32()
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    for make in (DeviceGPU, lambda: get_device("gpu"), lambda: get_device(None)):
+        make()
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_a_run_forbids_it_before_anything_is_built(tiny, tmp_path, monkeypatch) -> None:
+    """In a whole run: when the model is built, and in the last step."""
+    from moe import build
+    from moe.train.callbacks.console import Console
+    from tests.unit.train.runs import SHORT, train
+
+    seen = []
+    flags = torch.backends.cuda.matmul.allow_tf32, dict(DeviceGPU.__init__.__kwdefaults__)
+    plain_build, plain_end = build.build_model, Console.batch_end
+
+    def look(*args, plain, **kwargs):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, DeviceGPU.__init__.__kwdefaults__["allow_tf32"]))
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(build, "build_model", lambda *a: look(*a, plain=plain_build))
+    monkeypatch.setattr(Console, "batch_end", lambda *a: look(*a, plain=plain_end))
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        DeviceGPU.__init__.__kwdefaults__["allow_tf32"] = True
+        assert train(tiny, tmp_path, *SHORT, "max_duration=2ba")[0] == 0
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = flags[0]
+        DeviceGPU.__init__.__kwdefaults__.update(flags[1])
+    assert seen == [(False, False)] * 3
