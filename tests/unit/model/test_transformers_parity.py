@@ -1,6 +1,6 @@
 """The model against transformers' Qwen3MoeForCausalLM with the same weights.
 
-These go through a folder with one matrix per expert, as transformers 4 and 5 both read it; 5 keeps experts fused inside.
+These go through a folder with one matrix per expert, as transformers 4 and 5 both read it; inside, 5 fuses experts.
 """
 
 import tempfile

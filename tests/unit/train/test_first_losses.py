@@ -1,6 +1,6 @@
 """The first losses of a tiny run, kept as a file: what changes them changes every run, and is to be known.
 
-    {"losses": [...], "grad_norms": [...]}      tests/unit/train/first_losses.json: fp32, one thread of x86_64, torch 2.11
+    {"losses": [...], "grad_norms": [...]}      first_losses.json beside this file: fp32, x86_64, torch 2.11
 
 - The whole way: shards, order of samples, initial weights, schedule, clipping, Muon and AdamW, all three loss terms.
 - The tolerance is that of machines, not of methods: other vector units and other torch versions sum in another order.
