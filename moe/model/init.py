@@ -23,7 +23,7 @@ CUT = 3.0
 
 
 def _trunc_normal_(weight: Tensor, std: float) -> None:
-    """Normal with mean 0, nothing beyond CUT standard deviations: the inverse of its distribution, at uniform values."""
+    """Normal with mean 0, nothing beyond CUT standard deviations: its inverse distribution at uniform values."""
     edge = math.erf(CUT / math.sqrt(2))
     weight.uniform_(-edge, edge).erfinv_().mul_(std * math.sqrt(2)).clamp_(-CUT * std, CUT * std)
 
