@@ -55,8 +55,8 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path) -> None:
     """E5: -0.0, infinities, the smallest numbers and what a NaN carries, in every type that is kept."""
     odd = torch.tensor([-0x80000000, 0, 1, -0x7FFFFFFF, 0x7F800000, 0x7FC12345, -0x3EDCBB], dtype=torch.int32)
     state = {
-        "fp32": odd.view(torch.float32),
-        "bf16": odd.view(torch.bfloat16),
+        "fp32": odd.clone().view(torch.float32),
+        "bf16": odd.clone().view(torch.bfloat16),
         "fp64": torch.cat([odd, odd[:1]]).view(torch.float64),
         "int64": torch.tensor([-(2**63), 2**63 - 1]),
         "none": torch.empty(0, 3),
