@@ -93,6 +93,7 @@ bench-learning: setup
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py
+	$(BIN)/python -m tests.chaos.foreign --seconds 60
 
 gpu: setup
 	$(if $(DRY),,test -f .bench/gpu_pack/data/meta.json || benchmarks/gpu_pack.sh)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
-import sys
 import warnings
 from contextlib import suppress
 from typing import NoReturn
 
 from moe.config import Config, ConfigError, ParallelismConfig, load_config, parse_seconds
 from moe.config.checks import check_ranks
+from moe.environment import settle
 from moe.errors import InputError, RunFailed
 from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_precision
 from moe.train.stop import EXIT_STOPPED, LAST_RESORT, Stopped, StopSignal
-from moe.units import complain, say
+from moe.units import complain, flush, ready, say, show
 
 USAGE = (
     "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
@@ -29,8 +29,9 @@ DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the ot
 
 def main(argv: list[str]) -> int:
     """Runs `train.py`'s command line; returns the exit code."""
+    ready()
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        show(USAGE)
         return 0 if argv else 2
     # Python's tracker of shared memory clears what a second Ctrl+C leaves; that it does is no news
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     stop.install()
     say(f"moe: reading {argv[0]} ...")  # before all that takes time
     try:
+        settle()
         config = load_config(argv[0], argv[1:])
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
@@ -60,9 +62,8 @@ def end(code: int) -> NoReturn:
     loaded that takes seconds of CPU, on a busy machine many, and a launcher that waits for a stopped rank has 30.
     """
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a reader that is gone
-            stream.flush()
+    with suppress(OSError):
+        flush()
     os._exit(code)
 
 
@@ -93,7 +94,10 @@ def train(config: Config, stop: StopSignal) -> int:
     config = _with_sharding(with_precision(config, on_gpu))
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
-        dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        say(f"waiting for {WORLD_SIZE - 1} other rank{'s' * (WORLD_SIZE > 2)} at {where} ...")
+        with stop.ends_waits():
+            dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder, start = open_folder(config, meta)
 
     def last_words() -> None:

@@ -40,7 +40,21 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
         checked = "shards are verified as they arrive"
     else:
         checked = "sizes and xxh64 of all shards" if hashes else "sizes of all shards"
-    return [Result("data", "pass", "; ".join([*inputs.plan, checked])), _enough(config, inputs)], inputs
+    results = [Result("data", "pass", "; ".join([*inputs.plan, checked])), _enough(config, inputs)]
+    return results + _losses(config), inputs
+
+
+def _losses(config: Config) -> list[Result]:
+    """What the conversions skipped or could not write; nothing for text that is tokenised as it is read."""
+    from moe.data.meta import read_meta, warnings_of
+    from moe.train.inputs import streams_of
+
+    found = [
+        f"{name + ': ' if name else ''}{warning}"
+        for name, spec in streams_of(config.train_data).items()
+        for warning in warnings_of(read_meta(spec.local))
+    ]
+    return [Result("text", "warn", "; ".join(found))] if found else []
 
 
 def _enough(config: Config, inputs: Inputs) -> Result:

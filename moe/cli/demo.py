@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+from moe.paths import local_path
+from moe.units import tell
+
 PROMPTS = ("Return a new list with", "The function raises an error if", "This module provides")
 CONFIG = "yamls/demo.yaml"
 RUN = Path("checkpoints/demo")
@@ -18,11 +21,12 @@ SAVING = 60  # seconds that Ctrl+C waits for a run to save and end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, default=DATA, help="where text, tokenizer and shards go")
+    parser.add_argument("--data", default=str(DATA), help="where text, tokenizer and shards go")
 
 
 def run(args: argparse.Namespace) -> int:
-    print(f"moe demo: text, tokenizer and shards in {args.data}, then a small training ...", flush=True)
+    args.data = local_path(args.data, "--data")
+    tell(f"moe demo: text, tokenizer and shards in {args.data}, then a small training ...")
     from moe.data.text.corpus import build_corpus
     from moe.data.text.train_tokenizer import train_tokenizer
     from moe.errors import InputError
@@ -64,19 +68,19 @@ def _folder(path: Path) -> str:
 
 
 def _title(number: int, text: str) -> None:
-    print(f"\n[{number}/5] {text}", flush=True)
+    tell(f"\n[{number}/5] {text}")
 
 
 def _there(path: Path) -> bool:
     """Whether the step that makes `path` must run; says so where it need not."""
     if path.exists():
-        print(f"{path.parent} is there already", flush=True)
+        tell(f"{path.parent} is there already")
     return not path.exists()
 
 
 def _call(command: list[str], name: str) -> int:
     words = [name, *command[1:]]
-    print("$ " + " ".join(f'"{w}"' if " " in w else w for w in words), flush=True)
+    tell("$ " + " ".join(f'"{w}"' if " " in w else w for w in words))
     threads = str(os.cpu_count() or 1)
     process = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads, **os.environ})
     try:
@@ -87,7 +91,7 @@ def _call(command: list[str], name: str) -> int:
 
 def _stopped(process: subprocess.Popen[bytes]) -> int:
     """The exit code once the interrupted process has saved and ended; a second Ctrl+C ends it sooner."""
-    print(f"\nstopping: the run saves and ends (up to {SAVING} s) ...", flush=True)
+    tell(f"\nstopping: the run saves and ends (up to {SAVING} s) ...")
     end = time.monotonic() + SAVING
     while time.monotonic() < end:
         try:
@@ -97,7 +101,7 @@ def _stopped(process: subprocess.Popen[bytes]) -> int:
         except subprocess.TimeoutExpired:
             break
         return 128 - code if code < 0 else code or 130  # 0: it had come to its end; the steps after it are left out
-    print(f"process {process.pid} still saves after {SAVING} s and goes on alone", flush=True)
+    tell(f"process {process.pid} still saves after {SAVING} s and goes on alone")
     return 130
 
 
@@ -106,7 +110,7 @@ def _summary(seconds: float) -> None:
     losses = [(row["step"], row["metrics/eval/loss"]) for row in rows if "metrics/eval/loss" in row]
     (first, before), (last, after) = losses[0], losses[-1]
     newest = sorted(RUN.glob("step-*"))[-1]
-    print(
+    tell(
         f"""
 validation loss {before:.3f} at step {first} -> {after:.3f} at step {last} ({seconds / 60:.1f} minutes this time)
 checkpoint      {newest}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from moe.units import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +17,16 @@ def run(args: argparse.Namespace) -> int:
     from moe.runs.reading import read_run
 
     runs = [read_run(args.run), read_run(args.other)]
-    for note in [note for run in runs for note in run.notes]:
-        print(f"note: {note}", file=sys.stderr)
+    for line in [line for run in runs for line in run.notes]:
+        note(f"note: {line}")
     for section, table in differences(runs).items():
         missing = [run.folder for run in runs if not (run.config if section == "config" else run.manifest)]
         if missing:
             source = "config.yaml" if section == "config" else "checkpoint that could tell"
-            print(f"{section}: no {source} in {' and '.join(missing)}")
+            show(f"{section}: no {source} in {' and '.join(missing)}")
             continue
-        print(f"{section}: {len(table)} differ" if table else f"{section}: the same")
+        show(f"{section}: {len(table)} differ" if table else f"{section}: the same")
         width = max(map(len, table), default=0)
         for key, (here, there) in table.items():
-            print(f"  {key:<{width}}  {here}  ->  {there}")
+            show(f"  {key:<{width}}  {here}  ->  {there}")
     return 0

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moe.units import clock, short, size
+from moe.units import clock, short, show, size
 
 if TYPE_CHECKING:
     from moe.config import Config
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     fits = plan.find_fits(config, vocab_size, mfu=mfu, prices=prices)
     memory = plan.find_memory(config, vocab_size, gpu)
     if args.json:
-        print(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, mfu), indent=1))
+        show(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, mfu), indent=1))
         return 0
-    print(f"{config.run_name}  ({args.config})")
+    show(f"{config.run_name}  ({args.config})")
     for part in (
         _parameters(config, vocab_size, source),
         _work(config, vocab_size),
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
         *([_dense_twin(config, vocab_size, gpu, mfu)] if config.model.n_experts > 1 else []),
         _disk(config, vocab_size),
     ):
-        print()
+        show()
         for line in part:
-            print(line.rstrip())
+            show(line.rstrip())
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from moe.units import show
+
 BOUNDARY = " ⟦end of document⟧ "
 SHOWN = 1000  # characters of a sample
 
@@ -31,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--samples ({args.samples}) must not be below 0")
     meta = read_meta(args.data)
     for line in summary(meta, args.data):
-        print(line)
+        show(line)
     faults = [fault for split in SPLITS for fault in verify_split(f"{args.data}/{split}", full=not args.quick)]
     for fault in faults:
-        print(f"fault        {fault}")
+        show(f"fault        {fault}")
     if faults:
-        print("the dataset is damaged: restore these files, or convert again with --overwrite")
+        show("the dataset is damaged: restore these files, or convert again with --overwrite")
         return 2
-    print("verified     " + ("sizes of all shards" if args.quick else "sizes and xxh64 of all shards"))
+    show("verified     " + ("sizes of all shards" if args.quick else "sizes and xxh64 of all shards"))
     if args.samples > 0:
         show_samples(args, meta)
     return 0
@@ -64,7 +66,7 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
         ends = np.flatnonzero(tokens == meta.eos_id) + 1
         pieces = np.split(tokens, ends)
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]
-        print(f"\n--- {args.split} sample {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
+        show(f"\n--- {args.split} sample {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
         text = BOUNDARY.join(texts)
         rest = 0 if args.whole else max(0, len(text) - SHOWN)
-        print(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --whole shows them)" if rest else ""))
+        show(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --whole shows them)" if rest else ""))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe.errors import InputError
-from moe.units import say, short, size
+from moe.units import say, short, show, size, tell
 
 if TYPE_CHECKING:
     from moe.profile import Profile
@@ -52,16 +52,16 @@ def run(args: argparse.Namespace) -> int:
             inputs,
             steps=args.steps,
             trace=args.trace,
-            say=lambda line: print(line, flush=True),
+            say=tell,
             balanced=args.balanced,
         )
     except torch.OutOfMemoryError as error:
         mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
         raise InputError(f"{str(error).splitlines()[0]}; {mend}") from None
     dealt = ", tokens dealt out evenly" * args.balanced
-    print("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
+    show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
     if args.trace is not None:
-        print(f"trace of a step: {args.trace} (open it in ui.perfetto.dev or chrome://tracing)")
+        show(f"trace of a step: {args.trace} (open it in ui.perfetto.dev or chrome://tracing)")
     return 0
 
 

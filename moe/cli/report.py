@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 from pathlib import Path
+
+from moe.units import clean_line, note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +22,14 @@ def run(args: argparse.Namespace) -> int:
     from moe.runs.page import report_page
     from moe.runs.png import report_png
     from moe.runs.reading import read_run
-    from moe.runs.text import clean_line
 
     if args.out is not None and args.out.suffix not in (".html", ".htm"):
         raise InputError(f"--out ({args.out}) must end in .html; the picture goes beside it as .png")
     # Both go into the run's folder: the current folder may hold the report of another run.
     # Both are made before anything is written, and are written aside: a full disk leaves an earlier report as it was.
     runs = labels([read_run(path) for path in (args.run, *args.compare)])
-    for note in [note for run in runs.values() for note in run.notes]:
-        print(f"note: {note}", file=sys.stderr)
+    for line in [line for run in runs.values() for line in run.notes]:
+        note(f"note: {line}")
     out = args.out or next(iter(runs.values())).path / "report.html"
     files = {out: report_page(runs).encode()}
     if (picture := report_png(runs)) is not None:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(
                 f"{clean_line(str(path))} cannot be written ({cause}); make room or choose another --out"
             ) from None
-    print(
+    show(
         clean_line(" and ".join(map(str, files)))
         + ("" if picture else f"; {next(iter(runs.values())).no_rows}, so no picture")
     )

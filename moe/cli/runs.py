@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
+
+from moe.units import note, show
 
 FOLDERS = ("checkpoints", "runs")  # where save_folder is by default, and the logs of runs that save on s3
 
@@ -30,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
         )
     found, notes, faults = list_runs(paths)
     if args.json:
-        print(json.dumps([each.to_json() for each in found], indent=1))
+        show(json.dumps([each.to_json() for each in found], indent=1))
     elif found:
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(table(found, time.time(), console))
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    for line in notes:
+        note(f"note: {line}")
     if faults:
         raise InputError("\n".join(faults))
     return 0

@@ -125,6 +125,8 @@ class TextData:
     "Branch, tag or commit of a hub dataset."
     text_column: str = "text"
     "The column that holds the text."
+    skip_bad_files: bool = False
+    "Go on without files that cannot be read, and without the rest of one that breaks; each is told."
     val_fraction: float = 0.005
     "Share of the documents that are never trained on; the same ones as in a conversion with this fraction and seed."
     val_seed: int = 17
@@ -144,7 +146,7 @@ class TrainData:
     verify: Literal["size", "full"] = "size"
     "Check of the shards before training: their sizes, or also their hashes (`full` reads all local data once)."
     cache_limit: str | None = None
-    "With `remote`: most disk that fetched shards may take in `local`, e.g. 100gb; older ones are evicted."
+    "With `remote`: most disk for fetched shards, e.g. 100gb; older ones go. At least four of the largest: 300mb."
     shuffle: bool = True
     "Shuffle samples anew in each epoch (seeded)."
     streams: dict[str, TrainStream] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import inspect
 import re
 
 from moe.config import schema
+from moe.units import show
 
 
 def rows() -> list[tuple[str, str, str, str]]:
@@ -77,4 +78,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    show(render(), end="")

@@ -16,6 +16,10 @@ from moe.typed_json import parse_json
 
 SPLITS = ("train", "val")
 FORMAT = 1
+WORTH_A_WARNING = 0.01
+
+
+COUNTS = ("duplicate_ids", "separators", "unknown_tokens", "sampled_characters", "lost_characters")
 
 
 class Vocabulary(Protocol):
@@ -56,7 +60,31 @@ class Meta:
     skipped_examples: dict[str, list[str]]
     left_out: dict[str, str]  # file -> why
     versions: dict[str, str]
+    # counted since these fields are there; None in an older meta.json
+    id_column: str | None = None  # what names documents; None: their text
+    duplicate_ids: int | None = None  # documents whose id an earlier one of their unit has
+    separators: int | None = None  # EOS lines of .txt files, which ended documents
+    unknown_tokens: int | None = None  # among `tokens`
+    sampled_characters: int | None = None  # of the front of each unit, white space aside
+    lost_characters: int | None = None  # among these: decoding does not give them back
     format: int = field(default=FORMAT)
+
+
+def warnings_of(meta: Meta) -> list[str]:
+    """Losses above WORTH_A_WARNING: rows skipped, tokens unknown, characters gone, ids that are not unique."""
+    documents, tokens = sum(meta.documents.values()), sum(meta.tokens.values())
+    skipped = sum(meta.skipped.values())
+    shares = (
+        (skipped, documents + skipped, "rows were skipped", "see skipped_examples in meta.json"),
+        (meta.unknown_tokens, tokens, "tokens are unknown to the tokenizer", "take one with byte fallback"),
+        (meta.lost_characters, meta.sampled_characters, "characters are lost in a sample", "take another tokenizer"),
+        (meta.duplicate_ids, documents, "documents have the id of another", "duplicates, or ids that name no document"),
+    )
+    return [
+        f"{count / total:.1%} of the {what} ({count:,} of {total:,}); {mend}"
+        for count, total, what, mend in shares
+        if count and total and count > WORTH_A_WARNING * total
+    ]
 
 
 class _Versioned(TypedDict):

@@ -25,6 +25,7 @@ from moe.errors import InputError
 from moe.s3 import ATTEMPTS, client, code_of, reason_and_mend
 
 SCRATCH = "moe-convert-"
+SCRATCH_MARK = ".of-a-conversion"  # beside the folder that is worked in
 NEW_S = 60  # a scratch folder younger than this may not be locked yet
 
 
@@ -48,7 +49,7 @@ def remove_dead_scratch() -> None:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - path.stat().st_mtime > NEW_S:
+            if time.time() - path.stat().st_mtime > NEW_S and (path / SCRATCH_MARK).is_file():
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:  # its process lives
             pass
@@ -126,7 +127,9 @@ class S3Folder:
         try:
             with suppress(OSError):  # a temporary folder without locks: what a killed process leaves there stays
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            yield path
+            (path / SCRATCH_MARK).touch()
+            (path / "made").mkdir()
+            yield path / "made"
         finally:
             shutil.rmtree(path, ignore_errors=True)
             os.close(handle)

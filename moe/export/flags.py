@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,14 +13,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", nargs="?", help="run folder (its newest checkpoint) or step folder, e.g. checkpoints/moe-500m-10b"
     )
     add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
+    add("--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own")
     add("--from-hf", metavar="FOLDER", help="the other way: a Hugging Face folder or hub name becomes a checkpoint")
-    add("--out", type=Path, required=True, help="the folder to write; with --from-hf a run folder for load_path")
+    add("--out", required=True, help="the folder to write; with --from-hf a run folder for load_path")
     add("--overwrite", action="store_true", help="replace what is in --out")
 
 
 def export_from(args: argparse.Namespace) -> int:
     from moe.errors import InputError, RunFailed
-    from moe.units import say
+    from moe.paths import expanded, local_path
+    from moe.units import note, ready, say
+
+    ready()
 
     try:
         if args.checkpoint is None and args.from_hf is None:
@@ -33,16 +35,26 @@ def export_from(args: argparse.Namespace) -> int:
             )
         if args.from_hf is not None and args.step is not None:
             raise InputError(f"--step ({args.step}) chooses a checkpoint to export; --from-hf has none, leave it out")
+        if args.from_hf is not None and args.tokenizer is not None:
+            raise InputError(f"--tokenizer ({args.tokenizer}) is for an export; --from-hf brings its own, leave it out")
+        out = local_path(args.out, "--out")
         if args.from_hf is None:
             from moe.export.to_hf import export
 
-            export(args.checkpoint, step=args.step, out=args.out, overwrite=args.overwrite, say=say)
+            export(
+                str(local_path(args.checkpoint, "the checkpoint")),
+                step=args.step,
+                tokenizer_name=args.tokenizer,
+                out=out,
+                overwrite=args.overwrite,
+                say=say,
+            )
         else:
             from moe.export.from_hf import import_folder
 
-            import_folder(args.from_hf, out=args.out, overwrite=args.overwrite, say=say)
+            import_folder(expanded(args.from_hf, "--from-hf"), out=out, overwrite=args.overwrite, say=say)
     except (InputError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 130

@@ -3,6 +3,8 @@
 .writing-NAME       the result while it is made
 .writing-NAME.lock  held by the process that makes it; the kernel frees it when that process dies
 .replaced-NAME      what stood there before, until the result has its place
+
+What is removed carries our mark and holds nothing else (moe/ownership.py); that is asked before anything is done.
 """
 
 from __future__ import annotations
@@ -12,28 +14,30 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moe.errors import InputError, RunFailed
 from moe.locks import Busy, sign, take_lock
+from moe.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
 from moe.units import say
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @contextlib.contextmanager
-def written_aside(out: Path, *, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its place when the block ends well, and is removed when it does not.
+def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
+    """A folder beside `out`, empty but for its mark, that takes its place when the block ends well, and is removed when
+    it does not.
 
-    replaceable: whether what stands in the way may go under --overwrite, asked before anything is done.
+    kind: of what is written, "export" or "import"; --overwrite replaces nothing of another kind.
 
     Raises:
         InputError: `out` is there already, another process writes it, it cannot be written, or the disk is full.
         RunFailed: writing failed half way for another reason.
     """
-    out = out.expanduser()
+    out = replaceable_place(out, "--out")
     aside, old = out.with_name(f".writing-{out.name}"), out.with_name(f".replaced-{out.name}")
     try:
         if not out.parent.exists():
@@ -42,13 +46,16 @@ def written_aside(out: Path, *, overwrite: bool, replaceable: Callable[[Path], b
     except OSError as error:
         raise InputError(f"--out ({out}): {error.filename or out} cannot be written ({error.strerror})") from None
     try:
-        _bring_back(out, old)  # of a process that was killed
-        _refuse_what_is_there(out, overwrite, replaceable)
-        shutil.rmtree(aside, ignore_errors=True)
+        _bring_back(out, old, kind)  # of a process that was killed
+        _refuse_what_is_there(out, overwrite, kind)
+        remove_own(aside, kind, "--out")
         aside.mkdir()
+        begin(aside, kind)
         yield aside
+        finish(aside, kind)
+        _refuse_what_is_there(out, overwrite, kind)  # once more: the work took long
         if out.exists():
-            out.rename(old)
+            out.rename(old) if any(out.iterdir()) else out.rmdir()
         aside.rename(out)
     except (InputError, KeyboardInterrupt):
         raise
@@ -63,8 +70,9 @@ def written_aside(out: Path, *, overwrite: bool, replaceable: Callable[[Path], b
             raise RunFailed(f"--out ({out}): {error.strerror or error}; nothing was kept") from error
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        _bring_back(out, old)
+        with contextlib.suppress(OSError, InputError):  # what was raised matters more
+            remove_own(aside, kind, "--out")
+            _bring_back(out, old, kind)
         with contextlib.suppress(OSError):
             os.unlink(lock.name)
         lock.close()
@@ -81,20 +89,21 @@ def _lock(path: Path, out: Path) -> Any:
     return lock
 
 
-def _bring_back(out: Path, old: Path) -> None:
+def _bring_back(out: Path, old: Path, kind: str) -> None:
     """What stood at `out` before, where nothing has taken its place; else it goes."""
     if old.exists() and not out.exists():
         old.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_own(old, kind, "--out")
 
 
-def _refuse_what_is_there(out: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+def _refuse_what_is_there(out: Path, overwrite: bool, kind: str) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise InputError(f"--out ({out}) is there already; give another folder, or --overwrite to replace it")
-    if not out.is_dir() or not replaceable(out):
-        raise InputError(f"--out ({out}) holds something else; --overwrite replaces only what this script made")
+    if not out.is_dir():
+        raise InputError(f"--out ({out}) is a file; --overwrite replaces only a folder that this script made")
+    refuse_unless_own(out, kind, "--out")
 
 
 def disk_fault(error: BaseException | None) -> str | None:

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from moe.runs.text import MOST_NESTED, clean_all, clean_line
+from moe.runs.text import MOST_NESTED, clean_all
+from moe.units import clean_line
 
 
 class Lines:

@@ -26,7 +26,8 @@ from moe.config import parse_time
 from moe.errors import InputError
 from moe.locks import held_by
 from moe.runs.lines import Lines, json_object
-from moe.runs.text import clean_all, clean_line
+from moe.runs.text import clean_all
+from moe.units import clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
@@ -46,7 +47,7 @@ class Run:
         config: config.yaml; empty where it is not written yet.
         rows: metrics.jsonl, each with its `step`.
         keys: names of all metrics, in the order in which they appeared.
-        events: start, resume, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
+        events: start, resume, change, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
         alarms: step, time, name, message, mend.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.

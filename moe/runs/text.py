@@ -4,22 +4,13 @@ surrogate pair. Each such character becomes `?`; line ends and tabs stay.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rich.cells import cell_len
 
+from moe.units import clean
+
 MOST_NESTED = 50
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # C0, C1, bidi, surrogates
-
-
-def clean(text: str) -> str:
-    return UNSAFE.sub("?", text)
-
-
-def clean_line(text: str) -> str:
-    """As `clean`, on one line: for names and paths."""
-    return re.sub(r"[\t\n]", "?", clean(text))
 
 
 def shorten(text: str, width: int, dots: str = "…") -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe.config import Config, EvalData, TextData, TrainData, parse_time
-from moe.data.meta import Meta, read_meta
+from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
-from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
+from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
+from moe.data.text.tokenizer import load_tokenizer
 from moe.errors import InputError
 from moe.units import short
 
@@ -32,6 +34,8 @@ class Inputs:
     plan: list[str]
     epoch_tokens: int | None = None  # None: not known before the text is read
     text: TextPlan | None = None
+    former: tuple[str, ...] = ()  # what earlier versions called the same data
+    tokenizer: KeptTokenizer | None = None  # what the run keeps of it; check_data fills it in
 
 
 def streams_of(data: TrainData | EvalData | None) -> dict[str, StreamSpec]:
@@ -50,7 +54,12 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     Raises:
         InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
     """
-    wanted = tokenizer_fingerprint(load_tokenizer(config.tokenizer))
+    tokenizer = keep_tokenizer(load_tokenizer(config.tokenizer))
+    wanted = tokenizer.fingerprint
+    if not tokenizer.files:
+        report(
+            f"warning: tokenizer ({config.tokenizer}) changes as transformers saves it; checkpoints will not hold it"
+        )
     if config.train_data.text is not None:
         inputs = _check_text(config, config.train_data.text, report)
     else:
@@ -58,7 +67,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     for name, spec in streams_of(config.eval_data).items():
         key = f"eval_data.streams.{name}" if name else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
-    return inputs
+    return replace(inputs, tokenizer=tokenizer)
 
 
 def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -> Inputs:
@@ -77,12 +86,13 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
     }
     available = {name: meta.samples[specs[name].split] for name, meta in metas.items()}
     counts = epoch_samples(specs, available, global_batch=config.global_train_batch_size)
-    prints = [f"{name} {data_fingerprint(spec.local)} {spec.split}{spec.weight}" for name, spec in specs.items()]
+    prints = [_of_all(specs, of) for of in (shards_fingerprint, data_fingerprint)]
     first = next(iter(metas.values()))
     return Inputs(
         vocab_size=first.vocab_size,
         eos_id=first.eos_id,
-        fingerprint=data_fingerprint(specs[""].local) if "" in specs else "; ".join(prints),
+        fingerprint=prints[0],
+        former=(prints[1],),
         epoch_tokens=sum(counts.values()) * config.max_seq_len,
         plan=_describe(specs, available, counts, config.max_seq_len),
     )
@@ -90,15 +100,56 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
 
 def _check_text(config: Config, text: TextData, report: Callable[[str], None]) -> Inputs:
     from moe.data.read.text_plan import open_text  # not at the top: shards are read without pyarrow
+    from moe.train.run_folder import local_folder  # which imports much that shards do not need
 
     plan = open_text(
-        **asdict(text), tokenizer_name=config.tokenizer, seq_len=config.max_seq_len, seed=config.seed, say=report
+        **asdict(text),
+        tokenizer_name=config.tokenizer,
+        seq_len=config.max_seq_len,
+        seed=config.seed,
+        say=report,
+        outputs=(local_folder(config.save_folder, config.run_name),),
     )
-    return Inputs(plan.vocab_size, plan.job.eos_id, plan.fingerprint, [plan.summary], text=plan)
+    former = plan.former
+    return Inputs(plan.vocab_size, plan.job.eos_id, plan.fingerprint, [plan.summary], text=plan, former=former)
+
+
+def _of_all(specs: dict[str, StreamSpec], of: Callable[[str], str]) -> str:
+    """The fingerprint of one folder, or of a mixture: each stream's, with its split and weight."""
+    if "" in specs:
+        return of(specs[""].local)
+    return "; ".join(f"{name} {of(spec.local)} {spec.split}{spec.weight}" for name, spec in specs.items())
+
+
+def shards_fingerprint(folder: str | Path) -> str:
+    """Names converted data by its tokens: their shape, EOS and tokenizer, and each shard's samples, bytes and hash. Who
+    made it, of files called what, with which versions, is no part of it.
+
+    Raises InputError for an index.json that does not say so.
+    """
+    meta = read_meta(folder)
+    content: dict[str, Any] = {
+        "seq_len": meta.seq_len,
+        "dtype": meta.dtype,
+        "eos_id": meta.eos_id,
+        "tokenizer": meta.tokenizer_fingerprint,
+    }
+    for split in SPLITS:
+        path = Path(folder) / split / "index.json"
+        try:
+            shards = json.loads(path.read_bytes())["shards"]
+            content[split] = [
+                [shard["samples"], shard["raw_data"]["bytes"], shard["raw_data"]["hashes"]["xxh64"]] for shard in shards
+            ]
+        except FileNotFoundError:
+            content[split] = None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error!r}); restore it, or convert again") from None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def data_fingerprint(folder: str | Path) -> str:
-    """Names the data by what made it: sha256 of its meta.json."""
+    """As earlier versions named converted data, by what made it: sha256 of its meta.json."""
     return hashlib.sha256((Path(folder) / "meta.json").read_bytes()).hexdigest()[:16]
 
 
@@ -130,7 +181,8 @@ def _check_folder(
     """The meta of one folder, after it was held against the config; `wanted` is the tokenizer's fingerprint."""
     folder = Path(data.local)
     if data.remote is not None:
-        _fetch_meta(key, data.remote, folder)
+        for name in ("meta.json", *(f"{split}/index.json" for split in SPLITS)):
+            _fetch(key, data.remote, name, folder)
     elif not folder.is_dir():
         raise InputError(
             f"{key}.local ({data.local}): there is no such folder; make it with "
@@ -166,18 +218,17 @@ def _check_folder(
     return meta
 
 
-def _fetch_meta(key: str, remote: str, folder: Path) -> None:
-    """Copies meta.json from the remote to where the shards will be cached."""
+def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
+    """Copies a small file from the remote to where the shards will be cached."""
     from streaming.base.storage import CloudDownloader
 
-    if (folder / "meta.json").exists():
+    if (folder / name).exists():
         return
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     try:
-        CloudDownloader.direct_download(f"{remote.rstrip('/')}/meta.json", str(folder / "meta.json"))
+        CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
     except Exception as error:
-        raise InputError(
-            f"{key}.remote ({remote}): meta.json cannot be fetched ({error}); correct the address"
-        ) from None
+        raise InputError(f"{key}.remote ({remote}): {name} cannot be fetched ({error}); correct the address") from None
 
 
 def print_plan(

@@ -15,16 +15,19 @@ import hashlib
 import multiprocessing
 import multiprocessing.process
 import os
+import re
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from composer.utils import dist
 
+from moe.errors import InputError
 from moe.train.stop import StopSignal
 
 WORKERS_END = 1.0  # seconds
@@ -32,6 +35,8 @@ LONGEST = 107 - len("/pymp-12345678/listener-12345678")
 
 
 def folder_for(run_folder: Path, run_id: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", run_id):  # it stands in a file, and what it names is emptied
+        raise InputError(f"{run_folder}/run.json: its id ({run_id!r}) must be letters and digits; restore the file")
     digest = hashlib.sha256(os.fsencode(run_folder.resolve())).hexdigest()[:8]
     own = os.path.join(tempfile.gettempdir(), f"moe-{run_id}-{digest}")
     return own if len(os.fsencode(own)) <= LONGEST else f"/tmp/{os.path.basename(own)}"
@@ -42,6 +47,7 @@ def temporary_folder(run_folder: Path, run_id: str, stop: StopSignal, *, leader:
     """Within it `tempfile` and children use the run's own folder. `leader`: makes it, on one rank per machine."""
     before, outer, own = os.environ.get("TMPDIR"), tempfile.gettempdir(), folder_for(run_folder, run_id)
     if leader:
+        _refuse_foreign(own)
         stop.temporary = own
         shutil.rmtree(own, ignore_errors=True)
         os.makedirs(own, mode=0o700)
@@ -59,6 +65,14 @@ def temporary_folder(run_folder: Path, run_id: str, stop: StopSignal, *, leader:
         _end_workers(others)
         if leader:
             shutil.rmtree(own, ignore_errors=True)
+
+
+def _refuse_foreign(own: str) -> None:
+    """Raises InputError where the name stands for what is not a folder of this user's, or lies elsewhere."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(own)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise InputError(f"{own}: is in the way of the run's temporary folder; remove it, or set TMPDIR")
 
 
 def _end_workers(others: list[multiprocessing.process.BaseProcess]) -> None:

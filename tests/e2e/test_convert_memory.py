@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe.data.text.files import SourceFile
-from moe.data.text.planning import UNIT_BYTES, file_ranges
+from moe.data.text.planning import UNIT_BYTES, file_units
 from tests.unit.data.conftest import WORDS, tokenizer_folder
 
 __all__ = ["tokenizer_folder"]  # a fixture
@@ -60,7 +60,7 @@ def write_text(path: Path, texts: list[str], times: int) -> list[int]:
         for _ in range(times):
             writer.write_table(table)
     file = SourceFile(path.name, str(path), "parquet", path.stat().st_size, "")
-    return [weight for _, _, weight in file_ranges(file, "text")]
+    return [unit.weight for unit in file_units(0, file, "text")]
 
 
 def peaks(folder: Path, tokenizer: Path, encoder: str, workers: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from moe.data.text.encoders import Encoder, build_encoder
-from moe.data.text.files import Unit
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import Unit, printable
 from moe.data.text.order import shuffled_order
 from moe.data.text.reading import read_batches
-from moe.data.text.rows import Skipped, clean, document_hashes
+from moe.data.text.rows import Batch, Skipped, clean, document_hashes
 from moe.errors import InputError
 
 WINDOW_TOKENS = 1 << 19
@@ -61,9 +63,12 @@ class TextJob:
     val_seed: int
     val_threshold: int  # a document with a hash below it goes to val
     text_column: str
+    id_column: str | None  # names documents; None: their text does
+    separator: str | None  # the line that ends a document of a .txt
     encoder: str
     tokenizer: str
     spec_json: str | None
+    skip_bad_files: bool = False  # a file that breaks ends there, in each epoch at the same document
 
 
 def cut_pieces(units: Sequence[Unit], lanes: int) -> tuple[Piece, ...]:
@@ -93,7 +98,7 @@ def lane_pieces(job: TextJob, lane: int) -> Iterator[tuple[int, Piece]]:
 def documents(job: TextJob, piece: Piece, *, split: str) -> Iterator[pa.LargeStringArray]:
     """The piece's documents of `train` or `val`, in order, some at a time. Raises BadFileError."""
     number = 0
-    for batch in read_batches(piece.unit, job.text_column):
+    for batch in _batches(job, piece):
         texts, ids = clean(batch, file=piece.unit.file.name, skipped=Skipped())
         if not len(texts):
             continue
@@ -101,6 +106,15 @@ def documents(job: TextJob, piece: Piece, *, split: str) -> Iterator[pa.LargeStr
         mine = (number + np.arange(len(texts))) % piece.parts == piece.part
         number += len(texts)
         yield texts.filter(pa.array(mine & (in_val if split == "val" else ~in_val)))
+
+
+def _batches(job: TextJob, piece: Piece) -> Iterator[Batch]:
+    try:
+        yield from read_batches(piece.unit, job.text_column, id_column=job.id_column, separator=job.separator)
+    except BadFileError as error:
+        if not job.skip_bad_files:
+            raise
+        print(f"train_data.text: the rest of a file is skipped: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
 @lru_cache(maxsize=1)

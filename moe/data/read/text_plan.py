@@ -7,16 +7,25 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from moe.data.read.lanes import TextJob, cut_pieces
+from moe.data.text.content import stat_of
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
-from moe.data.text.files import Unit
+from moe.data.text.files import Source, Unit
+from moe.data.text.ids import choose_id
+from moe.data.text.losses import lossy, warning_before
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.errors import InputError
+
+SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
+MOST_TOLD = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class TextPlan:
     job: TextJob
     units: tuple[Unit, ...]
     fingerprint: str
+    former: tuple[str, ...]  # what earlier versions called the same text
     summary: str
     vocab_size: int
 
@@ -37,6 +47,7 @@ def open_text(
     split: str,
     revision: str | None,
     text_column: str,
+    skip_bad_files: bool = False,
     val_fraction: float,
     val_seed: int,
     lanes: int,
@@ -44,25 +55,41 @@ def open_text(
     seq_len: int,
     seed: int,
     say: Callable[[str], None],
+    outputs: tuple[Path, ...] = (),
 ) -> TextPlan:
-    """Resolve the dataset and choose the encoder. Raises InputError for what cannot be read."""
+    """Resolve the dataset and choose the encoder. outputs: the run's folders, which are no text.
+
+    Raises InputError for what cannot be read.
+    """
     tokenizer = load_tokenizer(tokenizer_name)
     try:
-        source = resolve(dataset=(dataset,), config=config, split=split, revision=revision)
+        source = resolve(dataset=(dataset,), config=config, split=split, revision=revision, outputs=outputs)
+        for line in [*left_out_lines(source.left_out), *source.notes]:
+            say(f"train_data.text: {in_keys(line)}")
         units, faults = plan_units(source.files, text_column)
-        if faults:
-            raise InputError(faults_text(faults, skipping=True) + "\nMend them, or take them out of the dataset.")
+        if faults and (not skip_bad_files or not units):
+            mend = "Mend them, or set train_data.text.skip_bad_files=true to go on without them."
+            raise InputError(faults_text(faults, skipping=True) + "\n" + mend)
+        for fault in faults:
+            say(f"train_data.text: a file is skipped: {fault}")
     except InputError as error:
         raise InputError(f"train_data.text: {in_keys(error)}") from None
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    documents = sample_documents(units, text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         "auto",
         tokenizer=tokenizer,
         tokenizer_name=tokenizer_name,
         spec_json=spec,
-        documents=sample_documents(units, text_column),
+        documents=documents,
         say=say,
     )
+    warning = warning_before(
+        lossy(tokenizer), documents, encoder=encoder, spec_json=spec, tokenizer_name=tokenizer_name
+    )
+    if warning:
+        say(warning)
+    id_column, told = choose_id(units, text_column)
     job = TextJob(
         pieces=cut_pieces(units, lanes),
         lanes=lanes,
@@ -73,28 +100,58 @@ def open_text(
         val_seed=val_seed,
         val_threshold=int(val_fraction * 2**64),
         text_column=text_column,
+        id_column=id_column,
+        separator=tokenizer.eos_token,
         encoder=encoder,
         tokenizer=tokenizer_name,
         spec_json=spec,
+        skip_bad_files=skip_bad_files,
     )
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    bad = {fault.file for fault in faults}
     content = {
-        "files": [(file.name, file.size, file.version) for file in source.files],
-        "revision": source.revision,
+        "files": ["skipped" if file.name in bad else file.version for file in source.files],
         "text_column": text_column,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": fingerprint,
     }
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    commit = f" at {source.revision[:12]}" if source.revision else ""
+    rest = f", lanes {lanes}, val_fraction {val_fraction:g}, val_seed {val_seed}"
+    name = f"text {_digest(content)}{rest}"
+    files = [f"{file.name}={'skipped' if file.name in bad else _digest(file.version)[:8]}" for file in source.files]
     text_bytes = sum(unit.weight for unit in units)
     return TextPlan(
         job,
         tuple(units),
-        f"text {digest}{commit}, lanes {lanes}, val_fraction {val_fraction:g}, val_seed {val_seed}",
-        f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}",
+        SEPARATOR.join([name, *_grouped(files)]),
+        (_former(source, text_column, fingerprint) + rest,),
+        f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
+        f"{told}",
         size,
     )
 
 
-def in_keys(error: InputError) -> str:
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _grouped(files: list[str]) -> list[str]:
+    """What tells which file changed: each file where they are few, else groups of neighbours."""
+    size = -(-len(files) // MOST_TOLD)
+    if size <= 1:
+        return files
+    groups = [files[i : i + size] for i in range(0, len(files), size)]
+    return [f"{group[0].rsplit('=', 1)[0]} to {group[-1].rsplit('=', 1)[0]}={_digest(group)[:8]}" for group in groups]
+
+
+def _former(source: Source, text_column: str, tokenizer: str) -> str:
+    """What the text was called when files of this machine were known by their times, as long as those still hold."""
+    files = []
+    for file in source.files:
+        found = None if file.remote else stat_of(file.path)
+        files.append((file.name, file.size, str(found[1]) if found else file.version))
+    content = {"files": files, "revision": source.revision, "text_column": text_column, "tokenizer": tokenizer}
+    return f"text {_digest(content)}" + (f" at {source.revision[:12]}" if source.revision else "")
+
+
+def in_keys(error: InputError | str) -> str:
     """The sources' messages name the converter's flags: here they are keys."""
     return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda match: match[1].replace("-", "_"), str(error))

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe.errors import InputError
+from moe.units import tell
 
 PACKAGES = (
     "stdlib",
@@ -121,7 +122,7 @@ def build_corpus(
     """Write `out_folder`/000_00000.parquet and return it; one that is there is kept. Prints a line per package."""
     out = Path(out_folder) / "000_00000.parquet"
     if out.exists():
-        print(f"corpus: {out} is there already", flush=True)
+        tell(f"corpus: {out} is there already")
         return out
     rows: list[dict] = []
     seen: set[bytes] = set()
@@ -140,9 +141,7 @@ def build_corpus(
                 size += len(text.encode())
         total += size
         if files:
-            print(
-                f"corpus: {package:<16} {size / 1e6:5.2f} MB, {total / 1e6:5.2f} of {max_bytes / 1e6:g} MB", flush=True
-            )
+            tell(f"corpus: {package:<16} {size / 1e6:5.2f} MB, {total / 1e6:5.2f} of {max_bytes / 1e6:g} MB")
     if not rows:
         raise InputError("no package with docstrings was found; this Python has no sources on the disk")
     for row in rows:
@@ -157,5 +156,5 @@ def build_corpus(
     aside = out.with_suffix(".tmp")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), aside, row_group_size=ROWS_PER_GROUP)
     aside.rename(out)
-    print(f"corpus: {len(rows):,} documents, {total / 1e6:.2f} MB of text in {out}", flush=True)
+    tell(f"corpus: {len(rows):,} documents, {total / 1e6:.2f} MB of text in {out}")
     return out

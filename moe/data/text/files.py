@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 
+# by the end of a file's name; what a .json holds is seen when it is opened
 KINDS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
-    ".json": "jsonl",
     ".jsonl.gz": "jsonl.gz",
     ".json.gz": "jsonl.gz",
+    ".jsonl.zst": "jsonl.zst",
+    ".json": "json",
     ".txt": "txt",
+    ".txt.gz": "txt.gz",
+    ".txt.zst": "txt.zst",
+    ".csv": "csv",
+    ".csv.gz": "csv.gz",
+    ".tsv": "tsv",
+    ".tsv.gz": "tsv.gz",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
+KNOWN = "parquet, jsonl and txt (also .gz, .zst), json, csv and tsv (also .gz), arrow, feather"
+# not documents: what tools and people put beside them
+COMPANIONS = frozenset(
+    {
+        "dataset_dict.json",
+        "dataset_info.json",
+        "dataset_infos.json",
+        "requirements.txt",
+        "robots.txt",
+        "special_tokens_map.json",
+        "state.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+)
+PAPERS = frozenset(
+    {"readme", "license", "licence", "notice", "copying", "changelog", "authors", "citation", "contributing"}
+)
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """One input file.
 
-    `name` is its path below the dataset, `path` where it is read from, `version` changes with its content.
+    `name` is its path below the dataset, the only one of that name in it, and fit to be printed. `path` is where it is
+    read from. `version` is its content's: the hub's hash, or what `content.py` makes of a file here.
     """
 
     name: str
@@ -50,18 +80,41 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that is not used. Folders end in `/`; `reason` is one of a few texts, and is counted."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A dataset resolved: its files in order and, for the hub, the commit they are taken from.
 
-    others: files of a folder that could be read and belong to another config or split.
+    left_out: all else that was met. notes: lines for a person about what was not asked for in so many words.
     """
 
     files: list[SourceFile]
     revision: str | None
-    others: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def kind_of(name: str) -> str | None:
     return next(
         (KINDS[suffix] for suffix in sorted(KINDS, key=len, reverse=True) if name.lower().endswith(suffix)), None
+    )
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name describes other files: a licence, a dataset's own record, a tokenizer."""
+    base = name.rsplit("/", 1)[-1].lower()
+    return base in COMPANIONS or (base.endswith(".txt") and base.removesuffix(".txt") in PAPERS)
+
+
+def printable(text: str) -> str:
+    """`text` with bytes that are no UTF-8 and control characters as escapes: fit for JSON and for a terminal."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        c if unicodedata.category(c) not in ("Cc", "Cs") else c.encode("unicode_escape").decode() for c in text
     )

@@ -1,17 +1,21 @@
 """Which rows are documents: text columns checked and cleaned, each bad row counted by reason.
 
-Reasons: `null`, `empty`, `blank` (only white space), `invalid_utf8`, `wrong_type` (not a string), `bad_json`.
+Reasons: `null`, `empty`, `blank` (only white space), `invalid_utf8`, `nul` (a tenth or more of it NUL bytes),
+`wrong_type` (not a string), `bad_json`, `duplicate_key` (an object with two texts), `bad_csv` (a row with more or
+fewer values than names).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+
+from moe.data.text.columns import as_text, key_bytes
+from moe.data.text.looks import NUL_SHARE
 
 EXAMPLES = 20  # bad rows listed by name, per reason
 
@@ -46,6 +50,7 @@ class Batch:
     rows: list[int] | range
     weight: int  # progress made, in the unit's own measure
     bad: list[tuple[str, int]] = field(default_factory=list)  # rows the reader itself gave up: reason, row
+    separators: int = 0  # lines of a .txt that ended a document
 
 
 def _is_utf8(value: bytes) -> bool:
@@ -66,13 +71,25 @@ def _utf8_mask(texts: pa.Array) -> np.ndarray | None:
     return None
 
 
+def _nul_mask(texts: pa.LargeStringArray) -> np.ndarray | None:
+    """Which texts are text, not NUL bytes; None when all are (one fast pass)."""
+    offsets, starts = texts.buffers()[1], texts.offset
+    bounds = np.frombuffer(offsets, np.int64)[starts : starts + len(texts) + 1]
+    chars = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[bounds[0] : bounds[-1]]
+    if not len(chars) or chars.min():
+        return None
+    of = np.searchsorted(bounds, np.flatnonzero(chars == 0) + bounds[0], side="right") - 1
+    few = np.bincount(of, minlength=len(texts)) < NUL_SHARE * np.diff(bounds)
+    return None if (few | (np.diff(bounds) == 0)).all() else few | (np.diff(bounds) == 0)
+
+
 def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringArray, pa.Array | None]:
     """The documents of a batch and their ids, without the bad rows, which `skipped` gets."""
     ids, rows = batch.ids, np.asarray(batch.rows)
 
     def name(i: int) -> str:
-        value = ids[i].as_py() if ids is not None else None
-        return str(value) if value not in (None, "") else f"{file} row {int(rows[i])}"
+        key = key_bytes(ids[i : i + 1])[0] if ids is not None else None
+        return key.decode("utf-8", "replace") if key else f"{file} row {int(rows[i])}"
 
     def keep(texts: pa.Array, mask: np.ndarray, reasons: dict[str, np.ndarray]) -> pa.Array:
         nonlocal ids, rows
@@ -86,18 +103,16 @@ def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringA
     for reason, row in batch.bad:
         skipped.add(reason, f"{file} row {row}")
     texts = batch.texts
-    if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
     if texts.null_count:
         mask = np.asarray(texts.is_valid())
         texts = keep(texts, mask, {"null": ~mask})
-    if pa.types.is_binary(texts.type) or pa.types.is_large_binary(texts.type):
-        texts = texts.cast(pa.large_binary()).view(pa.large_string())
-    else:
-        texts = texts.cast(pa.large_string())
+    texts = as_text(texts)
     mask_utf8 = _utf8_mask(texts)
     if mask_utf8 is not None:
         texts = keep(texts, mask_utf8, {"invalid_utf8": ~mask_utf8})
+    mask_nul = _nul_mask(texts)
+    if mask_nul is not None:
+        texts = keep(texts, mask_nul, {"nul": ~mask_nul})
     empty, blank = np.asarray(pc.equal(pc.binary_length(texts), 0)), np.asarray(pc.utf8_is_space(texts))
     if empty.any() or blank.any():
         texts = keep(texts, ~(empty | blank), {"empty": empty, "blank": blank & ~empty})
@@ -107,9 +122,5 @@ def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringA
 def document_hashes(texts: pa.LargeStringArray, ids: pa.Array | None, seed: int) -> np.ndarray:
     """xxh64 of each document's id (of its text where it has none), seeded: uint64 [documents]."""
     digest = xxhash.xxh64_intdigest
-    if ids is None:
-        keys: list[Any] = texts.to_pylist()
-    else:
-        keys = ids.cast(pa.large_string()).to_pylist()
-        keys = [key if key else texts[i].as_py() for i, key in enumerate(keys)]
+    keys = texts.to_pylist() if ids is None else [key or texts[i].as_py() for i, key in enumerate(key_bytes(ids))]
     return np.fromiter((digest(key, seed) for key in keys), np.uint64, len(keys))

@@ -10,13 +10,13 @@ from moe.data.text.rows import Skipped, clean
 CHECK_DOCUMENTS, CHECK_CHARS, CHECK_LONGEST = 1000, 4 << 20, 128 << 10  # characters
 
 
-def sample_documents(units: list[Unit], text_column: str) -> list[str]:
+def sample_documents(units: list[Unit], text_column: str, *, separator: str | None = None) -> list[str]:
     """The first documents, for holding an encoder against transformers."""
     texts: list[str] = []
     chars = 0
     for unit in units:
         try:
-            for batch in read_batches(unit, text_column):
+            for batch in read_batches(unit, text_column, id_column=None, separator=separator):
                 for text in clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist():
                     texts.append(text[:CHECK_LONGEST])
                     chars += len(texts[-1])

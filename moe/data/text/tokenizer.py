@@ -1,7 +1,9 @@
 """Load a tokenizer and say what it is.
 
 - No code from a hub repository is ever run (`trust_remote_code` stays off).
-- A tokenizer without EOS is refused: EOS is the only mark between documents.
+- A tokenizer without EOS is refused: EOS is the only mark between documents. Text never yields EOS, or any other
+  special token: one list of them (`special_tokens`) leaves both the added tokens and the vocabulary that text meets.
+- A folder may hold a tokenizer.json alone; its EOS is the one of EOS_NAMES that it has.
 - The fingerprint covers what decides ids (vocabulary, merges, EOS, probe strings) and nothing else, so it is the same
   for a hub name, a cached snapshot and a folder.
 """
@@ -14,11 +16,15 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moe.data.hub_client import endpoint
+from moe.data.hub_client import endpoint, nobody_there
+from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer
 from moe.errors import InputError
+from moe.units import note
 
 REACH_S, REACH_TRIES = 4.0, 2
 PROBES = (
@@ -29,6 +35,9 @@ PROBES = (
     "def f(x):\n    return x**2  # comment\r\n",
     "<|endoftext|><s></s>[INST]",
 )
+EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[EOS]", "<|eos|>")
+UNUSUAL = "\u2603 \u4f60\u597d \u0e44\u0e17\u0e22 \U0001d573 \U0010fffd \x01"
+HIDDEN = "\U0010fffe{}\U0010ffff"  # a special token's name in the vocabulary, where text must not find it
 
 
 def spare_torch() -> None:
@@ -40,26 +49,33 @@ def spare_torch() -> None:
 
 
 def hub_fault(name: str) -> str | None:
-    """Why the hub cannot be asked for `name` now; None where it answers, whatever it says.
+    """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
 
-    Its own client would try for a minute and write a line for each try. What is cached is used without it.
+    That is not waited for: what is cached is used then.
     """
-    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.utils import get_session
 
-    if HF_HUB_OFFLINE or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is None:
-        return None  # the client asks nobody then
     fault = None
     for attempt in range(REACH_TRIES):
         try:
             get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
             return None
         except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
+            if not nobody_there(error):
+                return None  # somebody is there and drops or stalls: that passes
             fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
         if attempt + 1 < REACH_TRIES:
-            print(f"tokenizer {name}: {fault}; trying again ...", file=sys.stderr, flush=True)
+            note(f"tokenizer {name}: {fault}; trying again ...")
             time.sleep(1)
     return fault
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` may be one on the hub, `gpt2` or `openai-community/gpt2`; anything else is a path, and so is what
+    begins with a folder that is here.
+    """
+    owner, _, rest = name.partition("/")
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and not (rest and Path(owner).is_dir())
 
 
 def load_tokenizer(name_or_folder: str) -> Any:
@@ -67,15 +83,31 @@ def load_tokenizer(name_or_folder: str) -> Any:
 
     Raises InputError when there is none, or when it has no EOS.
     """
+    folder = Path(name_or_folder)
+    if not folder.is_dir() and not is_hub_name(name_or_folder):
+        found = "is a file" if folder.exists() else "is not there"
+        raise InputError(
+            f"tokenizer '{name_or_folder}' cannot be loaded: that folder {found}; give one with a tokenizer.json, or "
+            "the name of one on the hub, such as openai-community/gpt2"
+        )
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
-    fault = None if Path(name_or_folder).is_dir() else hub_fault(name_or_folder)
+    fault = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_folder, trust_remote_code=False, local_files_only=fault is not None
+        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_fault(name_or_folder)) is None:
+            fetch_tokenizer(name_or_folder)
+        # by its folder: of a name transformers may ask the hub, whatever it is told
+        place = name_or_folder if folder.is_dir() else str(cached_folder(name_or_folder) or name_or_folder)
+        tokenizer = _lone_tokenizer(place) or AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, local_files_only=True
         )
+    except InputError as error:
+        if folder.is_dir():
+            raise
+        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {error}") from None
     except Exception as error:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
@@ -89,6 +121,43 @@ def load_tokenizer(name_or_folder: str) -> Any:
             f"tokenizer '{name_or_folder}' has no EOS token, which marks where documents end; "
             'add "eos_token" to its tokenizer_config.json, or choose another tokenizer'
         )
+    try:
+        written = written_specials(tokenizer)
+    except Exception as error:  # of tokenizers, which knows no other: a vocabulary of words without an unknown one
+        raise InputError(
+            f"tokenizer '{name_or_folder}' cannot encode text: {error}; choose another tokenizer"
+        ) from None
+    if written:
+        raise InputError(
+            f"tokenizer '{name_or_folder}' turns {' and '.join(written[:3])} in a text into a special token, "
+            "so that a text could end a document; choose another tokenizer"
+        )
+    return tokenizer
+
+
+def _lone_tokenizer(folder: str) -> Any:
+    """The tokenizer of a folder whose tokenizer.json has no other file to say what it is; None for any other name.
+
+    Raises InputError where it is not clear which token is EOS.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    place = Path(folder)
+    if not (place / "tokenizer.json").is_file() or (place / "config.json").is_file():
+        return None
+    settings = place / "tokenizer_config.json"
+    if settings.is_file():
+        known = json.loads(settings.read_text(encoding="utf-8"))
+        return None if known.get("tokenizer_class") else PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(place / "tokenizer.json"))
+    there = [token for token in EOS_NAMES if token in tokenizer.get_vocab()]
+    if len(there) != 1:
+        which = f"it has {', '.join(there)}" if there else f"it has none of {', '.join(EOS_NAMES)}"
+        raise InputError(
+            f"tokenizer '{folder}': a tokenizer.json alone does not say which token is EOS, and {which}; add a "
+            'tokenizer_config.json such as {"eos_token": "</s>"} beside it'
+        )
+    tokenizer.add_special_tokens({"eos_token": there[0]})
     return tokenizer
 
 
@@ -126,6 +195,76 @@ def token_dtype(size: int) -> str:
     return "uint16" if size <= 1 << 16 else "uint32"
 
 
+def _spec(tokenizer: Any) -> dict[str, Any] | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """The id that stands for what the tokenizer cannot write; None where it has none."""
+    model = (_spec(tokenizer) or {}).get("model", {})
+    if "unk_id" in model:  # Unigram
+        return model["unk_id"]
+    return model["vocab"].get(model.get("unk_token")) if model else tokenizer.unk_token_id
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """The tokens that are no text, EOS among them; not the unknown token, which stands for text."""
+    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = {name: tokenizer.convert_tokens_to_ids(name) for name in names | set(tokenizer.all_special_tokens)}
+    unknown = unknown_id(tokenizer)
+    return {n: i for n, i in found.items() if i is not None and (i != unknown or i == tokenizer.eos_token_id)}
+
+
+def _writes(encode: Callable[[list[str]], list[list[int]]], specials: dict[str, int]) -> list[str]:
+    """Those special tokens whose letters in a text become a special token."""
+    wide = {ord(c): ord(c) + 0xFEE0 for c in map(chr, range(0x21, 0x7F))}  # what NFKC makes the same letters of
+    numbers = set(specials.values())
+    written = []
+    for name in specials:
+        texts = [name, f"a {name} b", f"a{name}b", f"{name}\n", name.translate(wide)]
+        if any(numbers & set(row) for row in encode(texts)):
+            written.append(name)
+    return written
+
+
+def written_specials(tokenizer: Any) -> list[str]:
+    """What in a text becomes a special token all the same, so that a text could end a document."""
+    written = [repr(name) for name in _writes(lambda texts: encode_plain(tokenizer, texts), special_tokens(tokenizer))]
+    if any(tokenizer.eos_token_id in row for row in encode_plain(tokenizer, [UNUSUAL])):
+        written.append("characters that it does not know")
+    return written
+
+
+def _hide(model: dict[str, Any], names: set[str]) -> None:
+    """Give special tokens in a model's vocabulary a name that text does not hold; their ids stay."""
+    vocab, names = model["vocab"], names - {model.get("unk_token")}
+    if isinstance(vocab, list):  # Unigram: pieces with their scores
+        model["vocab"] = [[HIDDEN.format(piece) if piece in names else piece, score] for piece, score in vocab]
+        return
+    model["vocab"] = {HIDDEN.format(piece) if piece in names else piece: i for piece, i in vocab.items()}
+    if "merges" in model:
+        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not names & {*pair, "".join(pair)}]
+
+
+@lru_cache(maxsize=2)
+def _hiding(tokenizer: Any) -> Any:
+    """The tokenizer with its special tokens hidden; None for one that does not write them anyway, as nearly all."""
+    import tokenizers
+
+    specials = special_tokens(tokenizer)
+    if _spec(tokenizer) is None or not _writes(lambda texts: _split(tokenizer, texts), specials):
+        return None
+    spec = _plain_spec(tokenizer)
+    _hide(spec["model"], set(specials))
+    return tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+
+
+def _split(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
 def encode_plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Ids per text as transformers gives them:
 
@@ -133,22 +272,46 @@ def encode_plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    hiding = _hiding(tokenizer)
+    if hiding is not None:
+        return [row.ids for row in hiding.encode_batch(texts, add_special_tokens=False)]
+    return _split(tokenizer, texts)
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Ids of a text that a model is to continue, as it would stand in training; EOS, a document's start, for none."""
+    return encode_plain(tokenizer, [prompt])[0] or [tokenizer.eos_token_id]
+
+
+def decode_new(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    """The text that `new` ids add behind `prompt`. By themselves they would lose the space before their first word,
+    where a tokenizer takes that for the front of a text.
+    """
+    before, both = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (prompt, prompt + new))
+    if both.startswith(before):
+        return both[len(before) :]
+    return tokenizer.decode(new, clean_up_tokenization_spaces=False)
+
+
+def _plain_spec(tokenizer: Any) -> dict[str, Any]:
+    spec, specials = _spec(tokenizer), special_tokens(tokenizer)
+    assert spec is not None
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["special"] and t["content"] not in specials]
+    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+    return spec
 
 
 def plain_json(tokenizer: Any) -> str | None:
     """The tokenizer as one tokenizer.json text that never yields a special token; None for a tokenizer without a fast
     backend.
 
-    Special tokens leave `added_tokens`, so a literal `<|endoftext|>` in a text cannot become a document boundary.
+    Special tokens leave `added_tokens`, and the vocabulary where text would find them, so a literal `<|endoftext|>`
+    in a text cannot become a document boundary.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if _spec(tokenizer) is None:
         return None
-    spec = json.loads(backend.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
-    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-    return json.dumps(spec, ensure_ascii=False)
+    hiding = _hiding(tokenizer)
+    return json.dumps(_plain_spec(tokenizer), ensure_ascii=False) if hiding is None else hiding.to_str()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -4,7 +4,8 @@ words.
 
 from __future__ import annotations
 
-import shutil
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,15 @@ from moe.data.text.files import Source
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.errors import InputError
+from moe.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
+from moe.paths import local_path
+from moe.units import tell
 
 EOS = "<|endoftext|>"
+KIND = "tokenizer"
 LEAST_VOCAB = 257  # all bytes and EOS
 
 
@@ -30,7 +36,7 @@ def text_batches(source: Source, text_column: str, max_bytes: int) -> Iterator[l
         raise bad[0]
     size = 0
     for unit in units:
-        for batch in read_batches(unit, text_column):
+        for batch in read_batches(unit, text_column, id_column=None, separator=EOS):
             texts = clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist()
             size += sum(map(len, texts))
             yield texts
@@ -52,19 +58,27 @@ def train_tokenizer(
 ) -> Path:
     """Train on the first `max_bytes` characters and write a folder that transformers' AutoTokenizer loads. Returns it.
 
-    `vocab_size` counts the 256 bytes and EOS; a small text may give fewer. Raises InputError for a folder in use, no
-    text, or a vocabulary that cannot be.
+    `vocab_size` counts the 256 bytes and EOS; a small text may give fewer. `overwrite` replaces a folder that carries
+    our mark and holds nothing else. Raises InputError for a folder in use, no text, or a vocabulary that cannot be.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    out = Path(out)
+    out = local_path(out, "--out")
+    place = replaceable_place(out, "--out")
     if vocab_size < LEAST_VOCAB:
         raise InputError(f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"--out {out}: not empty; choose another folder, or --overwrite")
+    _refuse_what_is_there(place, overwrite)
     names = (dataset,) if isinstance(dataset, str) else dataset
-    source = resolve(dataset=names, config=config, split=split, revision=revision)
+    source = resolve(
+        dataset=names,
+        config=config,
+        split=split,
+        revision=revision,
+        outputs=(out, out.with_name(out.name + ".partial")),
+    )
+    for line in [*left_out_lines(source.left_out), *source.notes]:
+        print(line, flush=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,11 +94,31 @@ def train_tokenizer(
     except BadFileError as error:
         raise InputError(f"a file cannot be used: {error}") from error
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, clean_up_tokenization_spaces=False)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    wrapped.save_pretrained(aside)
-    if out.exists():
-        shutil.rmtree(out)
-    aside.rename(out)
-    print(f"tokenizer: {wrapped.vocab_size:,} tokens in {out}", flush=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))  # new: nobody else's
+    begin(scratch, KIND)
+    made, old = scratch / "made", scratch / "replaced"
+    try:
+        wrapped.save_pretrained(made)
+        finish(made, KIND)
+        _refuse_what_is_there(place, overwrite)  # once more: the work took long
+        if place.exists():
+            place.rename(old)
+        made.rename(place)
+    finally:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        remove_own(scratch, KIND, "--out")
+    tell(f"tokenizer: {wrapped.vocab_size:,} tokens in {out}")
     return out
+
+
+def _refuse_what_is_there(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise InputError(f"--out {out}: is a file; a folder is needed")
+    if any(out.iterdir()):
+        if not overwrite:
+            raise InputError(f"--out {out}: not empty; choose another folder, or --overwrite")
+        refuse_unless_own(out, KIND, "--out")

@@ -13,26 +13,33 @@ import json
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from moe.data.meta import SPLITS, Meta, meta_json, read_meta
+from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.text.files import Source, Unit
-from moe.data.text.planning import plan_units
+from moe.data.text.ids import choose_id
+from moe.data.text.losses import lossy, warning_before
+from moe.data.text.planning import Planning
 from moe.data.text.sample import sample_documents
+from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.write import merge
+from moe.data.write.forecast import forecast
 from moe.data.write.merge import Parts
 from moe.data.write.progress import human
 from moe.data.write.report import summary
 from moe.data.write.request import Request
-from moe.data.write.run_units import parts_of, run
-from moe.data.write.state import Workspace, open_workspace
+from moe.data.write.run_units import limit_is_reached, parts_of, run
+from moe.data.write.state import FORMAT, Workspace, open_workspace
+from moe.data.write.state import versions as versions_of
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
+from moe.units import tell as say
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,18 @@ class Plan:
     request: Request
     source: Source
     identity: dict[str, Any]  # what a run that goes on must agree with
-    units: list[Unit]
-    bad: dict[str, str]  # files that cannot be read at all: why
+    planning: Planning
     job: Job
     vocab_size: int
 
+    @property
+    def units(self) -> list[Unit]:
+        return self.planning.units
 
-def say(text: str) -> None:
-    print(text, flush=True)
+    @property
+    def bad(self) -> dict[str, str]:
+        """Files that cannot be read at all: why."""
+        return {error.file: error.reason for error in self.planning.bad}
 
 
 def convert(request: Request) -> Meta | None:
@@ -59,11 +70,17 @@ def convert(request: Request) -> Meta | None:
     """
     started = time.monotonic()
     space = open_workspace(request.out, overwrite=request.overwrite)
+    if request.dry_run:
+        for line in forecast(plan_of(request, space, *look_up(request, None))):
+            say(line)
+        return None
     plan = make_plan(request, space)
     if plan is None:
         say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
         return read_meta(request.out)
-    with space.lock(plan.identity, plan.source.files, plan.units, shared=request.num_shards is not None):
+    full = request.verify == "full"
+    shared = request.num_shards is not None
+    with space.lock(plan.identity, plan.source.files, plan.units, shared=shared, full=full):
         if request.num_shards is not None and not request.merge_only:
             make_shard(plan, space)
             return None
@@ -80,25 +97,66 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
 
     Raises InputError for flags that cannot be, and when no file can be read.
     """
-    request.check()
-    tokenizer = load_tokenizer(request.tokenizer)
-    source = resolve(dataset=request.dataset, config=request.config, split=request.split, revision=request.revision)
-    identity = request.identity(tokenizer_fingerprint(tokenizer), source.revision)
-    if space.is_complete(identity, source.files):
+    asked = asked_for(request)
+    commit = space.recorded_commit(asked)
+    tokenizer, source, identity = look_up(request, commit)
+    if commit is not None:
+        say(f"{request.title}: commit {commit[:12]}, which this conversion began with; --revision names another")
+    if space.is_complete(identity, source.files, full=request.verify == "full"):
         space.discard_own(identity)  # killed after the last step but one
         return None
-    units, faults = plan_units(source.files, request.text_column)
+    return plan_of(request, space, tokenizer, source, identity)
+
+
+def look_up(request: Request, commit: str | None) -> tuple[Any, Source, dict[str, Any]]:
+    """Tokenizer, source and identity. commit: of a hub dataset, in the place of --revision."""
+    request.check()
+    tokenizer = load_tokenizer(request.tokenizer)
+    out = () if "://" in str(request.out) else (Path(request.out), Path(f"{request.out}.partial"))
+    source = resolve(
+        dataset=request.dataset,
+        config=request.config,
+        split=request.split,
+        revision=commit or request.revision,
+        outputs=out,
+    )
+    for line in [*left_out_lines(source.left_out), *source.notes]:
+        say(line)
+    identity = request.identity(tokenizer_fingerprint(tokenizer))
+    return tokenizer, source, {**identity, "asked": asked_for(request), "commit": source.revision}
+
+
+def asked_for(request: Request) -> dict[str, Any]:
+    """The dataset as it was typed: told, not compared, as the files themselves are."""
+    return {
+        "dataset": request.title,
+        "config": request.config,
+        "split": request.split,
+        "revision": request.revision,
+    }
+
+
+def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
+    """Units and encoder."""
+    planning = Planning(source.files, request.text_column)
+    if request.num_shards is None:  # shards share units by their number
+        planning = replace(planning, max_documents=request.max_documents, max_tokens=request.max_tokens)
+    planning.more()
+    units = planning.units
     if not units:
-        raise InputError(faults_text(faults, skipping=True))
+        raise InputError(faults_text(planning.bad, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         request.encoder,
         tokenizer=tokenizer,
         tokenizer_name=request.tokenizer,
         spec_json=spec,
-        documents=sample_documents(units, request.text_column),
+        documents=documents,
         say=say,
     )
+    id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
+    identity["id_column"] = id_column  # judged once: a run that goes on keeps it
     job = Job(
         seq_len=request.seq_len,
         dtype=token_dtype(size),
@@ -106,19 +164,25 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
         seed=request.seed,
         val_threshold=request.val_threshold,
         text_column=request.text_column,
+        id_column=id_column,
+        separator=tokenizer.eos_token,
         max_documents=request.max_documents,
         max_tokens=request.max_tokens,
         encoder=encoder,
         tokenizer=request.tokenizer,
         spec_json=spec,
+        lossy=lossy(tokenizer),
     )
     job.check()
-    others = f" ({source.others} more are of another --config or --split)" if source.others else ""
     say(
-        f"{identity['dataset']}: {len(source.files)} files{others}, {len(units)} units of work, "
+        f"{request.title}: {len(source.files)} files{planning.scope()}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
-    return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)
+    say(told)
+    warning = warning_before(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
+    if warning:
+        say(warning)
+    return Plan(request, source, identity, planning, job, size)
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
@@ -126,6 +190,8 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     request, left_out = plan.request, dict(plan.bad)
     make = partial(run, engine=request.engine, workers=request.workers)
     if request.merge_only:
+        while plan.planning.more():
+            pass
         pending = [unit for unit in plan.units if space.units.done(unit) is None]
         if pending:
             raise InputError(
@@ -134,8 +200,12 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             )
     else:
         # again after a fault: a limit may now need units behind those it counted on
-        while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
-            left_out |= {error.file: error.reason for error in faults}
+        while True:
+            while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
+                left_out |= {error.file: error.reason for error in faults}
+            if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
+                break
+            left_out |= plan.bad
     last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
     if last and (request.max_documents or request.max_tokens):  # what lies behind the limit is no concern of this run
         needed = [file.name for file in plan.source.files[: last[0][1].file_index + 1]]
@@ -175,11 +245,7 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
     sums = merge.collect(parts)
     total = sum(sums["tokens"].values())
     if total < job.seq_len:
-        space.discard()
-        if total:
-            raise InputError(f"{total} tokens are less than one block of --seq-len {job.seq_len}; lower --seq-len")
-        skipped = ", ".join(f"{n} {reason}" for reason, n in sums["skipped"].counts.items()) or "none"
-        raise InputError(f"--dataset {plan.identity['dataset']}: no documents in it (rows skipped: {skipped})")
+        raise too_little(request, job, total, sums["skipped"].counts)
     if job.val_threshold == 0 or sums["tokens"]["val"] >= job.seq_len:
         return job, parts, sums
     lengths, hashes = merge.document_keys(parts)  # val is small, so the dataset is
@@ -202,6 +268,19 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
     return job, parts, merge.collect(parts)
 
 
+def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int]) -> InputError:
+    """Less than one block came out. What was made is kept: it is no fault of the units."""
+    rows = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items())) or "none"
+    if not tokens:
+        return InputError(
+            f"--dataset {request.title}: no documents in it (rows skipped: {rows}); mend it and add --overwrite"
+        )
+    text = f"--dataset {request.title}: {tokens} tokens are less than one block of --seq-len {job.seq_len}"
+    if skipped:
+        return InputError(f"{text}; rows skipped: {rows}. Mend these, or lower --seq-len and add --overwrite")
+    return InputError(f"{text}; lower --seq-len and add --overwrite")
+
+
 def publish(
     plan: Plan, space: Workspace, parts: Parts, sums: dict[str, Any], left_out: dict[str, str], started: float
 ) -> Meta:
@@ -212,7 +291,7 @@ def publish(
     results = {split: merge.merge_split(parts, split, space.merged, job.layout) for split in SPLITS}
     as_asked = job.val_threshold == request.val_threshold
     meta = Meta(
-        dataset=plan.identity["dataset"],
+        dataset=request.title,
         config=request.config,
         split=request.split,
         revision=plan.source.revision,
@@ -236,16 +315,21 @@ def publish(
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
-        versions=versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
+        id_column=job.id_column if sums["counts"]["named"] else None,
+        **{name: sums["counts"][name] for name in COUNTS},
+        versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
     report = {
+        "format": FORMAT,
         "request": plan.identity,
-        "files": {file.name: file.version for file in plan.source.files},
+        "files": versions_of(plan.source.files),
+        "reads": merge.reads(parts),
+        "proofs": merge.proofs(parts),
         "seconds": round(time.monotonic() - started, 2),
         "encoder": job.encoder,
         "engine": request.engine,
         "workers": request.workers,
-        "versions": versions("gigatoken", "fastokens"),
+        "versions": package_versions("gigatoken", "fastokens"),
     }
     space.merged.write("conversion.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
     space.merged.write("meta.json", meta_json(meta).encode())
@@ -253,7 +337,7 @@ def publish(
     return meta
 
 
-def versions(*packages: str) -> dict[str, str]:
+def package_versions(*packages: str) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

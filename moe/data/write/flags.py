@@ -10,10 +10,11 @@ import argparse
 import errno
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+from moe.units import note, ready
 
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
@@ -58,6 +59,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--encoder", choices=encoders, default="auto", help="all give the same ids; auto: the fastest there is" + SHOWN)
     add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
     add("--skip-bad-files", action="store_true", help="go on without files that cannot be read")
+    verify = "files that were read before and touched since: hash those, or all (default: %(default)s)"
+    add("--verify", choices=["samples", "full"], default="samples", help=verify)
+    add("--dry-run", action="store_true", help="say which files are in and out and what it would take; write nothing")
     shard = "which shard of a run over several machines this is, from 0 (default: the whole run)"
     add("--shard-index", type=int, help=shard)
     add("--num-shards", type=int, help="how many shards there are (default: the whole run); each makes its share")
@@ -69,7 +73,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--vocab-size", type=int, default=32768, help="tokens, the 256 bytes and EOS among them" + SHOWN)
     add("--max-bytes", type=int, default=1 << 30, help="read this much text from the front of the dataset" + SHOWN)
-    add("--out", type=Path, default=Path("data/tokenizer"), help="the folder to write" + SHOWN)
+    add("--out", default="data/tokenizer", help="the folder to write" + SHOWN)
     add("--overwrite", action="store_true", help="replace what is in --out")
 
 
@@ -83,24 +87,27 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
     Call it before anything of transformers is imported.
     """
     from moe.data.text.tokenizer import spare_torch
+    from moe.environment import settle
     from moe.errors import InputError
 
+    ready()
     spare_torch()
     signal.signal(signal.SIGTERM, _stop)
     try:
+        settle()
         action()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
         where = error.filename or out  # a write names no file
         fault = f"{where}: {error.strerror}{_free(where)}"
-        print(f"error: {fault}; mend that and run the same command: it goes on", file=sys.stderr)
+        note(f"error: {fault}; mend that and run the same command: it goes on")
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        note("stopped; the same command goes on from here")
         return 75 if isinstance(stop, Stopped) else 130
     return 0
 

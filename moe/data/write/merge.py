@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -118,11 +119,11 @@ def mark_of(store: UnitStore, unit: Unit) -> dict:
 def collect(parts: Parts) -> dict:
     """Sums over units:
 
-    documents and tokens per split, text bytes, skipped rows, and how many documents there are of each length: rows of
-    (tokens, documents), as the lengths themselves would be 60 MB for FineWeb's 10B tokens.
+    documents and tokens per split, text bytes, skipped rows, the units' other counts, and how many documents there are
+    of each length: rows of (tokens, documents), as the lengths themselves would be 60 MB for FineWeb's 10B tokens.
     """
     documents, tokens, text_bytes, skipped = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), 0, Skipped()
-    lengths = np.empty((0, 2), np.int64)
+    lengths, counts = np.empty((0, 2), np.int64), Counter[str]()
     for store, unit in parts:
         mark = mark_of(store, unit)
         for split in SPLITS:
@@ -130,14 +131,34 @@ def collect(parts: Parts) -> dict:
             tokens[split] += mark["tokens"][split]
         text_bytes += mark["text_bytes"]
         skipped.merge(Skipped(**mark["skipped"]))
+        counts.update(mark["counts"])
         lengths = add_lengths(lengths, store.array(unit, "lengths.npy"))
     return {
         "documents": documents,
         "tokens": tokens,
         "text_bytes": text_bytes,
         "skipped": skipped,
+        "counts": counts,
         "lengths": lengths,
     }
+
+
+def proofs(parts: Parts) -> dict[str, str]:
+    """Of each file of the hub, what its bytes were held against."""
+    found: dict[str, str] = {}
+    for mark in (mark_of(store, unit) for store, unit in parts):
+        if "proof" in mark:
+            found[mark["file"]] = mark["proof"]
+    return found
+
+
+def reads(parts: Parts) -> list[list]:
+    """What was read of the files of this machine: (place of the file, then a recorded.Read for each unit of it)."""
+    found: dict[int, list] = {}
+    for store, unit in parts:
+        if (read := mark_of(store, unit)["read"]) is not None:
+            found.setdefault(unit.file_index, []).append(read)
+    return [[place, *entries] for place, entries in found.items()]
 
 
 def add_lengths(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from moe.units import note, redraw
+
 
 def human(number: float) -> str:
     """12345678 -> 12.3M"""
@@ -39,7 +41,7 @@ class Progress:
 
     def __init__(self, read: Callable[[], tuple[int, float, float]], *, token_bytes: int) -> None:
         self._read, self._token_bytes = read, token_bytes
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -55,7 +57,7 @@ class Progress:
         self._thread.join()
         self._draw()
         if self._terminal:
-            sys.stderr.write("\n")
+            note("")
 
     def _run(self) -> None:
         while not self._stop.wait(0.5 if self._terminal else 10):
@@ -70,5 +72,4 @@ class Progress:
             f"{share:4.0%}  {human(tokens)} tokens  {human(tokens / seconds)} tokens/s  "
             f"{human(tokens * self._token_bytes)}B  {clock(seconds)} done, {left} left"
         )
-        sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else line + "\n")
-        sys.stderr.flush()
+        redraw(line) if self._terminal else note(line)

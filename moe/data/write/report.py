@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from moe.data.meta import SPLITS, Meta
+from moe.data.meta import SPLITS, Meta, warnings_of
 from moe.data.places import open_folder
 from moe.data.write.progress import clock, human
 from moe.errors import InputError
@@ -37,6 +37,7 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         f"a document   {per['mean']:g} tokens, p50 {per['p50']:g}, p99 {per['p99']:g}, longest {per['max']:g}",
         f"skipped rows {sum(meta.skipped.values()):,}"
         + (f" ({', '.join(f'{n} {reason}' for reason, n in sorted(meta.skipped.items()))})" if meta.skipped else ""),
+        *_text_lines(meta),
         f"left out     {sum(meta.dropped_tokens.values()):,} tokens that fill no block"
         + "".join(f"\n  file {file}: {reason}" for file, reason in meta.left_out.items()),
         f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
@@ -45,4 +46,24 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         # no rate: for little text the seconds are mostly imports, and a run that went on made only a part
         lines.append(f"last run     {clock(report['seconds'])} from start to end, encoder {report['encoder']}")
     lines.append(f"folder       {folder}")
+    return lines + [f"warning      {warning}" for warning in warnings_of(meta)]
+
+
+def _text_lines(meta: Meta) -> list[str]:
+    """How the text became documents, and what of it the tokens do not hold; nothing from an older meta.json."""
+    if meta.duplicate_ids is None:
+        return []
+    named = (
+        f"by column '{meta.id_column}', {meta.duplicate_ids:,} with the id of another"
+        if meta.id_column
+        else "by their text"
+    )
+    lines = [f"told apart   {named}"]
+    if meta.separators:
+        lines.append(f"separators   {meta.separators:,} lines of .txt files that are EOS ended documents")
+    if meta.sampled_characters:  # a tokenizer that can write everything has nothing to count
+        lines.append(
+            f"lost         {meta.unknown_tokens:,} unknown tokens; {meta.lost_characters:,} of "
+            f"{meta.sampled_characters:,} sampled characters do not come back"
+        )
     return lines

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe.data.text.files import printable
 from moe.errors import InputError
 
 
@@ -33,19 +34,22 @@ class Request:
     num_shards: int | None = None
     merge_only: bool = False
     engine: str = "local"
+    verify: str = "samples"  # or "full": files that were read before are hashed again, whatever their times
+    dry_run: bool = False
 
     @property
     def val_threshold(self) -> int:
         """A document whose 64-bit hash is below it goes to val."""
         return int(self.val_fraction * 2**64)
 
-    def identity(self, tokenizer_fingerprint: str, revision: str | None) -> dict[str, Any]:
-        """All that decides the result: a run that goes on must agree in each."""
+    @property
+    def title(self) -> str:
+        """The dataset as it was typed, fit to be printed."""
+        return printable(" ".join(self.dataset))
+
+    def identity(self, tokenizer_fingerprint: str) -> dict[str, Any]:
+        """All but the files that decides the result: a run that goes on must agree in each. No path is in it."""
         return {
-            "dataset": " ".join(self.dataset),
-            "config": self.config,
-            "split": self.split,
-            "revision": revision,
             "text_column": self.text_column,
             "tokenizer": tokenizer_fingerprint,
             "seq_len": self.seq_len,

@@ -14,6 +14,7 @@ from moe.data.write import pool
 from moe.data.write.progress import Progress
 from moe.data.write.unit import Job, convert_unit
 from moe.data.write.unit_store import UnitStore, totals
+from moe.units import tell
 
 
 class Limits:
@@ -79,7 +80,7 @@ def run(
         return []
     done = sum(store.done(unit) is not None for unit in units)
     if done:
-        print(f"resuming: {done} of {len(units)} units are done", flush=True)
+        tell(f"resuming: {done} of {len(units)} units are done")
     weight = sum(unit.weight for unit in pending)
     if workers is None and engine == "local":  # starting a process takes as long as 32 MB of text
         workers = min(len(os.sched_getaffinity(0)), 1 + weight // (32 << 20))
@@ -109,10 +110,16 @@ def run(
     return faults
 
 
+def limit_is_reached(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> bool:
+    """Whether the units that are done hold as much as the job's limits allow."""
+    return Limits(units, store, job, left_out).advance()
+
+
 def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> list[tuple[UnitStore, Unit]]:
     """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
     limits = Limits([u for u in units if u.file.name not in left_out], store, job, left_out)
-    assert limits.advance() or limits.exhausted, "a unit is neither done nor left out"
+    if not limits.advance() and not limits.exhausted:
+        raise RuntimeError("a unit is neither done nor left out")
     parts = [(store, unit) for unit in limits.used]
     if limits.cut is not None and limits.documents != 0 and limits.tokens != 0:
         cut = replace(job, max_documents=limits.documents, max_tokens=limits.tokens)

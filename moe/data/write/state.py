@@ -3,8 +3,10 @@
     <out>.partial/  plan.json   .lock   units/<unit>/done.json   merged/
     <out>/          train/  val/  conversion.json  meta.json
 
-`plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's size and
-time, so a file that changed after its units were made is refused too, while a broken file may be mended.
+`plan.json` holds the request; a run that differs from it is refused. What is compared is content: no path, time or name
+of a file, nor how the dataset was typed. Each unit's done mark holds its file's version and a hash of what was read, so
+a file that changed after its units were made is refused too, while a broken file may be mended. Of a hub dataset the
+commit is recorded, and a run that goes on takes that one.
 
 A bucket knows no lock and no rename. There the parts are merged into <out> itself, whose `meta.json` goes first and
 comes last: without it nothing reads <out> as a dataset. <out>.partial/publishing says that what <out> holds by then is
@@ -15,8 +17,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,32 +28,70 @@ from moe.data.folders import Folder, LocalFolder
 from moe.data.places import open_folder
 from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.text.files import SourceFile, Unit
+from moe.data.write.recorded import edited
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
 from moe.locks import Busy, take_lock
+from moe.ownership import entries, refuse_strangers, remove_files, replaceable_place
+from moe.paths import path_or_address
 from moe.typed_json import parse_json
 from moe.units import say
 
+# what a conversion writes: in <out>, and at the top of <out>.partial
+RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
+WORK = re.compile(
+    r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.plan\.json\.\d+"
+)
+
+FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
+TOLD = ("asked", "commit")  # keys of an identity that are told, not compared
+SAME = "the same command with --overwrite starts again"
+
 
 class Plan(TypedDict):
+    """`request`: what decides the result, and what is TOLD. `files`: (name, version) in order."""
+
+    format: int
     request: dict[str, Any]
-    files: list[str]
+    files: list[list[str]]
 
 
-class Begun(TypedDict):
+class Finished(TypedDict):
+    """`reads`: by a file's place in `files`, what was read of it (recorded.Read)."""
+
+    format: int
     request: dict[str, Any]
-    files: dict[str, str]
+    files: list[list[str]]
+    reads: list[list[Any]]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [f"  {key}: {old.get(key)} then, {new[key]} now" for key in new if old.get(key) != new[key]]
+    keys = [key for key in new if key not in TOLD and old.get(key) != new[key]]
+    return [f"  {key}: {old.get(key)} then, {new[key]} now" for key in keys]
 
 
-def file_differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Files with another version, as then and now; the first few."""
-    changed = [name for name in sorted({**old, **new}) if old.get(name) != new.get(name)]
-    lines = [f"  {name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now" for name in changed[:5]]
-    return lines + [f"  and {len(changed) - 5} more files"] * (len(changed) > 5)
+def file_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
+    """Files with another version, as then and now; the first few. Their order counts, their names do not."""
+    if [version for _, version in old] == [version for _, version in new]:
+        return []
+    before, now = ({name: version for name, version in files} for files in (old, new))
+    changed = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    lines = [
+        f"  {name}: {before.get(name, 'not there')} then, {now.get(name, 'not there')} now" for name in changed[:5]
+    ]
+    return (lines or ["  the files come in another order"]) + [f"  and {len(changed) - 5} more files"] * (
+        len(changed) > 5
+    )
+
+
+def asked_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What was typed otherwise: it may be why files differ."""
+    before, now = old.get("asked") or {}, new.get("asked") or {}
+    return [f"  ({key}: {before.get(key)} then, {now.get(key)} now)" for key in now if before.get(key) != now.get(key)]
+
+
+def versions(files: list[SourceFile]) -> list[list[str]]:
+    return [[file.name, file.version] for file in files]
 
 
 class _Workspace:
@@ -67,10 +108,43 @@ class _Workspace:
         """Whether <out> holds the beginning of this conversion's result."""
         return False
 
-    def is_complete(self, identity: dict[str, Any], files: list[SourceFile]) -> bool:
+    def recorded_commit(self, asked: dict[str, Any]) -> str | None:
+        """The commit of the hub that a run of the same command began with, or is complete with; None for none."""
+        for content in (self.partial.read("plan.json"), None if self._overwrite else self.out.read("conversion.json")):
+            try:
+                plan = parse_json(content or b"", Plan)
+            except ValueError:
+                continue
+            if plan["format"] == FORMAT and plan["request"].get("asked") == asked:
+                return plan["request"].get("commit")
+        return None
+
+    def refuse_strangers(self) -> None:
+        """Raises InputError where <out> or <out>.partial holds what no conversion wrote, and would be replaced."""
+        if self._overwrite or self._is_begun():
+            self._check_result()
+        names = self._work_names()
+        refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
+        if names - {".lock"} and "plan.json" not in names:
+            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
+
+    def _check_result(self) -> None:
+        if self.out.read("meta.json") is not None or self._is_begun():
+            names = self._result_names()
+            refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
+
+    def _result_names(self) -> list[str]:
+        return sorted(self.out.sizes())
+
+    def _work_names(self) -> set[str]:
+        """Files and folders at the top of <out>.partial."""
+        return {name.split("/")[0] for name in self.partial.sizes()}
+
+    def is_complete(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool = False) -> bool:
         """Whether <out> is the finished result of this request.
 
-        InputError when it is something else and may not be replaced.
+        full: hash again what was read then, whatever the files' times. InputError when <out> is something else and may
+        not be replaced.
         """
         if self.out.is_empty():
             return False
@@ -83,11 +157,23 @@ class _Workspace:
         if self._overwrite:
             return False
         try:
-            report = parse_json(self.out.read("conversion.json") or b"", Begun)
+            report = parse_json(self.out.read("conversion.json") or b"", Finished)
         except ValueError:
-            report = {"request": {}, "files": {}}
+            report = None
+        if report is None or report["format"] != FORMAT:
+            raise InputError(
+                f"--out {self.out}: holds another conversion: one of an earlier version, or its conversion.json is "
+                "damaged, so whether it is of this command cannot be told. It can be trained on as it is; choose "
+                "another --out, or --overwrite to make it again."
+            )
         changed = differences(report["request"], identity)
-        if changed := changed or file_differences(report["files"], {file.name: file.version for file in files}):
+        if not changed:
+            changed = file_differences(report["files"], versions(files))
+            changed += asked_differences(report["request"], identity) * bool(changed)
+        if not changed:
+            reads = [(files[place], read) for place, *found in report["reads"] for read in found]
+            changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
+        if changed:
             text = "\n".join(changed)
             raise InputError(
                 f"--out {self.out}: holds another conversion\n{text}\n"
@@ -95,43 +181,85 @@ class _Workspace:
             )
         return True
 
-    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit]) -> None:
-        """Go on with what <out>.partial holds if the same request began it."""
-        plan = {"request": identity, "files": [file.name for file in files]}
+    def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
+        """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
         try:
-            old = parse_json(self.partial.read("plan.json") or b"", Plan)
+            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
         except ValueError:
-            old = None
-        if old is not None:
-            changed = differences(old["request"], identity) or file_differences(
-                dict.fromkeys(old["files"], "there"), {file.name: "there" for file in files}
-            )
-            for unit in units:
-                done = None if changed else self.units.done(unit)
-                if done is not None and done["file_version"] != unit.file.version:
-                    changed.append(f"  {unit.file.name}: version {done['file_version']} then, {unit.file.version} now")
-            if not changed:
-                return
-            if not self._overwrite:
-                text = "\n".join(changed)
-                raise InputError(
-                    f"{self.partial}: begun by another request\n{text}\n"
-                    "Run it as it was begun, or --overwrite to start again."
-                )
-            self._clear()
-            self.units = UnitStore(self.units.folder)
+            begun = {}
+        if self._overwrite or "id_column" not in begun:
+            return choose()
+        name = begun["id_column"]
+        return name, f"documents are told apart by {f'column {name!r}' if name else 'their text'}, as this was begun"
+
+    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
+        """Go on with what <out>.partial holds if the same request began it."""
+        content = self.partial.read("plan.json")
+        if content is not None:
+            changed = self._changed(content, identity, files, units, full=full)
+            if changed and not self._overwrite:
+                raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
+            if changed:
+                self._clear()
+                self.units = UnitStore(self.units.folder)
+        plan: Plan = {"format": FORMAT, "request": identity, "files": versions(files)}
         self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
 
+    def _changed(
+        self, content: bytes, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool
+    ) -> list[str]:
+        """Why the work cannot be gone on with, in lines; none where it can."""
+        try:
+            old = parse_json(content, Plan)
+        except ValueError:
+            old = None
+        if old is None or old["format"] != FORMAT:
+            cause = "was begun by an earlier version of this project, which cannot be gone on with"
+            if old is None and b'"request"' not in content:
+                cause = "its plan.json is damaged, so what was begun there is not known"
+            return [f"{cause}; {SAME}"]
+        changed = differences(old["request"], identity)
+        if not changed:
+            then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
+            if len(then) != len(now):
+                there: list[list[list[str]]] = [[[name, "there"] for name in names] for names in (then, now)]
+                changed = file_differences(*there)
+        if not changed:
+            done = [(unit, mark) for unit in units if (mark := self.units.done(unit)) is not None]
+            for unit, mark in done:
+                if mark["file_version"] != unit.file.version:
+                    line = f"  {unit.file.name}: version {mark['file_version']} then, {unit.file.version} now"
+                    changed += [line] * (line not in changed)
+            if not changed:
+                reads = [(unit.file, mark["read"]) for unit, mark in done]
+                changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
+        if not changed:
+            return []
+        typed = asked_differences(old["request"], identity)
+        mend = "Run it as it was begun, or --overwrite to start again."
+        return [
+            "begun by another request",
+            *changed[:6],
+            *[f"  and {len(changed) - 6} more"] * (len(changed) > 6),
+            *typed,
+            mend,
+        ]
+
     def _clear(self) -> None:
-        self.partial.delete()
+        self.discard()
 
     def discard(self) -> None:
-        self.partial.delete()
+        """Remove the work, and nothing that another has put beside it."""
+        names = self.partial.sizes()
+        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""
-        content = self.partial.read("plan.json")
-        if content is not None and json.loads(content)["request"] == identity:
+        try:
+            plan = parse_json(self.partial.read("plan.json") or b"", Plan)
+        except ValueError:
+            return
+        if plan["format"] == FORMAT and not differences(plan["request"], identity):
             self.discard()
 
 
@@ -143,7 +271,13 @@ class LocalWorkspace(_Workspace):
 
     @contextmanager
     def lock(
-        self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, shared: bool
+        self,
+        identity: dict[str, Any],
+        files: list[SourceFile],
+        units: list[Unit],
+        *,
+        shared: bool,
+        full: bool = False,
     ) -> Iterator[None]:
         """Work in <out>.partial, alone or with other shards."""
         self._partial.mkdir(parents=True, exist_ok=True)
@@ -154,16 +288,30 @@ class LocalWorkspace(_Workspace):
                 f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
             ) from None
         with lock:
-            self._open_plan(identity, files, units)
+            self._open_plan(identity, files, units, full=full)
             if not shared:
                 for aside in self._partial.glob("units*/.*"):  # of killed workers
                     shutil.rmtree(aside, ignore_errors=True)
             yield
 
+    def _result_names(self) -> list[str]:
+        return entries(self._out)  # links and empty folders among them
+
+    def _work_names(self) -> set[str]:
+        return set(os.listdir(self._partial)) if self._partial.is_dir() else set()
+
     def _clear(self) -> None:
-        for entry in self._partial.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._remove(self._work_names() - {".lock"})
+
+    def discard(self) -> None:
+        self._remove(self._work_names())
+        remove_files(self._partial, [])
+
+    def _remove(self, names: set[str]) -> None:
+        for name in sorted(names, key="plan.json".__eq__):  # last: it says whose the rest is
+            entry = self._partial / name
+            if WORK.fullmatch(name):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
     def begin_merge(self) -> None:
         """Empty the folder to merge into; a killed merge may have left something."""
@@ -174,6 +322,7 @@ class LocalWorkspace(_Workspace):
         old = self._partial / "replaced"
         shutil.rmtree(old, ignore_errors=True)
         if self._out.exists():
+            self._check_result()  # once more: the work took long
             os.rename(self._out, old)
         os.rename(self._partial / "merged", self._out)
         self.discard()
@@ -189,18 +338,24 @@ class BucketWorkspace(_Workspace):
 
     @contextmanager
     def lock(
-        self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, shared: bool
+        self,
+        identity: dict[str, Any],
+        files: list[SourceFile],
+        units: list[Unit],
+        *,
+        shared: bool,
+        full: bool = False,
     ) -> Iterator[None]:
         """Nothing keeps a second run away; of the same request, both make the same."""
         del shared
         remove_dead_scratch()
-        self._open_plan(identity, files, units)
+        self._open_plan(identity, files, units, full=full)
         yield
 
     def begin_merge(self) -> None:
         self.partial.write("publishing", b"")
         self.out.delete(["meta.json"])
-        self.out.delete()
+        self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
 
     def publish(self) -> None:
         self.discard()
@@ -210,8 +365,13 @@ Workspace = LocalWorkspace | BucketWorkspace
 
 
 def open_workspace(out: str | Path, *, overwrite: bool) -> Workspace:
-    folder = open_folder(out)
+    """Raises InputError for a place that must not be replaced, or that holds what no conversion wrote."""
+    folder = open_folder(path_or_address(out, "--out"))
+    space: Workspace
     if isinstance(folder, LocalFolder):
-        return LocalWorkspace(folder, overwrite=overwrite)
-    assert isinstance(folder, S3Folder)
-    return BucketWorkspace(folder, overwrite=overwrite)
+        space = LocalWorkspace(LocalFolder(replaceable_place(folder.path, "--out")), overwrite=overwrite)
+    else:
+        assert isinstance(folder, S3Folder)
+        space = BucketWorkspace(folder, overwrite=overwrite)
+    space.refuse_strangers()
+    return space

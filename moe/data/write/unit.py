@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from moe.data.folders import Folder
+from moe.data.hub import proven
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.files import Unit
+from moe.data.text.losses import Counting, Lossy
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean, document_hashes
 from moe.data.write.packing import Packer
+from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit_store import MARK
 from moe.errors import InputError
@@ -37,11 +40,14 @@ class Job:
     seed: int
     val_threshold: int  # a document with a hash below it goes to val
     text_column: str
+    id_column: str | None  # names documents; None: their text does
+    separator: str | None  # the line that ends a document of a .txt
     max_documents: int | None
     max_tokens: int | None
     encoder: str
     tokenizer: str
     spec_json: str | None
+    lossy: Lossy | None  # what to count; None for a tokenizer that can write everything
 
     def check(self) -> None:
         """InputError for a sequence length that no shard can hold."""
@@ -84,13 +90,16 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
     encoder = _encoder(job.encoder, job.spec_json, job.tokenizer)
     packer = Packer(folder, layout=job.layout, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
     skipped = Skipped()
+    counting = Counting(job.lossy, spec_json=job.spec_json, tokenizer_name=job.tokenizer)
+    separators = named = 0
     lengths: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
     documents, tokens, text_bytes, seen, full = 0, 0, 0, 0, False
-    for batch in read_batches(unit, job.text_column):
+    for batch in read_batches(unit, job.text_column, id_column=job.id_column, separator=job.separator):
         if job.max_documents is not None and documents >= job.max_documents:
             full = True
             break
+        separators += batch.separators
         texts, ids = clean(batch, file=unit.file.name, skipped=skipped)
         if not len(texts):
             report(0, batch.weight, 0)
@@ -113,13 +122,16 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
             )
         keys = document_hashes(texts, ids, job.seed)
         start = int(offsets[0])
-        packer.add(encoded[start : int(offsets[-1])], offsets - start, keys < np.uint64(job.val_threshold))
+        own = encoded[start : int(offsets[-1])]
+        packer.add(own, offsets - start, keys < np.uint64(job.val_threshold))
+        counting.add(encoder, (text.as_py() for text in texts), own)
         documents, tokens = documents + count, tokens + int(sizes.sum())
         text_bytes += int(
             np.diff(np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + count + 1]).sum()
         )
         lengths.append(sizes.astype(np.uint32))
         hashes.append(keys)
+        named += 0 if ids is None else count - ids.null_count
         seen += batch.weight
         report(int(sizes.sum()), batch.weight, count)
         if full:
@@ -131,10 +143,25 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
     return {
         "file": unit.file.name,
         "file_version": unit.file.version,
+        "read": record_of(unit),
         "documents": packer.documents,
         "tokens": packer.tokens,
         "text_bytes": text_bytes,
         "skipped": asdict(skipped),
+        "counts": {
+            **asdict(counting.losses),
+            "named": named,  # documents with an id
+            "separators": separators,
+            "duplicate_ids": named and documents - len(np.unique(np.concatenate(hashes))),
+        },
         "splits": splits,
         "limited": full,
+        **({"proof": proof_of(unit)} if unit.file.remote else {}),
     }
+
+
+def proof_of(unit: Unit) -> str:
+    """What a unit's bytes from the hub were held against."""
+    if proven(unit.file.path):
+        return "sha256"
+    return "size, ETag" + (", page checksums where the file has them" if unit.file.kind == "parquet" else "")

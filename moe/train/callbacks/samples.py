@@ -16,6 +16,7 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.core.precision import get_precision_context
 
+from moe.data.text.tokenizer import decode_new, encode_prompt
 from moe.model import Transformer
 from moe.model.generation import generate
 
@@ -26,10 +27,7 @@ class Samples(Callback):
     def __init__(self, model: Transformer, tokenizer: Any, prompts: list[str]):
         self.model = model
         self.tokenizer = tokenizer
-        self.prompts = {
-            prompt: tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-            for prompt in prompts
-        }
+        self.prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._show(state, logger)
@@ -47,4 +45,4 @@ class Samples(Callback):
 
     def _continue(self, tokens: list[int]) -> str:
         new = list(generate(self.model, tokens, max_new_tokens=NEW_TOKENS))
-        return self.tokenizer.decode(new, clean_up_tokenization_spaces=False)
+        return decode_new(self.tokenizer, tokens, new)

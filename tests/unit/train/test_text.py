@@ -94,10 +94,10 @@ def test_a_source_that_fails_while_training_is_one_message_and_exit_code_1(
 
     plain = lanes.read_batches
 
-    def breaks(unit, column):
+    def breaks(unit, column, **how):
         if unit.file.name == "b.jsonl" and unit.begin:
             raise BadFileError("b.jsonl", "cannot be read to its end (gone); fetch it again")
-        return plain(unit, column)
+        return plain(unit, column, **how)
 
     monkeypatch.setattr(lanes, "read_batches", breaks)
     code, _ = run(tiny, text, tmp_path, "run", "num_workers=2", "eval_data=null", f"max_duration={STEPS}ba")

@@ -3,9 +3,12 @@ import json
 import pytest
 
 from moe.data.text import planning
+from moe.data.text.plain_text import TXT_CHARS
 from moe.data.text.planning import plan_units
-from moe.data.text.reading import TXT_CHARS, read_batches
-from moe.data.text.sources import local_source, pattern_regex, select_files
+from moe.data.text.reading import read_batches
+from moe.data.text.readme import matcher
+from moe.data.text.selection import select
+from moe.data.text.sources import local_source
 from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
@@ -55,7 +58,7 @@ NAMES = [
     ],
 )
 def test_readme_header_names_the_files_of_a_config(config, split, expected):
-    assert select_files(NAMES, README, dataset="x", config=config, split=split) == expected
+    assert select(NAMES, README, dataset="x", config=config, split=split).files == expected
 
 
 def test_files_of_other_configs_are_counted(tmp_path):
@@ -63,27 +66,28 @@ def test_files_of_other_configs_are_counted(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(README if name == "README.md" else "")
     source = local_source([tmp_path], dataset="x", config="sample-10BT", split="train")
-    assert (len(source.files), source.others) == (2, 8)
+    assert len(source.files) == 2
+    assert sum(one.reason.startswith("of another --config") for one in source.left_out) == 8
 
 
 def test_unknown_config_and_split_name_what_there_is():
     with pytest.raises(InputError, match=r"--config sample-10.*there are default, folder, plain, sample-10BT"):
-        select_files(NAMES, README, dataset="x", config="sample-10", split="train")
+        select(NAMES, README, dataset="x", config="sample-10", split="train")
     with pytest.raises(InputError, match=r"--split dev.*there are train, test"):
-        select_files(NAMES, README, dataset="x", config="sample-10BT", split="dev")
+        select(NAMES, README, dataset="x", config="sample-10BT", split="dev")
     with pytest.raises(InputError, match=r"--config a: x names no configs"):
-        select_files(NAMES, None, dataset="x", config="a", split="train")
+        select(NAMES, None, dataset="x", config="a", split="train")
 
 
 def test_split_in_file_names_is_honoured_without_a_header():
     names = ["data/test-00000.parquet", "data/train-00000.parquet", "data/train-00001.parquet"]
-    assert select_files(names, None, dataset="x", config=None, split="train") == names[1:]
+    assert select(names, None, dataset="x", config=None, split="train").files == names[1:]
 
 
 def test_a_star_stays_inside_one_folder():
-    assert pattern_regex("a/*").match("a/b") and not pattern_regex("a/*").match("a/b/c")
-    assert pattern_regex("a/**/c").match("a/c") and pattern_regex("a/**/c").match("a/b/b/c")
-    assert pattern_regex("a[0-3].x").match("a2.x") and not pattern_regex("a[0-3].x").match("a9.x")
+    assert matcher(["a/*"])("a/b") and not matcher(["a/*"])("a/b/c")
+    assert matcher(["a/**/c"])("a/c") and matcher(["a/**/c"])("a/b/b/c")
+    assert matcher(["a[0-3].x"])("a2.x") and not matcher(["a[0-3].x"])("a9.x")
 
 
 def rows_of(folder):

@@ -1,0 +1,174 @@
+"""Rows of jsonl: one object a line, cut at any byte, or unpacked from the front."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
+
+import pyarrow as pa
+
+from moe.data.text.columns import ID_COLUMN, absent, field_of
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import SourceFile, Unit
+from moe.data.text.looks import BOM
+from moe.data.text.rows import Batch
+from moe.data.text.streams import open_stream
+from moe.data.text.tables import BATCH_BYTES, BATCH_ROWS
+
+PEEK_ROWS = 1000
+
+Row = tuple[str | None, str | None, str | None]  # text, id, fault
+
+
+def _lines(unpacked: IO[bytes], raw: IO[bytes], unit: Unit) -> Iterator[tuple[int, bytes, int]]:
+    """(position or line number, line, position of the file) of the lines that start in the unit's range."""
+    if unit.file.kind != "jsonl":
+        for number, line in enumerate(unpacked):
+            yield number, line.removeprefix(BOM) if number == 0 else line, raw.tell()
+        return
+    position = 0
+    if unit.begin:  # the line that crosses the cut belongs to the unit before
+        raw.seek(unit.begin - 1)
+        position = unit.begin - 1 + len(raw.readline())
+    while position < unit.end:
+        line = raw.readline()
+        if not line:
+            return
+        yield position, line.removeprefix(BOM) if position == 0 else line, position + len(line)
+        position += len(line)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        return text.isascii() or text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def key_text(key: Any) -> str | None:
+    """An id as text; None for one that is none: null, an object, a list, not a number, no UTF-8."""
+    if not isinstance(key, (str, int, float)) or key != key:
+        return None
+    return str(key) if _encodes(str(key)) else None
+
+
+def row_of(value: Any, text_column: str, id_column: str | None) -> Row:
+    """(text, id, fault) of one JSON value."""
+    if not isinstance(value, dict):
+        return None, None, "bad_json"
+    text = value.get(text_column)
+    if text is None and "." in text_column:
+        text = field_of(value, text_column)
+    if text is None or not isinstance(text, str):
+        return None, None, "null" if text is None else "wrong_type"
+    if not _encodes(text):  # a lone surrogate escape
+        return None, None, "invalid_utf8"
+    return text, None if id_column in (None, text_column) else key_text(value.get(id_column)), None
+
+
+def names_twice(line: str | bytes, text_column: str) -> bool:
+    """Whether the object names its text twice: a parser takes the last one and says nothing."""
+    quoted = json.dumps(text_column.rpartition(".")[2])
+    if (line.count(quoted) if isinstance(line, str) else line.count(quoted.encode())) < 2:
+        return False  # nearly all; an escaped quote inside of a text does not count
+    twice = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal twice  # the outermost object comes last, and alone counts unless the column lies deeper
+        twice = (twice and "." in text_column) or [key for key, _ in pairs].count(json.loads(quoted)) > 1
+
+    json.loads(line, object_pairs_hook=look)
+    return twice
+
+
+def parse_line(line: bytes, text_column: str, id_column: str | None = ID_COLUMN) -> Row:
+    """(text, id, fault) of one jsonl line."""
+    try:
+        value = json.loads(line)
+        if names_twice(line, text_column):
+            return None, None, "duplicate_key"
+    except UnicodeDecodeError:
+        return None, None, "invalid_utf8"
+    except (ValueError, RecursionError):
+        return None, None, "bad_json"
+    return row_of(value, text_column, id_column)
+
+
+def gather(found: Iterable[tuple[Row, int, int]], progress: Callable[[], int], start: int) -> Iterator[Batch]:
+    """Batches of ((text, id, fault), row, bytes). `progress`: the position behind the last row; `start`: at first."""
+    texts: list[str] = []
+    ids: list[str | None] = []
+    rows: list[int] = []
+    bad: list[tuple[str, int]] = []
+    before, held = start, 0
+
+    def batch() -> Batch:
+        column = pa.array(ids, pa.large_string()) if any(i is not None for i in ids) else None
+        return Batch(pa.array(texts, pa.large_string()), column, list(rows), progress() - before, list(bad))
+
+    for (text, key, fault), row, size in found:
+        if fault is not None:
+            bad.append((fault, row))
+        else:
+            assert text is not None
+            texts.append(text)
+            ids.append(key)
+            rows.append(row)
+        held += size
+        if held >= BATCH_BYTES or len(texts) >= BATCH_ROWS:
+            yield batch()
+            before, held = progress(), 0
+            for column in (texts, ids, rows, bad):
+                column.clear()  # type: ignore[attr-defined]
+    yield batch()
+
+
+def read_jsonl(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Batch]:
+    """Raises BadFileError where the file breaks."""
+    start = position = unit.begin if unit.file.kind == "jsonl" else 0
+
+    def found() -> Iterator[tuple[Row, int, int]]:
+        nonlocal position
+        for row, line, behind in _lines(unpacked, raw, unit):
+            position = behind
+            if line.strip():
+                yield parse_line(line, text_column, id_column), row, len(line)
+
+    with open_stream(unit.file) as (unpacked, raw):
+        yield from gather(found(), lambda: position, start)
+
+
+def peek_jsonl(file: SourceFile, text_column: str) -> None:
+    """BadFileError when none of the first rows of the file has `text_column`, or none is a JSON object."""
+    with open_stream(file) as (unpacked, raw):
+        first = itertools.islice(_lines(unpacked, raw, Unit(0, file, 0, file.size, 0)), PEEK_ROWS)
+        lines = (line for _, line, _ in first if line.strip())
+        front = next(lines, b"")
+        seen = check_objects((_value(line) for line in itertools.chain([front], lines)), text_column)
+    if seen is None:
+        return
+    if not seen:
+        many = front.lstrip()[:1] in (b"[", b"{")
+        mend = "; if it is JSON over many lines, `jq -c '.[]'` (of an array) or `jq -c .` makes jsonl" if many else ""
+        raise BadFileError(file.name, f"its first lines are no JSON objects; one object a line is expected{mend}")
+    raise absent(file.name, text_column, seen)
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def check_objects(values: Iterable[Any], text_column: str) -> list[str] | None:
+    """None where an object among `values` has the text column; else the names that they have."""
+    seen: dict[str, None] = {}
+    for value in values:
+        if isinstance(value, dict):
+            if text_column in value or ("." in text_column and field_of(value, text_column) is not None):
+                return None
+            seen.update(dict.fromkeys(value))
+    return list(seen)

@@ -1,0 +1,121 @@
+"""Files and folders of this machine as a dataset: walked, chosen, named so that each name is of one file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe.data.text.content import versions_of
+from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of, printable
+from moe.data.text.selection import select
+from moe.data.text.walk import OUTPUT, TWICE, walk
+from moe.errors import InputError
+
+MOST_README = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Found:
+    root: str  # the real path of the folder that the name is below
+    name: str
+    path: str
+
+
+def local_source(
+    paths: list[Path], *, dataset: str, config: str | None, split: str, outputs: tuple[Path, ...] = ()
+) -> Source:
+    """Files and folders on this machine; what is written to `outputs` is no part of it.
+
+    Raises InputError when one is missing or cannot be listed, or nothing in them can be read.
+    """
+    del dataset
+    seen: set[tuple[int, int]] = set()
+    found: list[_Found] = []
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
+    for root in paths:
+        shown = printable(str(root))
+        if not os.path.lexists(root):
+            raise InputError(
+                f"--dataset {shown}: no such file or folder, and no dataset of that name on the hub is meant"
+            )
+        if root.is_dir():
+            _refuse_output(root, outputs)
+            listed = walk(root, outputs=outputs, seen=seen)
+            where = dict(listed.files)
+            if not where and any(one.reason == TWICE for one in listed.left_out):
+                left_out += listed.left_out
+                continue
+            chosen = select(list(where), _readme(root), dataset=shown, config=config, split=split)
+            found += [_Found(os.path.realpath(root), name, where[name]) for name in chosen.files]
+            left_out += listed.left_out + chosen.left_out
+            notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in chosen.notes]
+        elif kind_of(root.name) is None:
+            raise InputError(f"--dataset {shown}: cannot read this kind of file; {KNOWN} are known")
+        elif (key := _key(root)) is not None and key in seen:
+            left_out.append(LeftOut(str(root), TWICE))
+        else:
+            seen |= {key} if key is not None else set()
+            found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
+    if any(one.reason == OUTPUT for one in left_out):
+        notes.append("the output lies inside of --dataset; it is not read")
+    kinds = Counter(kind_of(file.name) for file in found)
+    if len({str(kind).split(".")[0] for kind in kinds}) > 1:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=str))
+        notes.append(f"files of several kinds are read together: {counts}")
+    real = [os.path.realpath(file.path) for file in found]
+    names = unique_names([(file.root, file.name) for file in found])
+    versions = versions_of((path, kind_of(file.name) or "") for file, path in zip(found, real, strict=True))
+    files = [
+        SourceFile(name, path, kind_of(file.name) or "", size, version)
+        for file, name, path, (size, version) in zip(found, names, real, versions, strict=True)
+    ]
+    return Source(files, None, left_out, notes)
+
+
+def _key(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _refuse_output(root: Path, outputs: tuple[Path, ...]) -> None:
+    real = os.path.realpath(root)
+    for output in outputs:
+        if real == os.path.realpath(output):
+            raise InputError(
+                f"--dataset {printable(str(root))}: the output ({printable(str(output))}) is the same folder; "
+                "write to another one"
+            )
+
+
+def _readme(root: Path) -> str | None:
+    path = root / "README.md"
+    if not path.is_file():
+        return None
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(MOST_README)
+    except OSError as error:
+        raise InputError(f"--dataset: {printable(str(path))} cannot be read ({error.strerror})") from None
+
+
+def unique_names(files: list[tuple[str, str]]) -> list[str]:
+    """A name for each (root, name): the name itself where no two files share one, else with as much of the roots before
+    it as tells them apart. Nothing of the path above that: a copy elsewhere has the same names.
+    """
+    plain = [printable(name) for _, name in files]
+    if len(set(plain)) == len(plain):
+        return plain
+    parts = {root: root.strip("/").split("/") for root, _ in files}
+    for depth in range(1, max(map(len, parts.values())) + 1):
+        named = [printable("/".join([*parts[root][-depth:], name])) for root, name in files]
+        if len(set(named)) == len(named) and len(parts) > 1:
+            return named
+    # names that differ only in bytes which cannot be printed
+    count = Counter(plain)
+    return [name if count[name] == 1 else f"{name} (#{i})" for i, name in enumerate(plain)]

@@ -1,0 +1,121 @@
+"""What a tokenizer cannot write of a text: unknown tokens, and characters that are gone.
+
+- Unknown tokens are counted, every one of them, where the tokenizer has an unknown token that text can yield.
+- Lost characters are measured on the first SAMPLE_CHARS characters of each unit of work: those, white space aside, that
+  decoding does not give back, whether they became an unknown token, were dropped, or were removed by a normalizer.
+  Compared in NFKD and without case, so that a tokenizer that folds these loses nothing by it.
+- A tokenizer that gives HARD and PROBES back, as every byte-level one or one with byte fallback does, has nothing to
+  count: it is asked once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moe.data.meta import WORTH_A_WARNING
+from moe.data.text.encoders import HARD, Encoder, build_encoder
+from moe.data.text.tokenizer import PROBES, encode_plain, load_tokenizer, unknown_id
+
+SAMPLE_CHARS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """A tokenizer that cannot write everything. `unknown_id`: what stands for the rest; None where it is dropped."""
+
+    unknown_id: int | None
+
+
+@dataclass
+class Losses:
+    """Counted over all tokens (EOS aside), measured on a sample of the characters."""
+
+    unknown_tokens: int = 0
+    sampled_characters: int = 0
+    lost_characters: int = 0
+
+
+def lossy(tokenizer: Any) -> Lossy | None:
+    """None for a tokenizer that gives every text back."""
+    texts = [*PROBES, *HARD]
+    ids = encode_plain(tokenizer, texts)
+    unknown = unknown_id(tokenizer)
+    if not any(unknown in row for row in ids):
+        unknown = None
+    decoded = [decode(tokenizer, row, unknown) for row in ids]
+    lost = sum(lost_characters(text, back)[0] for text, back in zip(texts, decoded, strict=True))
+    return Lossy(unknown) if lost or unknown is not None else None
+
+
+def decode(tokenizer: Any, ids: Iterable[int], unknown: int | None) -> str:
+    return tokenizer.decode([int(i) for i in ids if i != unknown], skip_special_tokens=False)
+
+
+def lost_characters(text: str, decoded: str) -> tuple[int, int]:
+    """(characters of `text` that `decoded` does not have, characters of `text`), white space aside."""
+    had, has = (Counter("".join(unicodedata.normalize("NFKD", t).casefold().split())) for t in (text, decoded))
+    return (had - has).total(), had.total()
+
+
+@lru_cache(maxsize=1)
+def _decoder(spec_json: str | None, tokenizer_name: str) -> Any:
+    if spec_json is None:
+        return load_tokenizer(tokenizer_name)
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_str(spec_json)
+
+
+class Counting:
+    """Adds up the losses of one unit of work, or of a few texts."""
+
+    def __init__(self, kind: Lossy | None, *, spec_json: str | None, tokenizer_name: str) -> None:
+        self.losses = Losses()
+        self._kind, self._tokenizer = kind, (spec_json, tokenizer_name)
+
+    def add(self, encoder: Encoder, texts: Iterable[str], ids: np.ndarray) -> None:
+        """Texts (the first of them are the sample) and all of their ids [N]. Nothing to do for most tokenizers."""
+        if self._kind is None:
+            return
+        if self._kind.unknown_id is not None:
+            self.losses.unknown_tokens += int(np.count_nonzero(ids == self._kind.unknown_id))
+        for text in texts:
+            if self.losses.sampled_characters >= SAMPLE_CHARS:
+                return
+            part = text[:SAMPLE_CHARS]
+            encoded, _ = encoder.encode(pa.array([part], pa.large_string()))
+            back = decode(_decoder(*self._tokenizer), encoded, self._kind.unknown_id)
+            lost, there = lost_characters(part, back)
+            self.losses.lost_characters += lost
+            self.losses.sampled_characters += there
+
+
+def warning_before(
+    kind: Lossy | None, documents: list[str], *, encoder: str, spec_json: str | None, tokenizer_name: str
+) -> str | None:
+    """A warning where more than WORTH_A_WARNING of the first documents' text would be lost: before hours of work."""
+    if kind is None:
+        return None
+    room = itertools.accumulate(map(len, documents), initial=0)
+    front = [text[:SAMPLE_CHARS] for text, before in zip(documents, room, strict=False) if before < SAMPLE_CHARS]
+    built = build_encoder(encoder, spec_json=spec_json, tokenizer_name=tokenizer_name)
+    ids, _ = built.encode(pa.array(front, pa.large_string()))
+    counting = Counting(kind, spec_json=spec_json, tokenizer_name=tokenizer_name)
+    counting.add(built, front, ids)
+    found = counting.losses
+    unknown, lost = found.unknown_tokens / max(1, len(ids)), found.lost_characters / max(1, found.sampled_characters)
+    if max(unknown, lost) <= WORTH_A_WARNING:
+        return None
+    return (
+        f"warning: of the first {len(front):,} documents {unknown:.1%} of the tokens are unknown to the tokenizer, "
+        f"{lost:.1%} of the characters are lost; take a tokenizer with byte fallback"
+    )

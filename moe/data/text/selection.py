@@ -1,0 +1,131 @@
+"""Which files of a dataset are meant: a function of their names, the README's header, the config and the split.
+
+- With configs in the README, its patterns decide. Without, a split is told from names, and only as far as that is no
+  guess: files that name no split are `train`; a file is left out for another split's name only where files of the split
+  asked for are named too. `strangers-on-a-train` is a book among books.
+- A mark is strong where it stands for itself (`train/`, `train-00000.parquet`, `wiki.train.txt`) and weak inside of
+  other words (`my-train.jsonl`), where it counts if every file has one.
+- Licences and other files about files are left out where there are data files. All that is left out is returned.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from moe.data.text.files import KNOWN, LeftOut, is_companion, kind_of, printable
+from moe.data.text.readme import choose_config, matcher, read_configs
+from moe.errors import InputError
+
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+UNKNOWN_KIND = f"no kind that is read ({KNOWN})"
+COMPANION = "about the data, not part of it"
+OTHER_CONFIG = "of another --config or --split (README.md)"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Names in order, what else there was, and lines about choices that nobody asked for."""
+
+    files: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def select(names: list[str], readme: str | None, *, dataset: str, config: str | None, split: str) -> Selection:
+    """The files of `config` and `split` among `names`.
+
+    Raises InputError for a config or split that is not there, for names whose meaning would be a guess that loses
+    files, and where nothing is left.
+    """
+    left_out = [LeftOut(name, UNKNOWN_KIND) for name in names if kind_of(name) is None]
+    data = [name for name in names if kind_of(name) is not None]
+    papers = [name for name in data if is_companion(name)]
+    if len(papers) < len(data):
+        data = [name for name in data if not is_companion(name)]
+        left_out += [LeftOut(name, COMPANION) for name in papers]
+    if configs := read_configs(readme, dataset=dataset):
+        chosen = choose_config(configs, config, dataset=dataset)
+        if split not in chosen.splits:
+            there = ", ".join(map(printable, chosen.splits))
+            raise InputError(
+                f"--split {split}: no such split in config {printable(chosen.name)} of {dataset}; there are {there}"
+            )
+        fits = matcher(chosen.splits[split])
+        found = Selection([name for name in data if fits(name)])
+        if data and not found.files:
+            raise InputError(
+                f"--split {split}: no file of {dataset} is called {', '.join(chosen.splits[split][:5])}, as config "
+                f"{printable(chosen.name)} of its README.md says; mend that, or rename README.md to use all files"
+            )
+        left_out += [LeftOut(name, OTHER_CONFIG) for name in data if not fits(name)]
+    elif config not in (None, "default"):
+        raise InputError(f"--config {config}: {dataset} names no configs in a README.md; leave --config out")
+    else:
+        found = by_names(data, split, dataset=dataset)
+    if not found.files:
+        raise InputError(
+            f"--dataset {dataset}: no file that can be read ({KNOWN}) for {asked(config, split)}"
+            + "".join(f"; {line}" for line in left_out_lines(left_out))
+        )
+    return Selection(found.files, left_out + found.left_out, found.notes)
+
+
+def asked(config: str | None, split: str) -> str:
+    return f"split {split}" if config is None else f"config {config}, split {split}"
+
+
+def _strong(name: str, word: str) -> bool:
+    *folders, base = name.split("/")
+    stem = base.rsplit(".", 1)[0]
+    return word in folders or word in base.split(".") or re.split(r"[_.-]", stem)[0] == word
+
+
+def _weak(name: str, word: str) -> bool:
+    return re.search(rf"(^|[/_.-]){re.escape(word)}([/_.-]|$)", name) is not None
+
+
+def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
+    """Files of a split where only their names can tell. Raises InputError as `select` does."""
+    mine = {name for name in data if _weak(name, split)}
+    others = {name: word for name in data if name not in mine for word in SPLITS if word != split and _weak(name, word)}
+    there = ", ".join(dict.fromkeys(others.values()))
+    mend = f"choose with --split, or give the files themselves (--dataset {dataset}/FILE ...)"
+    if split != "train":
+        if data and not mine:
+            named = f"the names say {there}" if there else "no name says a split, so all are train"
+            raise InputError(f"--split {split}: no file of {dataset} is named so; {named}")
+        rest = [LeftOut(name, f"named for another split than {split}") for name in data if name not in mine]
+        notes = [f"split {split}: {len(mine)} of {len(data)} files, by their names"] if rest else []
+        return Selection([name for name in data if name in mine], rest, notes)
+    if not others:
+        return Selection(data)
+    whole = len(others) + len(mine) == len(data)
+    strong = all(_strong(name, word) for name, word in others.items())
+    if not mine:
+        if whole and strong:
+            raise InputError(f"--split train: no file of {dataset} is named so; the names say {there}: {mend}")
+        note = (
+            f"{len(others)} of {len(data)} files are named like a split ({there}); no file is named train: all are used"
+        )
+        return Selection(data, notes=[note])
+    if not whole and not (strong and any(_strong(name, split) for name in mine)):
+        raise InputError(
+            f"--split train: {len(mine)} of {len(data)} files of {dataset} have 'train' in their names, {len(others)} "
+            f"another split's name ({there}), the rest none: which are meant would be a guess; {mend}"
+        )
+    rest = [LeftOut(name, "named for another split than train") for name in others]
+    kept = [name for name in data if name not in others]
+    unnamed = f", {len(kept) - len(mine)} of them name no split" if not whole else ""
+    return Selection(kept, rest, [f"split train: {len(kept)} of {len(data)} files, by their names{unnamed}"])
+
+
+def left_out_lines(left_out: list[LeftOut]) -> list[str]:
+    """A line for each reason: how many, and the first few by name."""
+    by_reason: dict[str, list[str]] = {}
+    for one in left_out:
+        by_reason.setdefault(one.reason, []).append(one.name)
+    return [
+        f"left out: {len(names)} {reason}: {', '.join(map(printable, names[:3]))}" + ", ..." * (len(names) > 3)
+        for reason, names in sorted(by_reason.items())
+    ]

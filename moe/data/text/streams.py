@@ -1,0 +1,54 @@
+"""A file's bytes, from the disk or the hub, unpacked as they are read: memory does not grow with the file.
+
+- gzip is read by Python, zstd by pyarrow. Members and frames behind each other are one stream in both; one that is cut
+  short is a fault.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from moe.data.hub import HubFile
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import SourceFile
+
+BLOCK_BYTES = 8 << 20  # fetched from the hub at once
+BUFFER_BYTES = 1 << 20
+
+
+def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO:
+    """The file's bytes, from the disk or, in blocks, from the hub."""
+    if not file.remote:
+        return open(file.path, "rb")
+    sha256 = re.search("[0-9a-f]{64}", file.version)  # git's names of contents are shorter
+    raw = HubFile(file.path, file.size, block_bytes=block_bytes, sha256=sha256[0] if sha256 else None)
+    return io.BufferedReader(raw, BUFFER_BYTES)
+
+
+@contextmanager
+def open_stream(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """(the unpacked bytes, the file itself: its position is the progress). Faults of the file become BadFileError."""
+    try:
+        with open_source(file, block_bytes=block_bytes) as raw:
+            if file.kind.endswith(".gz"):
+                with gzip.open(raw) as unzipped:
+                    yield cast(BinaryIO, unzipped), raw
+            elif file.kind.endswith(".zst"):
+                with pa.CompressedInputStream(raw, "zstd") as unpacked:
+                    yield io.BufferedReader(unpacked, BUFFER_BYTES), raw
+            else:
+                yield raw, raw
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise BadFileError(file.name, f"cannot be read to its end ({first_line(error)}); fetch it again") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
