@@ -13,9 +13,8 @@ from torch import Tensor
 
 from gpu_stages.models import TINY, autocast, make_batches, make_model, make_optimizer, shape_of
 from gpu_stages.run import Run
-from moe.export.names import hf_parts
 from moe.export.settings import to_config
-from moe.export.to_hf import write_weights
+from moe.export.to_hf import hf_tensors, write_weights
 from moe.model import LossParts
 
 
@@ -86,9 +85,7 @@ def _peer(run: Run, model: torch.nn.Module, shape: dict[str, int], seq_len: int)
     folder.mkdir(exist_ok=True)
     content = to_config(settings, vocab_size=size, max_seq_len=seq_len, special={})  # type: ignore[arg-type]
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    parts: dict[str, Tensor] = {}
-    for name, weight in model.state_dict().items():
-        parts |= hf_parts(name, weight.cpu(), dense=False)
-    write_weights(folder, parts, shard_bytes=2**32, say=lambda line: None)
+    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
+    write_weights(folder, hf_tensors(weights, dense=False), shard_bytes=2**32, say=lambda line: None)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return peer.to(run.device).train()
