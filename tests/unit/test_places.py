@@ -17,6 +17,7 @@ from moe.errors import InputError, told_by
 from moe.export.flags import add_arguments, export_from
 from moe.ownership import MARK, begin, entries, finish, refuse_unless_own, remove_own, replaceable_place
 from moe.paths import local_path, path_or_address
+from moe.units import clock
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -275,5 +276,5 @@ def test_a_librarys_error_is_one_message_and_ours_a_traceback() -> None:
         json.loads("nothing")
     with pytest.raises(InputError, match="AssertionError: no reason is given"), told_by("lm-eval", "--tasks (x)"):
         raise AssertionError
-    with pytest.raises(AttributeError), told_by("lm-eval", "--tasks (x)"):
-        local_path.missing  # noqa: B018
+    with pytest.raises(TypeError), told_by("lm-eval", "--tasks (x)"):
+        clock("no number")  # type: ignore[arg-type]
