@@ -110,3 +110,22 @@ def test_without_lm_eval_the_command_to_install_it_is_told(run: Path, capsys, mo
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     assert main(["eval", str(run), "--tasks", "hellaswag"]) == 2
     assert "pip install -e '.[eval]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('doc_to_text: "{{question}}"', 'doc_to_text: "{{question | nofilter}}"'),
+        ("output_type: multiple_choice", "output_type: generate_until"),
+    ],
+)
+def test_a_task_that_lm_eval_cannot_run_is_one_message(
+    run: Path, tasks: Path, capsys, monkeypatch, old: str, new: str
+) -> None:
+    """C8: a template that is wrong, a task of another kind: lm-eval's words, exit code 2, no traceback."""
+    text = (tasks / "own.yaml").read_text()
+    assert old in text
+    (tasks / "own.yaml").write_text(text.replace(old, new))
+    assert main(["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks)]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "own_choice" in told[0]

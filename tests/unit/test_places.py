@@ -243,7 +243,18 @@ def test_a_card_that_the_table_does_not_have(tmp_path: Path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert main(["estimate", yaml, "--gpu", "RTX 6000 Ada"]) == 2
     assert "--gpu-memory 48GB --gpu-tflops 180" in capsys.readouterr().err
-    card = ["--gpu", "RTX 6000 Ada", "--gpu-memory", "48GB", "--gpu-tflops", "364", "--price", "RTX 6000 Ada=2"]
+    card = [
+        "--gpu",
+        "RTX 6000 Ada",
+        "--gpu-memory",
+        "48GB",
+        "--gpu-tflops",
+        "364",
+        "--price",
+        "RTX 6000 Ada=2",
+        "--mfu",
+        "0.4",
+    ]
     assert main(["estimate", yaml, *card, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     (one, *_) = [fit for fit in found["gpus"] if fit["gpu"] == "RTX 6000 Ada"]
