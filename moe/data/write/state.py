@@ -121,7 +121,7 @@ class _Workspace:
 
     def refuse_strangers(self) -> None:
         """Raises InputError where <out> or <out>.partial holds what no conversion wrote, and would be replaced."""
-        if self._overwrite or self._is_begun():
+        if not self.out.is_empty() and (self._overwrite or self._is_begun()):
             self._check_result()
         names = self._work_names()
         refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
