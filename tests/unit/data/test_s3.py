@@ -215,10 +215,14 @@ def test_old_data_that_may_not_be_removed_stops_the_merge(bucket, text, make_req
 
 def test_scratch_of_a_killed_process_is_removed_and_that_of_a_living_one_kept(bucket, text, make_request, tmp_path):
     dead = tmp_path / "tmp" / f"{s3.SCRATCH}dead"
-    dead.mkdir()
-    (dead / "train.00000.mds").write_bytes(b"half a shard")
-    os.utime(dead, (0, 0))
+    foreign = tmp_path / "tmp" / f"{s3.SCRATCH}notes"  # a name like ours is no proof
+    for folder in (dead, foreign):
+        folder.mkdir()
+        (folder / "train.00000.mds").write_bytes(b"half a shard")
+    (dead / s3.SCRATCH_MARK).touch()
+    for folder in (dead, foreign):
+        os.utime(folder, (0, 0))
     with open_folder("s3://corpus/sets/other").scratch("living") as living:
-        os.utime(living, (0, 0))
+        os.utime(living.parent, (0, 0))
         convert(make_request(out=OUT))
-        assert living.is_dir() and not dead.exists()
+        assert living.is_dir() and foreign.is_dir() and not dead.exists()

@@ -159,8 +159,11 @@ def test_the_report_goes_into_the_run_folder(tmp_path: Path, capsys: pytest.Capt
 def test_a_full_disk_leaves_an_earlier_report_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    from moe.runs.page import MADE
+
     folder = make_run(tmp_path / "run")
-    (folder / "report.html").write_text("the earlier one")
+    earlier = f"{MADE} the earlier one"
+    (folder / "report.html").write_text(earlier)
 
     def fills_the_disk(path: Path, content: bytes) -> int:
         with open(path, "wb") as file:
@@ -172,7 +175,7 @@ def test_a_full_disk_leaves_an_earlier_report_as_it_was(
     assert main(["report", str(folder)]) == 2
     told = capsys.readouterr().err
     assert f"{folder / 'report.html'} cannot be written (No space left on device); make room" in told
-    assert (folder / "report.html").read_text() == "the earlier one"
+    assert (folder / "report.html").read_text() == earlier
     assert not list(folder.glob(".report*"))
 
 
