@@ -175,4 +175,4 @@ def test_what_does_not_agree_is_not_left_behind_and_a_trained_run_is_never_repla
     monkeypatch.undo()
     import_folder(str(folder), out=tmp_path / "back", say=quiet)
     import_folder(str(folder), out=tmp_path / "back", overwrite=True, say=quiet)
-    assert [path.name for path in sorted((tmp_path / "back").iterdir())] == [".saved", "step-00000000"]
+    assert [path.name for path in sorted((tmp_path / "back").iterdir())] == [".made.json", ".saved", "step-00000000"]
