@@ -74,7 +74,7 @@ def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
             remove_own(aside, kind, "--out")
             _bring_back(out, old, kind)
         with contextlib.suppress(OSError):
-            os.unlink(lock.name)
+            os.unlink(aside.with_name(f"{aside.name}.lock"))  # opened by number: it knows no name
         lock.close()
 
 
