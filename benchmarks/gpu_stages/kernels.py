@@ -134,11 +134,11 @@ def _attention(run: Run, generator: torch.Generator) -> None:
     packed = pack(document_ends(tokens, 0).to(run.device), seq_len)
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, grouped=True)
 
     paths = {"masked": masked}
     if not run.dry:
-        paths["varlen"] = lambda q, k, v: attend_packed(q, k, v, packed)
+        paths["varlen"] = lambda q, k, v: attend_packed(q, k, v, packed, grouped=True)
     for name, path in paths.items():
         leaves = [x.clone().requires_grad_() for x in given]
         poison(run.device, 16)
@@ -278,7 +278,7 @@ def _repeated(run: Run, generator: torch.Generator) -> None:
 
     def varlen() -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in (q, kv, kv)]
-        attend_packed(*leaves, packed).sum().backward()
+        attend_packed(*leaves, packed, grouped=True).sum().backward()
         return [t.grad for t in leaves]  # type: ignore[misc]
 
     n, e = (512, 8) if not run.dry else (40, 4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpu_stages.models import TINY, autocast, make_batches, make_model, make_optimizer, shape_of
 from gpu_stages.run import Run
 from moe.export.settings import to_config
-from moe.export.to_hf import write_weights
+from moe.export.to_hf import hf_tensors, write_weights
 from moe.model import LossParts
 
 
@@ -86,6 +86,6 @@ def _peer(run: Run, model: torch.nn.Module, shape: dict[str, int], seq_len: int)
     content = to_config(settings, vocab_size=size, max_seq_len=seq_len, special={})  # type: ignore[arg-type]
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
-    write_weights(folder, weights, dense=False, shard_bytes=2**32, say=lambda line: None)
+    write_weights(folder, hf_tensors(weights, dense=False), shard_bytes=2**32, say=lambda line: None)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return peer.to(run.device).train()

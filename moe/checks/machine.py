@@ -29,12 +29,10 @@ def check_versions() -> Result:
     from packaging.specifiers import SpecifierSet
 
     try:
-        about = importlib.metadata.metadata("moe-trainer")
+        python = importlib.metadata.metadata("moe-trainer")["Requires-Python"] or ""
+        asked = [Requirement(text) for text in importlib.metadata.requires("moe-trainer") or []]
     except importlib.metadata.PackageNotFoundError:
         python, asked = "", []
-    else:
-        python = about["Requires-Python"] or ""
-        asked = [Requirement(text) for text in about.get_all("Requires-Dist") or []]
     version = ".".join(map(str, sys.version_info[:3]))
     if not SpecifierSet(python).contains(version, prereleases=True):
         return Result("versions", "fail", f"Python {version}, and {python} is asked for; make an environment of one")

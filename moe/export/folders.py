@@ -42,7 +42,8 @@ def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
     try:
         if not out.parent.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(aside.with_name(f"{aside.name}.lock"), out)
+        locked = aside.with_name(f"{aside.name}.lock")
+        lock = _lock(locked, out)
     except OSError as error:
         raise InputError(f"--out ({out}): {error.filename or out} cannot be written ({error.strerror})") from None
     try:
@@ -74,7 +75,7 @@ def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
             remove_own(aside, kind, "--out")
             _bring_back(out, old, kind)
         with contextlib.suppress(OSError):
-            os.unlink(aside.with_name(f"{aside.name}.lock"))  # opened by number: it knows no name
+            locked.unlink()
         lock.close()
 
 

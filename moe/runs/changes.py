@@ -19,6 +19,7 @@ class Change:
         was, now: as JSON writes them, text without quotes.
         command: what was typed.
         at: when, as it stands in the file.
+    rate: how the changes of this step move the learning rate; empty where they do not.
     """
 
     step: int
@@ -27,6 +28,7 @@ class Change:
     now: str
     command: str
     at: str
+    rate: str = ""
 
     @property
     def text(self) -> str:
@@ -44,6 +46,7 @@ def changes(run: Run) -> list[Change]:
             found = [change for change in found if change.step < step]
         elif event["event"] == "change" and isinstance(event.get("changes"), list):
             about = {"command": _shown(event.get("command")), "at": _shown(event.get("time"))}
+            about["rate"] = str(event.get("rate") or "")
             for change in event["changes"]:
                 if isinstance(change, dict):
                     key, was, now = (_shown(change.get(name)) for name in ("key", "was", "now"))

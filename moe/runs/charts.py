@@ -149,7 +149,8 @@ def marks_of(run: Run, found: list[Interruption], changed: Sequence[Change] = ()
     factor = scale(run)
     steps: dict[int, list[str]] = {}
     for change in changed:
-        steps.setdefault(change.step, []).append(change.text)
+        texts = steps.setdefault(change.step, [change.rate] if change.rate else [])
+        texts.append(change.text)
     return Marks(
         tuple(Mark(one.step * factor, one.resumed_step * factor, n) for n, one in enumerate(found, 1)),
         tuple(

@@ -161,7 +161,9 @@ def _changes(changed: list[Change], marks: Marks) -> str:
         [names[one.step].letter, f"{one.step:,}", one.key, one.was, one.now, one.at, one.command] for one in changed
     ]
     head = ["", "after step", "setting", "was", "is", "when (UTC)", "by"]
-    return _section("Changes", _table(rows, head) if rows else "", "What was changed between two parts of the run.")
+    moved = dict.fromkeys(one.rate for one in changed if one.rate)
+    note = ". ".join(["What was changed between two parts of the run", *map(str.capitalize, moved)]) + "."
+    return _section("Changes", _table(rows, head) if rows else "", note)
 
 
 def _interruptions(run: Run, found: list[Interruption]) -> str:

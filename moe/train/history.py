@@ -6,7 +6,7 @@
 | event | beside the step |
 |---|---|
 | `start`, `resume` | `reached` (the last step that had been logged or saved before), `ranks`, `host`, `pid` |
-| `change` | `changes` (each `key`, `was`, `now`), `command`: what a resume changed, from this step on |
+| `change` | `changes` (each `key`, `was`, `now`), `command`, `rate` (where it moves): what a resume changed |
 | `checkpoint` | `bytes`, `seconds` (of the write, in the background) |
 | `evaluation` | `label`, `loss`, `seconds` |
 | `stop`, `failed` | `reason`: a signal, time_limit, stall_timeout, an error |
@@ -66,11 +66,11 @@ class History:
         self.changes: list[dict[str, Any]] = []  # all on the way to here, which manifests list
         self._new: dict[str, Any] = {}
 
-    def expect(self, earlier: Sequence[Any], new: Sequence[Any], command: str) -> None:
-        """What this start changes; it is noted when training begins."""
+    def expect(self, earlier: Sequence[Any], new: Sequence[Any], *, command: str, rate: str | None) -> None:
+        """What this start changes, and how that moves the rate; it is noted when training begins."""
         self.changes = [*earlier, *new]
         changes = [{key: change[key] for key in ("key", "was", "now")} for change in new]
-        self._new = {"changes": changes, "command": command} if new else {}
+        self._new = {"changes": changes, "command": command, **({"rate": rate} if rate else {})} if new else {}
 
     def event(self, event: str, step: int, **more: Any) -> None:
         if self.mine:

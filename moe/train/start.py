@@ -180,11 +180,17 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
 def expect_changes(config: Config, folder: RunFolder, start: Start) -> None:
     """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
     from moe.train.changes import command, earlier_changes, new_changes, versions
+    from moe.train.rate import rate_change
 
     if start.load is None or start.weights_only:
         return
     manifest, settings = start.load.manifest, dataclasses.asdict(config)
-    folder.history.expect(earlier_changes(manifest), new_changes(manifest, settings, versions()), command())
+    folder.history.expect(
+        earlier_changes(manifest),
+        new_changes(manifest, settings, versions()),
+        command=command(),
+        rate=rate_change(manifest["config"], settings, manifest["step"]),
+    )
 
 
 def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:

@@ -96,7 +96,10 @@ BAD = {
     "no such folder": (["--data", "nowhere"], "nowhere is empty or not there"),
     "no such split": (["--data", "{data}", "--split", "test"], "--split (test)"),
     "no such step": (["--data", "{data}", "--step", "3"], "step-00000003: there is no such checkpoint"),
-    "no such tokenizer": (["--data", "{data}", "--tokenizer", "./no"], "tokenizer (./no): there is no such folder"),
+    "no such tokenizer": (
+        ["--data", "{data}", "--tokenizer", "./no"],
+        "tokenizer './no' cannot be loaded: that folder is not there",
+    ),
     "batch size": (["--data", "{data}", "--batch-size", "0"], "--batch-size (0) must be at least 1"),
     "batches": (["--data", "{data}", "--max-batches", "0"], "--max-batches (0) must be at least 1"),
 }

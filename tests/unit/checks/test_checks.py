@@ -280,6 +280,27 @@ def test_a_package_of_another_version(check: Check, monkeypatch) -> None:
     )
 
 
+def test_the_pythons_are_those_that_the_package_asks_for(check: Check, monkeypatch) -> None:
+    """F3: 3.13 is one of them; there is no second list that could say otherwise."""
+    import importlib.metadata
+    import re
+    from pathlib import Path
+
+    from packaging.specifiers import SpecifierSet
+
+    import moe.checks.machine as machine
+
+    setup = (Path(__file__).parents[3] / "setup.py").read_text(encoding="utf-8")
+    asked = re.search(r'python_requires="([^"]+)"', setup)
+    assert asked is not None and all(f"3.{minor}.2" in SpecifierSet(asked[1]) for minor in (10, 11, 12, 13))
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [])
+    for bound, verdict in ((asked[1], "pass"), (">=3.99", "fail"), ("<3.2,>=3.1", "fail")):
+        monkeypatch.setattr(importlib.metadata, "metadata", lambda name, bound=bound: {"Requires-Python": bound})
+        found = machine.check_versions()
+        assert found.state == verdict, found
+        assert verdict == "pass" or f"{bound} is asked for" in found.text
+
+
 def test_a_step_that_memory_does_not_hold(check: Check, monkeypatch) -> None:
     import psutil
 

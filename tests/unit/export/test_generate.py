@@ -55,7 +55,7 @@ def test_a_prompt_becomes_the_same_alone_and_in_company(make_run: Callable, caps
 
 def test_text_is_shown_as_it_comes(make_run: Callable, monkeypatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr("builtins.print", lambda *words, **settings: shown.append(" ".join(words)))
+    monkeypatch.setattr("moe.cli.generate.show", lambda text, **settings: shown.append(text))
     assert main(["generate", str(make_run()), *GREEDY, *prompts("the model")]) == 0
     assert shown[0] == "the model" and len(shown) > 10
 

@@ -108,7 +108,7 @@ def test_another_tokenizer_is_taken_only_when_named_and_only_when_it_fits(own: P
         assert main(["generate", run, "hi", "--tokenizer", str(large)]) == 2
         assert "does not fit" in capsys.readouterr().err
     assert main(["generate", run, "hi", "--tokenizer", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere): there is no such folder" in capsys.readouterr().err
+    assert "nowhere' cannot be loaded: that folder is not there" in capsys.readouterr().err
 
 
 def test_an_older_checkpoint_is_held_against_its_data(own: Path, tmp_path: Path, tiny: Path) -> None:

@@ -62,3 +62,31 @@ def test_entropy_and_the_largest_logit_are_those_of_the_probabilities_and_carry_
     torch.testing.assert_close(routing.entropy, plain.detach())
     assert routing.logit_max == logits.max()
     assert not routing.entropy.requires_grad and not routing.logit_max.requires_grad
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5, 6])
+@pytest.mark.parametrize("case", ["all tied", "pairs tied", "one towers", "largest numbers", "smallest numbers"])
+def test_a_token_gets_k_distinct_experts_whatever_ties(case, top_k):
+    """E9: also where all but one probability is 0, and the others are tied there."""
+    router = Router(d_model=4, n_experts=6, top_k=top_k)
+    rows = {
+        "all tied": [0.0] * 6,
+        "pairs tied": [2.0, 2.0, 1.0, 1.0, 0.0, 0.0],
+        "one towers": [0.0, 0.0, 300.0, 0.0, 0.0, 0.0],
+        "largest numbers": [3e38, -3e38, 3e38, -3e38, 0.0, 3e38],
+        "smallest numbers": [1e-45, -1e-45, 0.0, -0.0, 1e-45, 0.0],
+    }
+    with torch.no_grad():
+        router.weight.zero_()
+        router.weight[:, 0] = torch.tensor(rows[case])
+    x = torch.zeros(7, 4)
+    x[:, 0] = 1
+    routing = router(x)
+    assert all(len(set(chosen)) == top_k for chosen in routing.expert_TK.tolist())
+    assert routing.counts_E.max() <= 7 and routing.counts_E.sum() == 7 * top_k
+    assert (routing.weight_TK >= 0).all()
+    torch.testing.assert_close(routing.weight_TK.sum(-1), torch.ones(7))
+    if case != "all tied":
+        best = max(rows[case])
+        assert rows[case][routing.expert_TK[0, 0]] == best or case == "smallest numbers"
+    assert torch.isfinite(routing.weight_TK).all() and torch.isfinite(routing.prob_E).all()

@@ -43,6 +43,7 @@ def test_a_change_is_an_event_with_both_values_its_step_and_the_command(changed:
     first, second = [line for line in lines if line["event"] == "change"]
     assert first["step"] == 4 and first["command"] == "train.py c.yaml optimizer.lr=5e-4"
     assert {"key": "optimizer.lr", "was": 0.005, "now": 0.0005} in first["changes"]
+    assert first["rate"].startswith("learning rate ") and first["rate"].endswith(" at step 5")
     assert {"key": "max_duration", "was": "4ba", "now": "8ba"} in first["changes"]
     assert second["step"] == 8 and {"key": "num_workers", "was": 0, "now": 1} in second["changes"]
     assert [line["event"] for line in lines if line["step"] == 4 and line["event"] != "checkpoint"][-2:] == [

@@ -204,3 +204,22 @@ def test_a_damaged_run_file_is_named_on_either_side(tiny: Path, bucket: str, cap
         f"{bucket}/run/run.json: is damaged (it is [1]; an object is needed); restore or remove it"
         in capsys.readouterr().err
     )
+
+
+def test_a_bucket_that_takes_no_removal_is_a_warning_and_tried_again(
+    tiny: Path, bucket: str, monkeypatch, capsys
+) -> None:
+    """B5: a bucket policy without delete: "is not on the remote", and the run ended after five."""
+    settings = ["save_num_checkpoints_to_keep=1", "max_failed_saves=1", "scheduler.name=constant_with_warmup"]
+
+    def refuses(self: RemoteFolder, names: list[str]) -> None:
+        raise RemoteError(f"{self.url}: cannot delete {names[0]}: refused (AccessDenied)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "delete", refuses)
+        assert train(tiny, f"{bucket}/run", *settings) == 0
+    out = capsys.readouterr().out
+    assert "older checkpoints cannot be removed" in out and "AccessDenied" in out and "not on the remote" not in out
+    assert len({name.split("/")[0] for name in RemoteFolder(f"{bucket}/run").list("step-")}) == 6
+    assert train(tiny, f"{bucket}/run", *settings, "max_duration=14ba") == 0
+    assert {name.split("/")[0] for name in RemoteFolder(f"{bucket}/run").list("step-")} == {"step-00000014"}
