@@ -42,8 +42,8 @@ def _ids(unit: Unit, text_column: str) -> Iterator[list[bytes | None]]:
 
 
 def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes]]:
-    """(file, the first ids in it), of the first file that can be read; of each kind, until one has ids: a .txt has none,
-    and says nothing of the tables beside it.
+    """(file, the first ids in it), of the first file that can be read; of each kind, until one has ids: a .txt has
+    none, and says nothing of the tables beside it.
     """
     first, tried = "", set[str]()
     for _, group in itertools.groupby(units, key=lambda unit: unit.file_index):
