@@ -14,7 +14,7 @@ from composer.core import DataSpec, Evaluator, Event, State
 from composer.utils import dist, get_device
 from torch.utils.data import DataLoader
 
-from moe.config import Config, Every, ModelConfig, parse_time
+from moe.config import Config, Every, ModelConfig
 from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_text_loader, build_train_loader
 from moe.data.meta import Vocabulary
 from moe.data.text.tokenizer import load_tokenizer, token_bytes
@@ -22,9 +22,10 @@ from moe.errors import InputError
 from moe.model import Transformer
 from moe.model.documents import document_ends
 from moe.model.flops import count_parameters, flops_per_token, model_shape
-from moe.optim import SCHEDULERS, Muon, build_groups
+from moe.optim import Muon, build_groups
 from moe.train.inputs import streams_of
 from moe.train.model import MoEModel
+from moe.train.rate import schedule
 
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
@@ -107,17 +108,7 @@ def build_optimizer(config: Config, model: MoEModel) -> tuple[Muon, list[dict[st
 
 def build_schedule(config: Config) -> partial[float]:
     """Factor of the base learning rate as a function of `done`, in the unit of `max_duration`."""
-    scheduler, total = config.scheduler, parse_time(config.max_duration)
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    settings: dict[str, Any] = {
-        "total": total.value,
-        "warmup": parse_time(scheduler.t_warmup, zero=True).in_unit(total.unit, tokens_per_step),
-    }
-    if scheduler.name != "constant_with_warmup":
-        settings["alpha_f"] = scheduler.alpha_f
-    if scheduler.t_decay is not None:
-        settings["decay"] = parse_time(scheduler.t_decay).in_unit(total.unit, tokens_per_step)
-    return partial(SCHEDULERS[scheduler.name], **settings)
+    return schedule(dataclasses.asdict(config))
 
 
 def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:

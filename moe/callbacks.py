@@ -6,7 +6,6 @@ Their order is the order in which they act on the same event.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -27,13 +26,13 @@ from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.callbacks.seeding import StepSeed
 from moe.train.callbacks.throughput import Throughput
 from moe.train.callbacks.weights import WeightNorms
+from moe.train.changes import versions
+from moe.train.checkpoints import TOKENIZER
 from moe.train.inputs import Inputs
 from moe.train.model import MoEModel
 from moe.train.run_folder import RunFolder
 from moe.train.stop import StopSignal
 from moe.units import say
-
-PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
 
 
 def build_callbacks(
@@ -48,6 +47,7 @@ def build_callbacks(
     """What every rank needs. `groups` are the optimizer's settings as configured, `every` reads an interval."""
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     log = every(config.log_interval)
+    tokenizer_files = meta.tokenizer.files if meta.tokenizer is not None else {}
     callbacks: list[Callback] = [
         Throughput(flops_per_token=model.flops_per_token, log=log),
         StepSeed(config.seed),
@@ -70,12 +70,15 @@ def build_callbacks(
             report=say,
             event=folder.history.event,
             remote=folder.remote,
+            more={f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
             manifest={
                 "config": dataclasses.asdict(config),
                 "data": meta.fingerprint,
                 "eos_id": meta.eos_id,
                 "vocab_size": meta.vocab_size,
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "tokenizer": meta.tokenizer.fingerprint if meta.tokenizer is not None else None,
+                "versions": versions(),
+                "changes": folder.history.changes,
             },
         ),
     ]

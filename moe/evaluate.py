@@ -1,6 +1,7 @@
 """The loss of a model on converted data: exact sums over tokens, so the mean does not depend on how they are batched.
 
-- Samples are read straight from the shards, in order: no loader, no shared memory, so it runs beside a training.
+- Samples are read straight from the shards, in order and each shard once: no loader, no shared memory, so it runs
+  beside a training.
 - Documents are told apart as they were in training: the numbers are those that the run itself would log.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from moe.data.read.batches import Collate
-from moe.data.read.verify import read_samples
+from moe.data.read.verify import sample_batches
 from moe.model import LossParts, Transformer
 from moe.model.documents import document_ends
 from moe.model.loss import target_bytes
@@ -65,8 +66,8 @@ def evaluate(
     nll = torch.zeros((), dtype=torch.float64, device=device)
     targets, text_bytes = torch.zeros((2,), dtype=torch.int64, device=device)
     masked, model.document_mask = model.document_mask, document_mask
-    for start in range(0, samples, batch_size):
-        rows = read_samples(split, start, min(batch_size, samples - start))
+    done = 0
+    for rows in sample_batches(split, samples, batch_size):
         batch = collate(list(rows))
         batch["ends"] = document_ends(batch["tokens"], model.eos_id)
         batch = {name: part.to(device) for name, part in batch.items()}
@@ -76,6 +77,7 @@ def evaluate(
         nll += parts.nll.double()
         targets += parts.targets
         text_bytes += target_bytes(batch["labels"], bytes_V)
-        progress(start + len(rows))
+        done += len(rows)
+        progress(done)
     model.document_mask = masked
     return Evaluation(nll.item(), int(targets), int(text_bytes))

@@ -16,7 +16,15 @@ from moe.train.logs import RunLog
 from moe.train.microbatch import automatic_microbatch
 from moe.train.run_folder import RunFolder
 from moe.train.sharding import shard_transformer
-from moe.train.start import COMPILED, RANK, WORLD_SIZE, Start, evaluation_is_due, open_logs
+from moe.train.start import (
+    COMPILED,
+    RANK,
+    WORLD_SIZE,
+    Start,
+    evaluation_is_due,
+    expect_changes,
+    open_logs,
+)
 from moe.train.stop import Stopped, StopSignal
 from moe.units import complain, say
 
@@ -67,7 +75,8 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, start: Start, stop: Sto
         text=meta.text,
     )
     train_spec = build.build_train_spec(config, meta, WORLD_SIZE, meta.text)
-    writers, finish_logs = open_logs(config, folder, start.step, eval_first)
+    expect_changes(config, folder, start)
+    writers, finish_logs = open_logs(config, folder, start.step, eval_first, meta.tokenizer)
     progress = Progress(
         parse_seconds(config.stall_timeout),
         stacks=folder.path / "stacks",

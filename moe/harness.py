@@ -1,6 +1,7 @@
 """lm-eval's tasks on a checkpoint, through the model as transformers reads it.
 
-RUN/hf/step-00005000-1a2b3c4d/     the export that is asked, made once; its name ends with the checkpoint's xxh64
+RUN/hf/step-00005000-1a2b3c4d-5e6f7a8b/     the export that is asked, made once; its name ends with the checkpoint's
+                                            xxh64 and the tokenizer's fingerprint
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe.data.text.tokenizer import tokenizer_fingerprint
 from moe.errors import InputError
 from moe.inference import find_checkpoint
 from moe.train.checkpoints import STATE, Checkpoint
+from moe.train.trained_tokenizer import checkpoint_tokenizer
 from moe.units import say
 
 EXPORTS = "hf"
@@ -22,6 +25,7 @@ def run_tasks(
     path: str,
     *,
     step: int | None,
+    tokenizer: str | None,
     tasks: list[str],
     include_path: Path | None,
     limit: int | None,
@@ -66,7 +70,7 @@ def run_tasks(
                 f"--tasks: the data of {name} cannot be had: {str(error).splitlines()[0]}; where no hub can be "
                 "reached, use a task on files of your own (--include-path, docs/serving.md)"
             ) from None
-    folder = exported(checkpoint)
+    folder = exported(checkpoint, tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = lm_eval.simple_evaluate(
         model="hf",
@@ -89,12 +93,20 @@ def run_tasks(
     return results
 
 
-def exported(checkpoint: Checkpoint) -> Path:
-    """The checkpoint as a Hugging Face folder beside it; made where it is not there yet."""
+def exported(checkpoint: Checkpoint, tokenizer_name: str | None = None) -> Path:
+    """The checkpoint as a Hugging Face folder beside it; made where it is not there yet.
+
+    tokenizer_name: another tokenizer than the checkpoint's own.
+    """
     from moe.export.to_hf import export
 
+    told: list[str] = []
+    ids = tokenizer_fingerprint(checkpoint_tokenizer(checkpoint, tokenizer_name, told.append))
     digest = checkpoint.manifest["files"][STATE]["xxh64"]
-    folder = checkpoint.path.parent / EXPORTS / f"{checkpoint.path.name}-{digest[:8]}"
+    folder = checkpoint.path.parent / EXPORTS / f"{checkpoint.path.name}-{digest[:8]}-{ids[:8]}"
     if not folder.is_dir():
-        export(str(checkpoint.path), out=folder, say=say)
+        export(str(checkpoint.path), out=folder, tokenizer_name=tokenizer_name, say=say)
+        return folder
+    for line in told:
+        say(line)
     return folder

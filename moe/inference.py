@@ -11,11 +11,22 @@ from torch import Tensor
 
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
-from moe.train.checkpoints import MANIFEST, STATE, Checkpoint, CheckpointError, find_named, folder_name, load_state
+from moe.paths import local_path
+from moe.train.checkpoints import (
+    MANIFEST,
+    STATE,
+    Checkpoint,
+    CheckpointError,
+    find_named,
+    folder_name,
+    load_state,
+    step_folders,
+)
 from moe.typed_json import fault_in
 
 PREFIX = "transformer."
 STEP_FOLDER = re.compile(r"step-\d{8,}")
+MOST_STEPS = 20  # that a message lists
 LOSS_SETTINGS = ("balance_loss", "router_z_loss")
 
 
@@ -33,12 +44,16 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
     Raises:
         CheckpointError: no checkpoint there that verifies, or a step that none can have.
     """
+    path = str(local_path(path, "the checkpoint"))
     if step is not None:
         if step < 0:
             raise CheckpointError(f"--step ({step}): must be at least 0")
         if Path(path).name == STATE or STEP_FOLDER.fullmatch(Path(path).name) or (Path(path) / MANIFEST).exists():
             raise CheckpointError(f"{path}: is one step's folder and takes no --step ({step}); give its run folder")
-        path = str(Path(path) / folder_name(step))
+        wanted = Path(path) / folder_name(step)
+        if not wanted.is_dir():
+            raise CheckpointError(f"{wanted}: there is no such checkpoint folder{_steps_there(Path(path))}")
+        path = str(wanted)
     found = find_named(path)
     config = found.manifest["config"]
     fault = fault_in(config, Source, "config")
@@ -48,6 +63,16 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
     if fault is not None:
         raise CheckpointError(f"{found.path / MANIFEST}: {fault}")
     return found
+
+
+def _steps_there(run: Path) -> str:
+    if not run.is_dir():
+        return f"; {run} is not there at all"
+    steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(run)]
+    if not steps:
+        return f"; {run} holds no checkpoints"
+    earlier = f", and {len(steps) - MOST_STEPS} earlier ones" if len(steps) > MOST_STEPS else ""
+    return f"; {run} holds step {', '.join(map(str, steps[-MOST_STEPS:]))}{earlier}"
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from moe.config import Config, ConfigError, ParallelismConfig, load_config, parse_seconds
 from moe.config.checks import check_ranks
+from moe.environment import settle
 from moe.errors import InputError, RunFailed
 from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_precision
 from moe.train.stop import EXIT_STOPPED, LAST_RESORT, Stopped, StopSignal
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     stop.install()
     say(f"moe: reading {argv[0]} ...")  # before all that takes time
     try:
+        settle()
         config = load_config(argv[0], argv[1:])
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
@@ -92,7 +94,10 @@ def train(config: Config, stop: StopSignal) -> int:
     config = _with_sharding(with_precision(config, on_gpu))
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
-        dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        say(f"waiting for {WORLD_SIZE - 1} other rank{'s' * (WORLD_SIZE > 2)} at {where} ...")
+        with stop.ends_waits():
+            dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder, start = open_folder(config, meta)
 
     def last_words() -> None:

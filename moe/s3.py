@@ -99,12 +99,15 @@ class RemoteFolder:
             raise RemoteError(f"{self.url}: cannot {what}: {reason_and_mend(error)}") from None
 
     def list(self, under: str = "") -> dict[str, int]:
-        """Names and bytes of all files whose name starts with `under`."""
+        """Names and bytes of all files whose name starts with `under`. Whoever may write to the bucket chose the
+        names: what makes a path of one checks it (moe/outside.py).
+        """
 
         def call() -> dict[str, int]:
             pages = client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(under))
             start = len(self._key(""))
-            return {item["Key"][start:]: item["Size"] for page in pages for item in page.get("Contents", ())}
+            found = {item["Key"][start:]: item["Size"] for page in pages for item in page.get("Contents", ())}
+            return {name: size for name, size in found.items() if name and not name.endswith("/")}  # consoles' folders
 
         return self._try("list", call)
 

@@ -12,6 +12,8 @@ import re
 import sys
 from typing import Any, TextIO
 
+from moe.environment import is_silent
+
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # C0, C1, bidi, surrogates
 
 
@@ -84,7 +86,7 @@ def redraw(text: str, *, end: str = "") -> None:
 
 def say(line: str) -> None:
     """`tell` on rank 0 only: what a run of several ranks tells once."""
-    if os.environ.get("RANK", "0") == "0":
+    if not is_silent():
         tell(line)
 
 

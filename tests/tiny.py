@@ -95,9 +95,10 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
     """
     import torch
 
+    from moe.data.text.kept_tokenizer import keep_tokenizer
     from moe.data.text.tokenizer import load_tokenizer, vocab_size
     from moe.model import Transformer
-    from moe.train.checkpoints import write_checkpoint
+    from moe.train.checkpoints import TOKENIZER, write_checkpoint
 
     settings = {**RUN_SHAPE, **changes}
     tokenizer = load_tokenizer(str(tokenizer_folder))
@@ -113,7 +114,10 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
         "optimizer": {"name": "muon", "lr": 0.001},
         "train_data": {"local": str(folder / "no-data")},
     }
+    kept = keep_tokenizer(tokenizer)
+    more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
     manifest = {"config": config, "data": "d", "eos_id": tokenizer.eos_token_id, "vocab_size": size}
+    manifest["tokenizer"] = kept.fingerprint
     shape = {key: value for key, value in settings.items() if key not in ("balance_loss", "router_z_loss")}
     for step in steps:
         torch.manual_seed(step)
@@ -124,7 +128,7 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
         }
         weights["expert_share_LE"] = torch.full((settings["n_layers"], settings["n_experts"]), 0.25)
         state = {"state": {"model": weights, "timestamp": {}}}
-        write_checkpoint(folder, step, state, {**manifest, "tokens": step * 256})
+        write_checkpoint(folder, step, state, {**manifest, "tokens": step * 256}, more)
     rows: list[dict] = [{"step": step, "train/loss": 6.0 - step / 10} for step in range(1, 11)]
     for step in (0, 5, 10):
         rows.append({"step": step, "metrics/eval/loss": 6.0 - step / 10, "metrics/eval/bits_per_byte": 2.5})

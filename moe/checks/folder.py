@@ -135,7 +135,7 @@ def _other(config: Config, inputs: Inputs | None) -> Path:
     named = find_named(str(config.load_path))
     if config.load_weights_only:
         size = named.manifest["vocab_size"] if inputs is None else inputs.vocab_size
-        check_weights_fit(named, dataclasses.asdict(config), size)
+        check_weights_fit(named, dataclasses.asdict(config), size, _tokenizer(inputs))
     else:
         _changes(config, named, inputs)
     return named.path
@@ -144,9 +144,16 @@ def _other(config: Config, inputs: Inputs | None) -> Path:
 def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:
     """What has changed since the checkpoint. Raises InputError for what must not."""
     from moe.train.continuing import check_continues
+    from moe.train.rate import rate_change
 
     lines: list[str] = []
     settings: dict[str, Any] = dataclasses.asdict(config)
     data, former = (found.manifest["data"], ()) if inputs is None else (inputs.fingerprint, inputs.former)
-    check_continues(found, settings, data, lines.append, former=former)
-    return lines
+    check_continues(found, settings, data, lines.append, _tokenizer(inputs), former=former)
+    moved = rate_change(found.manifest["config"], settings, found.step)
+    return [*lines, *([moved] if moved else [])]
+
+
+def _tokenizer(inputs: Inputs | None) -> str | None:
+    """Its fingerprint, where it is known."""
+    return inputs.tokenizer.fingerprint if inputs is not None and inputs.tokenizer is not None else None

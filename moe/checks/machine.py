@@ -154,7 +154,7 @@ def check_loader(config: Config, *, world_size: int) -> Result:
 def check_port() -> Result:
     """The port on which the ranks of several GPUs meet, where one is set."""
     text = os.environ.get("MASTER_PORT")
-    if text is None:
+    if not text:
         return Result("port", "pass", "MASTER_PORT is not set; the launcher takes a free one")
     try:
         port = int(text)

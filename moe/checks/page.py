@@ -10,7 +10,9 @@ from contextlib import redirect_stdout
 
 from moe.checks.result import Result
 from moe.config import Config
-from moe.units import show, tell
+from moe.environment import is_silent, number, settle
+from moe.errors import InputError
+from moe.units import complain, show, tell
 
 INDENT = 21
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -22,12 +24,16 @@ def show_checks(load: Callable[[], Config], source: str, *, fast: bool = False, 
     load: gives the config that was read from `source`, or raises InputError.
     """
     from moe.checks.checklist import run_checks
-    from moe.errors import InputError
 
     # Python's tracker of shared memory tells at the end of what Streaming has cleared itself
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "0"))
-    if rank:
+    try:
+        settle()
+    except InputError as error:
+        complain(str(error))
+        return 2
+    world_size = number("WORLD_SIZE", 0)
+    if is_silent():
         return 0
     os.environ.update({key: value for key, value in ALONE.items() if key in os.environ})
 

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moe.cli.places import check_writable
+from moe.errors import InputError
+from moe.paths import local_path
 from moe.units import note, redraw, show
 
 TOKENS_PER_FORWARD = 8192
@@ -17,12 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
     add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
+    add("--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own")
     add("--data", type=Path, action="append", metavar="FOLDER", help="converted data; may stand several times")
-    add("--split", default="val", help="the split of --data (default: val)")
+    add("--split", default=None, help="the split of --data (default: val)")
     add(
         "--max-batches",
         type=int,
-        default=-1,
+        default=None,
         help="at most so many batches of the run's global_train_batch_size, as eval_data.max_batches (default: all)",
     )
     add("--batch-size", type=int, default=None, help="samples at a time; the memory knob, no effect on the result")
@@ -37,15 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.errors import InputError
-
     if not args.data and args.tasks is None:
         raise InputError("give --data FOLDER for the loss on converted data, or --tasks NAMES for lm-eval's tasks")
+    check_effect(args)
     for flag, value in (("--batch-size", args.batch_size), ("--limit", args.limit)):
         if value is not None and value < 1:
             raise InputError(f"{flag} ({value}) must be at least 1")
+    args.split = args.split or "val"
+    args.max_batches = -1 if args.max_batches is None else args.max_batches
     if args.max_batches < 1 and args.max_batches != -1:
         raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
+    if args.output is not None:
+        args.output = local_path(args.output, "--output")
+        check_writable("--output", args.output)
     note("starting ...")
     if args.data:
         measure_data(args)
@@ -55,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         run_tasks(
             args.checkpoint,
             step=args.step,
+            tokenizer=args.tokenizer,
             tasks=[name.strip() for name in args.tasks.split(",") if name.strip()],
             include_path=args.include_path,
             limit=args.limit,
@@ -64,22 +73,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_effect(args: argparse.Namespace) -> None:
+    """Raises InputError for a flag that would change nothing."""
+    of_data = {"--split": args.split, "--max-batches": args.max_batches}
+    of_tasks = {"--include-path": args.include_path, "--limit": args.limit, "--output": args.output}
+    for needed, absent, flags in (("--data", not args.data, of_data), ("--tasks", args.tasks is None, of_tasks)):
+        for flag, value in flags.items():
+            if absent and value is not None:
+                raise InputError(f"{flag} ({value}) has no effect without {needed}; leave it out, or give {needed}")
+
+
 def measure_data(args: argparse.Namespace) -> None:
     """Prints loss, perplexity and bits per byte of each --data."""
     import torch
 
-    from moe.data.text.tokenizer import load_tokenizer, token_bytes, tokenizer_fingerprint
-    from moe.errors import InputError
+    from moe.data.text.tokenizer import token_bytes, tokenizer_fingerprint
     from moe.evaluate import evaluate
     from moe.inference import find_checkpoint, load_model
+    from moe.train.trained_tokenizer import checkpoint_tokenizer
 
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     config = checkpoint.manifest["config"]
     if args.max_batches != -1 and "global_train_batch_size" not in config:
         raise InputError(f"--max-batches counts batches of the run, and {checkpoint.path} was imported; leave it out")
-    tokenizer = load_tokenizer(config["tokenizer"])
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    metas = [check_data(folder, args.split, config["tokenizer"], fingerprint) for folder in args.data]
+    tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, note)
+    fingerprint, name = tokenizer_fingerprint(tokenizer), args.tokenizer or config["tokenizer"]
+    metas = [check_data(folder, args.split, name, fingerprint) for folder in args.data]
     model = load_model(checkpoint)
     bf16 = torch.cuda.is_available() and config.get("precision") == "amp_bf16"
     for folder, meta in zip(args.data, metas, strict=True):
@@ -105,10 +124,9 @@ def measure_data(args: argparse.Namespace) -> None:
 
 
 def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
-    """The data's description, after it was held against the checkpoint's tokenizer and its own shards."""
+    """The data's description, after it was held against the tokenizer in use (`name`) and its own shards."""
     from moe.data.meta import read_meta
     from moe.data.read.verify import verify_split
-    from moe.errors import InputError
 
     meta = read_meta(folder)
     if meta.tokenizer_fingerprint != fingerprint:

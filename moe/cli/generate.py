@@ -9,8 +9,12 @@ from moe.units import note, show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
+    parser.add_argument("text", nargs="*", help="text to continue; as --prompt")
     parser.add_argument("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
-    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may stand several times")
+    parser.add_argument("--prompt", action="append", default=[], help="text to continue; may stand several times")
+    parser.add_argument(
+        "--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=100, help="longest continuation (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of the probability kept (default: 0.95)")
@@ -18,26 +22,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.data.text.tokenizer import decode_new, encode_prompt, load_tokenizer
+    from moe.data.text.tokenizer import decode_new, encode_prompt
     from moe.errors import InputError
     from moe.inference import find_checkpoint, load_model
     from moe.model.generation import generate
+    from moe.train.trained_tokenizer import checkpoint_tokenizer
 
+    prompts = [*args.prompt, *args.text]
+    if not prompts:
+        raise InputError('give a text to continue: moe generate RUN "Once upon a time"')
     heat = args.temperature
     if args.max_new_tokens < 1 or not (heat == 0 or 1e-3 <= heat <= 1e3) or not 0 < args.top_p <= 1:
         raise InputError(
             f"--max-new-tokens ({args.max_new_tokens}) must be at least 1, "
             f"--temperature ({heat}) 0 or from 0.001 to 1,000, --top-p ({args.top_p}) above 0 and at most 1"
         )
-    for prompt in args.prompt:
+    for prompt in prompts:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise InputError(f"--prompt ({prompt!a}) is no text in UTF-8; write it anew") from None
+            raise InputError(f"the prompt {prompt!a} is no text in UTF-8; write it anew") from None
     checkpoint = find_checkpoint(args.checkpoint, args.step)
+    tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, note)
     model, config = load_model(checkpoint), checkpoint.manifest["config"]
-    tokenizer = load_tokenizer(config["tokenizer"])
-    for prompt in args.prompt:
+    for prompt in prompts:
         tokens = encode_prompt(tokenizer, prompt)
         if len(tokens) + args.max_new_tokens > config["max_seq_len"]:
             note(

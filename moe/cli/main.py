@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import platform
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 
+from moe import __version__
+from moe.environment import settle
 from moe.errors import InputError
-from moe.units import drop, flush, note, ready
+from moe.units import drop, flush, note, ready, show
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
@@ -24,7 +28,20 @@ COMMANDS = {
     "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",
 }
 
+PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers")  # that --version tells of
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Version(argparse.Action):
+    """--version: prints moe's version, Python's, and those of what trains."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        found = []
+        for package in PACKAGES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found.append(f"{package} {metadata.version(package)}")
+        show(f"moe {__version__} (Python {platform.python_version()}, {', '.join(found)})")
+        parser.exit()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,12 +55,14 @@ def main(argv: list[str] | None = None) -> int:
         epilog=f"commands:\n{listed}\n\nmoe COMMAND --help tells more; training is: composer train.py CONFIG.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the versions and exit")
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
     name = parser.parse_args(argv[:1]).command
     command = import_module(f"moe.cli.{name}")
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
     try:
+        settle()
         code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag
         flush()
         return code

@@ -2,6 +2,9 @@
 
 OmegaConf raises only the first fault and a frozen config takes no update, so the input is flattened to leaves and
 merged leaf by leaf, each fault collected. Interpolations such as ${run_name} are resolved at the end.
+
+Text is what was typed: yaml reads 1.10, 007, on and 2024-05-01 as numbers, a truth value and a date, and a setting that
+is text gets their letters, not what they were read as. `null` stays null.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import dataclasses
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -64,14 +68,54 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scalar:
+    """A number, truth value or date as yaml reads it, and as it was typed."""
+
+    value: Any
+    text: str
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain yaml lets a key stand twice and takes the last; here it is a fault."""
+    """Plain yaml lets a key stand twice and takes the last; here it is a fault. Scalars keep their text."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in SCALARS:
+            return super().construct_object(node, deep)
+        try:
+            return _Scalar(super().construct_object(node, deep), node.value)
+        except ValueError:  # a date that is none, such as 2024-02-31
+            return node.value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.YAMLError(f"key {twice!r} stands twice (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
+        return {_typed(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+def _typed(value: Any) -> Any:
+    return value.text if isinstance(value, _Scalar) else value
+
+
+def _read_as(value: Any, hint: Any) -> Any:
+    """A leaf for a setting of type `hint`: its text where that is text, else what yaml read."""
+    if isinstance(value, list):
+        part = next(iter(get_args(hint)), None)
+        return [_read_as(item, part) for item in value]
+    if isinstance(value, dict):
+        return {key: _read_as(item, None) for key, item in value.items()}
+    if not isinstance(value, _Scalar):
+        return value
+    return value.text if _is_text(hint) else value.value
+
+
+def _is_text(hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        return all(_is_text(part) for part in get_args(hint) if part is not NoneType)
+    return hint is str
 
 
 def _parse_yaml(text: str) -> Any:
@@ -80,7 +124,7 @@ def _parse_yaml(text: str) -> Any:
         _refuse_loops(value, ())
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # a date such as 2024-02-31
+    except ValueError as error:
         raise yaml.YAMLError(str(error)) from None
     return value
 
@@ -132,6 +176,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     wrong: set[str] = set()
     for path, value in _leaves(tree):
         dotted = ".".join(path)
+        value = _read_as(value, _hint_at(path) if _is_setting(path) else None)
         try:
             config = OmegaConf.merge(config, _nested(path, value))
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
@@ -160,6 +205,7 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
+SCALARS = ("int", "float", "bool", "timestamp")  # yaml's tags
 STAND_INS: dict[Any, Any] = {str: "1ba", int: 1, float: 1.0}
 
 
@@ -183,6 +229,11 @@ def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
     """A section that is not there at all is one fault, not one for each of its keys; a wrong value is not missing."""
     told = [key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)]
     return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
+
+
+def _is_setting(path: tuple[str, ...]) -> bool:
+    known = _fields_at(path[:-1]) if path else []
+    return known is None or path[-1] in known
 
 
 def _hint_at(path: tuple[str, ...]) -> Any:

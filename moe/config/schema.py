@@ -146,7 +146,7 @@ class TrainData:
     verify: Literal["size", "full"] = "size"
     "Check of the shards before training: their sizes, or also their hashes (`full` reads all local data once)."
     cache_limit: str | None = None
-    "With `remote`: most disk that fetched shards may take in `local`, e.g. 100gb; older ones are evicted."
+    "With `remote`: most disk for fetched shards, e.g. 100gb; older ones go. At least four of the largest: 300mb."
     shuffle: bool = True
     "Shuffle samples anew in each epoch (seeded)."
     streams: dict[str, TrainStream] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 - A request is tried again after 429, 5xx, a dropped or short body and a stall, for PATIENCE_S from its first fault:
   time is counted, not tries. The server's own wish (Retry-After, the RateLimit header) is followed; one that is longer
   than what is left ends the wait at once. All pauses are random in part: many processes must not come back together.
+- Where nobody is there from the start (no network, a wrong HF_ENDPOINT) it waits UNREACHED_S only.
 - While it waits, it says what the hub answered; the last answer stands in the error, too.
 - Redirects are followed here, hop by hop: the token goes to the endpoint's own host and to nobody else.
 """
@@ -14,7 +15,6 @@ import multiprocessing
 import os
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from moe.errors import InputError
-from moe.units import clock
+from moe.units import clock, note
 
-PATIENCE_S = 15 * 60.0
+PATIENCE_S, UNREACHED_S = 15 * 60.0, 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 TELL_EVERY_S, WORKER_TELLS_EVERY_S = 5.0, 30.0
 MOST_HOPS = 5
@@ -34,6 +34,7 @@ REFUSALS = (400, 401, 403, 404, 405, 410, 416, 451)  # trying again would not he
 REDIRECTS = (301, 302, 303, 307, 308)
 T = TypeVar("T")
 _last_told: list[float] = []
+_answered: set[str] = set()  # endpoints
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,13 @@ def ask_once(
     raise ValueError(f"more than {MOST_HOPS} redirects")
 
 
-def told(line: str) -> None:
-    """One line on stderr, at most every few seconds, however many threads wait."""
+def told(line: str, *, at_once: bool = False) -> None:
+    """One line on stderr, at most every few seconds, however many threads wait; or `at_once`."""
     every = WORKER_TELLS_EVERY_S if multiprocessing.parent_process() else TELL_EVERY_S
     now = time.monotonic()
-    if not _last_told or now - _last_told[0] >= every:
+    if at_once or not _last_told or now - _last_told[0] >= every:
         _last_told[:] = [now]
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+        note(line)
 
 
 def shown(text: str) -> str:
@@ -157,10 +157,10 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
 
 
-def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]]) -> T:
+def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]], patience_s: float) -> T:
     """The first answer that is not None of `attempt_once() -> (answer, fault, seconds the server asks to wait)`.
 
-    what: named in messages. Raises InputError when PATIENCE_S have passed, with the last fault, and at once where the
+    what: named in messages. Raises InputError when `patience_s` have passed, with the last fault, and at once where the
     server asks for a longer pause than that.
     """
     begun, attempt = time.monotonic(), 0
@@ -169,7 +169,7 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
         if answer is not None:
             return answer
         now = time.monotonic()
-        seconds, left = pause(attempt, asked_s), PATIENCE_S - (now - begun)
+        seconds, left = pause(attempt, asked_s), patience_s - (now - begun)
         attempt += 1
         if seconds > left:
             asks = f" and it asks for a pause of {clock(asked_s)}" if asked_s is not None and asked_s > left else ""
@@ -182,20 +182,35 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
         time.sleep(seconds)
 
 
-def request(url: str, accept: Callable[[Answer], T | None], headers: Mapping[str, str] | None = None, **how: Any) -> T:
+def request(
+    url: str,
+    accept: Callable[[Answer], T | None],
+    headers: Mapping[str, str] | None = None,
+    *,
+    patience_s: float | None = None,
+    **how: Any,
+) -> T:
     """What `accept(answer)` makes of the answer, asked again while that is None or a ValueError.
 
-    how: `method` and `wants_body` of `ask_once`. Raises InputError when the server refuses, `accept` does, or nothing
-    acceptable comes in time.
+    how: `method` and `wants_body` of `ask_once`. patience_s: None for PATIENCE_S. Raises InputError when the server
+    refuses, `accept` does, or nothing acceptable comes in time.
     """
+
+    begun = time.monotonic()
 
     def once() -> tuple[T | None, str, float | None]:
         try:
             answer = ask_once(url, headers, **how)
+            _answered.add(endpoint())
             made = accept(answer)
         except InputError:
             raise
         except Exception as error:  # requests' or httpx's: dropped, cut, stalled, refused
+            alone = endpoint() not in _answered and nobody_there(error)
+            if alone and time.monotonic() - begun >= min(UNREACHED_S, PATIENCE_S):
+                raise InputError(
+                    f"{endpoint()} cannot be reached ({shown(type(error).__name__)}); check the network and HF_ENDPOINT"
+                ) from None
             return None, shown(f"{type(error).__name__}: {error}"), None
         if made is None and answer.status in REFUSALS:
             raise InputError(f"{shown(url)}: HTTP {answer.status}; check the name, or log in with `hf auth login`")
@@ -204,4 +219,43 @@ def request(url: str, accept: Callable[[Answer], T | None], headers: Mapping[str
             fault = f"a body of {len(answer.body or b'')} bytes that is not all of it"
         return made, fault, asked_pause(answer.status, answer.headers)
 
-    return patiently(shown(url), once)
+    return patiently(shown(url), once, PATIENCE_S if patience_s is None else patience_s)
+
+
+def carefully(what: str, call: Callable[[], T]) -> T:
+    """`call()` of a library that asks the hub itself, again after the faults that `request` asks again after.
+
+    Raises InputError where they do not pass, and at once whatever else `call` raises.
+    """
+
+    def once() -> tuple[T | None, str, float | None]:
+        try:
+            return call(), "", None
+        except Exception as error:
+            fault = passing(error)
+            if fault is None:
+                raise
+            return None, *fault
+
+    return patiently(what, once, PATIENCE_S)
+
+
+def passing(error: BaseException) -> tuple[str, float | None] | None:
+    """(what the server said or did, seconds it asks to wait) of an error that may pass; None of any other."""
+    at: BaseException | None = error
+    while at is not None:
+        response: Any = getattr(at, "response", None)
+        if response is not None:
+            status = response.status_code
+            busy = status == 429 or status >= 500
+            return (f"HTTP {status}", asked_pause(status, response.headers)) if busy else None
+        if re.search("Connection|Timeout|ChunkedEncoding|RemoteProtocol|ReadError", type(at).__name__):
+            return None if nobody_there(at) else (shown(f"{type(at).__name__}: {at}"), None)
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def nobody_there(error: BaseException) -> bool:
+    """Whether a request failed for want of an address, a way, or anybody listening: that does not pass by itself."""
+    words = "refused|resolve|resolution|unreachable|ConnectTimeout|ConnectError"
+    return re.search(words, repr(error), re.IGNORECASE) is not None

@@ -2,12 +2,15 @@
 
 - Nothing is asked for and nothing guessed: what is not in the manifest, metrics.jsonl or the data's meta.json is left
   out. The licence is the publisher's to add.
+- A setting that was changed in mid-run is told with the steps that each of its values was in force for.
+- The card is for others: of a path of this machine only the last part stands in it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -42,6 +45,7 @@ RECIPE = (
     "seed",
 )
 MUON_ALONE = ("momentum", "momentum_dtype", "adjust_lr_fn")  # of `optimizer`
+NOT_FOR_OTHERS = ("alert_command", "load_path", "loggers", "save_folder", "tokenizer", "versions")  # beside the recipe
 RECIPE_OF_MODEL = ("document_mask", "dropout", "balance_loss", "router_z_loss", "z_loss")
 
 
@@ -53,7 +57,7 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
     metas = _metas(config.get("train_data", {}))
     sections = [_front(metas), _head(checkpoint), _data(checkpoint, metas)]
     if "max_duration" in config:
-        sections.append(_recipe(checkpoint))
+        sections += [_recipe(checkpoint), *_other_changes(checkpoint)]
     if evaluations := _evaluations(rows):
         sections.append(evaluations)
     if pictured:
@@ -147,11 +151,15 @@ def _head(checkpoint: Checkpoint) -> str:
 
 
 def _data(checkpoint: Checkpoint, metas: list[Meta]) -> str:
-    lines = [f"## Data\n\nTokenizer: `{checkpoint.manifest['config']['tokenizer']}`."]
+    lines = [f"## Data\n\nTokenizer: `{without_place(checkpoint.manifest['config']['tokenizer'])}`."]
     if text := checkpoint.manifest["config"].get("train_data", {}).get("text"):
-        lines.append(f"`{text['dataset']}`, tokenised as it was read.")
+        lines.append(f"`{without_place(text['dataset'])}`, tokenised as it was read.")
     for meta in metas:
-        name = meta.dataset + (f", {meta.config}" if meta.config else "") + f", {meta.split}"
+        name = (
+            (meta.dataset if meta.revision else without_place(meta.dataset))
+            + (f", {meta.config}" if meta.config else "")
+            + f", {meta.split}"
+        )
         documents, tokens = meta.documents.get("train", 0), meta.tokens.get("train", 0)
         revision = f", revision `{meta.revision}`" if meta.revision else ""
         lines.append(
@@ -169,8 +177,66 @@ def _recipe(checkpoint: Checkpoint) -> str:
     if flat.get("optimizer.name") == "adamw":
         flat = {key: value for key, value in flat.items() if key.removeprefix("optimizer.") not in MUON_ALONE}
     flat |= {f"model.{key}": config["model"].get(key) for key in RECIPE_OF_MODEL}
-    versions = ", ".join(f"{name} {version}" for name, version in checkpoint.manifest.get("versions", {}).items())
+    for key in [key for key in _changed(checkpoint) if not key.startswith("versions.")]:
+        if _in_recipe(key):
+            flat[key] = _by_steps(checkpoint, key)
+    found = checkpoint.manifest.get("versions", {})
+    of_steps = {
+        name: _by_steps(checkpoint, key) for name in found if (key := f"versions.{name}") in _changed(checkpoint)
+    }
+    versions = ", ".join(f"{name} {of_steps.get(name, version)}" for name, version in found.items())
     return f"## Recipe\n\n{_table(flat)}\n\nTrained with {versions}."
+
+
+def _changed(checkpoint: Checkpoint) -> dict[str, list[dict[str, Any]]]:
+    """The changes of each setting that had some on the way to the checkpoint, oldest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for change in checkpoint.manifest.get("changes") or []:
+        if change["step"] < checkpoint.step:  # a later one has trained no step of it
+            found.setdefault(change["key"], []).append(change)
+    return found
+
+
+def _in_recipe(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section in RECIPE or (section == "model" and name in RECIPE_OF_MODEL)
+
+
+def _by_steps(checkpoint: Checkpoint, key: str) -> str:
+    """`0.004 (steps 1 to 10), 0.001 (from step 11)`."""
+    changes = _changed(checkpoint)[key]
+    parts, first = [], 1
+    for change in changes:
+        if change["step"] >= first:  # else no step was trained with it
+            parts.append(f"{_value(change['was'])} (steps {first:,} to {change['step']:,})")
+        first = change["step"] + 1
+    return ", ".join([*parts, f"{_value(changes[-1]['now'])} (from step {first:,})"])
+
+
+def _other_changes(checkpoint: Checkpoint) -> list[str]:
+    """What was changed in mid-run beside the recipe and beside what is of one machine or person."""
+    rows = []
+    for key in _changed(checkpoint):
+        if not _in_recipe(key) and key.split(".")[0] not in NOT_FOR_OTHERS:
+            rows.append(f"| {key} | {_by_steps(checkpoint, key)} |")
+    if not rows:
+        return []
+    return ["## Changed during the run\n\n" + "\n".join(["| setting | values |", "|---|---|", *rows])]
+
+
+def _value(value: Any) -> str:
+    return without_place(value) if isinstance(value, str) else json.dumps(value)
+
+
+def without_place(text: str) -> str:
+    """A name as it is; of a path of this machine its last part. Datasets that were given together stand one by one."""
+    return _last_part(text) if Path(text).exists() else " ".join(_last_part(part) for part in text.split(" "))
+
+
+def _last_part(text: str) -> str:
+    parts = re.split(r"[\\/]", text.rstrip("\\/"))
+    own = len(parts) > 2 or parts[0] in ("", "~", ".", "..") or Path(text).exists()  # the hub's names are OWNER/NAME
+    return parts[-1] if own else text
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:

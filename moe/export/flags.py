@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", nargs="?", help="run folder (its newest checkpoint) or step folder, e.g. checkpoints/moe-500m-10b"
     )
     add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
+    add("--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own")
     add("--from-hf", metavar="FOLDER", help="the other way: a Hugging Face folder or hub name becomes a checkpoint")
     add("--out", required=True, help="the folder to write; with --from-hf a run folder for load_path")
     add("--overwrite", action="store_true", help="replace what is in --out")
@@ -34,6 +35,8 @@ def export_from(args: argparse.Namespace) -> int:
             )
         if args.from_hf is not None and args.step is not None:
             raise InputError(f"--step ({args.step}) chooses a checkpoint to export; --from-hf has none, leave it out")
+        if args.from_hf is not None and args.tokenizer is not None:
+            raise InputError(f"--tokenizer ({args.tokenizer}) is for an export; --from-hf brings its own, leave it out")
         out = local_path(args.out, "--out")
         if args.from_hf is None:
             from moe.export.to_hf import export
@@ -41,6 +44,7 @@ def export_from(args: argparse.Namespace) -> int:
             export(
                 str(local_path(args.checkpoint, "the checkpoint")),
                 step=args.step,
+                tokenizer_name=args.tokenizer,
                 out=out,
                 overwrite=args.overwrite,
                 say=say,

@@ -1,6 +1,6 @@
 """A Hugging Face folder as a checkpoint to start from: `load_path` of a new run.
 
-    OUT/step-00000000/state.pt manifest.json      as the trainer writes them, with the weights alone
+    OUT/step-00000000/state.pt manifest.json tokenizer/      as the trainer writes them, with the weights alone
 
 - Weights become fp32, as training keeps them, in files beside the result until they are saved: the memory needed does
   not grow with the model.
@@ -20,14 +20,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from moe.data.text.tokenizer import load_tokenizer, vocab_size
+from moe.data.hub_client import carefully
+from moe.data.text.kept_tokenizer import keep_tokenizer
+from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
 from moe.errors import InputError
 from moe.export.folders import written_aside
 from moe.export.hf_weights import check_sizes, opened, read_weights
 from moe.export.proof import CannotLoad, prove, prove_import
 from moe.export.settings import from_config
 from moe.inference import PREFIX, build_skeleton, load_weights
-from moe.train.checkpoints import folder_name, read_checkpoint, write_checkpoint
+from moe.train.checkpoints import TOKENIZER, folder_name, read_checkpoint, write_checkpoint
 from moe.typed_json import parse_json
 from moe.units import show
 
@@ -48,7 +50,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
     with opened(folder) as place:
         check_sizes(place, content, settings, f"--from-hf ({source})")
     tokenizer = load_tokenizer(str(folder))
-    ids = vocab_size(tokenizer)
+    kept, ids = keep_tokenizer(tokenizer), vocab_size(tokenizer)
     if ids > content["vocab_size"]:
         raise InputError(
             f"--from-hf ({source}): its tokenizer has ids up to {ids - 1}, its vocab_size is {content['vocab_size']}"
@@ -63,6 +65,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "eos_id": tokenizer.eos_token_id,
         "vocab_size": ids,
         "tokens": 0,
+        "tokenizer": kept.fingerprint,
         "imported_from": source,
     }
     dense = settings["n_experts"] == 1
@@ -79,8 +82,9 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
             )
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
         shape = (settings["n_layers"], settings["n_experts"])
+        more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
         state["expert_share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
-        write_checkpoint(aside, 0, {"state": {"model": state}}, manifest)
+        write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
         say("reading it back, comparing logits with transformers' ...")
         with opened(folder) as place:
             prove_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
@@ -101,10 +105,12 @@ def _folder(source: str) -> Path:
     """The folder of that name, or what the hub has under it."""
     if Path(source).is_dir():
         return Path(source)
+    if not is_hub_name(source):
+        raise InputError(f"--from-hf ({source}): there is no such folder")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=PATTERNS))
+        return Path(carefully(source, lambda: snapshot_download(source, allow_patterns=PATTERNS)))
     except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"--from-hf ({source}): is no folder, and the hub does not give it ({cause})") from None

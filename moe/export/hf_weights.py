@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moe.errors import InputError
 from moe.export.names import hf_parts
+from moe.outside import OutsideName, file_name
 from moe.typed_json import parse_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -57,7 +58,10 @@ def _check_index(folder: Path) -> None:
     if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the whole file then
         return
     try:
-        listed = sorted(set(parse_json(path.read_bytes(), Index)["weight_map"].values()))
+        names = set(parse_json(path.read_bytes(), Index)["weight_map"].values())
+        listed = sorted(file_name(name, f"--from-hf: {path}") for name in names)
+    except OutsideName:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"--from-hf: {path} cannot be read ({error})") from None
     if lost := [name for name in listed if not (folder / name).is_file()]:

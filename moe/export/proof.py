@@ -1,4 +1,5 @@
-"""Whether a folder holds this model: every value of every tensor, and transformers' logits of one sequence, fp32.
+"""Whether a folder holds this model: every value of every tensor, transformers' ids of texts, and its logits of one
+sequence, fp32.
 
 - Tensors are compared by their bits, one after another, as read back from the files. Logits alone would not tell: a
   short sequence leaves out most rows of the embedding and many experts, and one small value moves no logit by 1e-4.
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from moe.data.text.tokenizer import PROBES, encode_plain
 from moe.errors import RunFailed
 from moe.export.names import hf_parts
 from moe.model import Transformer
@@ -30,6 +32,31 @@ ATTEMPTS = 3
 
 class CannotLoad(RunFailed):
     """transformers makes nothing of the folder at all."""
+
+
+def prove_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Whether transformers on `folder`, with nothing said to it, makes of texts the ids that training makes of them.
+
+    A special token that is spelt out in a text is left aside: transformers takes it as that token by default, training
+    as characters.
+
+    Raises:
+        CannotLoad: transformers cannot load it.
+        RunFailed: the ids differ.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        peer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise CannotLoad(f"transformers cannot load the tokenizer of {folder.name} ({error})") from error
+    special = [*tokenizer.all_special_tokens]
+    texts = [text for text in PROBES if not any(token in text for token in special)]
+    for text, ids in zip(texts, encode_plain(tokenizer, texts), strict=True):
+        if (theirs := peer(text)["input_ids"]) != ids:
+            raise RunFailed(
+                f"transformers' tokenizer makes {theirs[:20]} of {text!r}, training {ids[:20]}; nothing was kept"
+            )
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -21,16 +21,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe.data.text.tokenizer import load_tokenizer
+from moe.data.text.kept_tokenizer import save_tokenizer
 from moe.errors import RunFailed
 from moe.export.card import write_card
 from moe.export.folders import written_aside
 from moe.export.hf_weights import INDEX, check_finite, is_finite
 from moe.export.names import hf_parts
-from moe.export.proof import prove, prove_tensors
+from moe.export.proof import prove, prove_tensors, prove_tokenizer
 from moe.export.settings import to_config
 from moe.inference import build_skeleton, find_checkpoint, load_weights
 from moe.train.checkpoints import Checkpoint
+from moe.train.trained_tokenizer import checkpoint_tokenizer
 from moe.units import short, show
 
 SHARD_BYTES = 5 * 10**9
@@ -42,24 +43,27 @@ def export(
     *,
     out: Path,
     step: int | None = None,
+    tokenizer_name: str | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = show,
     shard_bytes: int = SHARD_BYTES,
 ) -> Checkpoint:
     """Writes the checkpoint at `path` (that of `step`, or a run folder's newest) to `out`; returns the checkpoint.
 
+    tokenizer_name: another tokenizer than the checkpoint's own, a folder or hub name.
+
     Raises:
-        InputError: no such checkpoint, weights that are not finite, a model that has no counterpart, `out` is there
-            already, or no space.
-        RunFailed: transformers' logits are not ours. Whatever is raised, `out` is as it was.
+        InputError: no such checkpoint, weights that are not finite, a model that has no counterpart, another tokenizer,
+            `out` is there already, or no space.
+        RunFailed: transformers' logits or ids are not ours. Whatever is raised, `out` is as it was.
     """
     checkpoint = find_checkpoint(path, step)
     manifest = checkpoint.manifest
     settings = manifest["config"]["model"]
     dense = settings["n_experts"] == 1
-    tokenizer = load_tokenizer(manifest["config"]["tokenizer"])
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": manifest["eos_id"]}
-    special = {name: number for name, number in ids.items() if number is not None}
+    tokenizer = checkpoint_tokenizer(checkpoint, tokenizer_name, say)
+    # what is made from nothing begins as a document does: after an EOS. No other mark of a beginning was trained.
+    special = {"bos_token_id": manifest["eos_id"], "eos_token_id": manifest["eos_id"]}
     max_seq_len = manifest["config"]["max_seq_len"]
     config = to_config(settings, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
     with written_aside(out, overwrite=overwrite, kind="export") as folder:
@@ -71,8 +75,9 @@ def export(
         _write_json(folder / "generation_config.json", {**special, "pad_token_id": manifest["eos_id"], **SAMPLING})
         write_tokenizer(folder, tokenizer, max_seq_len)
         write_card(folder, checkpoint)
-        say("reading it back, loading it with transformers and comparing logits ...")
+        say("reading it back, loading it with transformers and comparing ids and logits ...")
         prove_tensors(folder, parts)
+        prove_tokenizer(folder, tokenizer)
         model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
         model.load_state_dict(weights, assign=True)
         difference = prove(folder, model.eval())
@@ -92,15 +97,24 @@ def _with_head(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, 
 
 
 def write_tokenizer(folder: Path, tokenizer: Any, max_seq_len: int) -> None:
-    """The tokenizer's files, as transformers 4 and 5 both read them."""
+    """The tokenizer's files, as transformers 4 and 5 both read them, and so that a text becomes by default the ids that
+    it had in training: nothing put before or behind it, nothing cut.
+    """
     tokenizer.model_max_length = max_seq_len
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("tokenizer_class") == "TokenizersBackend":  # what 5.x writes and 4.57 does not find
-        content["tokenizer_class"] = "PreTrainedTokenizerFast"
-    content["model_input_names"] = ["input_ids", "attention_mask"]  # else token types too, which `generate` refuses
-    _write_json(path, content)
+    inputs = ["input_ids", "attention_mask"]  # else token types too, which `generate` refuses
+    save_tokenizer(tokenizer, folder, model_input_names=inputs, add_bos_token=False, add_eos_token=False)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        if not _only_offsets(spec["post_processor"]):
+            spec["post_processor"] = None
+        spec["truncation"] = spec["padding"] = None
+        path.write_text(json.dumps(spec, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _only_offsets(processor: dict[str, Any] | None) -> bool:
+    """Whether a tokenizer.json's post-processor adds no tokens."""
+    return processor is None or processor["type"] == "ByteLevel"
 
 
 def hf_tensors(weights: dict[str, Tensor], *, dense: bool) -> dict[str, Tensor]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from moe.runs.changes import Change
 from moe.runs.interruptions import Interruption
 from moe.runs.reading import Run
 
@@ -41,20 +43,38 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class ChangeMark:
+    """Settings that are others from `x` on; `letter` names it."""
+
+    x: float
+    letter: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is marked in every chart."""
+
+    interruptions: tuple[Mark, ...] = ()
+    changes: tuple[ChangeMark, ...] = ()
+
+
+@dataclass(frozen=True)
 class Chart:
     title: str
     unit: str
     lines: list[Line]
     log: bool = False
-    marks: tuple[Mark, ...] = ()
+    marks: Marks = Marks()
 
     @property
     def limits_x(self) -> tuple[float, float]:
-        """Of the lines and of the interruptions, of which the last may be beyond the last row. From 0, so that charts
-        stand under each other, but where the run began far from it.
+        """Of the lines and of the marks, of which the last may be beyond the last row. From 0, so that charts stand
+        under each other, but where the run began far from it.
         """
         xs = [x for line in self.lines for x, _ in line.points]
-        xs += [x for mark in self.marks for x in (mark.x, mark.back)]
+        xs += [x for mark in self.marks.interruptions for x in (mark.x, mark.back)]
+        xs += [mark.x for mark in self.marks.changes]
         low, high = min(xs), max(xs)
         if not high > 0:
             return 0.0, 1.0  # only step 0 is logged
@@ -124,12 +144,27 @@ def scale(run: Run) -> float:
     return float(run.tokens_per_step or 1)
 
 
-def marks_of(run: Run, found: list[Interruption]) -> tuple[Mark, ...]:
+def marks_of(run: Run, found: list[Interruption], changed: Sequence[Change] = ()) -> Marks:
+    """The changes of one step are one mark."""
     factor = scale(run)
-    return tuple(Mark(one.step * factor, one.resumed_step * factor, n) for n, one in enumerate(found, 1))
+    steps: dict[int, list[str]] = {}
+    for change in changed:
+        steps.setdefault(change.step, []).append(change.text)
+    return Marks(
+        tuple(Mark(one.step * factor, one.resumed_step * factor, n) for n, one in enumerate(found, 1)),
+        tuple(
+            ChangeMark(step * factor, letter, "; ".join(texts))
+            for (step, texts), letter in zip(steps.items(), letters(len(steps)), strict=True)
+        ),
+    )
 
 
-def loss_chart(runs: dict[str, Run], marks: tuple[Mark, ...]) -> Chart | None:
+def letters(count: int) -> list[str]:
+    """A to Z, then AA, AB and so on."""
+    return [("" if n < 26 else chr(64 + n // 26)) + chr(65 + n % 26) for n in range(count)]
+
+
+def loss_chart(runs: dict[str, Run], marks: Marks) -> Chart | None:
     """Training and validation loss of every run."""
     lines: list[Line] = []
     several = len(runs) > 1
@@ -150,7 +185,7 @@ def loss_chart(runs: dict[str, Run], marks: tuple[Mark, ...]) -> Chart | None:
     return Chart("Loss", "nats per token", lines, marks=marks) if lines else None
 
 
-def charts(runs: dict[str, Run], marks: tuple[Mark, ...]) -> list[Chart]:
+def charts(runs: dict[str, Run], marks: Marks) -> list[Chart]:
     """Those of KINDS whose metrics were logged."""
     found = []
     for kind in KINDS:
@@ -160,7 +195,7 @@ def charts(runs: dict[str, Run], marks: tuple[Mark, ...]) -> list[Chart]:
     return found
 
 
-def other_charts(runs: dict[str, Run], marks: tuple[Mark, ...]) -> list[Chart]:
+def other_charts(runs: dict[str, Run], marks: Marks) -> list[Chart]:
     """One for each metric that is in no other."""
     known = [re.compile(pattern) for kind in KINDS for pattern, _ in kind.metrics] + [SAID]
     keys = {key: None for run in runs.values() for key in run.keys}

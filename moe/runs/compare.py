@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.errors import InputError
+from moe.runs.changes import changes
 from moe.runs.reading import Run
 
 ABSENT = "-"
@@ -17,8 +18,9 @@ Table = dict[str, list[str]]  # name -> its value in each run
 
 
 def differences(runs: list[Run]) -> dict[str, Table]:
-    """Section (config, data, versions) -> what differs there."""
+    """Section (config, data, versions, changes in mid-run) -> what differs there."""
     parts: dict[str, Callable[[Run], dict[str, str]]] = {"config": settings, "data": data, "versions": versions}
+    parts["changes"] = changed
     return {name: _differing([part(run) for run in runs]) for name, part in parts.items()}
 
 
@@ -62,6 +64,14 @@ def metas(run: Run) -> dict[str, dict[str, Any]]:
 def versions(run: Run) -> dict[str, str]:
     """Of the packages, as of the newest checkpoint."""
     return _flat(run.manifest.get("versions") or {})
+
+
+def changed(run: Run) -> dict[str, str]:
+    """Settings that were changed in mid-run: `optimizer.lr` -> "0.004 -> 0.001 after step 10"."""
+    found: dict[str, list[str]] = {}
+    for one in changes(run):
+        found.setdefault(one.key, []).append(f"{one.was} -> {one.now} after step {one.step:,}")
+    return {key: ", then ".join(texts) for key, texts in found.items()}
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:

@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moe.runs.changes import changes
 from moe.runs.interruptions import RATE, interruptions, parse_stamp
 from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, Run, is_number
 from moe.runs.scales import number
@@ -34,8 +35,8 @@ MOST_LAYERS, MOST_ALARMS = 16, 3
 CURVES = (("loss", "train/loss"), ("grad norm", "optim/grad_norm"), ("tokens/s", RATE))
 
 
-def frame(run: Run, console: Console, now: float | None = None) -> RenderableType:
-    """`now`: seconds since 1970."""
+def frame(run: Run, console: Console, now: float | None = None, waits: bool = False) -> RenderableType:
+    """`now`: seconds since 1970. `waits`: the run has ended, and is looked at in case it is started again."""
     now = time.time() if now is None else now
     one = summary(run)
     plain = not (console.encoding or "").lower().startswith("utf")
@@ -49,14 +50,15 @@ def frame(run: Run, console: Console, now: float | None = None) -> RenderableTyp
     _curves(rows, run, room, plain)
     rows.add_row("checkpoint", *_checkpoint(run, now))
     _interrupted(rows, run)
+    _changed(rows, run)
     _alarms(rows, run)
     _notes(rows, run)
     lines = console.height - len(rows.rows) - 6 if console.is_terminal else MOST_LAYERS
     _experts(rows, run, room, max(1, min(MOST_LAYERS, lines)), plain)
-    return Group(_title(run, now, width), _progress(one, width, plain), "", rows)
+    return Group(_title(run, now, width, waits), _progress(one, width, plain), "", rows)
 
 
-def _title(run: Run, now: float, width: int) -> Text:
+def _title(run: Run, now: float, width: int, waits: bool) -> Text:
     title = Text(no_wrap=False)
     title.append(run.name, style="bold")
     title.append(f"  {run.state}", style=f"bold {STATE_COLOURS[run.state]}")
@@ -68,6 +70,8 @@ def _title(run: Run, now: float, width: int) -> Text:
     title.append(place, style="dim")
     if run.state == PREEMPTED:
         title.append("\nrun the same command again to go on", style="dim")
+    if waits:
+        title.append("\nlooking whether it is started again; q leaves", style="dim")
     return title
 
 
@@ -186,6 +190,12 @@ def _interrupted(rows: Table, run: Run) -> None:
             f"the last: {last.how} at step {last.step:,}, went on from {last.resumed_step:,} after {clock(last.away)}"
         )
         rows.add_row("interrupted", f"{len(found)}x", Text(words, style="dim"))
+
+
+def _changed(rows: Table, run: Run) -> None:
+    if found := changes(run):
+        last = found[-1]
+        rows.add_row("changed", f"{len(found)}x", Text(f"the last: {last.text} after step {last.step:,}", style="dim"))
 
 
 def _alarms(rows: Table, run: Run) -> None:

@@ -42,6 +42,11 @@ def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str], list[str]]:
     return sorted(found, key=lambda one: -one.updated), notes, faults
 
 
+def _losses(one: Summary) -> str:
+    """Of every validation set, with its name where it has one."""
+    return ", ".join(f"{name} {number(values['loss'])}".strip() for name, values in one.validations.items())
+
+
 def table(runs: list[Summary], now: float, console: Console) -> Table:
     """As wide as `console` at most; `now`: seconds since 1970."""
     columns = {
@@ -49,7 +54,7 @@ def table(runs: list[Summary], now: float, console: Console) -> Table:
         "done": [f"{100 * one.share:.0f}%" if one.share is not None else "-" for one in runs],
         "tokens": [short(one.tokens) if one.tokens else "-" for one in runs],
         "loss": [number(one.loss) if one.loss is not None else "-" for one in runs],
-        "val": [number(one.validation) if one.validation is not None else "-" for one in runs],
+        "val": [_losses(one) or "-" for one in runs],
         "saved": [f"{one.saved:,}" if one.saved is not None else "-" for one in runs],
         "written": [f"{clock(max(0.0, now - one.updated))} ago" for one in runs],
     }

@@ -15,7 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moe.runs.charts import charts, expert_heats, layer_heats, loss_chart, marks_of, other_charts
+from moe.runs.changes import Change, changes
+from moe.runs.charts import Marks, charts, expert_heats, layer_heats, loss_chart, marks_of, other_charts
 from moe.runs.compare import data, differences, settings, versions
 from moe.runs.interruptions import Interruption, interruptions
 from moe.runs.reading import RUNNING, Run
@@ -34,18 +35,20 @@ MADE = '<meta name="generator" content="moe report">'  # tells a page that may b
 def report_page(runs: dict[str, Run]) -> str:
     """The page of the first of `runs`, by their labels."""
     label, run = next(iter(runs.items()))
-    found = interruptions(run)
+    found, changed = interruptions(run), changes(run)
+    marks = marks_of(run, found, changed)
     body = "".join(
         [
             _head(runs, found),
-            _curves(runs, found),
-            _experts(run),
+            _curves(runs, marks),
+            _experts(run, label if len(runs) > 1 else ""),
+            _changes(changed, marks),
             _interruptions(run, found),
             _alarms(run),
             _differences(runs),
             _samples(run),
             _facts(run),
-            _others(runs, found),
+            _others(runs, marks),
         ]
     )
     here = Path(__file__)
@@ -91,13 +94,15 @@ def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
     tiles = [
         ("Tokens", short(one.tokens) if one.tokens else "0", f"{of_tokens}, {steps}".lstrip(", ")),
         ("Training loss", _number(one.loss), "nats per token"),
-        ("Validation loss", _number(one.validation), f"lowest {_number(one.best)}" if one.best else "none yet"),
+        ("Validation loss", _losses(one, "loss"), f"lowest {_losses(one, 'best')}" if one.validations else "none yet"),
         ("Throughput", short(one.rate) if one.rate else NONE, rate),
         ("Interruptions", str(len(found)) if run.events else NONE, f"cost {clock(cost)}" if found else "none known"),
         ("Alarms", str(len(run.alarms)), "see below" if run.alarms else "none"),
     ]
     items = "".join(
-        f"<div class='card'><span>{a}</span><b>{escape(b)}</b><em>{escape(c)}</em></div>" for a, b, c in tiles
+        f"<div class='card'><span>{a}</span><b{' class=several' if ', ' in b else ''}>{escape(b)}</b>"
+        f"<em>{escape(c)}</em></div>"
+        for a, b, c in tiles
     )
     return f'<div class="tiles">{items}</div>'
 
@@ -109,32 +114,36 @@ def _side_by_side(runs: dict[str, Run]) -> str:
     body = ""
     for slot, (label, run) in enumerate(runs.items()):
         one = summary(run)
-        cells = [one.state, f"{one.step:,}", short(one.tokens or 0), _number(one.loss), _number(one.validation)]
-        cells += [_number(one.best), short(one.rate) if one.rate else NONE]
+        cells = [one.state, f"{one.step:,}", short(one.tokens or 0), _number(one.loss), _losses(one, "loss")]
+        cells += [_losses(one, "best"), short(one.rate) if one.rate else NONE]
         name = f'<td><i class="swatch c{slot % SLOTS}"></i>{escape(label)}</td>'
         body += f"<tr>{name}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="card table">{table}</div>'
 
 
-def _curves(runs: dict[str, Run], found: list[Interruption]) -> str:
-    marks = marks_of(next(iter(runs.values())), found)
+def _curves(runs: dict[str, Run], marks: Marks) -> str:
     loss = loss_chart(runs, marks)
     drawn = line_chart(loss, *WIDE) if loss else ""
     drawn += "".join(line_chart(chart, *HALF) for chart in charts(runs, marks))
     empty = f'<p class="card empty">{next(iter(runs.values())).no_rows.capitalize()}.</p>'
     note = "Over tokens trained on."
-    if marks:
+    if marks.interruptions:
         note += " A numbered line is an interruption; what lies in the band before it was trained twice."
+    if marks.changes:
+        note += " At a line with a letter settings were changed."
     return _section("Curves", f'<div class="grid">{drawn}</div>' if drawn else empty, note)
 
 
-def _experts(run: Run) -> str:
+def _experts(run: Run, name: str) -> str:
+    """`name`: the run's, where there are several."""
     by_expert, by_layer = expert_heats(run), layer_heats(run)
     size = HALF[0] if len(by_expert) <= 4 else THIRD[0]
     grid = "grid" if len(by_expert) <= 4 else "grid three"
-    drawn = f'<div class="{grid}">{"".join(heat_map(heat, size) for heat in by_expert)}</div>' if by_expert else ""
-    layers = "".join(heat_map(heat, HALF[0]) for heat in by_layer)
+    drawn = (
+        f'<div class="{grid}">{"".join(heat_map(heat, size, name) for heat in by_expert)}</div>' if by_expert else ""
+    )
+    layers = "".join(heat_map(heat, HALF[0], name) for heat in by_layer)
     if drawn and layers:
         layers = (
             f"<details><summary>{len(by_layer)} metrics by layer</summary><div class='grid'>{layers}</div></details>"
@@ -142,7 +151,17 @@ def _experts(run: Run) -> str:
     elif layers:
         layers = f'<div class="grid">{layers}</div>'
     note = "How much each expert is used, over time: 1 is its fair share, blue is idle, red is overloaded."
-    return _section("Experts", drawn + layers, note)
+    return _section(f"Experts of {name}" if name else "Experts", drawn + layers, note)
+
+
+def _changes(changed: list[Change], marks: Marks) -> str:
+    """What was changed in mid-run; nothing where nothing was."""
+    names = dict(zip(dict.fromkeys(change.step for change in changed), marks.changes, strict=True))
+    rows = [
+        [names[one.step].letter, f"{one.step:,}", one.key, one.was, one.now, one.at, one.command] for one in changed
+    ]
+    head = ["", "after step", "setting", "was", "is", "when (UTC)", "by"]
+    return _section("Changes", _table(rows, head) if rows else "", "What was changed between two parts of the run.")
 
 
 def _interruptions(run: Run, found: list[Interruption]) -> str:
@@ -226,14 +245,20 @@ def _facts_table(title: str, facts: dict[str, str]) -> str:
     return f'<div class="card table"><h3>{escape(title)}</h3><table class="facts">{rows}</table></div>'
 
 
-def _others(runs: dict[str, Run], found: list[Interruption]) -> str:
-    drawn = [line_chart(chart, *THIRD) for chart in other_charts(runs, marks_of(next(iter(runs.values())), found))]
+def _others(runs: dict[str, Run], marks: Marks) -> str:
+    drawn = [line_chart(chart, *THIRD) for chart in other_charts(runs, marks)]
     if not drawn:
         return ""
     inner = (
         f'<details><summary>{len(drawn)} more metrics</summary><div class="grid three">{"".join(drawn)}</div></details>'
     )
     return _section("Everything else that was logged", inner)
+
+
+def _losses(one: Summary, which: str) -> str:
+    """Of every validation set, with its name where it has one."""
+    found = {name: values[which] for name, values in one.validations.items()}
+    return ", ".join(f"{name} {number(value)}".strip() for name, value in found.items()) or NONE
 
 
 def _number(value: float | None) -> str:

@@ -7,16 +7,17 @@ import logging
 import warnings
 from typing import Any
 
+from moe.runs.changes import changes
 from moe.runs.charts import Chart, Heat, charts, expert_heats, layer_heats, loss_chart, marks_of
 from moe.runs.interruptions import interruptions
 from moe.runs.reading import Run
 from moe.runs.summary import summary
-from moe.runs.svg import RATIO_BOUNDS
+from moe.runs.svg import MOST_WORDS, RATIO_BOUNDS
 from moe.units import short
 
 COLOURS = ("#2a6fdb", "#d9622b", "#17936b", "#a345b0", "#b08400", "#0b8a9a", "#c93a5b", "#6b7280")
 RATIOS = ("#1c4f9c", "#4a7fc9", "#8fb3e3", "#cbdcf2", "#eeece6", "#f8d9c9", "#f0a98a", "#dc6a48", "#ab2f1c")
-INK, SOFT, RULE, MARK = "#1d1d1b", "#6c6b66", "#e4e3de", "#b4690e"
+INK, SOFT, RULE, MARK, CHANGE = "#1d1d1b", "#6c6b66", "#e4e3de", "#b4690e", "#8a3ffc"
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8.5,
@@ -38,8 +39,8 @@ MOST_HEATS = 6
 
 def report_png(runs: dict[str, Run]) -> bytes | None:
     """Draws `runs`, by their labels, the first with its interruptions. None where nothing was logged."""
-    run = next(iter(runs.values()))
-    marks = marks_of(run, interruptions(run))
+    label, run = next(iter(runs.items()))
+    marks = marks_of(run, interruptions(run), changes(run))
     loss, others = loss_chart(runs, marks), charts(runs, marks)
     heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
     if loss is None and not others:
@@ -57,12 +58,13 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
             _plain(title_of(runs)), x=0.01, ha="left", fontsize=13 if len(runs) == 1 else 10, fontweight="bold"
         )
         if loss is not None:
-            _chart(figure.add_subplot(grid[0, :]), loss)
+            _chart(figure.add_subplot(grid[0, :]), loss, texts=True)
         for number, chart in enumerate(others):
             _chart(figure.add_subplot(grid[1 + number // 2, number % 2]), chart)
         first = 1 + (len(others) + 1) // 2
         for number, heat in enumerate(heats):
-            _heat(figure, figure.add_subplot(grid[first + number // 2, number % 2]), heat)
+            place = grid[first + number // 2, number % 2]
+            _heat(figure, figure.add_subplot(place), heat, label if len(runs) > 1 else "")
         picture = io.BytesIO()
         figure.savefig(picture, dpi=110)
     return picture.getvalue()
@@ -78,7 +80,8 @@ def title_of(runs: dict[str, Run]) -> str:
     return " and ".join(f"{label} ({state})" for label, state in parts.items())
 
 
-def _chart(axes: Any, chart: Chart) -> None:
+def _chart(axes: Any, chart: Chart, texts: bool = False) -> None:
+    """texts: what was changed is spelt out, not its letter alone."""
     from matplotlib.ticker import MaxNLocator
 
     for line in chart.lines:
@@ -90,7 +93,16 @@ def _chart(axes: Any, chart: Chart) -> None:
             axes.plot(xs, ys, "o-", color=colour, linewidth=0.8, markersize=3.5, label=_plain(line.label))
         else:
             axes.plot(xs, ys, color=colour, linewidth=1.4, label=_plain(line.label))
-    for mark in chart.marks:
+    for n, change in enumerate(chart.marks.changes):
+        axes.axvline(change.x, color=CHANGE, linewidth=0.9, clip_on=False)
+        words = f"{change.letter}: {change.text}" if texts else change.letter
+        words = words if len(words) <= MOST_WORDS else words[: MOST_WORDS - 1] + "…"
+        low, high = chart.limits_x
+        left = change.x > (low + high) / 2
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
+        place |= {"xytext": (-3 if left else 3, 0), "ha": "right" if left else "left", "va": "top"}
+        axes.annotate(_plain(words), (change.x, 1.0 - 0.07 * (n % 5)), color=CHANGE, fontsize=7.5, **place)
+    for mark in chart.marks.interruptions:
         axes.axvspan(mark.back, mark.x, color="#f0b44a", alpha=0.18, linewidth=0)
         axes.axvline(mark.x, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)), clip_on=False)  # also at the edge
     if chart.log and all(y > 0 for line in chart.lines for _, y in line.points):
@@ -105,7 +117,7 @@ def _chart(axes: Any, chart: Chart) -> None:
         axes.legend(fontsize=8, ncols=3)
 
 
-def _heat(figure: Any, axes: Any, heat: Heat) -> None:
+def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     values = [[float("nan") if value is None else value for value in row] for row in heat.values]
@@ -119,7 +131,7 @@ def _heat(figure: Any, axes: Any, heat: Heat) -> None:
     else:
         bar = figure.colorbar(axes.imshow(values, cmap="viridis", **place), ax=axes, pad=0.01)
     bar.outline.set_visible(False)
-    axes.set_title(_plain(f"{heat.title} (by {heat.rows})"))
+    axes.set_title(_plain(f"{heat.title} (by {heat.rows})" + (f", {name}" if name else "")))
     axes.set_yticks([])
     axes.xaxis.set_major_formatter(_tokens)
 

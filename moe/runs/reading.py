@@ -47,7 +47,7 @@ class Run:
         config: config.yaml; empty where it is not written yet.
         rows: metrics.jsonl, each with its `step`.
         keys: names of all metrics, in the order in which they appeared.
-        events: start, resume, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
+        events: start, resume, change, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
         alarms: step, time, name, message, mend.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moe.runs.changes import changes
 from moe.runs.interruptions import LEAST_RATE, RATE
 from moe.runs.reading import Run
 
@@ -16,7 +17,8 @@ RECENT = 20  # rows over which the rate is taken
 class Summary:
     """Attributes:
     loss: of training, in the last row.
-    validation: the last one, of the first validation set; `best` the lowest of it.
+    validations: of each validation set by name ("" for the only one) `loss`, the last, and `best`, the lowest.
+    changes: how many settings were changed in mid-run.
     saved: step of the newest checkpoint.
     updated: seconds since 1970.
     """
@@ -29,8 +31,8 @@ class Summary:
     tokens: int | None
     total_tokens: int | None
     loss: float | None
-    validation: float | None
-    best: float | None
+    validations: dict[str, dict[str, float]]
+    changes: int
     rate: float | None
     seconds_left: float | None
     saved: int | None
@@ -41,12 +43,14 @@ class Summary:
         return self.step / self.total_steps if self.total_steps else None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """With the `validation` and `best` of a run with one validation set; null where there are several."""
+        only = self.validations.get("", {})
+        return {**asdict(self), "validation": only.get("loss"), "best": only.get("best")}
 
 
 def summary(run: Run) -> Summary:
     total = run.total_steps
-    validation = [value for _, value in run.series(next(iter(run.validation().values()), ""))]
+    series = {name: [value for _, value in run.series(key)] for name, key in run.validation().items()}
     rates = [value for _, value in run.series(RATE)[-RECENT:] if value > LEAST_RATE]
     rate = statistics.median(rates) if rates else None
     left = None
@@ -61,8 +65,8 @@ def summary(run: Run) -> Summary:
         tokens=run.tokens,
         total_tokens=total * run.tokens_per_step if total is not None and run.tokens_per_step else None,
         loss=run.last("train/loss"),
-        validation=validation[-1] if validation else None,
-        best=min(validation) if validation else None,
+        validations={name: {"loss": of[-1], "best": min(of)} for name, of in series.items() if of},
+        changes=len(changes(run)),
         rate=rate,
         seconds_left=left,
         saved=run.saved[-1] if run.saved else None,

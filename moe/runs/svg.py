@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from moe.runs.charts import Chart, Heat, Line
+from moe.runs.charts import ChangeMark, Chart, Heat, Line
 from moe.runs.scales import SMALLEST, log_ticks, number, tick, ticks
 from moe.units import short
 
@@ -21,6 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
 WIDE = 800  # from here on a figure takes the whole row
 SLOTS = 8  # colours in the page's style
 ROWS = ((16, 16), (40, 9), (80, 4), (160, 3))  # (most rows, height of one)
+MOST_WORDS = 48  # characters of a change's text in a chart
 LEVELS = 9  # of a heat map's colours
 RATIO_BOUNDS = (0.25, 0.5, 0.7, 0.9, 1.1, 1.43, 2.0, 4.0)  # symmetric about 1 in the logarithm
 
@@ -47,12 +48,13 @@ def line_chart(chart: Chart, width: int, height: int) -> str:
     for value in log_ticks(y_low, y_high) if log else ticks(y_low, y_high, 5):
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{py(value):.1f}" y2="{py(value):.1f}"/>')
         parts.append(f'<text class="y" x="{LEFT - 7}" y="{py(value) + 3.5:.1f}">{tick(value)}</text>')
-    for mark in chart.marks:
+    for mark in chart.marks.interruptions:
         at, back = px(mark.x), px(mark.back)
         parts.append(f'<rect class="again" x="{back:.1f}" y="{TOP}" width="{at - back:.1f}" height="{bottom - TOP}"/>')
         parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<circle class="mark" cx="{at:.1f}" cy="9" r="7"/>')
         parts.append(f'<text class="mark" x="{at:.1f}" y="12.5">{mark.number}</text>')
+    parts += _changes(chart.marks.changes, px, width, bottom)
     for line in chart.lines:
         colour = f"c{line.slot % SLOTS}"
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line.points)
@@ -73,8 +75,24 @@ def line_chart(chart: Chart, width: int, height: int) -> str:
     return _figure(chart.title, chart.unit, _legend(chart.lines), "".join(parts), data, width, height)
 
 
-def heat_map(heat: Heat, width: int) -> str:
-    """A figure with a row for each layer or expert; time runs to the right, in tokens."""
+def _changes(marks: tuple[ChangeMark, ...], px: Callable[[float], float], width: int, bottom: int) -> list[str]:
+    """A line with its letter for each, and with its text where there is room; each on a height of its own. Beside the
+    line and below its top, where the number of an interruption may stand.
+    """
+    parts = []
+    for n, mark in enumerate(marks):
+        at, title = px(mark.x), f"<title>{escape(mark.letter)}: {escape(mark.text)}</title>"
+        parts.append(f'<line class="change" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}">{title}</line>')
+        words = f"{mark.letter}: {mark.text}" if width > WIDE else mark.letter
+        words = words if len(words) <= MOST_WORDS else words[: MOST_WORDS - 1] + "…"
+        left = at > width / 2
+        place = f'x="{at + (-5 if left else 5):.1f}" y="{TOP + 14 + 20 * (n % 5):.1f}"'
+        parts.append(f'<text class="change {"left" if left else "right"}" {place}>{escape(words)}{title}</text>')
+    return parts
+
+
+def heat_map(heat: Heat, width: int, of: str = "") -> str:
+    """A figure with a row for each layer or expert; time runs to the right, in tokens. `of`: the run it is of."""
     row = next((height for most, height in ROWS if len(heat.labels) <= most), 2)
     right, bottom = width - RIGHT, 4 + row * len(heat.labels)
     gap = 1 if row > 4 else 0
@@ -108,6 +126,7 @@ def heat_map(heat: Heat, width: int) -> str:
         "xs": [_few(x) for x in heat.xs],
     }
     unit = f"load over the fair share, by {heat.rows}" if heat.ratio else f"by {heat.rows}"
+    unit += f", {of}" if of else ""
     return _figure(heat.title, unit, _key(bounds, kind), "".join(parts), data, width, bottom + BOTTOM)
 
 

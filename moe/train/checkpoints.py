@@ -1,6 +1,7 @@
 """Checkpoint folders: written aside, verified, listed, kept or removed. Plain files; imports no Composer.
 
     save_folder/step-00005000/state.pt        what Composer's State.state_dict() gives, tensors on CPU
+    save_folder/step-00005000/tokenizer/      the tokenizer's files: the folder needs nothing outside of it
     save_folder/step-00005000/manifest.json   sizes and xxh64 of the files, step, tokens, config, ...
 
 Decisions:
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -27,9 +28,11 @@ import xxhash
 
 from moe.config.times import Time
 from moe.errors import InputError
+from moe.outside import OutsideName, path_below
 from moe.typed_json import parse_json
 
 STATE, MANIFEST = "state.pt", "manifest.json"
+TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
 SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
 
@@ -51,6 +54,7 @@ class Manifest(TypedDict):
     data: str  # fingerprint
     eos_id: int
     vocab_size: int
+    tokenizer: str | None  # fingerprint; older ones have none
     files: dict[str, File]
 
 
@@ -82,8 +86,16 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+def write_checkpoint(
+    save_folder: Path,
+    step: int,
+    state: dict[str, Any],
+    manifest: dict[str, Any],
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
     """Writes one checkpoint so that it is either whole or not there, whenever the process or the machine stops.
+
+    more: files to stand beside the state, by their path in the checkpoint's folder; the manifest lists them too.
 
     Raises:
         OSError: the disk is full or gone; nothing is left behind then, earlier checkpoints are untouched.
@@ -97,6 +109,14 @@ def write_checkpoint(save_folder: Path, step: int, state: dict[str, Any], manife
             torch.save(state, file)
             _sync(file)
         files = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
+        for name, content in (more or {}).items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(aside / name, "wb") as file:
+                file.write(content)
+                _sync(file)
+            files[name] = {"bytes": len(content), "xxh64": xxhash.xxh64_hexdigest(content)}
+        for folder in {(aside / name).parent for name in more or {}}:
+            _sync_folder(folder)
         with open(aside / MANIFEST, "w", encoding="utf-8") as file:
             json.dump({**manifest, "step": step, "files": files}, file, indent=1)
             _sync(file)
@@ -181,7 +201,11 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
     if STATE not in manifest["files"]:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
     for name, file in manifest["files"].items():
-        path, size, digest = folder / name, file["bytes"], file["xxh64"]
+        try:
+            path = path_below(folder, name, str(folder / MANIFEST))
+        except OutsideName as error:
+            raise CheckpointError(str(error)) from None
+        size, digest = file["bytes"], file["xxh64"]
         try:
             if not path.is_file():
                 raise CheckpointError(f"{path}: is missing")

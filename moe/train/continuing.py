@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from moe.errors import InputError
-from moe.train.checkpoints import Checkpoint
+from moe.train.checkpoints import TOKENIZER, Checkpoint
+from moe.train.trained_tokenizer import trained_fingerprint
 
 OF_ONE_START = ("check", "resume_from", "time_limit")  # no change of the run
 FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
@@ -39,16 +40,20 @@ SHAPE = (
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
-    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
     applied: list[str] = []
     refused: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key):
-            continue
+    for key, (was, now) in differing(saved, current).items():
         section, _, name = key.partition(".")
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
-        (refused if fixed else applied).append(f"{key}: was {before.get(key)}, is {now.get(key)}")
+        (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
     return applied, refused
+
+
+def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
+    keys = sorted(before.keys() | now.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def check_continues(
@@ -56,11 +61,13 @@ def check_continues(
     config: dict[str, Any],
     data_fingerprint: str,
     report: Callable[[str], None],
+    tokenizer: str | None = None,
     *,
     former: tuple[str, ...] = (),
 ) -> None:
     """Refuses what would make the checkpoint's continuation another run, reports what has changed and is applied.
 
+    tokenizer: its fingerprint, None where it is not known.
     former: what earlier versions called the same data; the next save writes the name of now.
 
     Raises:
@@ -69,6 +76,7 @@ def check_continues(
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     if _compared(checkpoint.manifest["data"]) not in map(_compared, (data_fingerprint, *former)):
         refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
+    refused += _other_tokenizer(checkpoint, config, tokenizer)
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
         fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
@@ -102,8 +110,27 @@ def _told_data(saved: str, current: str) -> str:
     return "\n".join(["train_data: the streams differ (name, data, split, weight)", *lines])
 
 
-def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size: int) -> None:
-    """Whether another run's weights fit this run's model.
+def _other_tokenizer(checkpoint: Checkpoint, config: dict[str, Any], fingerprint: str | None) -> list[str]:
+    """One line where the checkpoint was trained with another tokenizer; none where it is the same, or nothing tells."""
+    saved = trained_fingerprint(checkpoint.manifest)
+    if fingerprint is None or saved is None or saved == fingerprint:
+        return []
+    kept = checkpoint.path / TOKENIZER
+    own = f"; its own is tokenizer={kept}" if kept.is_dir() else ""
+    return [
+        f"tokenizer: {config['tokenizer']} is another one than the checkpoint was trained with (fingerprint "
+        f"{fingerprint[:12]}, was {saved[:12]}){own}"
+    ]
+
+
+def check_weights_fit(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    vocab_size: int,
+    tokenizer: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Whether another run's weights fit this run's model and the `tokenizer` of this fingerprint.
 
     Raises:
         InputError: every setting of the model that differs, with both values.
@@ -112,6 +139,9 @@ def check_weights_fit(checkpoint: Checkpoint, config: dict[str, Any], vocab_size
     refused = [line for line in refused if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
     if checkpoint.manifest["vocab_size"] != vocab_size:
         refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
+    refused += _other_tokenizer(checkpoint, config, tokenizer)
+    if trained_fingerprint(checkpoint.manifest) is None and not refused:
+        report(f"load_path ({checkpoint.path}): holds no tokenizer; nothing tells whether its ids mean the same text")
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
         raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")

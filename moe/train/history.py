@@ -6,6 +6,7 @@
 | event | beside the step |
 |---|---|
 | `start`, `resume` | `reached` (the last step that had been logged or saved before), `ranks`, `host`, `pid` |
+| `change` | `changes` (each `key`, `was`, `now`), `command`: what a resume changed, from this step on |
 | `checkpoint` | `bytes`, `seconds` (of the write, in the background) |
 | `evaluation` | `label`, `loss`, `seconds` |
 | `stop`, `failed` | `reason`: a signal, time_limit, stall_timeout, an error |
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,14 @@ class History:
         self.mine = mine
         self.step = 0
         self.begun = False
+        self.changes: list[dict[str, Any]] = []  # all on the way to here, which manifests list
+        self._new: dict[str, Any] = {}
+
+    def expect(self, earlier: Sequence[Any], new: Sequence[Any], command: str) -> None:
+        """What this start changes; it is noted when training begins."""
+        self.changes = [*earlier, *new]
+        changes = [{key: change[key] for key in ("key", "was", "now")} for change in new]
+        self._new = {"changes": changes, "command": command} if new else {}
 
     def event(self, event: str, step: int, **more: Any) -> None:
         if self.mine:
@@ -73,6 +83,8 @@ class History:
         self.step, self.begun = step, True
         about = {"reached": max(step, reached), "ranks": ranks, "host": os.uname().nodename, "pid": os.getpid()}
         self.event("resume" if resumed else "start", step, **about)
+        if self._new:
+            self.event("change", step, **self._new)
 
     def end(self, state: str, reason: str | None = None) -> None:
         """`state`: stopped, done or failed. Nothing where no training had begun."""

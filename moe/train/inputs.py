@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from moe.config import Config, EvalData, TextData, TrainData, parse_time
 from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
-from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
+from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
+from moe.data.text.tokenizer import load_tokenizer
 from moe.errors import InputError
 from moe.units import short
 
@@ -34,6 +35,7 @@ class Inputs:
     epoch_tokens: int | None = None  # None: not known before the text is read
     text: TextPlan | None = None
     former: tuple[str, ...] = ()  # what earlier versions called the same data
+    tokenizer: KeptTokenizer | None = None  # what the run keeps of it; check_data fills it in
 
 
 def streams_of(data: TrainData | EvalData | None) -> dict[str, StreamSpec]:
@@ -52,7 +54,12 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     Raises:
         InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
     """
-    wanted = tokenizer_fingerprint(load_tokenizer(config.tokenizer))
+    tokenizer = keep_tokenizer(load_tokenizer(config.tokenizer))
+    wanted = tokenizer.fingerprint
+    if not tokenizer.files:
+        report(
+            f"warning: tokenizer ({config.tokenizer}) changes as transformers saves it; checkpoints will not hold it"
+        )
     if config.train_data.text is not None:
         inputs = _check_text(config, config.train_data.text, report)
     else:
@@ -60,7 +67,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     for name, spec in streams_of(config.eval_data).items():
         key = f"eval_data.streams.{name}" if name else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
-    return inputs
+    return replace(inputs, tokenizer=tokenizer)
 
 
 def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -> Inputs:

@@ -40,7 +40,9 @@ DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token",
 
 
 class RunLog(LoggerDestination):
-    """Collects metrics and hands a row to each writer at every log interval, after an evaluation and at the end."""
+    """Collects metrics and hands a row to each writer after the first step, at every log interval, after an evaluation
+    and at the end.
+    """
 
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
@@ -61,7 +63,8 @@ class RunLog(LoggerDestination):
         self._hand_over(step, {f"{name}/{key}": text for key, text in rows})
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if self.every.due(int(state.timestamp.batch)):
+        step = int(state.timestamp.batch)
+        if self.every.due(step) or step == 1:  # the loss that a run begins with, whatever the interval
             self._write(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:

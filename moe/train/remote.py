@@ -14,15 +14,18 @@ Decisions:
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe.errors import RunFailed
+from moe.outside import path_below
 from moe.s3 import RemoteError, RemoteFolder
 from moe.train.checkpoints import (
     MANIFEST,
+    TOKENIZER,
     Checkpoint,
     CheckpointError,
     Manifest,
@@ -34,7 +37,7 @@ from moe.train.checkpoints import (
 from moe.typed_json import parse_json
 
 RUN_FILE = "run.json"
-LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks")
+LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks", TOKENIZER)
 
 
 class RemoteRun:
@@ -52,8 +55,8 @@ class RemoteRun:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints on the remote, oldest first. Raises RemoteError."""
-        names = self.store.list("step-")
-        return sorted(int(name[len("step-") :].split("/")[0]) for name in names if name.endswith(f"/{MANIFEST}"))
+        found = [_step_of(name) for name in self.store.list("step-") if name.split("/")[1:] == [MANIFEST]]
+        return sorted(step for step in found if step is not None)
 
     def record(self) -> dict[str, Any]:
         """The remote's run.json; empty where there is none. Raises RemoteError where it is damaged."""
@@ -63,10 +66,13 @@ class RemoteRun:
         return found
 
     def fetch_logs(self) -> None:
-        """The logs, so that they go on here; not run.json, which a start writes itself."""
-        for name in self.store.list():
-            if name.split("/")[0] in LOGS and name != RUN_FILE:
-                self.store.download(name, self.local / name)
+        """The logs, so that they go on here; not run.json, which a start writes itself.
+
+        Raises OutsideName, before anything is written, for a key that would become a path elsewhere.
+        """
+        names = [name for name in self.store.list() if name.split("/")[0] in LOGS and name != RUN_FILE]
+        for name, path in [(name, path_below(self.local, name, self.store.url)) for name in names]:
+            self.store.download(name, path)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What the manifest of a checkpoint says. Raises CheckpointError where it is damaged."""
@@ -81,13 +87,15 @@ class RemoteRun:
 
         Raises:
             CheckpointError: what arrived is not what its manifest says.
+            OutsideName: a key there would become a path elsewhere; nothing has been fetched.
         """
         name, aside = folder_name(step), self.local / f".fetching-{folder_name(step)}"
         shutil.rmtree(aside, ignore_errors=True)
         self.report(f"fetching {name} from {self.store.url} ...")
         try:
-            for file in self.store.list(f"{name}/"):
-                self.store.download(file, aside / file.removeprefix(f"{name}/"))
+            files = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
+            for file, path in [(file, path_below(aside, file, f"{self.store.url}/{name}")) for file in files]:
+                self.store.download(f"{name}/{file}", path)
             found = read_checkpoint(aside)
             set_aside(self.local / name)  # a local one that did not verify
             aside.rename(self.local / name)
@@ -130,7 +138,8 @@ class RemoteRun:
         """
         held: dict[int, list[str]] = {}
         for name in self.store.list("step-"):
-            held.setdefault(int(name[len("step-") :].split("/")[0]), []).append(name)
+            if (step := _step_of(name)) is not None:
+                held.setdefault(step, []).append(name)
         complete = [step for step, names in held.items() if f"{folder_name(step)}/{MANIFEST}" in names]
         # a set-aside- or left-behind- manifest is no part that is left over: these folders stay
         parts = [step for step, names in held.items() if not any(name.endswith(MANIFEST) for name in names)]
@@ -139,8 +148,9 @@ class RemoteRun:
 
     def upload(self, checkpoint: Path) -> None:
         """One checkpoint, its manifest last."""
-        for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == MANIFEST):
-            self.store.upload(path, f"{checkpoint.name}/{path.name}")
+        files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path == checkpoint / MANIFEST):
+            self.store.upload(path, f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}")
 
     def push_logs(self) -> None:
         """Raises as `push` does."""
@@ -163,6 +173,13 @@ class RemoteRun:
                 f"{self.store.url}: the run was started again by pid {there.get('pid')} on {there.get('host')}, "
                 "which trains it now; this process stops and has changed nothing there since"
             )
+
+
+def _step_of(name: str) -> int | None:
+    """The step of a checkpoint's file; None of one that only looks like it."""
+    folder = name.split("/")[0]
+    match = re.fullmatch(r"step-([0-9]{8,})", folder)
+    return int(match[1]) if match and folder_name(int(match[1])) == folder else None
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:

@@ -12,18 +12,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe.config import Config, Every, to_yaml
+from moe.environment import number
 from moe.errors import InputError
 from moe.units import say
 
 if TYPE_CHECKING:
+    from moe.data.text.kept_tokenizer import KeptTokenizer
     from moe.train.checkpoints import Checkpoint
     from moe.train.inputs import Inputs
     from moe.train.run_folder import RunFolder
 
 T = TypeVar("T")
-RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+RANK, WORLD_SIZE = number("RANK", 0), number("WORLD_SIZE", 1)
 COMPILED = "compile: each block is compiled where it is first used; the first steps take longer, up to minutes"
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+LOCAL_RANK = number("LOCAL_RANK", 0)
 
 
 def with_precision(config: Config, on_gpu: bool) -> Config:
@@ -151,10 +153,14 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     """
     from moe.train.checkpoints import CheckpointError, find_named
     from moe.train.continuing import check_continues, check_weights_fit
+    from moe.train.rate import rate_change
 
     settings = dataclasses.asdict(config)
+    tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
     if checkpoint is not None:
-        check_continues(checkpoint, settings, meta.fingerprint, report=say, former=meta.former)
+        check_continues(checkpoint, settings, meta.fingerprint, say, tokenizer, former=meta.former)
+        if moved := rate_change(checkpoint.manifest["config"], settings, checkpoint.step):
+            say(moved)
         return Start(checkpoint, False, checkpoint.step)
     if config.load_path is None:
         return Start(None, False, 0)
@@ -163,12 +169,22 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     except CheckpointError as error:
         raise InputError(f"load_path: {error}") from None
     if config.load_weights_only:
-        check_weights_fit(named, settings, meta.vocab_size)
+        check_weights_fit(named, settings, meta.vocab_size, tokenizer, say)
         say(f"starting from the weights of {named.path}")
         return Start(named, True, 0)
-    check_continues(named, settings, meta.fingerprint, report=say, former=meta.former)
+    check_continues(named, settings, meta.fingerprint, say, tokenizer, former=meta.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return Start(named, False, named.step)
+
+
+def expect_changes(config: Config, folder: RunFolder, start: Start) -> None:
+    """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
+    from moe.train.changes import command, earlier_changes, new_changes, versions
+
+    if start.load is None or start.weights_only:
+        return
+    manifest, settings = start.load.manifest, dataclasses.asdict(config)
+    folder.history.expect(earlier_changes(manifest), new_changes(manifest, settings, versions()), command())
 
 
 def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
@@ -183,7 +199,9 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
     return _agreed(lambda: not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
 
 
-def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
+def open_logs(
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None = None
+) -> tuple[list[Any], Any]:
     """Records the start, and opens the places metrics go to (rank 0 only); also what to call with the exit code at the
     end.
 
@@ -194,7 +212,7 @@ def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bo
 
     def open_here() -> None:
         try:
-            opened.append(_open_logs(config, folder, start_step, eval_again))
+            opened.append(_open_logs(config, folder, start_step, eval_again, tokenizer))
         except OSError as error:
             raise InputError(
                 f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
@@ -204,7 +222,11 @@ def open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bo
     return opened[0] if opened else ([], lambda code: None)
 
 
-def _open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: bool) -> tuple[list[Any], Any]:
+def _open_logs(
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None
+) -> tuple[list[Any], Any]:
+    from moe.data.text.kept_tokenizer import write_kept
+    from moe.train.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
     finish: Any = lambda code: None  # noqa: E731
@@ -227,6 +249,8 @@ def _open_logs(config: Config, folder: RunFolder, start_step: int, eval_again: b
     try:
         folder.begin(say)
         (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        if tokenizer is not None and tokenizer.files and not write_kept(tokenizer, folder.path / TOKENIZER):
+            say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
         metrics = folder.path / "metrics.jsonl"
         reached = last_step(metrics)
         writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]

@@ -19,9 +19,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from moe.environment import is_silent
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 EXIT_STOPPED, EXIT_AT_ONCE = 75, 130
@@ -34,7 +36,7 @@ class Stopped(Exception):
 
 def _launched() -> bool:
     """Whether a launcher started this process, which will kill it some time after a signal (Composer's: 30 s)."""
-    return "LOCAL_WORLD_SIZE" in os.environ
+    return bool(os.environ.get("LOCAL_WORLD_SIZE"))
 
 
 class StopSignal:
@@ -68,7 +70,7 @@ class StopSignal:
         if self._interrupts > 1:
             self.leave(EXIT_AT_ONCE)
         if not self.training:
-            if os.environ.get("RANK", "0") == "0":  # not print: it may be what was interrupted
+            if not is_silent():  # not print: it may be what was interrupted
                 with suppress(OSError):
                     os.write(1, f"stopped by {signal.Signals(number).name} before a step was taken\n".encode())
             self.leave(EXIT_STOPPED)
@@ -79,6 +81,28 @@ class StopSignal:
             self._timer = threading.Timer(LAST_RESORT, self._give_up)
             self._timer.daemon = True
             self._timer.start()
+
+    @contextmanager
+    def ends_waits(self) -> Iterator[None]:
+        """Within it a signal ends the process though a call in C blocks, in which no handler of Python runs: the
+        kernel writes the signal's number into a pipe, and a thread reads it.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+        def watch() -> None:
+            while number := os.read(reader, 1):
+                if number[0] in SIGNALS:
+                    self._handle(number[0], None)
+            os.close(reader)
+
+        threading.Thread(target=watch, name="signals", daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
 
     def _give_up(self) -> None:
         with suppress(Exception):

@@ -96,6 +96,7 @@ BAD = {
     "no such folder": (["--data", "nowhere"], "nowhere is empty or not there"),
     "no such split": (["--data", "{data}", "--split", "test"], "--split (test)"),
     "no such step": (["--data", "{data}", "--step", "3"], "step-00000003: there is no such checkpoint"),
+    "no such tokenizer": (["--data", "{data}", "--tokenizer", "./no"], "tokenizer (./no): there is no such folder"),
     "batch size": (["--data", "{data}", "--batch-size", "0"], "--batch-size (0) must be at least 1"),
     "batches": (["--data", "{data}", "--max-batches", "0"], "--max-batches (0) must be at least 1"),
 }
@@ -120,3 +121,58 @@ def test_data_of_another_tokenizer_and_damaged_data_are_refused(run: Path, tiny:
     shard.write_bytes(shard.read_bytes()[:-10])
     assert main(["eval", str(run), "--data", str(data)]) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+USELESS = {
+    "--output": ["--data", "{data}", "--output", "x.json"],
+    "--limit": ["--data", "{data}", "--limit", "3"],
+    "--include-path": ["--data", "{data}", "--include-path", "x"],
+    "--split": ["--tasks", "arc", "--split", "val"],
+    "--max-batches": ["--tasks", "arc", "--max-batches", "-1"],
+}
+
+
+@pytest.mark.parametrize("flag", USELESS)
+def test_a_flag_without_effect_is_refused_by_name(tiny: Path, capsys, flag: str) -> None:
+    """C10: before anything is loaded; the run is not even looked for."""
+    flags = [each.format(data=tiny / "data") for each in USELESS[flag]]
+    assert main(["eval", "nowhere", *flags]) == 2
+    needed = "--tasks" if "--data" in flags else "--data"
+    told = capsys.readouterr().err
+    assert f"{flag} (" in told and f"has no effect without {needed}" in told
+
+
+def test_the_place_for_results_is_tried_before_the_work(tmp_path: Path, capsys) -> None:
+    """C9: a folder, a file in a file, a folder that cannot be written to; nothing is made by the trial."""
+    (tmp_path / "file").write_text("mine")
+    for path, cause in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "is no folder")):
+        assert main(["eval", "nowhere", "--tasks", "arc", "--output", str(path)]) == 2
+        told = capsys.readouterr().err
+        assert f"--output ({path})" in told and cause in told
+    assert main(["eval", "nowhere", "--tasks", "arc", "--output", "/proc/x/y.json"]) == 2
+    assert "--output (/proc/x/y.json) cannot be written" in capsys.readouterr().err
+    from moe.cli.places import check_writable
+
+    check_writable("--output", tmp_path / "new" / "deeper" / "x.json")
+    check_writable("--output", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_each_shard_is_read_once(run: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C18: with batches of one sample, also across shards."""
+    from moe.data.folders import LocalFolder
+    from moe.data.places import open_folder
+    from moe.data.read.verify import read_index, sample_batches
+
+    split = tiny / "data" / "train"
+    seen: list[str] = []
+    plain = LocalFolder.read
+    monkeypatch.setattr(LocalFolder, "read", lambda self, name: seen.append(name) or plain(self, name))
+    measured(run, tiny, batch_size=1, samples=25)
+    shards = [shard["raw_data"]["basename"] for shard in read_index(open_folder(split))]
+    assert seen.count(shards[0]) == 1
+    batches = list(sample_batches(split, 23, 7))
+    assert [len(batch) for batch in batches] == [7, 7, 7, 2]
+    assert (
+        torch.from_numpy(__import__("numpy").concatenate(batches)) == torch.from_numpy(read_samples(split, 0, 23))
+    ).all()

@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"errors", "locks", "ownership", "paths", "s3", "typed_json", "units"}
+BASE = {"environment", "errors", "locks", "outside", "ownership", "paths", "s3", "typed_json", "units"}
 MAY_IMPORT = {
     "errors": set(),
     "locks": set(),
+    "outside": {"errors"},
     "ownership": {"errors"},
     "paths": {"errors"},
     "s3": {"errors"},
     "typed_json": set(),
-    "units": set(),
+    "environment": {"errors"},
+    "units": {"environment"},
     "config": BASE,
     "data": BASE,
     "model": BASE,
@@ -33,8 +35,8 @@ MAY_IMPORT = {
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
-    "harness": BASE | {"train", "inference", "export"},
-    "runs": {"errors", "locks", "units", "config"},
+    "harness": BASE | {"data", "train", "inference", "export"},
+    "runs": {"environment", "errors", "locks", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
     "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "checks"},

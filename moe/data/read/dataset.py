@@ -42,7 +42,10 @@ class TokenDataset(StreamingDataset):
         except ValueError as error:
             if streaming.get("cache_limit") is None:
                 raise
-            raise InputError(f"train_data.cache_limit ({streaming['cache_limit']}): {error}") from None
+            raise InputError(
+                f"train_data.cache_limit ({streaming['cache_limit']}): {str(error).rstrip('.')}: it must be more than "
+                "the indexes and four times the largest shard, 268 MB for shards of this converter"
+            ) from None
         if self.cache_limit is not None and any(stream.remote is None for stream in self.streams):
             raise InputError("cache_limit would delete shards that have no other copy; give each stream a remote")
         self._position: dict[str, Any] | None = None

@@ -26,12 +26,14 @@ from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.errors import InputError
+from moe.outside import file_name
 
 SHUFFLE_BLOCK = 1 << 18  # samples; Streaming's own least value
 
 
 def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
-    """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet.
+    """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet. Its
+    names become paths below `local`, and those of further downloads.
 
     Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from
     `local` alone.
@@ -51,7 +53,9 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         validate_hash="xxh64" if spec.remote is not None else None,
     )
     try:
-        samples = sum(len(shard) for shard in stream.get_shards(World.detect(), False))
+        shards = stream.get_shards(World.detect(), False)
+        samples = sum(len(shard) for shard in shards)
+        named = [str(part.basename) for shard in shards for pair in shard.file_pairs for part in pair if part]
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{spec.remote}/{spec.split}/index.json cannot be fetched ({error}); check the remote and the network"
@@ -59,6 +63,8 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{folder}/index.json: not an MDS index ({reason}); restore it or convert again") from None
+    for name in named:
+        file_name(name, f"{spec.remote or spec.local}/{spec.split}/index.json")
     if not samples:
         raise InputError(
             f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"

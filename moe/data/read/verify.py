@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,6 +13,7 @@ import xxhash
 from moe.data.folders import Folder
 from moe.data.places import open_folder
 from moe.errors import InputError
+from moe.outside import file_name
 from moe.typed_json import parse_json
 
 ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
@@ -34,14 +36,19 @@ class Index(TypedDict):
 
 
 def read_index(place: Folder) -> list[Shard]:
-    """The shards of one split's folder. Raises InputError where it has no index.json that can be used."""
+    """The shards of one split's folder. Raises InputError where it has no index.json that can be used, or one that
+    names files elsewhere.
+    """
     content = place.read("index.json")
     if content is None:
         raise InputError(f"{place}/index.json: missing")
     try:
-        return parse_json(content, Index)["shards"]
+        shards = parse_json(content, Index)["shards"]
     except ValueError as error:
         raise InputError(f"{place}/index.json: not an MDS index ({error})") from None
+    for shard in shards:
+        file_name(shard["raw_data"]["basename"], f"{place}/index.json")
+    return shards
 
 
 def verify_split(folder: str | Path, full: bool = False) -> list[str]:
@@ -78,8 +85,32 @@ def read_samples(folder: str | Path, first: int, count: int) -> np.ndarray:
 
     Raises InputError where a shard is damaged or holds no tokens.
     """
+    rows = list(_runs(folder, first, count))
+    return np.concatenate(rows) if rows else np.empty((0, 0), np.uint16)
+
+
+def sample_batches(folder: str | Path, count: int, size: int) -> Iterator[np.ndarray]:
+    """The first `count` samples of a split as arrays [size, S], the last one smaller. Each shard is read once, and one
+    at a time is in memory.
+
+    Raises as `read_samples` does.
+    """
+    waiting: list[np.ndarray] = []
+    for run in _runs(folder, 0, count):
+        while len(run):
+            room = size - sum(map(len, waiting))
+            waiting.append(run[:room])
+            run = run[room:]
+            if sum(map(len, waiting)) == size:
+                yield np.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _runs(folder: str | Path, first: int, count: int) -> Iterator[np.ndarray]:
+    """Those samples, shard by shard."""
     place = open_folder(folder)
-    rows: list[np.ndarray] = []
     start = 0
     for shard in read_index(place):
         low, high = max(first - start, 0), min(first + count - start, shard["samples"])
@@ -92,8 +123,7 @@ def read_samples(folder: str | Path, first: int, count: int) -> np.ndarray:
                     raise ValueError(f"columns {shard['column_encodings']} are no tokens")
                 offset = int(np.frombuffer(content, np.uint32, 1, offset=4)[0])
                 shape = (shard["samples"], int(match[2]))
-                rows.append(np.ndarray(shape, match[1], content, offset)[low:high])
+                yield np.ndarray(shape, match[1], content, offset)[low:high]
             except (ValueError, TypeError) as error:
                 raise InputError(f"{folder}/{name}: cannot be read ({error}); restore it or convert again") from None
         start += shard["samples"]
-    return np.concatenate(rows) if rows else np.empty((0, 0), np.uint16)

@@ -1,7 +1,7 @@
 """Which column names a document: its hash decides whether that goes to train or to val.
 
-Judged once, before the first unit, and kept: on the first ID_ROWS rows of the first file that can be read. A column of
-few values would send all documents of one value to the same side.
+Judged once, before the first unit, and kept: on the first ID_ROWS rows of the first file that has such a column, looked
+for in the first file of each kind. A column of few values would send all documents of one value to the same side.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def choose_id(units: Sequence[Unit], text_column: str) -> tuple[str | None, str]
         return None, "documents are told apart by their text"
     file, ids = _first_ids(units, text_column)
     if not ids:
-        return None, f"documents are told apart by their text (no column '{ID_COLUMN}' in {file or 'any file'})"
+        return ID_COLUMN, f"documents are told apart by their text (no column '{ID_COLUMN}' in the files looked at)"
     distinct = len(set(ids))
     seen = f"{distinct:,} values in the first {len(ids):,} rows of {file}"
     if distinct < DISTINCT * len(ids):
         return None, f"documents are told apart by their text: column '{ID_COLUMN}' has only {seen}"
-    return ID_COLUMN, f"documents are told apart by column '{ID_COLUMN}' ({seen})"
+    return ID_COLUMN, f"documents are told apart by column '{ID_COLUMN}' ({seen}), by their text where there is none"

@@ -3,12 +3,22 @@
 - A unit is a fixed range of rows (row groups of a parquet file, bytes of a jsonl file), never a function of the
   workers.
 - Packed files, text, tables of csv and Arrow, JSON arrays are one unit each: they can only be read from the front.
+- Files are looked at by THREADS at once, as a hub answers each in a tenth of a second; units come in the files' order.
+- Of a hub's files only as many are looked at as a limit can need, by rows and bytes of text, with a margin. Where rows
+  are skipped, the margin may not do: `Planning.more` looks at further files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import pyarrow.parquet as pq
 
@@ -17,8 +27,15 @@ from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.reading import looked_at
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
+from moe.units import say
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
+THREADS = 16
+TELL_EVERY_S = 5.0
+MARGIN = 2  # of rows: as many may be skipped
+TOKEN_BYTES, DOCUMENT_BYTES = 16, 64 << 10  # of text, more than those of any usual language or dataset
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def parquet_ranges(metadata: pq.FileMetaData, column: Column) -> list[tuple[int, int, int]]:
@@ -39,6 +56,11 @@ def parquet_ranges(metadata: pq.FileMetaData, column: Column) -> list[tuple[int,
 
 def file_units(index: int, file: SourceFile, text_column: str) -> list[Unit]:
     """The file's units. Raises BadFileError for a file that cannot be read at all."""
+    return _units_and_rows(index, file, text_column)[0]
+
+
+def _units_and_rows(index: int, file: SourceFile, text_column: str) -> tuple[list[Unit], int]:
+    """As `file_units`, and the file's rows; 0 where only reading would tell."""
     if not (file.remote or os.path.exists(file.path)):
         raise BadFileError(file.name, f"is a link to {file.path}, which is not there; mend it or delete it")
     if file.size == 0:
@@ -48,19 +70,114 @@ def file_units(index: int, file: SourceFile, text_column: str) -> list[Unit]:
             column = text_column_of(parquet.schema_arrow, text_column, file.name)
             if parquet.metadata.num_rows == 0:
                 raise BadFileError(file.name, "the file has no rows; delete it or fetch it again")
-            return [Unit(index, file, *cut) for cut in parquet_ranges(parquet.metadata, column)]
+            units = [Unit(index, file, *cut) for cut in parquet_ranges(parquet.metadata, column)]
+            return units, parquet.metadata.num_rows
     file = looked_at(file, text_column)
     cuts = [*range(0, file.size, UNIT_BYTES), file.size] if file.kind == "jsonl" else [0, file.size]
-    return [Unit(index, file, a, b, b - a) for a, b in pairwise(cuts)]
+    return [Unit(index, file, a, b, b - a) for a, b in pairwise(cuts)], 0
+
+
+def in_order(call: Callable[[T], R], items: Sequence[T], *, threads: int, ahead: int) -> Generator[R, None, None]:
+    """`call(item)` of each item in order, from threads that are at most `ahead` items further than who takes them.
+
+    What `call` raises is raised here. The threads die with the process: one that waits for a server keeps nobody.
+    """
+    todo: queue.SimpleQueue[tuple[int, T] | None] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (task := todo.get()) is not None:
+            try:
+                results.put((task[0], call(task[1]), None))
+            except BaseException as error:
+                results.put((task[0], None, error))
+
+    done: dict[int, tuple[R | None, BaseException | None]] = {}
+    waiting = enumerate(items)
+    for _ in range(min(threads, len(items))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for task in (next(waiting, None) for _ in range(ahead)):
+            if task is not None:
+                todo.put(task)
+        for number in range(len(items)):
+            while number not in done:
+                index, value, fault = results.get()
+                done[index] = (value, fault)
+            result, error = done.pop(number)
+            if error is not None:
+                raise error
+            if (following := next(waiting, None)) is not None:
+                todo.put(following)
+            yield result  # type: ignore[misc]
+    finally:
+        with contextlib.suppress(queue.Empty):  # what nobody has begun
+            while True:
+                todo.get_nowait()
+        for _ in range(min(threads, len(items))):
+            todo.put(None)
+
+
+@dataclass
+class Planning:
+    """Units of the first files, in order, and the files among them that cannot be read.
+
+    Of files on this machine, and without a limit, all are looked at in the first `more`.
+    """
+
+    files: list[SourceFile]
+    text_column: str
+    max_documents: int | None = None
+    max_tokens: int | None = None
+    units: list[Unit] = field(default_factory=list)
+    bad: list[BadFileError] = field(default_factory=list)
+    looked_at: int = 0
+
+    def more(self) -> bool:
+        """Look at the files that the limits need, or at as many again; False where all have been."""
+        if self.looked_at == len(self.files):
+            return False
+        limited = all(file.remote for file in self.files) and (self.max_documents or self.max_tokens)
+        begun, told = self.looked_at, time.monotonic()
+        rows = text_bytes = 0
+
+        def look(index: int) -> tuple[list[Unit], int] | BadFileError:
+            try:
+                return _units_and_rows(index, self.files[index], self.text_column)
+            except BadFileError as error:
+                return error
+
+        found = in_order(look, range(begun, len(self.files)), threads=THREADS, ahead=2 * THREADS)
+        for outcome in found:
+            if isinstance(outcome, BadFileError):
+                self.bad.append(outcome)
+            else:
+                units, count = outcome
+                self.units += units
+                weight = sum(unit.weight for unit in units)
+                rows, text_bytes = rows + (count or weight // DOCUMENT_BYTES), text_bytes + weight
+            self.looked_at += 1
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                say(f"looking at the dataset: {self.looked_at} of {len(self.files)} files")
+            if limited and self.units and self._enough(rows, text_bytes) and self.looked_at >= 2 * begun:
+                found.close()
+                break
+        return True
+
+    def scope(self) -> str:
+        """What a line about the files adds where not all were looked at."""
+        return f" (the first {self.looked_at} looked at)" if self.looked_at < len(self.files) else ""
+
+    def _enough(self, rows: int, text_bytes: int) -> bool:
+        """Whether one of the limits lies well within so many rows and bytes: the first one that is met ends a run."""
+        documents = self.max_documents is not None and rows >= MARGIN * self.max_documents
+        return documents or (self.max_tokens is not None and text_bytes >= TOKEN_BYTES * self.max_tokens)
 
 
 def plan_units(files: list[SourceFile], text_column: str) -> tuple[list[Unit], list[BadFileError]]:
     """All units in order, and the files that cannot be read."""
-    units: list[Unit] = []
-    bad: list[BadFileError] = []
-    for index, file in enumerate(files):
-        try:
-            units += file_units(index, file, text_column)
-        except BadFileError as error:
-            bad.append(error)
-    return units, bad
+    planning = Planning(files, text_column)
+    while planning.more():
+        pass
+    return planning.units, planning.bad

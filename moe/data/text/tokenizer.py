@@ -21,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moe.data.hub_client import endpoint
+from moe.data.hub_client import endpoint, nobody_there
+from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer
 from moe.errors import InputError
 from moe.units import note
 
@@ -48,21 +49,20 @@ def spare_torch() -> None:
 
 
 def hub_fault(name: str) -> str | None:
-    """Why the hub cannot be asked for `name` now; None where it answers, whatever it says.
+    """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
 
-    Its own client would try for a minute and write a line for each try. What is cached is used without it.
+    That is not waited for: what is cached is used then.
     """
-    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.utils import get_session
 
-    if HF_HUB_OFFLINE or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is None:
-        return None  # the client asks nobody then
     fault = None
     for attempt in range(REACH_TRIES):
         try:
             get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
             return None
         except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
+            if not nobody_there(error):
+                return None  # somebody is there and drops or stalls: that passes
             fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
         if attempt + 1 < REACH_TRIES:
             note(f"tokenizer {name}: {fault}; trying again ...")
@@ -70,22 +70,44 @@ def hub_fault(name: str) -> str | None:
     return fault
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether `name` may be one on the hub, `gpt2` or `openai-community/gpt2`; anything else is a path, and so is what
+    begins with a folder that is here.
+    """
+    owner, _, rest = name.partition("/")
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and not (rest and Path(owner).is_dir())
+
+
 def load_tokenizer(name_or_folder: str) -> Any:
     """A transformers tokenizer from a folder or a hub name.
 
     Raises InputError when there is none, or when it has no EOS.
     """
+    folder = Path(name_or_folder)
+    if not folder.is_dir() and not is_hub_name(name_or_folder):
+        found = "is a file" if folder.exists() else "is not there"
+        raise InputError(
+            f"tokenizer '{name_or_folder}' cannot be loaded: that folder {found}; give one with a tokenizer.json, or "
+            "the name of one on the hub, such as openai-community/gpt2"
+        )
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
-    fault = None if Path(name_or_folder).is_dir() else hub_fault(name_or_folder)
+    fault = None
     try:
-        tokenizer = _lone_tokenizer(name_or_folder) or AutoTokenizer.from_pretrained(
-            name_or_folder, trust_remote_code=False, local_files_only=fault is not None
+        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_fault(name_or_folder)) is None:
+            fetch_tokenizer(name_or_folder)
+        # by its folder: of a name transformers may ask the hub, whatever it is told
+        place = name_or_folder if folder.is_dir() else str(cached_folder(name_or_folder) or name_or_folder)
+        tokenizer = _lone_tokenizer(place) or AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, local_files_only=True
         )
-    except InputError:
-        raise
+    except InputError as error:
+        if folder.is_dir():
+            raise
+        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {error}") from None
     except Exception as error:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"

@@ -22,7 +22,7 @@ from moe.data.text.errors import BadFileError, faults_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import lossy, warning_before
-from moe.data.text.planning import plan_units
+from moe.data.text.planning import Planning
 from moe.data.text.sample import sample_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
@@ -33,7 +33,7 @@ from moe.data.write.merge import Parts
 from moe.data.write.progress import human
 from moe.data.write.report import summary
 from moe.data.write.request import Request
-from moe.data.write.run_units import parts_of, run
+from moe.data.write.run_units import limit_is_reached, parts_of, run
 from moe.data.write.state import FORMAT, Workspace, open_workspace
 from moe.data.write.state import versions as versions_of
 from moe.data.write.unit import Job
@@ -49,10 +49,18 @@ class Plan:
     request: Request
     source: Source
     identity: dict[str, Any]  # what a run that goes on must agree with
-    units: list[Unit]
-    bad: dict[str, str]  # files that cannot be read at all: why
+    planning: Planning
     job: Job
     vocab_size: int
+
+    @property
+    def units(self) -> list[Unit]:
+        return self.planning.units
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Files that cannot be read at all: why."""
+        return {error.file: error.reason for error in self.planning.bad}
 
 
 def convert(request: Request) -> Meta | None:
@@ -130,9 +138,13 @@ def asked_for(request: Request) -> dict[str, Any]:
 
 def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
     """Units and encoder."""
-    units, faults = plan_units(source.files, request.text_column)
+    planning = Planning(source.files, request.text_column)
+    if request.num_shards is None:  # shards share units by their number
+        planning = replace(planning, max_documents=request.max_documents, max_tokens=request.max_tokens)
+    planning.more()
+    units = planning.units
     if not units:
-        raise InputError(faults_text(faults, skipping=True))
+        raise InputError(faults_text(planning.bad, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
     documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
@@ -163,14 +175,14 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
     )
     job.check()
     say(
-        f"{request.title}: {len(source.files)} files, {len(units)} units of work, "
+        f"{request.title}: {len(source.files)} files{planning.scope()}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
     say(told)
     warning = warning_before(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
     if warning:
         say(warning)
-    return Plan(request, source, identity, units, {error.file: error.reason for error in faults}, job, size)
+    return Plan(request, source, identity, planning, job, size)
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
@@ -178,6 +190,8 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     request, left_out = plan.request, dict(plan.bad)
     make = partial(run, engine=request.engine, workers=request.workers)
     if request.merge_only:
+        while plan.planning.more():
+            pass
         pending = [unit for unit in plan.units if space.units.done(unit) is None]
         if pending:
             raise InputError(
@@ -186,8 +200,12 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             )
     else:
         # again after a fault: a limit may now need units behind those it counted on
-        while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
-            left_out |= {error.file: error.reason for error in faults}
+        while True:
+            while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
+                left_out |= {error.file: error.reason for error in faults}
+            if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
+                break
+            left_out |= plan.bad
     last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
     if last and (request.max_documents or request.max_tokens):  # what lies behind the limit is no concern of this run
         needed = [file.name for file in plan.source.files[: last[0][1].file_index + 1]]
@@ -297,7 +315,7 @@ def publish(
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
-        id_column=job.id_column,
+        id_column=job.id_column if sums["counts"]["named"] else None,
         **{name: sums["counts"][name] for name in COUNTS},
         versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
@@ -306,6 +324,7 @@ def publish(
         "request": plan.identity,
         "files": versions_of(plan.source.files),
         "reads": merge.reads(parts),
+        "proofs": merge.proofs(parts),
         "seconds": round(time.monotonic() - started, 2),
         "encoder": job.encoder,
         "engine": request.engine,

@@ -87,12 +87,14 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
     Call it before anything of transformers is imported.
     """
     from moe.data.text.tokenizer import spare_torch
+    from moe.environment import settle
     from moe.errors import InputError
 
     ready()
     spare_torch()
     signal.signal(signal.SIGTERM, _stop)
     try:
+        settle()
         action()
     except InputError as error:
         note(f"error: {error}")

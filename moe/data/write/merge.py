@@ -143,6 +143,15 @@ def collect(parts: Parts) -> dict:
     }
 
 
+def proofs(parts: Parts) -> dict[str, str]:
+    """Of each file of the hub, what its bytes were held against."""
+    found: dict[str, str] = {}
+    for mark in (mark_of(store, unit) for store, unit in parts):
+        if "proof" in mark:
+            found[mark["file"]] = mark["proof"]
+    return found
+
+
 def reads(parts: Parts) -> list[list]:
     """What was read of the files of this machine: (place of the file, then a recorded.Read for each unit of it)."""
     found: dict[int, list] = {}

@@ -110,6 +110,11 @@ def run(
     return faults
 
 
+def limit_is_reached(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> bool:
+    """Whether the units that are done hold as much as the job's limits allow."""
+    return Limits(units, store, job, left_out).advance()
+
+
 def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> list[tuple[UnitStore, Unit]]:
     """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
     limits = Limits([u for u in units if u.file.name not in left_out], store, job, left_out)

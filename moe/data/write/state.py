@@ -39,7 +39,9 @@ from moe.units import say
 
 # what a conversion writes: in <out>, and at the top of <out>.partial
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
-WORK = re.compile(r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?|\.plan\.json\.\d+")
+WORK = re.compile(
+    r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.plan\.json\.\d+"
+)
 
 FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
 TOLD = ("asked", "commit")  # keys of an identity that are told, not compared

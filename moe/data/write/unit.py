@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from moe.data.folders import Folder
+from moe.data.hub import proven
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.files import Unit
 from moe.data.text.losses import Counting, Lossy
@@ -130,7 +131,7 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         )
         lengths.append(sizes.astype(np.uint32))
         hashes.append(keys)
-        named += 0 if ids is None else count
+        named += 0 if ids is None else count - ids.null_count
         seen += batch.weight
         report(int(sizes.sum()), batch.weight, count)
         if full:
@@ -149,9 +150,18 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         "skipped": asdict(skipped),
         "counts": {
             **asdict(counting.losses),
+            "named": named,  # documents with an id
             "separators": separators,
             "duplicate_ids": named and documents - len(np.unique(np.concatenate(hashes))),
         },
         "splits": splits,
         "limited": full,
+        **({"proof": proof_of(unit)} if unit.file.remote else {}),
     }
+
+
+def proof_of(unit: Unit) -> str:
+    """What a unit's bytes from the hub were held against."""
+    if proven(unit.file.path):
+        return "sha256"
+    return "size, ETag" + (", page checksums where the file has them" if unit.file.kind == "parquet" else "")

@@ -53,19 +53,22 @@ class Progress(Callback):
         self.step = 0
         self.steps_done = 0
         self.tokens = -1
-        self._seen = time.monotonic()
+        self._looks = 0  # of the watchdog since the last progress
         self._over = threading.Event()
 
     def watch(self) -> None:
-        self._seen = time.monotonic()
+        self._looks = 0
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(5.0, self.stall_timeout / 4)):
-            if time.monotonic() - self._seen > self.stall_timeout:
+        """Counts its own looks, not time: who is suspended, and the run with it, has not looked."""
+        pause = min(5.0, self.stall_timeout / 4)
+        while not self._over.wait(pause):
+            self._looks += 1
+            if self._looks * pause > self.stall_timeout:
                 return self._end()
 
     def _end(self) -> None:
@@ -99,7 +102,7 @@ class Progress(Callback):
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _beat(self, state: State) -> None:
-        self._seen = time.monotonic()
+        self._looks = 0
         self.step = int(state.timestamp.batch)
 
     def fit_start(self, state: State, logger: Logger) -> None:

@@ -16,7 +16,7 @@ import errno
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ SAVED = ("model", "optimizers", "algorithms", "callbacks", "scaler", "timestamp"
 class CheckpointSaver(Callback):
     """Args:
     manifest: what each manifest holds beside step, tokens, epoch position and files (config, data, versions).
+    more: files that stand in each checkpoint, by their path in its folder.
     report: prints one line to the user, on one rank only.
     event: notes what happened to the run, as History.event does.
     """
@@ -57,6 +58,7 @@ class CheckpointSaver(Callback):
         report: Callable[[str], None],
         event: Callable[..., None],
         remote: RemoteRun | None = None,
+        more: Mapping[str, bytes] | None = None,
     ):
         self.save_folder = save_folder
         self.every = every
@@ -66,6 +68,7 @@ class CheckpointSaver(Callback):
         self.failed = 0  # saves in a row
         self.stop = stop
         self.manifest = manifest
+        self.more = more
         self.report = report
         self.event = event
         self.remote = remote
@@ -189,8 +192,8 @@ class CheckpointSaver(Callback):
         gone = not self.save_folder.is_dir()
         start = time.monotonic()
         try:
-            folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest)
-            size = sum(path.stat().st_size for path in folder.iterdir())
+            folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest, self.more)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             self.event("checkpoint", step, bytes=size, seconds=round(time.monotonic() - start, 3))
             if self.remote is not None:
                 self.remote.push(folder)

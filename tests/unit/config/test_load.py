@@ -137,9 +137,7 @@ def test_a_key_that_stands_twice_is_a_fault(tmp_path: Path) -> None:
     assert "'seed' stands twice" in faults(tmp_path / "c.yaml")[0]
 
 
-@pytest.mark.parametrize(
-    "text", ["model: &a {d_model: *a}", "sample_prompts: &a [x, *a]", "seed: " + "[" * 2000, "run_name: 2024-02-31"]
-)
+@pytest.mark.parametrize("text", ["model: &a {d_model: *a}", "sample_prompts: &a [x, *a]", "seed: " + "[" * 2000])
 def test_yaml_that_has_no_end_or_no_value_is_one_fault(tmp_path: Path, path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     (found,) = faults(tmp_path / "c.yaml")
@@ -277,3 +275,50 @@ FLOATS = [
 def test_a_number_that_no_run_can_mean_is_a_fault_of_its_setting(path: Path, setting: str, value: str) -> None:
     (fault,) = faults(path, f"{setting}={value}")
     assert fault.startswith(f"{setting} (") and "at most" in fault
+
+
+TYPED = ["1.10", "007", "on", "1e5", "0x10", "1_000", "2024-05-01", "2024-02-31", "yes", "12:30:45", ".5", "NaN"]
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_a_text_setting_is_what_was_typed(path: Path, text: str) -> None:
+    """A15: run_name=1.10 went on with run 1.1."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("run_name:", "tokenizer:"))]
+    typed = f"run_name: run\ntokenizer: {text}\nsave_folder: {text}\nsample_prompts: [{text}, 'x']\n"
+    typed += f"loggers: {{wandb: {{tags: [{text}], project: {text}}}}}\n"
+    lines = [line for line in lines if not line.startswith(("save_folder:", "loggers:", "  tensorboard:"))]
+    path.write_text("\n".join(lines) + "\n" + typed)
+    config = load_config(path, [f"train_data.local={text}", f"eval_data={{local: {text}}}"])
+    assert config.tokenizer == config.save_folder == config.train_data.local == text
+    assert config.eval_data is not None and config.eval_data.local == text and config.sample_prompts == [text, "x"]
+    assert config.loggers.wandb is not None and config.loggers.wandb.project == text
+    assert config.loggers.wandb.tags == [text]
+    path.with_name("again.yaml").write_text(to_yaml(config))
+    assert load_config(path.with_name("again.yaml")) == config
+
+
+@pytest.mark.parametrize("text", ["1.10", "007", "on", "1e5", "2024-05-01"])
+def test_a_run_name_that_yaml_reads_as_something_else_is_that_run(path: Path, text: str) -> None:
+    """A15: from the file and from the command line alike."""
+    assert load_config(path, [f"run_name={text}"]).run_name == text
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("run_name:")]
+    path.write_text("\n".join([f"run_name: {text}", *lines]))
+    assert load_config(path).run_name == text
+
+
+def test_streams_named_by_numbers_and_truth_values_keep_their_names(path: Path) -> None:
+    """A15: keys of yaml too."""
+    streams = "{007: {local: a}, on: {local: b, repeat: 2}, 1.10: {local: 5}}"
+    found = faults(path, f"train_data={{streams: {streams}}}")
+    assert [fault for fault in found if "007" in fault or "on:" in fault] == [] and "streams.1.10" in found[0]
+    config = load_config(path, ["train_data={streams: {007: {local: a}, on: {local: 1.0}}}"])
+    assert config.train_data.streams["007"].local == "a" and config.train_data.streams["on"].local == "1.0"
+
+
+def test_null_is_no_text_and_settings_that_are_no_text_are_read_as_before(path: Path) -> None:
+    """A15: the other way round."""
+    assert "run_name" in faults(path, "run_name=null")[0]
+    config = load_config(path, ["seed=007", "optimizer.lr=1e-3", "compile=off", "device_train_microbatch_size=4"])
+    assert (config.seed, config.optimizer.lr, config.compile) == (7, 1e-3, False)
+    assert config.device_train_microbatch_size == 4 and load_config(path, ["train_data.remote=null"])
+    assert "seed: is 1.5" in faults(path, "seed=1.5")[0] or "1.5" in faults(path, "seed=1.5")[0]

@@ -1,5 +1,6 @@
 """A small stand-in for the hub on loopback, which can misbehave."""
 
+import hashlib
 import json
 import re
 import threading
@@ -7,18 +8,31 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves `datasets`:
+    """Serves `datasets` and the tokenizers `models`:
 
-    name -> folder. `faults(path, count)` may name what goes wrong with that file's count-th request.
+    name -> folder. `faults(path, count)` may name what goes wrong with that file's count-th request; `headers(path,
+    count)` are sent with a file. `listing` is what a dataset's list holds of each file beside its name.
     """
 
-    def __init__(self, datasets: dict[str, Path], faults=lambda path, count: None) -> None:
-        self.datasets, self.faults = datasets, faults
+    def __init__(
+        self,
+        datasets: dict[str, Path],
+        faults=lambda path, count: None,
+        *,
+        models: dict[str, Path] | None = None,
+        headers=lambda path, count: {},
+        listing: tuple[str, ...] = ("size", "blobId"),
+        revisions: tuple[str, ...] = ("main", SHA),
+    ) -> None:
+        self.datasets, self.faults, self.models = datasets, faults, models or {}
+        self.headers, self.listing, self.revisions = headers, listing, revisions
+        self.tokens: list[tuple[str, str | None]] = []
         self.requests: Counter[str] = Counter()
         self.ranges: list[tuple[str, int, int, float]] = []
         self.failed: Counter[str] = Counter()
@@ -32,6 +46,8 @@ class Hub:
 
             def do_GET(self):
                 hub.answer(self)
+
+            do_HEAD = do_GET
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -49,12 +65,15 @@ class Hub:
         for key, value in (headers or {}).items():
             handler.send_header(key, value)
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         handler.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
             handler.close_connection = True
 
     def answer(self, handler) -> None:
-        path = handler.path.partition("?")[0]
+        path = unquote(handler.path.partition("?")[0])
+        self.tokens.append((path, handler.headers.get("Authorization")))
         self.requests[path] += 1
         fault = self.faults(path, self.requests[path])
         if fault is not None:
@@ -70,29 +89,43 @@ class Hub:
             time.sleep(4)
             handler.close_connection = True
             return None
-        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/([^/]+)", path)
-        if api and api[1] in self.datasets and api[2] in ("main", SHA):
+        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/([^/]+)", handler.path.partition("?")[0])
+        if api and api[1] in self.datasets and unquote(api[2]) in self.revisions:
             root = self.datasets[api[1]]
             files = [p for p in sorted(root.rglob("*")) if p.is_file()]
             listing = [
                 {
                     "rfilename": p.relative_to(root).as_posix(),
-                    "size": p.stat().st_size,
-                    "blobId": str(p.stat().st_mtime_ns),
+                    **{
+                        key: value
+                        for key, value in (
+                            ("size", p.stat().st_size),
+                            ("blobId", str(p.stat().st_mtime_ns)),
+                            ("lfs", {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "size": p.stat().st_size}),
+                        )
+                        if key in self.listing
+                    },
                 }
                 for p in files
             ]
             return self.send(handler, 200, json.dumps({"sha": SHA, "siblings": listing}).encode())
         file = re.fullmatch(rf"/datasets/([^/]+/[^/]+)/resolve/{SHA}/(.+)", path)
         target = self.datasets[file[1]] / file[2] if file and file[1] in self.datasets else None
+        model = re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/([^/]+)", path)
+        if model and model[1] in self.models:
+            target = self.models[model[1]] / model[2]
         if target is None or not target.is_file():
-            return self.send(handler, 404, b"no such thing")
+            return self.send(handler, 404, b"no such thing", self.headers(path, self.requests[path]))
         body, status, first = target.read_bytes(), 200, 0
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
-        if asked:
+        headers = self.headers(path, self.requests[path])
+        if asked and fault != "no_range":
             first, status = int(asked[1]), 206
+            headers = {"Content-Range": f"bytes {first}-{asked[2]}/{len(body)}", **headers}
             body = body[first : int(asked[2]) + 1]
             self.ranges.append((path, first, len(body), time.monotonic()))
         if fault == "short":
-            return self.send(handler, status, body[: len(body) // 2])  # well-formed, but not what was asked for
-        return self.send(handler, status, body, cut=len(body) // 2 if fault == "cut" else None)
+            return self.send(
+                handler, status, body[: len(body) // 2], headers
+            )  # well-formed, but not what was asked for
+        return self.send(handler, status, body, headers, cut=len(body) // 2 if fault == "cut" else None)

@@ -87,3 +87,48 @@ def test_more_than_the_trained_length_is_warned_of(make_run: Callable, capsys) -
 def test_a_temperature_without_probabilities_is_refused(capsys: pytest.CaptureFixture, heat: str) -> None:
     assert main(["generate", "nowhere", "--prompt", "hi", f"--temperature={heat}"]) == 2
     assert "--temperature" in capsys.readouterr().err
+
+
+def test_a_step_that_is_not_there_is_told_with_those_that_are(make_run: Callable, tmp_path: Path, capsys) -> None:
+    """D8: of many the newest; a folder that is not there at all is told as that."""
+    run = make_run(steps=(10, 20))
+    assert main(["generate", str(run), "x", "--step", "70"]) == 2
+    assert f"; {run} holds step 10, 20\n" in capsys.readouterr().err
+    for step in range(100, 130):
+        (run / f"step-{step:08d}").mkdir()
+    assert main(["generate", str(run), "x", "--step", "70"]) == 2
+    assert "129, and 12 earlier ones\n" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path / "no"), "x", "--step", "70"]) == 2
+    assert f"; {tmp_path / 'no'} is not there at all" in capsys.readouterr().err
+
+
+def test_a_prompt_needs_no_flag(make_run: Callable, capsys) -> None:
+    """D10: several, beside flags, in any order; none is told."""
+    run = str(make_run())
+    assert main(["generate", run, *GREEDY, *prompts("the model", "a")]) == 0
+    expected = capsys.readouterr().out
+    assert main(["generate", run, "the model", "a", *GREEDY]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["generate", *GREEDY, run, "the model", "a"]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["generate", run]) == 2
+    assert "give a text to continue" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/no/such", "./no", "../no", "~/no", "a/b/c", "runs/no", "no/"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D12: a path, or a name in a folder that is there."""
+    import moe.data.text.tokenizer as module
+    from moe.errors import InputError
+    from moe.export.from_hf import import_folder
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "hub_fault", lambda name: pytest.fail("the hub was asked"))
+    with pytest.raises(InputError, match="that folder is not there"):
+        load_tokenizer(name)
+    with pytest.raises(InputError, match="there is no such folder"):
+        import_folder(name, out=tmp_path / "out")
+    assert module.is_hub_name("gpt2") and module.is_hub_name("openai-community/gpt2")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from moe.runs.charts import charts, expert_heats, loss_chart, other_charts, smooth, thin
+from moe.runs.charts import Marks, charts, expert_heats, loss_chart, other_charts, smooth, thin
 from moe.runs.page import report_page
 from moe.runs.png import title_of
 from moe.runs.reading import read_run
@@ -181,10 +181,11 @@ def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
     from moe.runs.interruptions import interruptions
 
     run = read_run(make_run(tmp_path / "run", events=KILLED))
-    (mark,) = marks_of(run, interruptions(run))
+    marks = marks_of(run, interruptions(run))
+    (mark,) = marks.interruptions
     assert (mark.x, mark.back) == (70 * TOKENS_PER_STEP, 50 * TOKENS_PER_STEP)
-    chart = loss_chart({"run": run}, (mark,))
-    assert chart is not None and chart.marks == (mark,)
+    chart = loss_chart({"run": run}, marks)
+    assert chart is not None and chart.marks == marks
 
 
 def test_an_interruption_beyond_the_last_row_is_on_the_axis(tmp_path: Path) -> None:
@@ -198,7 +199,9 @@ def test_an_interruption_beyond_the_last_row_is_on_the_axis(tmp_path: Path) -> N
     run = read_run(folder)
     marks = marks_of(run, interruptions(run))
     loss = loss_chart({"run": run}, marks)
-    assert loss is not None and loss.limits_x == (0, 90 * TOKENS_PER_STEP) and marks[0].x == 90 * TOKENS_PER_STEP
+    assert (
+        loss is not None and loss.limits_x == (0, 90 * TOKENS_PER_STEP) and marks.interruptions[0].x == loss.limits_x[1]
+    )
     page = write(tmp_path, str(folder))
     assert all(float(x) <= 1100 - 12 for x in re.findall(r'<line class="mark" x1="([0-9.]+)"', page))
 
@@ -212,7 +215,7 @@ def test_badge_and_facts_name_the_same_state(tmp_path: Path) -> None:
 
 def test_a_run_at_step_0_has_an_axis_from_0(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = make_run(tmp_path / "new", run_name="新\U0001f680", rows=[{"step": 0, "metrics/eval/loss": 9.0}], saved=())
-    (chart,) = [loss_chart({"new": read_run(folder)}, ())]
+    (chart,) = [loss_chart({"new": read_run(folder)}, Marks())]
     assert chart is not None and chart.limits_x == (0, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -326,3 +329,68 @@ def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path
     assert (found["faults"], found["wide"], found["left"]) == ([], False, 0)
     assert found["tips"][0].startswith("60") and "training" in found["tips"][0] and "validation" in found["tips"][0]
     assert any("expert 2: 1" in tip for tip in found["tips"]), found["tips"]
+
+
+CHANGED = (
+    {"time": "2026-01-01T00:00:00Z", "event": "start", "step": 0, "reached": 0},
+    {"time": "2026-01-01T00:00:25Z", "event": "stop", "step": 50},
+    {"time": "2026-01-01T00:00:30Z", "event": "resume", "step": 50, "reached": 50},
+    {
+        "time": "2026-01-01T00:00:30Z",
+        "event": "change",
+        "step": 50,
+        "changes": [
+            {"key": "optimizer.lr", "was": 0.002, "now": 0.001},
+            {"key": "alert_command", "was": None, "now": "<a>"},
+        ],
+        "command": "train.py run.yaml optimizer.lr=0.001",
+    },
+)
+
+
+def test_a_change_in_mid_run_is_a_line_with_its_text_and_a_row(tmp_path: Path) -> None:
+    """D1: at its step, in every chart; texts of files are escaped; other runs' older files have none."""
+    folder = make_run(tmp_path / "run", events=CHANGED)
+    page = write(tmp_path, str(folder))
+    assert 'class="change right"' in page or 'class="change left"' in page
+    assert "optimizer.lr 0.002 -&gt; 0.001; alert_command null -&gt; &lt;a&gt;" in page and "<a>" not in page
+    assert "<td>A</td><td>50</td><td>optimizer.lr</td><td>0.002</td><td>0.001</td>" in page
+    assert 'class="change' not in write(tmp_path, str(make_run(tmp_path / "old", events=KILLED)))
+
+
+def test_a_change_that_was_gone_back_behind_is_none_of_the_run(tmp_path: Path) -> None:
+    """D1: a start from the same or an earlier step lists its own changes."""
+    from moe.runs.changes import changes
+
+    again = {**CHANGED[2], "time": "2026-01-01T00:01:00Z"}
+    run = read_run(make_run(tmp_path / "run", events=(*CHANGED, again)))
+    assert changes(run) == []
+    later = {**again, "step": 60}
+    run = read_run(make_run(tmp_path / "later", events=(*CHANGED, later)))
+    assert [change.key for change in changes(run)] == ["optimizer.lr", "alert_command"]
+
+
+def test_heat_maps_beside_other_runs_name_their_run(tmp_path: Path) -> None:
+    """D7: with --compare; alone there is nothing to confuse it with."""
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other")
+    page = write(tmp_path, str(one), "--compare", str(other))
+    assert "load over the fair share, by expert, one</span>" in page and "<h2>Experts of one</h2>" in page
+    assert ", one</span>" not in write(tmp_path, str(one))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [700, 850, 1200])
+def test_labels_are_large_enough_to_read_at_any_width(tmp_path: Path, width: int) -> None:
+    """D7: of every chart that is seen, in CSS pixels as shown."""
+    page = tmp_path / "measured.html"
+    text = write(tmp_path, str(make_run(tmp_path / "run", events=CHANGED)))
+    script = (
+        "<script>document.title = Math.min(...[...document.querySelectorAll('section > .grid svg text')].map(t => "
+        "parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getScreenCTM().a)).toFixed(1)</script></body>"
+    )
+    page.write_text(text.replace("</body>", script))
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    command.append(f"--user-data-dir={tmp_path / 'profile'}")
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    (smallest,) = re.findall(r"<title>([\d.]+)</title>", done.stdout)[:1]
+    assert float(smallest) >= 8.5

@@ -154,3 +154,24 @@ def test_diff_says_what_cannot_be_known(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"versions: no checkpoint that could tell in {second}" in out and "versions: 0" not in out
     assert out.count("versions:") == 1, "what is not known does not differ"
     assert main(["diff", str(first), str(tmp_path / "nowhere")]) == 2
+
+
+MIXED = [{"step": 2, "train/loss": 4.0, "metrics/eval/code/loss": 2.5, "metrics/eval/web/loss": 3.5}]
+MIXED += [{"step": 4, "train/loss": 3.9, "metrics/eval/code/loss": 2.75, "metrics/eval/web/loss": 3.25}]
+
+
+def test_a_mixture_shows_each_validation_set_with_its_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """D5: in the list, in its JSON and in the report's tile and table."""
+    folder = make_run(tmp_path / "mixed", steps=4, rows=MIXED)
+    plain = make_run(tmp_path / "plain")
+    assert main(["runs", str(folder), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["validations"] == {"code": {"loss": 2.75, "best": 2.5}, "web": {"loss": 3.25, "best": 3.25}}
+    assert found["validation"] is None, "no set speaks for all"
+    assert main(["runs", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "code 2.750" in out and "web 3.250" in out
+    assert main(["report", str(folder), "--compare", str(plain), "--out", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "<b class=several>code 2.750, web 3.250</b><em>lowest code 2.500, web 3.250</em>" in page
+    assert "<td>code 2.750, web 3.250</td>" in page and "<td>4.500</td>" in page

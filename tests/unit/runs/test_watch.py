@@ -112,13 +112,14 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--every (0.0)" in capsys.readouterr().err
 
 
-def in_terminal(folder: Path) -> tuple[int, int]:
+def in_terminal(folder: Path, linger: float = 60.0) -> tuple[int, int]:
     """`moe watch` in a terminal of 80 x 24; its process and the terminal's other end."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
         code = (
-            f"import sys; from moe.cli.main import main; sys.exit(main(['watch', {str(folder)!r}, '--every', '0.1']))"
+            f"import sys, moe.cli.watch; moe.cli.watch.LINGER = {linger}; from moe.cli.main import main; "
+            f"sys.exit(main(['watch', {str(folder)!r}, '--every', '0.1']))"
         )
         os.execv(sys.executable, [sys.executable, "-c", code])
     return pid, terminal
@@ -162,5 +163,54 @@ def test_the_live_view_follows_the_run_to_its_end(tmp_path: Path) -> None:
         assert b"step 62/100" in read_until(terminal, b"step 62/100")
         (folder / "run.json").write_text(json.dumps({"run_name": "run", "state": "done"}))
         assert b"done" in read_until(terminal, b"no such words").partition(LEAVES)[2]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+
+
+def test_a_folder_that_is_not_there_yet_is_waited_for_and_q_leaves(tmp_path: Path) -> None:
+    """D4: told once, then followed as any other."""
+    pid, terminal = in_terminal(tmp_path / "run")
+    assert b"there is no such run yet" in read_until(terminal, b"q leaves")
+    folder = make_run(tmp_path / "made", state="running", steps=60)
+    with training_in(folder):
+        folder.rename(tmp_path / "run")
+        assert b"step 60/100" in read_until(terminal, b"layer 1")
+        os.write(terminal, b"q")
+        rest = read_until(terminal, b"no such words")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    assert b"step 60/100" in rest.partition(LEAVES)[2] and b"Traceback" not in rest
+
+
+def test_q_ends_the_wait_for_a_folder(tmp_path: Path) -> None:
+    """D4: nothing is made, nothing else is said."""
+    pid, terminal = in_terminal(tmp_path / "never")
+    read_until(terminal, b"q leaves")
+    os.write(terminal, b"q")
+    assert b"rror" not in read_until(terminal, b"no such words")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_run_that_is_just_being_started_again_is_followed(tmp_path: Path, state: str) -> None:
+    """D4: run.json says how the last part ended; the view stays until the next one has ended too."""
+    folder = make_run(tmp_path / "run", state=state, steps=60)
+    pid, terminal = in_terminal(folder)
+    assert b"looking whether it is started again" in read_until(terminal, b"q leaves")
+    with training_in(folder):
+        (folder / "run.json").write_text(json.dumps({"run_name": "run", "state": "running"}))
+        assert b"running" in read_until(terminal, b"running")
+        (folder / "run.json").write_text(json.dumps({"run_name": "run", "state": "done"}))
+        assert b"done" in read_until(terminal, b"no such words").partition(LEAVES)[2]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+
+
+def test_a_run_that_stays_ended_is_left(tmp_path: Path) -> None:
+    """D4: after LINGER seconds."""
+    pid, terminal = in_terminal(make_run(tmp_path / "run"), linger=0.3)
+    assert b"done" in read_until(terminal, b"no such words").partition(LEAVES)[2]
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)

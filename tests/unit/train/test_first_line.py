@@ -34,7 +34,10 @@ def test_what_stands_before_the_first_line_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0
 
 
-def test_the_console_tells_the_first_step_of_each_start_and_the_logs_do_not(tiny: Path, tmp_path: Path, capsys) -> None:
+def test_the_console_tells_the_first_step_of_each_start_and_the_logs_that_of_the_run(
+    tiny: Path, tmp_path: Path, capsys
+) -> None:
+    """D7: the loss that a run begins with is in the logs; a resume adds no row."""
     settings = ["scheduler.t_warmup=1ba", "eval_data=null", "log_interval=3ba", "save_interval=4ba"]
 
     def steps() -> list[str]:
@@ -47,7 +50,7 @@ def test_the_console_tells_the_first_step_of_each_start_and_the_logs_do_not(tiny
     assert steps() == ["step 1", "step 3", "step 4"]
     code, folder = train(tiny, tmp_path, *settings, "max_duration=8ba")
     assert code == 0 and steps() == ["step 5", "step 6", "step 8"]
-    assert list(rows(folder, "train/loss")) == list(rows(folder, "train/perplexity")) == [3, 4, 6, 8]
+    assert list(rows(folder, "train/loss")) == list(rows(folder, "train/perplexity")) == [1, 3, 4, 6, 8]
 
 
 @pytest.mark.parametrize("setting", ["true", "false"])

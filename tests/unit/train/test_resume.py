@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from moe.config import load_config
+from moe.run import main
 from moe.train.spikes import WINDOW, SpikeCounter
+from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import EPOCH, assert_same_run, die, rows, train, weights
 
 
@@ -172,3 +174,125 @@ def test_weights_are_compared_in_full(whole: Path) -> None:
     """What `assert_same_run` looks at: every tensor of the model, none of them constant over the run."""
     found = weights(whole)
     assert len(found) > 20 and all(value.float().std() > 0 for value in found.values() if value.numel() > 1)
+
+
+def test_a_change_that_moves_the_rate_says_from_what_to_what_at_which_step(small: Path, tmp_path: Path, capsys) -> None:
+    """D2: another max_duration moved it without a word."""
+    short = ["eval_data=null", "max_duration=8ba", "scheduler.t_warmup=2ba", "optimizer.lr=1e-3"]
+    assert train(small, tmp_path, *short)[0] == 0
+    capsys.readouterr()
+    code, folder = train(small, tmp_path, *short, "max_duration=16ba")
+    assert code == 0
+    applied = rows(folder, "optim/lr/muon")
+    told = f"learning rate {applied[8]:.2e} -> {applied[9]:.2e} at step 9"
+    assert told in capsys.readouterr().out and applied[9] > 5 * applied[8]
+    assert train(small, tmp_path, *short, "max_duration=16ba", "num_workers=1")[0] == 0
+    assert "learning rate" not in capsys.readouterr().out
+
+
+def test_the_rates_change_is_told_for_each_cause() -> None:
+    """D2: its peak, its schedule, its warmup, the floor, AdamW's own."""
+    from moe.train.rate import rate_change
+
+    adamw = {"lr": None, "betas": [0.9, 0.95], "eps": 1e-8}
+    old = {
+        "max_duration": "100ba",
+        "global_train_batch_size": 4,
+        "max_seq_len": 8,
+        "optimizer": {"lr": 1e-3, "name": "muon", "adamw": adamw},
+        "scheduler": {"name": "linear_decay_with_warmup", "t_warmup": "10ba", "alpha_f": 0.0, "t_decay": None},
+    }
+
+    def with_(section: str, **changes: object) -> dict:
+        return {**old, section: {**old[section], **changes}}  # type: ignore[dict-item]
+
+    assert rate_change(old, old, 54) is None
+    assert rate_change(old, with_("optimizer", lr=2e-3), 54) == "learning rate 5.00e-04 -> 1.00e-03 at step 55"
+    assert rate_change(old, {**old, "max_duration": "3200tok"}, 54) is None, "the same length in tokens"
+    assert rate_change(old, {**old, "max_duration": "190ba"}, 99) == "learning rate 0.00e+00 -> 5.00e-04 at step 100"
+    assert rate_change(old, with_("scheduler", name="constant_with_warmup"), 54) == (
+        "learning rate 5.00e-04 -> 1.00e-03 at step 55"
+    )
+    assert rate_change(old, with_("optimizer", adamw={**adamw, "lr": 3e-3}), 54) == (
+        "AdamW's learning rate 5.00e-04 -> 1.50e-03 at step 55"
+    )
+    assert rate_change({"max_duration": "9"}, old, 1) is None, "a manifest that cannot tell"
+
+
+NAMES = [
+    "{run_name}",
+    "exp#3",
+    "50%",
+    "what?",
+    "a:b",
+    "two words",
+    "s3:bucket",
+    "{rank}-{nope}",
+    "file:x",
+    "ep{epoch}.tar",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_run_resumes_that_was_found_whatever_its_folder_is_called(
+    small: Path, tmp_path: Path, monkeypatch, capsys, name: str
+) -> None:
+    """A1: `{run_name}` went on with another run's checkpoint, `exp#3` ended in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    short = ["eval_data=null", "scheduler.name=constant_with_warmup", "scheduler.t_warmup=1ba"]
+    decoy, path = tmp_path / "tiny/step-00000002", write_config(tmp_path / "c.yaml", tiny_config(small))
+    decoy.mkdir(parents=True)
+    (decoy / "state.pt").write_bytes(b"another run's")
+    for steps in (2, 4):
+        assert main([str(path), f"save_folder=./{name}", *short, f"max_duration={steps}ba"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed from step 2" in out
+    assert list(rows(tmp_path / name, "train/loss")) == [1, 2, 3, 4]
+    assert train(small, tmp_path, *short, "max_duration=4ba", name="plain")[0] == 0
+    assert_same_run(tmp_path / name, tmp_path / "plain")
+
+
+def test_what_is_loaded_is_what_was_verified(small: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A1: a file that changes between the check and the load is refused, not trained on."""
+    import moe.fit as fit
+
+    short = ["eval_data=null", "scheduler.t_warmup=1ba"]
+    folder = train(small, tmp_path, *short, "max_duration=2ba")[1]
+    plain = fit.build_callbacks
+
+    def swaps(*args):
+        state = folder / "step-00000002/state.pt"
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+        return plain(*args)
+
+    monkeypatch.setattr(fit, "build_callbacks", swaps)
+    assert train(small, tmp_path, *short, "max_duration=4ba")[0] == 2
+    err = capsys.readouterr().err
+    assert "its bytes have changed since it was written" in err and "Traceback" not in err
+
+
+def test_old_checkpoints_that_cannot_be_removed_are_a_warning_and_tried_again(
+    small: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """B5: E8: EBUSY on NFS: "was not written", and the run ended after five."""
+    plain = Path.rename
+
+    def busy(self: Path, target):
+        if self.name == "step-00000002" and not (tmp_path / "released").exists():
+            raise OSError(16, "Device or resource busy", str(self))
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    settings = ["eval_data=null", "save_interval=2ba", "save_num_checkpoints_to_keep=2", "max_failed_saves=1"]
+    settings.append("scheduler.name=constant_with_warmup")
+    code, folder = train(small, tmp_path, *settings, "max_duration=12ba")
+    out = capsys.readouterr()
+    assert code == 0 and "was not written" not in out.out + out.err
+    told = [line for line in out.out.splitlines() if "cannot be removed" in line]
+    assert len(told) == 1 and "step-00000002: Device or resource busy" in told[0] and "training goes on" in told[0]
+    assert sorted(int(path.name[5:]) for path in folder.glob("step-*")) == [2, 10, 12], "the others are removed"
+    (tmp_path / "released").touch()
+    assert train(small, tmp_path, *settings, "max_duration=14ba")[0] == 0
+    assert sorted(int(path.name[5:]) for path in folder.glob("step-*")) == [12, 14]

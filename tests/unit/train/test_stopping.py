@@ -296,3 +296,40 @@ def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_an_interruption(
     err = capsys.readouterr().err
     assert code == STOPPED and "worker exited unexpectedly" in err and "Traceback" not in err
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+
+
+def test_a_suspended_run_goes_on_as_it_wakes(tmp_path: Path) -> None:
+    """B6: SIGSTOP for longer than stall_timeout: the watchdog killed it as it woke. Here the watchdog is a child."""
+    child = os.fork()
+    if child == 0:
+        watchdog = Progress(1.2, stacks=tmp_path, rank=0, note=lambda state: None, end=os._exit)
+        watchdog._print = watchdog._write = lambda: None  # type: ignore[method-assign]
+        watchdog.watch()
+        for _ in range(12):
+            time.sleep(0.2)
+            watchdog._beat(SimpleNamespace(timestamp=SimpleNamespace(batch=1)))  # type: ignore[arg-type]
+        os._exit(42)
+    time.sleep(0.5)
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(child, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
+def test_the_watchdog_counts_its_looks_not_the_time_between_them(tmp_path: Path, monkeypatch) -> None:
+    """B6: hours between two looks are one look; without progress enough of them end the run."""
+    ended: list[int] = []
+    watchdog = Progress(1800.0, stacks=tmp_path, rank=0, note=lambda state: None, end=ended.append)
+    watchdog._print = watchdog._write = lambda: None  # type: ignore[method-assign]
+    looks: list[float] = []
+
+    def wait(pause: float) -> bool:  # as if each look came hours after the one before
+        looks.append(pause)
+        monkeypatch.setattr(time, "monotonic", lambda: 1e6 * len(looks))
+        if len(looks) == 300:
+            watchdog._beat(SimpleNamespace(timestamp=SimpleNamespace(batch=1)))  # type: ignore[arg-type]
+        return False
+
+    monkeypatch.setattr(watchdog._over, "wait", wait)
+    watchdog._watch()
+    assert ended == [1] and sum(looks[300:]) == pytest.approx(1800, abs=15) and len(looks) > 600

@@ -283,6 +283,20 @@ def test_a_cache_limit_never_deletes_data_that_has_no_remote_copy(token_folder: 
     assert sorted(path.name for path in token_folder.rglob("*.mds")) == before
 
 
+def test_a_cache_limit_below_four_shards_is_refused_with_what_it_needs(token_folder: Path, tmp_path: Path) -> None:
+    """C25: Streaming's message gave no number that helps."""
+    largest = max(path.stat().st_size for path in (token_folder / "train").glob("*.mds"))
+    limit = 4 * largest - 1
+    with pytest.raises(
+        InputError, match=rf"cache_limit \({limit}\): .* four times the largest shard, 268 MB for shards"
+    ):
+        train_loader(tmp_path / "small", remote=token_folder, cache_limit=limit)
+    assert numbers(train_loader(tmp_path / "enough", remote=token_folder, cache_limit=4 * largest)), (
+        "and that is enough"
+    )
+    assert "four\ntimes the largest shard" in (Path(__file__).parents[4] / "docs" / "data.md").read_text()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_position_does_not_hang_on_a_name_in_shared_memory(token_folder: Path, workers: int) -> None:
     """Stock takes what a killed run left there for its own position, and begins the epoch anew where it was cleared."""

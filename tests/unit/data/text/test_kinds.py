@@ -225,3 +225,13 @@ def test_a_list_of_strings_is_no_text(tmp_path):
     pq.write_table(pa.table({"text": [["a", "b"]]}), tmp_path / "x.parquet")
     with pytest.raises(InputError, match=r"column 'text' is list<\w+: string>, not text"):
         documents(tmp_path, "x.parquet", (tmp_path / "x.parquet").read_bytes())
+
+
+def test_ids_of_every_json_kind_are_text_or_none(tmp_path):
+    """A11: numbers of any size and kind; NaN, lists and lone surrogates name nothing."""
+    ids = [b"1", b"1" + b"0" * 30, b"1.5", b"true", b"NaN", b"[1]", b"null", b'"\\ud800"', b'""']
+    lines = [b'{"text": "a", "id": %s}' % key for key in ids] + [b'{"text": "a", "id": %s}' % (b"9" * 5000)]
+    skipped = Skipped()
+    found = documents(tmp_path, "a.jsonl", b"\n".join(lines), skipped=skipped)
+    assert [key for _, key in found] == ["1", "1" + "0" * 30, "1.5", "True", None, None, None, None, ""]
+    assert skipped.counts == {"bad_json": 1}  # Python reads no number of more than 4,300 digits

@@ -210,3 +210,14 @@ def test_counts_are_the_same_for_any_number_of_workers(tmp_path, make_request):
     convert(make_request(tokenizer=tokenizer, seq_len=16))
     convert(make_request(tokenizer=tokenizer, seq_len=16, workers=2, out=tmp_path / "two"))
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "two")
+
+
+def test_ids_count_where_they_are_though_the_first_file_has_none(tmp_path, make_request):
+    """A11: a .txt among parquet files does not change the split of the others."""
+    write_parquet(tmp_path / "text" / "b.parquet", make_texts(120))
+    (tmp_path / "text" / "a.txt").write_text("a book of one line")
+    meta = convert(make_request(val_fraction=0.3))
+    assert meta.id_column == "id"
+    only = convert(make_request(dataset=(str(tmp_path / "text" / "b.parquet"),), val_fraction=0.3, out=tmp_path / "b"))
+    assert 0 <= sum(meta.documents.values()) - sum(only.documents.values()) == 1
+    assert abs(meta.documents["val"] - only.documents["val"]) <= 1

@@ -1,0 +1,86 @@
+"""A tokenizer as files that stand in a run folder and in each checkpoint, so that neither needs the place it came from.
+
+- What is written is what transformers saves, in the form that its versions 4 and 5 both read.
+- It is known again by its fingerprint: by what it makes of text, not by its name or path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
+from moe.errors import InputError
+
+CONFIG_FILE = "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class KeptTokenizer:
+    """Attributes:
+    fingerprint: as tokenizer_fingerprint.
+    files: content by name; empty for a tokenizer that transformers cannot save and read back as it was.
+    """
+
+    fingerprint: str
+    files: dict[str, bytes]
+
+
+def keep_tokenizer(tokenizer: Any) -> KeptTokenizer:
+    """The tokenizer as files, read back once: another fingerprint than before would be another tokenizer.
+
+    Raises:
+        InputError: there is no room for temporary files.
+    """
+    wanted = tokenizer_fingerprint(tokenizer)
+    try:
+        with tempfile.TemporaryDirectory(prefix="moe-tokenizer-") as name:
+            folder = Path(name)
+            save_tokenizer(tokenizer, folder)
+            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+            found = tokenizer_fingerprint(load_tokenizer(name))
+    except OSError as error:
+        raise InputError(
+            f"the tokenizer's files cannot be written to {tempfile.gettempdir()} ({error.strerror or error}); "
+            "make room there, or name another folder in the variable TMPDIR"
+        ) from None
+    return KeptTokenizer(wanted, files if found == wanted else {})
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, **settings: Any) -> None:
+    """Its files, as transformers 4 and 5 both read them; `settings` replace those of tokenizer_config.json."""
+    tokenizer.save_pretrained(folder)
+    path = folder / CONFIG_FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") == "TokenizersBackend":  # what 5.x writes and 4.57 does not find
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    content.pop("name_or_path", None)  # a path of this machine
+    path.write_text(json.dumps({**content, **settings}, indent=2) + "\n", encoding="utf-8")
+
+
+def write_kept(kept: KeptTokenizer, folder: Path) -> bool:
+    """Writes the files to `folder` where that is not there yet, whole or not at all; what is there is never replaced.
+
+    Returns whether `folder` now holds this tokenizer.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not os.path.lexists(folder):
+        aside = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, content in kept.files.items():
+            (aside / name).write_bytes(content)
+        os.replace(aside, folder)
+    if all((folder / name).is_file() and (folder / name).read_bytes() == kept.files[name] for name in kept.files):
+        return True
+    try:
+        return tokenizer_fingerprint(load_tokenizer(str(folder))) == kept.fingerprint
+    except InputError:
+        return False
