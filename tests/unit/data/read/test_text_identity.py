@@ -1,5 +1,7 @@
 """Text in training is known by its bytes: what may happen to its files while a run goes on, and what may not."""
 
+import gzip
+import json
 import os
 import shutil
 
@@ -9,6 +11,7 @@ from moe.data.read.lanes import documents
 from moe.errors import InputError
 from moe.train.checkpoints import Checkpoint
 from moe.train.continuing import check_continues
+from tests.unit.data.conftest import make_texts
 
 
 def continues(tmp_path, saved: str, plan) -> None:
@@ -56,7 +59,8 @@ def test_a_file_that_cannot_be_read_can_be_skipped(plan, text_folder, capsys):
     path = text_folder / "a.parquet"
     path.write_bytes(path.read_bytes()[:-100])
     path = text_folder / "c.jsonl.gz"
-    path.write_bytes(path.read_bytes()[:-30])
+    lines = [json.dumps({"text": text}) for text in make_texts(1500)]  # more than is looked at before the start
+    path.write_bytes(gzip.compress("\n".join(lines).encode())[:-30])
     with pytest.raises(InputError, match=r"train_data\.text\.skip_bad_files=true"):
         plan()
     found = plan(skip_bad_files=True)
