@@ -116,7 +116,7 @@ class EvalStream(Stream):
 @dataclass(frozen=True, kw_only=True)
 class TextData:
     dataset: str
-    "Hub name, or a folder or file on this machine (parquet, jsonl, jsonl.gz, txt)."
+    "Hub name, or a folder or file on this machine, of the kinds that a conversion reads."
     config: str | None = None
     "The dataset's config, e.g. sample-10BT for HuggingFaceFW/fineweb."
     split: str = "train"

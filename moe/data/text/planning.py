@@ -137,7 +137,9 @@ class Planning:
         """Look at the files that the limits need, or at as many again; False where all have been."""
         if self.looked_at == len(self.files):
             return False
-        limited = all(file.remote for file in self.files) and (self.max_documents or self.max_tokens)
+        # of several kinds a later one may hold the ids that decide for all
+        alike = all(file.remote for file in self.files) and len({file.kind for file in self.files}) == 1
+        limited = alike and (self.max_documents or self.max_tokens)
         begun, told = self.looked_at, time.monotonic()
         rows = text_bytes = 0
 

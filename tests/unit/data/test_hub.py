@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 
 from moe.data import hub, hub_client
+from moe.data.text import sources
 from moe.data.text.files import SourceFile
 from moe.data.text.tables import open_parquet
 from moe.data.write.convert import convert
@@ -228,3 +229,21 @@ def test_server_may_ask_for_a_pause_in_seconds_as_a_date_or_by_its_window():
     assert hub_client.asked_pause(429, {"RateLimit": '"api";r=0;t=55'}) == 55
     assert hub_client.asked_pause(200, {"RateLimit": '"api";r=400;t=55'}) is None
     assert hub_client.asked_pause(429, {"Retry-After": "soon"}) is None
+
+
+def test_a_hub_conversion_goes_on_with_the_commit_it_began_with(folders, serve, make_request, monkeypatch, capsys):
+    """B9: stopped half way, it asks for the recorded commit, not for what main is by now; so does a finished one."""
+    serve()
+    file = folders / "plain" / "b.jsonl.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:60])
+    with pytest.raises(InputError, match=r"b\.jsonl\.gz"):
+        convert(make_request(dataset=("some/plain",)))
+    file.write_bytes(whole)
+    asked, real = [], sources.dataset_listing
+    monkeypatch.setattr(sources, "dataset_listing", lambda name, at: (asked.append(at), real(name, at))[1])
+    convert(make_request(dataset=("some/plain",)))
+    assert f"commit {SHA[:12]}, which this conversion began with" in capsys.readouterr().out
+    convert(make_request(dataset=("some/plain",)))
+    assert "nothing to do" in capsys.readouterr().out
+    assert asked == [SHA, SHA]

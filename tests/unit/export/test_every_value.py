@@ -94,10 +94,10 @@ def test_an_import_with_one_value_changed_leaves_nothing(
     export(str(make_run()), out=tmp_path / "hf", say=quiet)
     plain = from_hf.write_checkpoint
 
-    def write(folder, step, state, manifest):
+    def write(folder, step, state, *more):
         model = state["state"]["model"]
         key = f"transformer.{name}"
-        return plain(folder, step, {"state": {"model": {**model, key: nudged(model[key])}}}, manifest)
+        return plain(folder, step, {"state": {"model": {**model, key: nudged(model[key])}}}, *more)
 
     monkeypatch.setattr(from_hf, "write_checkpoint", write)
     with pytest.raises(RunFailed, match=f"in {name} of the checkpoint"):
