@@ -20,6 +20,12 @@ from moe.paths import local_path, path_or_address
 from moe.units import clock
 
 
+@pytest.fixture(autouse=True)
+def _torch_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion loads transformers without torch, for the whole process: other tests need it."""
+    monkeypatch.setattr("moe.data.text.tokenizer.spare_torch", lambda: None)
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in entries(folder) if (folder / name).is_file()}
 
