@@ -111,6 +111,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
     from moe.data.text.encoders import settle_process
     from moe.data.text.reading import read_batches
     from moe.data.write import convert, merge, packing, unit
+    from moe.data.write.plan import make_plan
     from moe.data.write.request import Request
     from moe.data.write.shards import ShardFile
     from moe.data.write.state import open_workspace
@@ -121,7 +122,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
         seq_len=SEQ_LEN, out="", val_fraction=0.005, seed=17, max_documents=None, max_tokens=None, workers=1,
         encoder=encoder, overwrite=True, skip_bad_files=False,
     )  # fmt: skip
-    plan = convert.make_plan(request, open_workspace("no-such-folder", overwrite=True))
+    plan = make_plan(request, open_workspace("no-such-folder", overwrite=True))
     if plan is None or plan.job.encoder != encoder:
         raise SystemExit(f"{encoder} cannot be measured here")
     encode = unit._encoder(plan.job.encoder, plan.job.spec_json, plan.job.tokenizer)

@@ -11,26 +11,16 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
-from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import BadFileError, faults_text
-from moe.data.text.files import Source, Unit
-from moe.data.text.ids import choose_id
-from moe.data.text.losses import lossy, warning_before
-from moe.data.text.planning import Planning
-from moe.data.text.sample import sample_documents
-from moe.data.text.selection import left_out_lines
-from moe.data.text.sources import resolve
-from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.write import merge
 from moe.data.write.forecast import forecast
 from moe.data.write.merge import Parts
-from moe.data.write.progress import human
+from moe.data.write.plan import Plan, look_up, make_plan, plan_of
 from moe.data.write.report import summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
@@ -40,27 +30,6 @@ from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
 from moe.units import tell as say
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A request with everything looked up: what will be made of what."""
-
-    request: Request
-    source: Source
-    identity: dict[str, Any]  # what a run that goes on must agree with
-    planning: Planning
-    job: Job
-    vocab_size: int
-
-    @property
-    def units(self) -> list[Unit]:
-        return self.planning.units
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """Files that cannot be read at all: why."""
-        return {error.file: error.reason for error in self.planning.bad}
 
 
 def convert(request: Request) -> Meta | None:
@@ -90,99 +59,6 @@ def convert(request: Request) -> Meta | None:
     for line in summary(meta, request.out):
         say(line)
     return meta
-
-
-def make_plan(request: Request, space: Workspace) -> Plan | None:
-    """Source, units and encoder; None where <out> is the finished result already.
-
-    Raises InputError for flags that cannot be, and when no file can be read.
-    """
-    asked = asked_for(request)
-    commit = space.recorded_commit(asked)
-    tokenizer, source, identity = look_up(request, commit)
-    if commit is not None:
-        say(f"{request.title}: commit {commit[:12]}, which this conversion began with; --revision names another")
-    if space.is_complete(identity, source.files, full=request.verify == "full"):
-        space.discard_own(identity)  # killed after the last step but one
-        return None
-    return plan_of(request, space, tokenizer, source, identity)
-
-
-def look_up(request: Request, commit: str | None) -> tuple[Any, Source, dict[str, Any]]:
-    """Tokenizer, source and identity. commit: of a hub dataset, in the place of --revision."""
-    request.check()
-    tokenizer = load_tokenizer(request.tokenizer)
-    out = () if "://" in str(request.out) else (Path(request.out), Path(f"{request.out}.partial"))
-    source = resolve(
-        dataset=request.dataset,
-        config=request.config,
-        split=request.split,
-        revision=commit or request.revision,
-        outputs=out,
-    )
-    for line in [*left_out_lines(source.left_out), *source.notes]:
-        say(line)
-    identity = request.identity(tokenizer_fingerprint(tokenizer))
-    return tokenizer, source, {**identity, "asked": asked_for(request), "commit": source.revision}
-
-
-def asked_for(request: Request) -> dict[str, Any]:
-    """The dataset as it was typed: told, not compared, as the files themselves are."""
-    return {
-        "dataset": request.title,
-        "config": request.config,
-        "split": request.split,
-        "revision": request.revision,
-    }
-
-
-def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
-    """Units and encoder."""
-    planning = Planning(source.files, request.text_column)
-    if request.num_shards is None:  # shards share units by their number
-        planning = replace(planning, max_documents=request.max_documents, max_tokens=request.max_tokens)
-    planning.more()
-    units = planning.units
-    if not units:
-        raise InputError(faults_text(planning.bad, skipping=True))
-    spec, size = plain_json(tokenizer), vocab_size(tokenizer)
-    documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
-    encoder = choose_encoder(
-        request.encoder,
-        tokenizer=tokenizer,
-        tokenizer_name=request.tokenizer,
-        spec_json=spec,
-        documents=documents,
-        say=say,
-    )
-    id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
-    identity["id_column"] = id_column  # judged once: a run that goes on keeps it
-    job = Job(
-        seq_len=request.seq_len,
-        dtype=token_dtype(size),
-        eos_id=tokenizer.eos_token_id,
-        seed=request.seed,
-        val_threshold=request.val_threshold,
-        text_column=request.text_column,
-        id_column=id_column,
-        separator=tokenizer.eos_token,
-        max_documents=request.max_documents,
-        max_tokens=request.max_tokens,
-        encoder=encoder,
-        tokenizer=request.tokenizer,
-        spec_json=spec,
-        lossy=lossy(tokenizer),
-    )
-    job.check()
-    say(
-        f"{request.title}: {len(source.files)} files{planning.scope()}, {len(units)} units of work, "
-        f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
-    )
-    say(told)
-    warning = warning_before(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
-    if warning:
-        say(warning)
-    return Plan(request, source, identity, planning, job, size)
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:

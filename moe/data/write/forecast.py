@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +16,8 @@ from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
+from moe.data.write.plan import Plan
 from moe.data.write.progress import clock, human
-
-if TYPE_CHECKING:
-    from moe.data.write.convert import Plan
 
 SECONDS = 3.0
 SHOWN = 200  # files

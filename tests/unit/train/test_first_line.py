@@ -24,7 +24,9 @@ def test_the_first_line_comes_before_anything_is_read_or_imported(capsys, monkey
 
 
 def test_only_rank_0_says_the_first_line(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+    launcher = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 29500}
+    for name, value in {**launcher, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, str(value))
     assert main(["nowhere.yaml"]) == 2
     assert "reading" not in capsys.readouterr().out
 
