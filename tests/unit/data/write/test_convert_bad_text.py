@@ -107,18 +107,18 @@ def test_text_column_of_another_type_is_refused(tmp_path, make_request):
 
 
 @pytest.mark.parametrize("texts", [["", "  ", None]])
-def test_dataset_without_documents_is_refused_and_leaves_nothing(tmp_path, make_request, texts):
+def test_dataset_without_documents_is_refused_and_its_units_are_kept(tmp_path, make_request, texts):
     write_parquet(tmp_path / "text" / "a.parquet", texts)
     with pytest.raises(InputError, match=r"no documents in it \(rows skipped: .*1 empty"):
         convert(make_request())
-    assert not list(tmp_path.glob("out*"))
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path, make_request):
     with pytest.raises(InputError, match="no such file or folder"):
         convert(make_request())
     (tmp_path / "text").mkdir()
-    with pytest.raises(InputError, match=r"no parquet, jsonl, jsonl\.gz or txt file"):
+    with pytest.raises(InputError, match=r"no file that can be read \(parquet, jsonl"):
         convert(make_request())
 
 
