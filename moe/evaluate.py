@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +68,20 @@ def evaluate(
     targets, text_bytes = torch.zeros((2,), dtype=torch.int64, device=device)
     masked, model.document_mask = model.document_mask, document_mask
     done = 0
-    for rows in sample_batches(split, samples, batch_size):
-        batch = collate(list(rows))
-        batch["ends"] = document_ends(batch["tokens"], model.eos_id)
-        batch = {name: part.to(device) for name, part in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            parts = model(batch["tokens"], batch["labels"], document_ends_BM=batch["ends"])
-        assert isinstance(parts, LossParts)
-        nll += parts.nll.double()
-        targets += parts.targets
-        text_bytes += target_bytes(batch["labels"], bytes_V)
-        done += len(rows)
-        progress(done)
-    model.document_mask = masked
+    try:
+        with closing(sample_batches(split, samples, batch_size)) as batches:
+            for rows in batches:
+                batch = collate(list(rows))
+                batch["ends"] = document_ends(batch["tokens"], model.eos_id)
+                batch = {name: part.to(device) for name, part in batch.items()}
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    parts = model(batch["tokens"], batch["labels"], document_ends_BM=batch["ends"])
+                assert isinstance(parts, LossParts)
+                nll += parts.nll.double()
+                targets += parts.targets
+                text_bytes += target_bytes(batch["labels"], bytes_V)
+                done += len(rows)
+                progress(done)
+    finally:
+        model.document_mask = masked
     return Evaluation(nll.item(), int(targets), int(text_bytes))

@@ -46,6 +46,26 @@ def test_the_mean_is_the_same_whatever_the_batch_size(run: Path, tiny: Path) -> 
     assert found[0].perplexity == pytest.approx(math.exp(found[0].loss))
 
 
+def test_a_model_that_raises_leaves_the_samples_closed_and_itself_as_it_was(
+    run: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E10: the samples hold a shard in memory until they are closed."""
+    import moe.evaluate as module
+
+    opened = []
+    plain = module.sample_batches
+    monkeypatch.setattr(module, "sample_batches", lambda *args: opened.append(plain(*args)) or opened[-1])
+    model = load_model(find_checkpoint(str(run))).cpu()
+    model.blocks[1].register_forward_pre_hook(lambda *_: exec("raise MemoryError('no room')"))
+    settings = {"seq_len": 32, "bf16": False, "token_bytes": None, "batch_size": 4, "progress": lambda done: None}
+    for mask in (True, False):
+        model.document_mask = not mask
+        with pytest.raises(MemoryError, match="no room"):
+            evaluate(model, tiny / "data" / "train", samples=12, document_mask=mask, **settings)
+        assert model.document_mask is not mask
+    assert [samples.gi_frame for samples in opened] == [None, None]
+
+
 @pytest.mark.parametrize("mask", [True, False])
 def test_it_is_the_mean_over_targets_of_a_plain_forward_and_over_the_bytes_of_their_text(
     run: Path, tiny: Path, mask: bool

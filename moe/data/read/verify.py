@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -89,7 +89,7 @@ def read_samples(folder: str | Path, first: int, count: int) -> np.ndarray:
     return np.concatenate(rows) if rows else np.empty((0, 0), np.uint16)
 
 
-def sample_batches(folder: str | Path, count: int, size: int) -> Iterator[np.ndarray]:
+def sample_batches(folder: str | Path, count: int, size: int) -> Generator[np.ndarray, None, None]:
     """The first `count` samples of a split as arrays [size, S], the last one smaller. Each shard is read once, and one
     at a time is in memory.
 

@@ -53,7 +53,7 @@ def test_a_change_is_an_event_with_both_values_its_step_and_the_command(changed:
 
 
 def test_the_card_of_a_step_folder_alone_states_each_value_with_its_steps(changed: Path, tmp_path: Path) -> None:
-    """D1: by the manifest, without events.jsonl beside it; no path of this machine stands in the card (D6)."""
+    """D1, D6: by the manifest, without events.jsonl beside it; no path of this machine stands in the card."""
     export(str(changed / "step-00000010"), out=tmp_path / "hf", say=lambda line: None)
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| optimizer.lr | 0.005 (steps 1 to 4), 0.0005 (steps 5 to 8), 0.005 (from step 9) |" in card

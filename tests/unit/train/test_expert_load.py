@@ -120,6 +120,34 @@ def test_a_step_that_is_tried_again_with_a_smaller_microbatch_counts_once(plain)
     assert torch.equal(counts_of(out_of_memory_half_way), plain)
 
 
+def test_the_balance_loss_is_the_published_one_where_the_shares_are_this_batchs():
+    """E2: alpha E sum_e f_e P_e in each layer (Switch Transformers, arXiv 2101.03961), with f over all K choices; the
+    layers' are added up.
+    """
+    alpha, top_k = 0.25, SHAPE["top_k"]
+    model, batch = make_model(balance_loss=alpha).double(), make_batch(0)
+    inputs: list[Tensor] = []
+    for block in model.transformer.blocks:
+        block.moe.router.weight.data *= 20  # at first all experts are nearly alike
+        block.moe.router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    parts = model(batch)
+    published = 0.0
+    for layer, (x_TD, block) in enumerate(zip(inputs, model.transformer.blocks, strict=True)):
+        prob_TE = (x_TD @ block.moe.router.weight.T).softmax(-1)
+        chosen_TK = prob_TE.argsort(-1, descending=True)[:, :top_k]
+        f_E = torch.nn.functional.one_hot(chosen_TK, SHAPE["n_experts"]).double().sum((0, 1)) / chosen_TK.numel()
+        model.expert_share_LE[layer] = f_E
+        published += alpha * SHAPE["n_experts"] * (f_E * prob_TE.mean(0)).sum().item()
+    totals = []
+    for model.balance_loss in (alpha, 0.0):
+        model.begin_step(
+            global_targets=parts.targets, global_tokens=SAMPLES * SEQ_LEN, rank_samples=SAMPLES, world_size=1
+        )
+        totals.append(model.loss(parts, batch)["total"].item())
+    assert totals[0] - totals[1] == pytest.approx(published, rel=1e-9)
+    assert published > 1.05 * alpha * SHAPE["n_layers"], "as uneven as it is, or even shares would do as well"
+
+
 def test_the_balance_gradient_in_the_router_is_that_of_the_formula():
     model = make_model(balance_loss=0.5).double()
     model.router_z_loss = 0.0

@@ -276,7 +276,7 @@ def test_what_is_loaded_is_what_was_verified(small: Path, tmp_path: Path, monkey
 def test_old_checkpoints_that_cannot_be_removed_are_a_warning_and_tried_again(
     small: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """B5: E8: EBUSY on NFS: "was not written", and the run ended after five."""
+    """B5, E8: EBUSY on NFS: "was not written", and the run ended after five."""
     plain = Path.rename
 
     def busy(self: Path, target):

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,3 +67,25 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path) -> None:
         found = load_state(folder / "state.pt", mmap=mmap)["state"]
         assert {name: bits(value) for name, value in found.items()} == {n: bits(v) for n, v in state.items()}
     assert bits(torch.tensor([0.0])) != bits(torch.tensor([-0.0]))
+
+
+def test_dropout_differs_between_ranks_and_steps_and_is_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E11: of the same rows, under the callback that seeds a step."""
+    from composer.utils import dist
+
+    from moe.train.callbacks.seeding import StepSeed
+
+    steps, batch = Steps(make_model()), make_batch(0)
+    steps.model.transformer.dropout = 0.2
+    for block in steps.model.transformer.blocks:
+        block.dropout = 0.2
+
+    def loss(rank: int, step: int) -> float:
+        monkeypatch.setattr(dist, "get_global_rank", lambda: rank)
+        StepSeed(17).before_train_batch(SimpleNamespace(timestamp=SimpleNamespace(batch=step)), None)
+        return steps.model(batch).nll.item()
+
+    at = [(rank, step) for rank in range(4) for step in range(3)]
+    first = [loss(*place) for place in at]
+    assert len(set(first)) == len(at)
+    assert [loss(*place) for place in at] == first

@@ -63,6 +63,8 @@ def test_special_tokens_leave_the_encoders_spec_and_others_stay(tokenizer_folder
 
 
 def test_tokenizer_without_eos_is_refused_with_the_mend(tokenizer_folder, tmp_path):
+    """F4: transformers 5 writes no special_tokens_map.json."""
+
     def drop(config):
         config.pop("eos_token")
 

@@ -128,7 +128,7 @@ def test_asserts_do_no_work(tmp_path, make_request):
 
 
 def test_nothing_came_out_deletes_nothing(tmp_path, make_request):
-    """A4: units that gave too little are kept; C23: bad rows are named as the cause."""
+    """A4, C23: units that gave too little are kept; bad rows are named as the cause."""
     path = tmp_path / "text" / "a.jsonl"
     path.parent.mkdir()
     path.write_bytes(b'{"text": "short"}\n' + b'{"text": "\xff"}\n' * 3)
