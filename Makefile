@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/moe demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Streaming asks for transformers below 5 and works above it; the override is for this environment alone.
 .venv5/ready: setup.py pyproject.toml | setup

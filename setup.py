@@ -37,7 +37,7 @@ setup(
         "dev": [
             "moto[server]>=5",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ray>=2.40,<3",
             "hypothesis>=6.100",
             "ruff==0.17.6",

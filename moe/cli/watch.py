@@ -69,10 +69,13 @@ def keys() -> Iterator[Wait]:
         yield _sleep
         return
 
+    typing = select.poll()  # select() takes no descriptor above 1,023
+    typing.register(source, select.POLLIN)
+
     def wait(seconds: float) -> bool:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if select.select([source], [], [], left)[0]:
+            if typing.poll(1000 * left):
                 typed = os.read(source, 64)
                 if not typed or b"q" in typed.lower():  # nothing: the terminal has gone
                     return False

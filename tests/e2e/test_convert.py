@@ -143,7 +143,7 @@ def test_bad_input_gives_one_message_code_2_and_no_traceback(tmp_path, tokenizer
         ({"--tokenizer": without_eos}, "has no EOS token"),
         ({"--tokenizer": tmp_path / "nowhere"}, "cannot be loaded"),
         ({"--text-column": "body"}, "no column 'body'; there are text, id"),
-        ({"--dataset": tmp_path / "empty"}, "no parquet, jsonl, jsonl.gz or txt file"),
+        ({"--dataset": tmp_path / "empty"}, "no file that can be read (parquet, jsonl"),
     ]
     for change, message in cases:
         result = run(*(item for pair in {**good, **change}.items() for item in pair))

@@ -127,9 +127,10 @@ def in_terminal(folder: Path, linger: float = 60.0) -> tuple[int, int]:
 
 def read_until(terminal: int, words: bytes) -> bytes:
     """What the terminal shows, up to and with `words`, or to the end of the process."""
-    shown, end = b"", time.monotonic() + 30
+    shown, end, ready = b"", time.monotonic() + 30, select.poll()
+    ready.register(terminal, select.POLLIN)
     while words not in shown and time.monotonic() < end:
-        if select.select([terminal], [], [], 0.1)[0]:
+        if ready.poll(100):
             try:
                 shown += os.read(terminal, 1 << 16)
             except OSError:  # the process has ended

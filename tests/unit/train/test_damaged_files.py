@@ -116,7 +116,7 @@ def test_generate_refuses_a_prompt_that_is_no_text(tmp_path: Path, capsys) -> No
     from moe.cli.main import main
 
     assert main(["generate", str(tmp_path), "--prompt", "a \udcff b"]) == 2
-    assert r"--prompt ('a \udcff b') is no text in UTF-8" in capsys.readouterr().err
+    assert r"the prompt 'a \udcff b' is no text in UTF-8" in capsys.readouterr().err
 
 
 def test_one_rank_that_fails_ends_all_with_its_message(monkeypatch) -> None:

@@ -16,6 +16,7 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     default = dict(DeviceGPU.__init__.__kwdefaults__)
+    DeviceGPU.__init__.__kwdefaults__["allow_tf32"] = True  # Composer's own; a run before in this process changed it
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
     DeviceGPU.__init__.__kwdefaults__.update(default)

@@ -288,10 +288,10 @@ def test_a_failed_write_is_told_and_the_run_goes_on_and_saves_again(
 
     plain = saver.write_checkpoint
 
-    def full(folder, step, state, manifest):
+    def full(folder, step, state, manifest, more):
         if step in full_at:
             raise OSError(28, "No space left on device")
-        return plain(folder, step, state, manifest)
+        return plain(folder, step, state, manifest, more)
 
     monkeypatch.setattr(saver, "write_checkpoint", full)
     full_at = {4}
