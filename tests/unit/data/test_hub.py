@@ -116,11 +116,8 @@ def test_small_parquet_files_are_fetched_once_for_each_pass(serve, make_request)
     server = serve()
     convert(make_request(dataset=("HuggingFaceFW/fineweb",), config="sample-10BT"))
     per_file = {path: count for path, count in server.requests.items() if path.endswith(".parquet")}
-    assert [per_file[path] for path in sorted(per_file)] == [
-        4,
-        3,
-        3,
-    ]  # plan, encoder's check, unit; the first also for its ids
+    # plan, encoder's check, unit; the first also for its ids
+    assert [per_file[path] for path in sorted(per_file)] == [4, 3, 3]
 
 
 def test_wide_columns_that_are_not_wanted_stay_on_the_server(folders, serve):

@@ -79,7 +79,7 @@ def test_a_spawned_worker_killed_as_it_starts_is_noticed(plan):
     threading.Thread(target=kill_the_worker, daemon=True).start()
     signal.alarm(60)
     try:
-        with pytest.raises(RuntimeError, match="exited unexpectedly|is killed by signal"):
+        with pytest.raises(RuntimeError, match=r"exited unexpectedly|is killed by signal"):
             batches(job, 1, workers=1)
     finally:
         signal.alarm(0)
