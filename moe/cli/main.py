@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the versions and exit")
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
+    if not argv:
+        note(parser.format_help())
+        return 2
     name = parser.parse_args(argv[:1]).command
     command = import_module(f"moe.cli.{name}")
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)

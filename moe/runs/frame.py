@@ -189,13 +189,13 @@ def _interrupted(rows: Table, run: Run) -> None:
         words = (
             f"the last: {last.how} at step {last.step:,}, went on from {last.resumed_step:,} after {clock(last.away)}"
         )
-        rows.add_row("interrupted", f"{len(found)}x", Text(words, style="dim"))
+        rows.add_row("interrupted", f"{len(found)}x,", Text(words, style="dim"))
 
 
 def _changed(rows: Table, run: Run) -> None:
     if found := changes(run):
         last = found[-1]
-        rows.add_row("changed", f"{len(found)}x", Text(f"the last: {last.text} after step {last.step:,}", style="dim"))
+        rows.add_row("changed", f"{len(found)}x,", Text(f"the last: {last.text} after step {last.step:,}", style="dim"))
 
 
 def _alarms(rows: Table, run: Run) -> None:

@@ -54,7 +54,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     Raises:
         InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
     """
-    tokenizer = keep_tokenizer(load_tokenizer(config.tokenizer))
+    tokenizer = keep_tokenizer(_load_tokenizer(config))
     wanted = tokenizer.fingerprint
     if not tokenizer.files:
         report(
@@ -68,6 +68,19 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
         key = f"eval_data.streams.{name}" if name else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
     return replace(inputs, tokenizer=tokenizer)
+
+
+def _load_tokenizer(config: Config) -> Any:
+    """Raises InputError, which names the copy that the run has kept, where there is one."""
+    try:
+        return load_tokenizer(config.tokenizer)
+    except InputError as error:
+        from moe.train.run_folder import local_folder
+
+        kept = local_folder(config.save_folder, config.run_name) / "tokenizer"
+        if not kept.is_dir():
+            raise
+        raise InputError(f"{error}; this run has kept its own: set tokenizer={kept}") from None
 
 
 def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -> Inputs:

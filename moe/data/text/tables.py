@@ -84,7 +84,7 @@ def batches(parts: Iterable[Columns], *, first: int = 0, progress: Callable[[], 
     """Small parts, which all have ids or none, put together. `progress`: the position of the file; None: text bytes."""
     held: list[Columns] = []
     held_bytes = 0
-    done, before = first, progress() if progress else 0
+    done, before = first, 0  # what was read ahead counts with the first
 
     def batch() -> Batch:
         nonlocal done, before, held, held_bytes

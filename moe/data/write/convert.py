@@ -20,7 +20,7 @@ from moe.data.text.errors import BadFileError, faults_text
 from moe.data.write import merge
 from moe.data.write.forecast import forecast
 from moe.data.write.merge import Parts
-from moe.data.write.plan import Plan, look_up, make_plan, plan_of
+from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
 from moe.data.write.report import summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
@@ -40,8 +40,7 @@ def convert(request: Request) -> Meta | None:
     started = time.monotonic()
     space = open_workspace(request.out, overwrite=request.overwrite)
     if request.dry_run:
-        for line in forecast(plan_of(request, space, *look_up(request, None))):
-            say(line)
+        foresee(request, space)
         return None
     plan = make_plan(request, space)
     if plan is None:
@@ -59,6 +58,22 @@ def convert(request: Request) -> Meta | None:
     for line in summary(meta, request.out):
         say(line)
     return meta
+
+
+def foresee(request: Request, space: Workspace) -> None:
+    """Tells what a run would do; writes nothing. Raises InputError where it would be refused."""
+    looked_up = look_up(request, space.recorded_commit(asked_for(request)))
+    if space.is_complete(looked_up[2], looked_up[1].files, full=request.verify == "full"):
+        say(f"{request.out} is complete; there would be nothing to do (--overwrite makes it again)")
+        return
+    plan = plan_of(request, space, *looked_up)
+    for line in forecast(plan):
+        say(line)
+    if done := sum(space.units.done(unit) is not None for unit in plan.units):
+        say(f"begun: {done} of {len(plan.units)} units are done and would be kept, unless what they came from changed")
+    say("nothing was written (--dry-run)")
+    if plan.bad and not request.skip_bad_files:
+        raise InputError(faults_text(plan.planning.bad, skipping=False))
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:

@@ -44,7 +44,7 @@ def measure(plan: Plan, units: list[Unit]) -> tuple[int, int, int, float]:
 
 def forecast(plan: Plan) -> list[str]:
     """Lines for a person."""
-    files = plan.source.files
+    files = [file for file in plan.source.files if file.name not in plan.bad]
     lines = [f"in: {file.name} ({file.kind}, {file.size:,} bytes)" for file in files[:SHOWN]]
     if len(files) > SHOWN:
         lines.append(f"in: and {len(files) - SHOWN:,} more files")
@@ -70,5 +70,4 @@ def forecast(plan: Plan) -> list[str]:
         f"{human(round(documents * share))} documents",
         f"disk         {human(round(size))}B in {plan.request.out}, up to twice that until it is complete",
         f"time         {clock(seconds * share / workers)} with {workers} workers, reading left aside",
-        "nothing was written (--dry-run)",
     ]

@@ -43,7 +43,6 @@ def _start_worker(work: HandedOver[tuple[Job, Folder]], counter: Any) -> None:
     _job, _folder = work.get()
     _counter = counter
     settle_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -100,9 +99,12 @@ def run_units(
     try:
         going = True
         while going:
+            # Ctrl+C reaches the whole group; a worker is born deaf to it, or a traceback would end its imports
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             for following in itertools.islice(todo, 2 * workers - len(running)):
                 running[pool.submit(_run, following)] = following
             pool.submit(int)  # the pool looks at a worker's death from the submit after the one that started it
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:

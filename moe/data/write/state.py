@@ -76,12 +76,16 @@ def file_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
         return []
     before, now = ({name: version for name, version in files} for files in (old, new))
     changed = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
-    lines = [
-        f"  {name}: {before.get(name, 'not there')} then, {now.get(name, 'not there')} now" for name in changed[:5]
-    ]
+    lines = [f"  {name}: {_how(before.get(name), now.get(name))}" for name in changed[:5]]
     return (lines or ["  the files come in another order"]) + [f"  and {len(changed) - 5} more files"] * (
         len(changed) > 5
     )
+
+
+def _how(before: str | None, now: str | None) -> str:
+    if before is None or now is None:
+        return "was not there then" if before is None else "is not there now"
+    return f"its content changed (version {before[:12]} then, {now[:12]} now)"
 
 
 def asked_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -190,7 +194,8 @@ class _Workspace:
         if self._overwrite or "id_column" not in begun:
             return choose()
         name = begun["id_column"]
-        return name, f"documents are told apart by {f'column {name!r}' if name else 'their text'}, as this was begun"
+        how = f"column {name!r}, by their text where there is none" if name else "their text"
+        return name, f"documents are told apart by {how}, as this was begun"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
@@ -219,6 +224,7 @@ class _Workspace:
                 cause = "its plan.json is damaged, so what was begun there is not known"
             return [f"{cause}; {SAME}"]
         changed = differences(old["request"], identity)
+        cause = "begun by another request" if changed else "begun with other files"
         if not changed:
             then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
             if len(then) != len(now):
@@ -228,7 +234,7 @@ class _Workspace:
             done = [(unit, mark) for unit in units if (mark := self.units.done(unit)) is not None]
             for unit, mark in done:
                 if mark["file_version"] != unit.file.version:
-                    line = f"  {unit.file.name}: version {mark['file_version']} then, {unit.file.version} now"
+                    line = f"  {unit.file.name}: {_how(mark['file_version'], unit.file.version)}"
                     changed += [line] * (line not in changed)
             if not changed:
                 reads = [(unit.file, mark["read"]) for unit, mark in done]
@@ -238,7 +244,7 @@ class _Workspace:
         typed = asked_differences(old["request"], identity)
         mend = "Run it as it was begun, or --overwrite to start again."
         return [
-            "begun by another request",
+            cause,
             *changed[:6],
             *[f"  and {len(changed) - 6} more"] * (len(changed) > 6),
             *typed,

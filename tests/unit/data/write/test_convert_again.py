@@ -37,10 +37,10 @@ def test_changed_source_and_tokenizer_are_refused_on_resume(tmp_path, make_reque
     with pytest.raises(InputError, match=r"tokenizer: \w{64} then, \w{64} now"):
         convert(make_request(tokenizer=str(other)))
     write_parquet(tmp_path / "text" / "a.parquet", make_texts(61))
-    with pytest.raises(InputError, match=r"a\.parquet: version \d+ then, \d+ now"):
+    with pytest.raises(InputError, match=r"a\.parquet: its content changed \(version \d+ then, \d+ now\)"):
         convert(make_request())
     (tmp_path / "text" / "b.parquet").unlink()
-    with pytest.raises(InputError, match=r"b\.parquet: there then, not there now"):
+    with pytest.raises(InputError, match=r"b\.parquet: is not there now"):
         convert(make_request())
 
 
@@ -53,7 +53,7 @@ def test_complete_output_is_left_alone_and_never_harmed(tmp_path, make_request, 
     with pytest.raises(InputError, match=r"seed: 17 then, 5 now"):
         convert(make_request(seed=5))
     write_parquet(tmp_path / "text" / "a.parquet", ["", ""])
-    with pytest.raises(InputError, match=r"a\.parquet: \d+ then, \d+ now"):
+    with pytest.raises(InputError, match=r"a\.parquet: its content changed \(version \d+ then, \d+ now\)"):
         convert(make_request())
     with pytest.raises(InputError, match="no documents"):
         convert(make_request(overwrite=True))

@@ -15,6 +15,7 @@ import moe.data.write.recorded as recorded
 from moe.data.text.content import sample_of
 from moe.data.text.files import Unit
 from moe.data.write.convert import convert
+from moe.data.write.progress import human
 from moe.errors import InputError
 from moe.train.inputs import shards_fingerprint
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
@@ -156,6 +157,43 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, make_request, capsys):
     for line in ("in: a.parquet (parquet, ", "left out: 1 no kind that is read", "estimate, ", "disk ", "time "):
         assert line in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_ends_as_the_run_would(tmp_path, make_request, capsys):
+    """A8: what is begun, complete or refused is told, and nothing is written then either."""
+    begin(tmp_path, make_request)
+    before = folder_bytes(tmp_path)
+    with pytest.raises(InputError, match=r"(?s)b\.parquet.*--skip-bad-files"):
+        convert(make_request(dry_run=True))
+    assert "in: b.parquet" not in capsys.readouterr().out and folder_bytes(tmp_path) == before
+    convert(make_request(dry_run=True, skip_bad_files=True))
+    assert "begun: 1 of 1 units are done" in capsys.readouterr().out and folder_bytes(tmp_path) == before
+    convert(make_request(skip_bad_files=True))
+    before = folder_bytes(tmp_path)
+    capsys.readouterr()
+    convert(make_request(dry_run=True, skip_bad_files=True))
+    assert "is complete; there would be nothing to do" in capsys.readouterr().out and folder_bytes(tmp_path) == before
+    with pytest.raises(InputError, match="holds another conversion"):
+        convert(make_request(dry_run=True, skip_bad_files=True, seed=99))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_the_forecast_of_a_small_dataset_is_what_comes_out(tmp_path, make_request, capsys, name):
+    """A8: Arrow reads csv ahead, so that a whole file seemed to be one byte of it."""
+    texts = [text for text in make_texts(80) if '"' not in text and "\n" not in text]
+    rows = {
+        "a.csv": ["text", *(f'"{text}"' for text in texts)],
+        "a.jsonl": [json.dumps({"text": text}) for text in texts],
+        "a.txt": texts,
+    }
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / name).write_text("\n".join(rows[name]) + "\n")
+    convert(make_request(dry_run=True))
+    told = capsys.readouterr().out
+    meta = convert(make_request())
+    assert meta is not None
+    total, documents = sum(meta.tokens.values()), sum(meta.documents.values())
+    assert f"estimate, from the first documents: {human(total)} tokens in {human(documents)} documents" in told
 
 
 def test_names_that_are_not_utf8_are_converted(tmp_path, make_request):
