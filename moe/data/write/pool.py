@@ -101,10 +101,12 @@ def run_units(
         while going:
             # Ctrl+C reaches the whole group; a worker is born deaf to it, or a traceback would end its imports
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            for following in itertools.islice(todo, 2 * workers - len(running)):
-                running[pool.submit(_run, following)] = following
-            pool.submit(int)  # the pool looks at a worker's death from the submit after the one that started it
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            try:
+                for following in itertools.islice(todo, 2 * workers - len(running)):
+                    running[pool.submit(_run, following)] = following
+                pool.submit(int)  # the pool looks at a worker's death from the submit after the one that started it
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
