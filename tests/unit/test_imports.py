@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
-    "harness": BASE | {"data", "train", "inference", "export"},
+    "harness": BASE,
     "runs": {"environment", "errors", "locks", "paths", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
