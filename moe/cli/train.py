@@ -1,4 +1,4 @@
-"""Trains, or resumes where the run stopped: what train.py and its launcher call.
+"""Train, or go on where the run stopped, as `train.py` does; several GPUs: composer -n N -c moe train CONFIG.yaml
 
 Exit codes: 0 done (also: already complete), 1 failed, 2 input a user can mend, 75 stopped early (run the same command
 again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
@@ -6,13 +6,14 @@ again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
 
 from __future__ import annotations
 
+import argparse
 import os
 
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
 from moe.environment import settle
 from moe.errors import InputError, RunFailed
-from moe.run import train
+from moe.run import end, train
 from moe.train.start import LOCAL_RANK, WORLD_SIZE
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 from moe.units import complain, ready, say, show
@@ -50,3 +51,12 @@ def main(argv: list[str]) -> int:
         return 2 if isinstance(error, InputError) else 1
     except Stopped:
         return EXIT_STOPPED
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a yaml; `moe yaml` writes one to begin with")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the yaml's: optimizer.lr=5e-4")
+
+
+def run(args: argparse.Namespace) -> int:
+    end(main([args.config, *args.settings]))
