@@ -22,7 +22,8 @@ from moe.train.stop import EXIT_STOPPED, LAST_RESORT, Stopped, StopSignal
 from moe.units import complain, flush, ready, say, show
 
 USAGE = (
-    "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
+    "usage: python train.py CONFIG.yaml [key=value ...]      e.g. python train.py yamls/500m.yaml optimizer.lr=5e-4\n"
+    "       composer -n N train.py CONFIG.yaml [key=value ...]    on N devices"
 )
 DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
 

@@ -18,10 +18,10 @@ def test_slow_steps_and_evaluations_are_told_by_the_clock(small: Path, tmp_path:
 
     assert train(small, tmp_path, *SETTINGS, name="fast")[0] == 0
     assert "... in step" not in capsys.readouterr().out, "nothing where there was no silence"
-    monkeypatch.setattr(pulse, "SILENCE", 0.2)
+    monkeypatch.setattr(pulse, "SILENCE", 0.1)
     for name in ("forward", "eval_forward"):
         plain = getattr(MoEModel, name)
-        slow = lambda self, *args, plain=plain: (time.sleep(0.25), plain(self, *args))[1]  # noqa: E731
+        slow = lambda self, *args, plain=plain: (time.sleep(0.13), plain(self, *args))[1]  # noqa: E731
         monkeypatch.setattr(MoEModel, name, slow)
     assert train(small, tmp_path, *SETTINGS, name="slow")[0] == 0
     out = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,9 +104,9 @@ def test_a_run_whose_folder_lies_in_its_own_text_resumes(tiny: Path, tmp_path: P
 
     outside = start(tmp_path / "outside", 6)
     start(text / "runs/one", 3)
-    other = start(text / "runs/other", 3)  # its logs are no text of the first either
+    shutil.copytree(outside, text / "runs/other")  # the logs of others are no text either
     capsys.readouterr()
     inside = start(text / "runs/one", 6)
     out = capsys.readouterr().out
-    assert "resumed from step 3" in out and f"{text}: 1 file, " in out
-    assert rows(inside, "train/loss") == rows(outside, "train/loss") and rows(other, "train/loss")
+    assert "resumed from step 3" in out and f"{text}: 1 files, " in out
+    assert rows(inside, "train/loss") == rows(outside, "train/loss")
