@@ -35,11 +35,11 @@ MAY_IMPORT = {
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
-    "harness": BASE | {"data", "train", "inference", "export"},
+    "harness": BASE,
     "runs": {"environment", "errors", "locks", "paths", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
-    "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "checks"},
+    "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "cli"},
 }
 # the folders in moe/data; "" are the files beside them
 DATA_MAY_IMPORT: dict[str, set[str]] = {"": set(), "text": {""}, "write": {"", "text"}, "read": {"", "text"}}
