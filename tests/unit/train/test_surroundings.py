@@ -97,9 +97,9 @@ def test_a_run_whose_folder_lies_in_its_own_text_resumes(tiny: Path, tmp_path: P
     text = write_text(tmp_path / "text/a.jsonl", documents=60).parent
     data = {"train_data": {"text": {"dataset": str(text), "val_fraction": 0.1, "lanes": 4}}}
 
-    def start(folder: Path, steps: int) -> Path:
+    def start(folder: Path, steps: int, code: int = 0) -> Path:
         settings = {**BRIEF, **data, "max_duration": f"{steps}ba", "save_folder": str(folder)}
-        assert main([str(write_config(tmp_path / "c.yaml", tiny_config(tiny, **settings)))]) == 0
+        assert main([str(write_config(tmp_path / "c.yaml", tiny_config(tiny, **settings)))]) == code
         return folder
 
     outside = start(tmp_path / "outside", 6)
@@ -110,3 +110,6 @@ def test_a_run_whose_folder_lies_in_its_own_text_resumes(tiny: Path, tmp_path: P
     out = capsys.readouterr().out
     assert "resumed from step 3" in out and f"{text}: 1 files, " in out
     assert rows(inside, "train/loss") == rows(outside, "train/loss")
+    start(text, 3, code=2)
+    assert "Traceback" not in (err := capsys.readouterr().err) and err.count("error: ") == 1 and str(text) in err
+    assert sorted(path.name for path in text.iterdir()) == ["a.jsonl", "runs"], "what is refused has changed nothing"
