@@ -52,7 +52,7 @@ def test_a_start_that_waits_for_another_rank_says_so_and_ends_at_a_signal(tiny: 
 
 
 NAMELESS = """
-import os, pwd, resource, runpy, sys
+import atexit, os, pwd, resource, runpy, sys
 
 def unknown(number):
     raise KeyError(f"getpwuid(): uid not found: {number}")
@@ -60,12 +60,13 @@ def unknown(number):
 pwd.getpwuid = unknown
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+atexit.register(lambda: print("files at the end:", resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 sys.argv[:] = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_user_without_a_name_and_64_open_files_train_and_resume(tiny: Path, tmp_path: Path) -> None:
+def test_a_user_without_a_name_and_64_open_files_train(tiny: Path, tmp_path: Path) -> None:
     """C15, C16: `docker run -u 1234` (simulated: the database knows nobody) and `ulimit -n 64`, in a whole run."""
     names = ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR")
     nameless = {name: value for name, value in environment().items() if name not in names}
@@ -77,6 +78,7 @@ def test_a_user_without_a_name_and_64_open_files_train_and_resume(tiny: Path, tm
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "done"
     assert (tmp_path / f"moe-home-{os.getuid()}").is_dir(), "a home to write in"
+    assert f"files at the end: {resource.getrlimit(resource.RLIMIT_NOFILE)[1]}\n" in done.stdout
 
 
 def test_too_few_open_files_are_refused_before_anything(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
