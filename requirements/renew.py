@@ -1,5 +1,5 @@
-"""Writes constraints.txt: the newest versions that setup.py, its extras and pyproject.toml's overrides allow together, for
-every Python and platform at once. Run by `make constraints`; prints what changed.
+"""Writes constraints.txt: the newest versions that setup.py, its extras and pyproject.toml's overrides allow together,
+for every Python and platform at once. Run by `make constraints`; prints what changed.
 """
 
 import subprocess
