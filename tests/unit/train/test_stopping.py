@@ -234,7 +234,7 @@ def test_the_watchdog_lets_a_run_that_advances_go_on(small: Path, tmp_path: Path
         from moe.train.callbacks.console import Console
 
         plain = Console.batch_end
-        slow = lambda self, state, logger: (time.sleep(5 * (state.timestamp.batch == 2)), plain(self, state, logger))  # noqa: E731
+        slow = lambda self, state, logger: (time.sleep(3.5 * (state.timestamp.batch == 2)), plain(self, state, logger))  # noqa: E731
         patch.setattr(Console, "batch_end", slow)
         train(
             small,
