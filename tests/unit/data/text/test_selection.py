@@ -210,7 +210,9 @@ def test_any_header_is_read_or_refused(tmp_path):
 NAMES = st.sampled_from(["a", "b", ".h", "train-0", "test-1", "night-train", "LICENSE", "ü", "x y"])
 ENDS = st.sampled_from([*KINDS, ".docx", ""])
 TREES = st.lists(
-    st.tuples(st.lists(st.sampled_from(["d", "e", ".g", "test"]), max_size=2), NAMES, ENDS, st.sampled_from("ffflh")),
+    st.tuples(
+        st.lists(st.sampled_from(["d", "e", ".g", "test"]), max_size=2), NAMES, ENDS, st.sampled_from("ffflhDLp")
+    ),
     min_size=1,
     max_size=9,
 )
@@ -219,7 +221,9 @@ TREES = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TREES, st.sampled_from(["train", "test"]), st.integers(0, 10**6))
 def test_a_tree_is_used_or_left_out_file_by_file(tmp_path, tree, split, number):
-    """A7: of random files, links and names every one is in once or told, and an order of listing changes nothing."""
+    """A7: of random files, links, loops, pipes, kinds and names every one is in once or told, and the order in which they
+    were made changes nothing.
+    """
     root = tmp_path / str(number) / str(time.monotonic_ns())
     root.mkdir(parents=True)
     real: list[Path] = []
@@ -231,6 +235,10 @@ def test_a_tree_is_used_or_left_out_file_by_file(tmp_path, tree, split, number):
         if how == "f" or not real:
             path.write_text(f"{len(real)}")
             real.append(path)
+        elif how in "DL":  # a folder by a second name, or one that holds the link: a loop
+            os.symlink(root if how == "L" else real[number % len(real)].parent, path)
+        elif how == "p":
+            os.mkfifo(path)
         elif how == "l":
             os.symlink(real[number % len(real)], path)
         else:
