@@ -28,7 +28,7 @@ def look(root: Path, known) -> Source:
 @given(STEPS)
 @pytest.mark.parametrize("remembers", [True, False])
 def test_what_is_done_to_files_changes_their_name_only_where_it_changes_their_bytes(tmp_path, remembers, steps):
-    """B1: touches, copies, links, edits of one byte with the time set back; with the stat records of all starts before, and
+    """B1: touches, copies, links, edits of a byte with the time set back; with all stat records of before, and
     without any.
     """
     patch = pytest.MonkeyPatch()
