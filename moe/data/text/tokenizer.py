@@ -90,6 +90,8 @@ def load_tokenizer(name_or_folder: str) -> Any:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
             mend = f"the folder holds {files}; it needs a tokenizer.json"
+            if (Path(name_or_folder) / "tokenizer.json").is_file():
+                mend = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
         else:
             mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
         cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]

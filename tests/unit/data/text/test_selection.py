@@ -197,6 +197,19 @@ def test_patterns_take_no_time(tmp_path):
     assert time.monotonic() - started < 2
 
 
+def test_paths_by_aliases_are_bounded(tmp_path):
+    """C1: 4,000 times a list of 4,000."""
+    names = ", ".join(f"f{i}" for i in range(4000))
+    header = f"configs:\n- config_name: a\n  other: &p [{names}]\n  data_files:\n"
+    header += "  - {split: x, path: *p}\n" * 4000
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "README.md").write_text(f"---\n{header}---\n")
+    started = time.monotonic()
+    with pytest.raises(InputError, match="names more than 100,000 paths"):
+        source_of(tmp_path)
+    assert time.monotonic() - started < 5
+
+
 def test_any_header_is_read_or_refused(tmp_path):
     """C1: a seeded minute's part of the fuzzer (tests/chaos/foreign.py)."""
     drawn = random.Random(3)
