@@ -38,7 +38,7 @@ def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
     return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
 
 
-def build_model(config: Config, meta: Vocabulary) -> MoEModel:
+def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) -> MoEModel:
     shape = model_shape(config.model, meta.vocab_size)
     transformer = build_transformer(
         config.model,
@@ -57,7 +57,7 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
         balance_loss=config.model.balance_loss,
         router_z_loss=config.model.router_z_loss,
         flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
-        token_bytes=token_bytes(load_tokenizer(config.tokenizer)),
+        token_bytes=token_bytes(load_tokenizer(tokenizer or config.tokenizer)),
     )
 
 

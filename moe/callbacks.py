@@ -83,7 +83,11 @@ def build_callbacks(
         ),
     ]
     if config.eval_data is not None and config.sample_prompts:
-        callbacks.append(Samples(model.transformer, load_tokenizer(config.tokenizer), list(config.sample_prompts)))
+        callbacks.append(
+            Samples(
+                model.transformer, load_tokenizer(meta.tokenizer_name or config.tokenizer), list(config.sample_prompts)
+            )
+        )
     return callbacks
 
 

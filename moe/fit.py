@@ -57,7 +57,7 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, start: Start, stop: Sto
             say(f"complete: step {start.step:,} of {total_steps:,} is saved in {folder.path}; nothing left to do")
         return 0
 
-    model = build.build_model(config, meta)
+    model = build.build_model(config, meta, meta.tokenizer_name)
     if model.transformer.compiled:
         say(COMPILED)
     if config.parallelism.fsdp2:
@@ -76,7 +76,7 @@ def fit(config: Config, meta: Inputs, folder: RunFolder, start: Start, stop: Sto
     )
     train_spec = build.build_train_spec(config, meta, WORLD_SIZE, meta.text)
     expect_changes(config, folder, start)
-    writers, finish_logs = open_logs(config, folder, start.step, eval_first, meta.tokenizer)
+    writers, finish_logs = open_logs(config, folder, start.step, eval_first, meta)
     progress = Progress(
         parse_seconds(config.stall_timeout),
         stacks=folder.path / "stacks",

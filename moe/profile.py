@@ -72,7 +72,7 @@ def profile_run(
     forbid_tf32()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say("building the model ...")
-    model = build.build_model(config, inputs).to(device)
+    model = build.build_model(config, inputs, inputs.tokenizer_name).to(device)
     if model.transformer.compiled:
         say(COMPILED)
     if balanced:

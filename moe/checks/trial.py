@@ -73,7 +73,7 @@ class _Trial:
         batch = spec.batch_transforms(next(iter(spec.dataloader)))  # as a run: on a GPU its documents are counted
         rows = 1 if samples == "auto" else int(samples)
         self.batch = {key: value[:rows].to(self.device) for key, value in batch.items()}
-        self.model = build.build_model(config, inputs).to(self.device)
+        self.model = build.build_model(config, inputs, inputs.tokenizer_name).to(self.device)
         self.optimizer, _ = build.build_optimizer(config, self.model)
 
     def loss(self) -> Any:

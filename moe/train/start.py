@@ -17,7 +17,6 @@ from moe.errors import InputError
 from moe.units import say
 
 if TYPE_CHECKING:
-    from moe.data.text.kept_tokenizer import KeptTokenizer
     from moe.train.checkpoints import Checkpoint
     from moe.train.inputs import Inputs
     from moe.train.run_folder import RunFolder
@@ -206,7 +205,7 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
 
 
 def open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None = None
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs
 ) -> tuple[list[Any], Any]:
     """Records the start, and opens the places metrics go to (rank 0 only); also what to call with the exit code at the
     end.
@@ -218,7 +217,7 @@ def open_logs(
 
     def open_here() -> None:
         try:
-            opened.append(_open_logs(config, folder, start_step, eval_again, tokenizer))
+            opened.append(_open_logs(config, folder, start_step, eval_again, inputs))
         except OSError as error:
             raise InputError(
                 f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
@@ -229,8 +228,9 @@ def open_logs(
 
 
 def _open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs
 ) -> tuple[list[Any], Any]:
+    from moe.data.read.text_known import write_known
     from moe.data.text.kept_tokenizer import write_kept
     from moe.train.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
@@ -255,8 +255,11 @@ def _open_logs(
     try:
         folder.begin(say)
         (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        tokenizer = inputs.tokenizer
         if tokenizer is not None and tokenizer.files and not write_kept(tokenizer, folder.path / TOKENIZER):
             say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
+        if inputs.text is not None:
+            write_known(folder.path, inputs.text.files)
         metrics = folder.path / "metrics.jsonl"
         reached = last_step(metrics)
         writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]

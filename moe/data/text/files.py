@@ -57,6 +57,8 @@ class SourceFile:
     size: int
     version: str
     remote: bool = False  # `path` is below the hub's endpoint
+    stat: tuple[int, ...] | None = None  # of a file here, as it was before its version was read (content.py)
+    listed: str | None = None  # of the hub: the listing's hash of all its bytes (hub.HubEntry.listed)
 
 
 @dataclass(frozen=True)

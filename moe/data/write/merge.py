@@ -149,13 +149,20 @@ def collect(parts: Parts) -> dict:
     }
 
 
-def proofs(parts: Parts) -> dict[str, str]:
-    """Of each file of the hub, what its bytes were held against."""
-    found: dict[str, str] = {}
+def _strength(proof: str) -> bool:
+    return not proof.startswith("size")
+
+
+def proofs(parts: Parts) -> dict[str, list[str]]:
+    """Of the hub's files, by what their bytes were held against: their names. A file is in the list of its weakest."""
+    found: dict[str, set[str]] = {}
     for mark in (mark_of(store, unit) for store, unit in parts):
         if "proof" in mark:
-            found[mark["file"]] = mark["proof"]
-    return found
+            found.setdefault(mark["file"], set()).add(mark["proof"])
+    named: dict[str, list[str]] = {}
+    for file, kinds in found.items():
+        named.setdefault(min(kinds, key=_strength), []).append(file)
+    return named
 
 
 def reads(parts: Parts) -> list[list]:

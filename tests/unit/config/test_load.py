@@ -322,3 +322,13 @@ def test_null_is_no_text_and_settings_that_are_no_text_are_read_as_before(path: 
     assert (config.seed, config.optimizer.lr, config.compile) == (7, 1e-3, False)
     assert config.device_train_microbatch_size == 4 and load_config(path, ["train_data.remote=null"])
     assert "seed: is 1.5" in faults(path, "seed=1.5")[0] or "1.5" in faults(path, "seed=1.5")[0]
+
+
+def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
+    """C8: ten lines that stand for ten thousand million values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"not valid yaml: its aliases \(\*name\) make more than 100,000 values"):
+        load_config(path)

@@ -130,7 +130,7 @@ def test_a_dangling_link_among_the_texts_is_a_file_that_cannot_be_read(tmp_path:
     write_parquet(folder / "a.parquet", make_texts(5))
     os.symlink("nowhere", folder / "b.parquet")
     os.symlink("c.parquet", folder / "c.parquet")  # to itself
-    source = local_source([folder], dataset="d", config=None, split="train")
+    source = local_source([folder], config=None, split="train")
     units, faults = plan_units(source.files, "text")
     assert [unit.file.name for unit in units] == ["a.parquet"]
     assert [fault.file for fault in faults] == ["b.parquet", "c.parquet"]

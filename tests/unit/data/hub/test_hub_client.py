@@ -1,57 +1,15 @@
 """The one way to the hub: what it waits for, what it believes, whom it tells its token."""
 
-import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub.constants
 import pytest
 
 from moe.data import hub, hub_client
-from moe.data.text.files import SourceFile
-from moe.data.text.planning import Planning, plan_units
-from moe.data.text.sources import hub_source
 from moe.data.text.streams import open_source
-from moe.data.text.tables import open_parquet
-from moe.data.write.convert import convert
 from moe.errors import InputError
-from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
+from tests.unit.data.hub.some_set import BASE, source, stream
 from tests.unit.data.hub_server import SHA, Hub
-
-BASE = f"datasets/some/set/resolve/{SHA}"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "set").mkdir()
-    return tmp_path / "set"
-
-
-@pytest.fixture
-def serve(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Start a hub with the dataset some/set, `folder`; everything speaks to the last one started."""
-    started = []
-
-    def start(*args, datasets=None, **settings) -> Hub:
-        started.append(Hub({"some/set": folder} if datasets is None else datasets, *args, **settings))
-        monkeypatch.setenv("HF_ENDPOINT", started[-1].url)
-        monkeypatch.setattr(hub_client, "FIRST_PAUSE_S", 0.01)
-        monkeypatch.setattr(hub_client, "_last_told", [])
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
-
-
-def source(**changes):
-    return hub_source("some/set", **{"config": None, "split": "train", "revision": None, **changes})
-
-
-def stream(size: int, name: str = "a.txt", **settings) -> hub.HubFile:
-    return hub.HubFile(f"{BASE}/{name}", size, **{"block_bytes": 1000, **settings})
 
 
 def test_a_hub_that_asks_for_a_second_again_and_again_is_waited_for(serve, folder, capfd, monkeypatch):
@@ -170,95 +128,6 @@ def test_a_large_file_that_comes_whole_is_refused_with_the_truth_and_not_fetched
         stream(5000).read()
 
 
-def test_a_file_of_another_size_than_listed_is_named_at_once(serve, folder):
-    """C24: a range is held against the whole size."""
-    (folder / "a.txt").write_bytes(bytes(5000))
-    serve()
-    with pytest.raises(InputError, match=r"a\.txt: the listing says 4000 bytes, the server 5000"):
-        stream(4000).read()
-
-
-def test_a_range_of_another_place_does_not_count(serve, folder, monkeypatch):
-    """C24: bytes of the right number from the wrong place, as the answer's own header says."""
-    content = bytes(range(250)) * 8
-    (folder / "a.txt").write_bytes(content)
-    wrong = {"Content-Range": "bytes 7-1006/2000"}
-    server = serve(headers=lambda path, count: wrong if count == 1 else {})
-
-    def elsewhere(handler, status, body, headers=None, cut=None, send=Hub.send):
-        first = status == 206 and server.requests[f"/{BASE}/a.txt"] == 1
-        send(handler, status, content[7:1007] if first else body, headers, cut)
-
-    monkeypatch.setattr(Hub, "send", staticmethod(elsewhere))
-    assert stream(2000).readall() == content
-
-
-@pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag"])
-def test_a_file_that_changes_while_it_is_read_is_named(serve, folder, header):
-    """C24: its ETag is that of its first bytes."""
-    (folder / "a.txt").write_bytes(bytes(5000))
-    serve(headers=lambda path, count: {header: '"one"' if count < 3 else '"two"'})
-    with pytest.raises(InputError, match=r"a\.txt: the file changed while it was read \(ETag one, then two\)"):
-        stream(5000).readall()
-
-
-def test_the_files_own_etag_counts_where_two_servers_hand_it_out(serve, folder):
-    """C24: a CDN's own tags differ, the hub's do not."""
-    (folder / "a.txt").write_bytes(bytes(5000))
-    serve(headers=lambda path, count: {"ETag": f'"{count}"', "X-Linked-Etag": '"same"'})
-    assert stream(5000).readall() == bytes(5000)
-
-
-def test_a_file_read_from_front_to_end_is_held_against_the_hubs_sha256(serve, folder):
-    """C24: a byte that a proxy changed."""
-    (folder / "a.txt").write_bytes(bytes(4500))
-    serve(listing=("lfs",))
-    (file,) = source().files
-    assert file.size == 4500
-    with open_source(file, block_bytes=1000) as reader:
-        assert reader.read() == bytes(4500)
-    assert hub.proven(file.path)
-    (folder / "a.txt").write_bytes(bytes(4499) + b"\1")
-    with open_source(file, block_bytes=1000) as reader, pytest.raises(InputError, match=r"a\.txt: its bytes are not"):
-        reader.read()
-
-
-def test_a_conversion_of_a_changed_file_stops(serve, folder, make_request):
-    """C24: conversion.json says what each file was held against."""
-    (folder / "a.txt").write_text("\n\n".join(make_texts(60)))
-    serve(listing=("size", "lfs"), headers=lambda path, count: {})
-    text = (folder / "a.txt").read_bytes()
-    assert source().files[0].size == len(text)
-    convert(make_request(dataset=("some/set",)))
-    report = json.loads((folder.parent / "out" / "conversion.json").read_text())
-    assert report["proofs"] == {"a.txt": "sha256"}
-
-    def lie(handler, status, body, headers=None, cut=None, send=Hub.send):
-        send(handler, status, body.replace(b"quick", b"quack"), headers, cut)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hub, "send", staticmethod(lie))
-        with pytest.raises(InputError, match="its bytes are not those of the listing"):
-            convert(make_request(dataset=("some/set",), out=folder.parent / "other"))
-
-
-def test_a_parquet_page_that_changed_is_told_where_it_has_a_checksum(serve, folder):
-    """C24: pages carry their own checksums, when they were written so."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / "a.parquet"
-    table = pa.table({"text": make_texts(200)})
-    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"wizards")] ^= 1
-    path.write_bytes(content)
-    serve()
-    (file,) = source().files
-    with pytest.raises(InputError, match=r"CRC|checksum"), open_parquet(file) as parquet:
-        parquet.read()
-
-
 def test_the_token_goes_to_the_endpoint_alone(serve, folder, tmp_path, monkeypatch):
     """Names from outside: a redirect to another host, a CDN or not, gets no token; one on the same host does."""
     (folder / "a.txt").write_text("some words")
@@ -301,76 +170,6 @@ def test_hosts_that_may_have_the_token(monkeypatch):
     assert not hub_client.may_have_token("https://hub.example@evil.example/")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
     assert hub_client.may_have_token("https://hub.example/")
-
-
-def parquet_files(folder: Path, count: int, rows: int = 10) -> None:
-    for number in range(count):
-        write_parquet(folder / f"{number:03}.parquet", make_texts(rows, seed=number))
-
-
-def test_many_files_are_planned_at_once_in_their_order(serve, folder, monkeypatch, capfd):
-    """C12: 300 files one request after another took 44 s."""
-    parquet_files(folder, 60)
-    serve(lambda path, count: time.sleep(0.1) if path.endswith(".parquet") else None)
-    monkeypatch.setattr("moe.data.text.planning.TELL_EVERY_S", 0.1)
-    files = source().files
-    begun = time.monotonic()
-    units, bad = plan_units(files, "text")
-    assert time.monotonic() - begun < 60 * 0.1 / 3
-    assert not bad and [unit.file.name for unit in units] == [f"{number:03}.parquet" for number in range(60)]
-    assert [unit.file_index for unit in units] == list(range(60))
-    assert "looking at the dataset: " in capfd.readouterr().out
-
-
-def test_of_a_hubs_files_a_limit_needs_few(serve, folder, make_request, tmp_path):
-    """C12: also with --max-documents; the bytes are those of a plan of all files."""
-    parquet_files(folder, 80)
-    server = serve()
-    convert(make_request(dataset=("some/set",), max_documents=25))
-    asked = {path for path in server.requests if path.endswith(".parquet")}
-    assert len(asked) < 50
-    convert(make_request(dataset=(str(folder),), max_documents=25, out=tmp_path / "local"))
-    proof = "size, ETag, page checksums where the file has them"
-    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert set(report["proofs"].values()) == {proof}
-    names = ("train/index.json", "train/shard.00000.mds")
-    mine, local = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "local")
-    assert all(mine[name] == local[name] for name in names)
-
-
-def test_a_limit_that_needs_more_than_was_looked_at_looks_further(serve, folder, make_request, tmp_path):
-    """C12: where nearly all rows are skipped, their number says little."""
-    for number in range(120):
-        write_parquet(folder / f"{number:03}.parquet", ["", "", "", "", "", "", "", "", "", f"words of file {number}"])
-    server = serve()
-    meta = convert(make_request(dataset=("some/set",), max_documents=50, seq_len=8))
-    assert sum(meta.documents.values()) == 50
-    assert len({path for path in server.requests if path.endswith(".parquet")}) < 120
-
-
-def test_a_plan_goes_on_where_it_stood(folder):
-    """C12: further files of a plan get the same units as a plan of all."""
-    parquet_files(folder, 100, rows=3)
-    files = [SourceFile(path.name, str(path), "parquet", path.stat().st_size, "1") for path in sorted(folder.iterdir())]
-    every, _ = plan_units(files, "text")
-    planning = Planning([*files], "text", max_documents=3)
-    assert planning.more() and planning.units == every, "of files on this machine all are looked at"
-    assert not planning.more()
-
-
-def test_a_bug_in_planning_is_raised_and_keeps_no_thread_busy(monkeypatch):
-    """C12: what a thread raises is raised where the plan is made."""
-    from moe.data.text.planning import in_order
-
-    def call(number: int) -> int:
-        if number == 3:
-            raise RuntimeError("three")
-        return number
-
-    found = in_order(call, list(range(500)), threads=4, ahead=8)
-    assert [next(found) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(RuntimeError, match="three"):
-        next(found)
 
 
 class Refusal(Exception):
