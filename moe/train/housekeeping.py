@@ -35,8 +35,12 @@ def why_not_ours(folder: Path) -> str | None:
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder}: is no folder that was made here"
     ours = _ours(folder)
-    known = {*ours, *(str(parent) for name in ours for parent in Path(name).parents)}
-    strange = [name for name in ownership.entries(folder) if name not in known]
+    places = {str(parent) for name in ours for parent in Path(name).parents}  # empty ones; a link leads elsewhere
+    strange = [
+        name
+        for name in ownership.entries(folder)
+        if name not in ours and (name not in places or (folder / name).is_symlink())
+    ]
     if not strange:
         return None
     more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
