@@ -116,6 +116,17 @@ def test_what_is_left_of_an_unfinished_checkpoint_goes_unless_it_holds_a_users_f
     assert [read_checkpoint(tmp_path / folder_name(step)).step for step in (1, 2)] == [1, 2]
 
 
+def test_a_replaced_checkpoint_with_a_users_file_does_not_come_back(tmp_path: Path) -> None:
+    """A3: the step is saved anew, then removed by retention; a start would have found the old one under its name."""
+    strew(write(tmp_path, 1), "a file")
+    write(tmp_path, 1), write(tmp_path, 2)
+    (reason,) = retain(tmp_path, **RULE)
+    assert "holds notes.txt" in reason and "it stays as set-aside-step-00000001" in reason
+    clear_unfinished(tmp_path, print)
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["set-aside-step-00000001", "step-00000002"]
+    assert (tmp_path / "set-aside-step-00000001/notes.txt").read_text() == "mine"
+
+
 def test_a_write_that_was_killed_is_known_by_its_mark(tmp_path: Path, monkeypatch) -> None:
     """A3: before there is a manifest, the mark says what is ours; a save finds a name though one is taken."""
     import moe.train.checkpoints as checkpoints
