@@ -30,8 +30,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
 
 def test_train_gets_all_words_and_ends_the_process_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr("moe.run.main", lambda argv: seen.append(argv) or 75)
-    monkeypatch.setattr("moe.run.end", lambda code: seen.append([str(code)]))
+    monkeypatch.setattr("moe.cli.train.main", lambda argv: seen.append(argv) or 75)
+    monkeypatch.setattr("moe.cli.train.end", lambda code: seen.append([str(code)]))
     main(["train", "c.yaml", "optimizer.lr=5e-4", "run_name=-1"])
     assert seen == [["c.yaml", "optimizer.lr=5e-4", "run_name=-1"], ["75"]]
 
@@ -45,7 +45,7 @@ def test_a_pipe_or_disk_that_fails_inside_of_a_training_is_not_the_reader_of_its
     def fail(argv: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr("moe.run.main", fail)
+    monkeypatch.setattr("moe.cli.train.main", fail)
     with pytest.raises(type(error)):
         main(["train", "c.yaml"])
 
