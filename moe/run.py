@@ -24,8 +24,8 @@ def end(code: int) -> NoReturn:
     """Ends the process with `code`, exit handlers run and output flushed, the interpreter not taken apart: with torch
     loaded that takes seconds of CPU, on a busy machine many, and a launcher that waits for a stopped rank has 30.
 
-    A handler that hangs does not hang the run: multiprocessing's waits for ever for a queue's lock where a worker's
-    death interrupted who held it.
+    A handler that hangs does not hang the run: multiprocessing's waits for ever for the lock of a queue where the
+    death of a worker interrupted who held it.
     """
     last = threading.Timer(LONGEST_END, os._exit, (code,))
     last.daemon = True
