@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moe.config.checks import find_faults
+from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
 from moe.errors import InputError
@@ -288,7 +289,7 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
-            return f"{'.'.join(path[: depth + 1])}: is no setting; {mend}"
+            return f"{'.'.join(path[: depth + 1])}: is no setting; {hint_for(path, depth) or mend}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     reason = str(error).splitlines()[0]
