@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
+import threading
 import warnings
 from contextlib import suppress
 from typing import NoReturn
@@ -15,20 +16,20 @@ from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_prec
 from moe.train.stop import LAST_RESORT, Stopped, StopSignal
 from moe.units import flush, say
 
+LONGEST_END = 60.0  # seconds that all exit handlers have
 DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
-
-
-def main(argv: list[str]) -> int:
-    """As `moe.cli.train.main`, under its former name."""
-    from moe.cli.train import main
-
-    return main(argv)
 
 
 def end(code: int) -> NoReturn:
     """Ends the process with `code`, exit handlers run and output flushed, the interpreter not taken apart: with torch
     loaded that takes seconds of CPU, on a busy machine many, and a launcher that waits for a stopped rank has 30.
+
+    A handler that hangs does not hang the run: multiprocessing's waits for ever for a queue's lock where a worker's
+    death interrupted who held it.
     """
+    last = threading.Timer(LONGEST_END, os._exit, (code,))
+    last.daemon = True
+    last.start()
     atexit._run_exitfuncs()
     with suppress(OSError):
         flush()

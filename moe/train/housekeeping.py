@@ -9,6 +9,7 @@ Decisions:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ def why_not_ours(folder: Path) -> str | None:
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder}: is no folder that was made here"
     ours = _ours(folder)
-    known = {*ours, *(str(parent) for name in ours for parent in Path(name).parents)}
-    strange = [name for name in ownership.entries(folder) if name not in known]
+    places = {str(parent) for name in ours for parent in Path(name).parents}  # empty ones; a link leads elsewhere
+    strange = [
+        name
+        for name in ownership.entries(folder)
+        if name not in ours and (name not in places or (folder / name).is_symlink())
+    ]
     if not strange:
         return None
     more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
@@ -92,14 +97,24 @@ def retain(save_folder: Path, **rule: Any) -> list[str]:
     left; returns, a line each, why others stay. The next call tries these again.
     """
     steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(save_folder)]
-    left = [*save_folder.glob(".removing-step-*"), *_replaced(save_folder)]
     old = [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]
-    return [reason for folder in [*left, *old] if (reason := remove_checkpoint(folder)) is not None]
+    reasons = _drop_replaced(save_folder)  # before the one that has replaced it goes
+    left = [*save_folder.glob(".removing-step-*"), *old]
+    return reasons + [reason for folder in left if (reason := remove_checkpoint(folder)) is not None]
 
 
-def _replaced(save_folder: Path) -> list[Path]:
+def _drop_replaced(save_folder: Path) -> list[str]:
+    """Removes checkpoints that a newer one of their step has replaced; returns why others stay, under another name: a
+    start would bring them back where the newer one is gone.
+    """
     caught = replaced_folders(save_folder)
-    return [folder for folder in save_folder.glob(".replaced-step-*") if folder not in caught]
+    reasons: list[str] = []
+    for old in [folder for folder in save_folder.glob(".replaced-step-*") if folder not in caught]:
+        if reason := remove_checkpoint(old):
+            with contextlib.suppress(OSError):
+                reason += f"; it stays as {set_aside(old).name}" if why_not_ours(old) else ""
+            reasons.append(reason)
+    return reasons
 
 
 def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
@@ -108,9 +123,8 @@ def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
         target = save_folder / old.name.removeprefix(".replaced-")
         old.rename(target)
         report(f"{target.name}: brought back, its replacement was interrupted")
-    for old in _replaced(save_folder):
-        if reason := remove_checkpoint(old):
-            report(f"warning: {reason}; it stays as {set_aside(old).name}")
+    for stays in _drop_replaced(save_folder):
+        report(f"warning: {stays}")
     for partial in [*save_folder.glob(".writing-step-*"), *save_folder.glob(".fetching-step-*")]:
         doing, _, name = partial.name[1:].partition("-")
         verb = "written" if doing == "writing" else "fetched"

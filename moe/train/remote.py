@@ -98,22 +98,21 @@ class RemoteRun:
         name, where = folder_name(step), f"{self.store.url}/{folder_name(step)}"
         self.report(f"fetching {name} from {self.store.url} ...")
         there = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
-        listed = [*self.manifest(step)["files"], MANIFEST]
-        for file in [*there, *listed]:
+        for file in there:
             path_below(self.local, file, where)
+        listed = [file for file in self.manifest(step)["files"] if file in there]  # its reader names what is missing
         aside = make_aside(self.local, "fetching", step)
         try:
             ownership.begin(aside, KIND, listed)
-            for file in listed:
-                if file in there:  # else the manifest's reader says that it is missing
-                    self.store.download(f"{name}/{file}", aside / file)
+            for file in [*listed, MANIFEST]:
+                self.store.download(f"{name}/{file}", aside / file)
             found = read_checkpoint(aside)
             (aside / ownership.MARK).unlink()
             set_aside(self.local / name)  # a local one that did not verify
             aside.rename(self.local / name)
         except BaseException:
             with contextlib.suppress(OSError):
-                ownership.remove_files(aside, [*listed, ownership.MARK])
+                ownership.remove_files(aside, [*listed, MANIFEST, ownership.MARK])
             raise
         return Checkpoint(self.local / name, found.manifest)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from moe.run import main
+from moe.cli.train import main
 from moe.train.checkpoints import load_state
 from tests.chaos.kills import check_epochs, samples, session_members
 from tests.tiny import tiny_config, write_config

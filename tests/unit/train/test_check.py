@@ -56,7 +56,7 @@ def test_check_reads_every_byte_of_data_and_checkpoints_and_changes_nothing(
 
 
 def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, arguments: list[str], capsys) -> None:
-    from moe.run import main as run
+    from moe.cli.train import main as run
 
     assert run([*arguments, "check=true"]) == 0
     assert "the same loss" in capsys.readouterr().out and not (tmp_path / "runs").exists()

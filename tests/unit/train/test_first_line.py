@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moe.cli.train import main
 from moe.model import Transformer
-from moe.run import main
 from moe.train.start import COMPILED
 from tests.unit.train.runs import rows, train
 
@@ -88,3 +88,16 @@ end(75)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (75, "last words\nhandler\n", "")
+
+
+def test_an_exit_handler_that_hangs_does_not_hang_the_run() -> None:
+    code = """
+import atexit, threading
+import moe.run
+moe.run.LONGEST_END = 0.2
+held = threading.Lock()
+held.acquire()
+atexit.register(held.acquire)
+moe.run.end(75)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 75

@@ -30,18 +30,23 @@ def strew(folder: Path, kind: str) -> Path:
     place = folder / "notes.txt"
     if kind == "in a folder":
         place = folder / "plots/loss.png"
-        place.parent.mkdir()
+        place.parent.mkdir(parents=True)
     if kind == "beside the tokenizer":
         place = folder / "tokenizer/notes.txt"
         place.parent.mkdir(exist_ok=True)
     if kind == "a link":
         place.symlink_to(folder / "nowhere")
+    elif kind == "a linked folder":
+        shutil.copytree(folder / "tokenizer", folder.parent / "mine")
+        shutil.rmtree(folder / "tokenizer")
+        place = folder / "tokenizer"
+        place.symlink_to(folder.parent / "mine")
     else:
         place.write_text("mine")
     return place
 
 
-@pytest.mark.parametrize("kind", ["a file", "in a folder", "beside the tokenizer", "a link"])
+@pytest.mark.parametrize("kind", ["a file", "in a folder", "beside the tokenizer", "a link", "a linked folder"])
 def test_a_users_file_in_an_old_checkpoint_stays_with_it_and_is_told_once(
     small: Path, tmp_path: Path, monkeypatch, capsys, kind: str
 ) -> None:
@@ -72,6 +77,9 @@ def test_a_users_file_in_an_old_checkpoint_stays_with_it_and_is_told_once(
             (reason,) = retain(folder, **RULE)
             assert "was not made here" in reason and str(place.relative_to(folder / "step-00000002")) in reason
         assert place.is_symlink() or place.read_text() == "mine"
+        if kind == "a linked folder":
+            assert (folder / "mine/tokenizer.json").is_file(), "what a link leads to is nobody's to remove"
+            return
         place.unlink()
         (place.parent.rmdir() if kind == "in a folder" else None)
         assert retain(folder, **RULE) == []
@@ -106,6 +114,17 @@ def test_what_is_left_of_an_unfinished_checkpoint_goes_unless_it_holds_a_users_f
     assert sum("notes.txt, which was not made here" in line for line in said) == 1
     assert not list(tmp_path.glob("*step-00000002-*")) and not (tmp_path / f"{name}step-00000002").exists()
     assert [read_checkpoint(tmp_path / folder_name(step)).step for step in (1, 2)] == [1, 2]
+
+
+def test_a_replaced_checkpoint_with_a_users_file_does_not_come_back(tmp_path: Path) -> None:
+    """A3: the step is saved anew, then removed by retention; a start would have found the old one under its name."""
+    strew(write(tmp_path, 1), "a file")
+    write(tmp_path, 1), write(tmp_path, 2)
+    (reason,) = retain(tmp_path, **RULE)
+    assert "holds notes.txt" in reason and "it stays as set-aside-step-00000001" in reason
+    clear_unfinished(tmp_path, print)
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["set-aside-step-00000001", "step-00000002"]
+    assert (tmp_path / "set-aside-step-00000001/notes.txt").read_text() == "mine"
 
 
 def test_a_write_that_was_killed_is_known_by_its_mark(tmp_path: Path, monkeypatch) -> None:
@@ -209,3 +228,16 @@ def test_a_folder_with_the_name_of_a_runs_temporary_one_is_moved_not_emptied(
     assert not own.exists() and (place / f"{own.name}-left-1/thesis.tex").read_text() == "mine"
     shutil.rmtree(place)
     assert f"stays as {own}-left-1" in capsys.readouterr().out
+
+
+def test_a_folder_with_the_name_of_a_tokenizer_in_the_making_stays(tmp_path: Path) -> None:
+    """A3: a run folder's `.tokenizer.tmp` was removed for its name; a disk that is full leaves none of ours."""
+    from moe.data.text.kept_tokenizer import KeptTokenizer, write_kept
+
+    strew(tmp_path / ".tokenizer.tmp", "in a folder")
+    files = {"tokenizer.json": b"{}", "more.json": b"{}"}
+    assert write_kept(KeptTokenizer("f", files), tmp_path / "tokenizer")
+    with pytest.raises(TypeError):
+        write_kept(KeptTokenizer("f", {**files, "z.json": None}), tmp_path / "other")  # type: ignore[dict-item]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tokenizer.tmp", "tokenizer"]
+    assert (tmp_path / ".tokenizer.tmp/plots/loss.png").read_text() == "mine"

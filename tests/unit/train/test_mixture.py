@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe.cli.train import main
 from moe.data.write.convert import convert
 from moe.data.write.request import Request
-from moe.run import main
 from tests.tiny import tiny_config, write_config, write_text
 from tests.unit.train.runs import rows, weights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.run import main
+from moe.cli.train import main
 from moe.s3 import RemoteFolder
 from tests.tiny import tiny_config, write_config
 

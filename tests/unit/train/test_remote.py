@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.run import main
+from moe.cli.train import main
 from moe.s3 import RemoteError, RemoteFolder
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, die_after

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe.cli.train import main
 from moe.config import load_config
-from moe.run import main
 from moe.train.spikes import WINDOW, SpikeCounter
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import EPOCH, assert_same_run, die, rows, train, weights

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe.run import main
+from moe.cli.train import main
 from moe.train.stop import StopSignal
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import rows, train, weights
