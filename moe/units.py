@@ -51,6 +51,16 @@ def clean_line(text: str) -> str:
     return re.sub(r"[\t\n]", "?", clean(text))
 
 
+def printable(text: str) -> str:
+    """As `clean_line`, with escapes: names that differ stay different, and bytes that are no UTF-8 can be read."""
+    return re.sub(rf"{UNSAFE.pattern}|[\t\n]", _escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])  # a byte of a file's name that is no UTF-8 stands here as a surrogate (PEP 383)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
+
+
 def ready() -> None:
     """At the start of a command: what libraries print is stopped by no character either."""
     for stream in (sys.stdout, sys.stderr):

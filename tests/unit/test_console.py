@@ -98,3 +98,13 @@ def test_a_console_that_was_closed_before_the_start(closed: str) -> None:
     command = f'exec {number}>&-; exec {sys.executable} -c "{code}"'
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and (done.stdout, done.stderr) == ((b"", b"b\n") if number == 1 else (b"a\n", b""))
+
+
+def test_names_are_shown_with_escapes_that_keep_them_apart() -> None:
+    """C5: bytes that are no UTF-8, lone surrogates, control characters and those that turn the line around."""
+    from moe.units import printable
+
+    texts = ["a\udcffb", "a\udcfeb", "a\ud800b", "a\x1b[2Jb", "a\u202eb", "a\nb", "a\tb", "a\x85b", "aüb 你 😀"]
+    shown = [printable(text) for text in texts]
+    assert shown[:3] == ["a\\xffb", "a\\xfeb", "a\\ud800b"] and shown[-1] == texts[-1]
+    assert len(set(shown)) == len(texts) and all(text.encode().decode().isprintable() for text in shown)

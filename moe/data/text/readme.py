@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from moe.data.text.files import printable
 from moe.errors import InputError
+from moe.units import printable
 
 MOST_CHARS = 256 << 10
 MOST_PATTERN, MOST_PATTERNS = 1000, 100_000

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from moe.data.hub import dataset_listing
 from moe.data.text.content import Known
-from moe.data.text.files import Source, SourceFile, kind_of, printable
+from moe.data.text.files import Source, SourceFile, kind_of
 from moe.data.text.local import local_source
 from moe.data.text.selection import select
 from moe.errors import InputError
+from moe.units import printable
 
 
 def is_hub_name(name: str) -> bool:
