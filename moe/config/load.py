@@ -22,12 +22,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from moe.common.errors import InputError
+from moe.common.paths import local_path
 from moe.config.checks import find_faults
 from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
-from moe.errors import InputError
-from moe.paths import local_path
 
 MOST_VALUES = 100_000  # of a yaml, its aliases written out
 

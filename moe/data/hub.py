@@ -5,7 +5,7 @@
   (Content-Range) and its ETag; a file read from its front to its end also against the listing's own hash
   (hub_proof.py).
 - A server that ignores ranges sends the whole file: up to WHOLE_BYTES that is used, above it the truth is told.
-- Names of a listing are checked before any address is made of them (moe/outside.py).
+- Names of a listing are checked before any address is made of them (moe/common/untrusted_names.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 from urllib.parse import quote
 
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.untrusted_names import file_name, plain_name
 from moe.data.hub_client import Answer, request, shown, url_of
 from moe.data.hub_proof import Proof
-from moe.errors import InputError
-from moe.outside import file_name, plain_name
-from moe.typed_json import parse_json
 
 KEPT_BLOCKS = 4  # text and id of one row group are read in turn
 WHOLE_BYTES = 64 << 20

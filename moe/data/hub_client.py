@@ -23,8 +23,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from moe.errors import InputError
-from moe.units import clean_line, clock, note
+from moe.common.errors import InputError
+from moe.common.units import clean_line, clock, note
 
 PATIENCE_S, UNREACHED_S = 15 * 60.0, 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0

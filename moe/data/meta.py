@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from moe.data.places import open_folder
-from moe.errors import InputError
-from moe.typed_json import parse_json
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.data.locations import open_folder
 
 SPLITS = ("train", "val")
 FORMAT = 1

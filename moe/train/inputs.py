@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from moe.common.errors import InputError
+from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData, parse_time
 from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
 from moe.data.text.tokenizer import load_tokenizer
-from moe.errors import InputError
-from moe.units import short
 
 if TYPE_CHECKING:
     from moe.data.read.text_plan import TextPlan
     from moe.model.flops import ParameterCount
-    from moe.train.run_folder import RunFolder
+    from moe.train.checkpointing.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
 
     A run that goes on is held against its checkpoint and its data all the same. Raises InputError.
     """
-    from moe.train.run_folder import local_folder
+    from moe.train.checkpointing.run_folder import local_folder
 
     folder = local_folder(config.save_folder, config.run_name)
     own, fault = folder / "tokenizer", None
@@ -139,7 +139,7 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
 def _check_text(config: Config, text: TextData, tokenizer: str, report: Callable[[str], None]) -> Inputs:
     from moe.data.read.text_known import read_known
     from moe.data.read.text_plan import open_text  # not at the top: shards are read without pyarrow
-    from moe.train.run_folder import local_folder  # which imports much that shards do not need
+    from moe.train.checkpointing.run_folder import local_folder
 
     folder = local_folder(config.save_folder, config.run_name)
     plan = open_text(

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe.common.typed_json import parse_json
 from moe.data.text.content import Known, known_of
 from moe.data.text.files import SourceFile
-from moe.typed_json import parse_json
 
 NAME = "text_files.json"
 

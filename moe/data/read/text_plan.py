@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.units import size
 from moe.data.read.lanes import TextJob, cut_pieces
 from moe.data.text.content import Known, stat_of, wholes_of
 from moe.data.text.encoders import choose_encoder
@@ -22,8 +24,6 @@ from moe.data.text.sample import sample_documents, spread_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
-from moe.errors import InputError
-from moe.units import size
 
 SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
 WHOLE = "all bytes="  # begins the part of a fingerprint that is compared where both have it

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.ownership import remove_files
 from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
-from moe.errors import InputError
-from moe.ownership import remove_files
 
 CONFIG_FILE = "tokenizer_config.json"
 

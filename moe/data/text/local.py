@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe.common.errors import InputError
+from moe.common.units import printable
 from moe.data.text.content import Known, versions_of
 from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
 from moe.data.text.selection import select
 from moe.data.text.walk import OUTPUT, TWICE, walk
-from moe.errors import InputError
-from moe.units import printable
 
 MOST_README = 4 << 20
 

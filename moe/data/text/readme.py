@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from moe.errors import InputError
-from moe.units import printable
+from moe.common.errors import InputError
+from moe.common.units import printable
 
 MOST_CHARS = 256 << 10
 MOST_PATTERN, MOST_PATTERNS = 1000, 100_000

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from moe.common.errors import InputError
+from moe.common.units import printable
 from moe.data.hub import dataset_listing
 from moe.data.text.content import Known
 from moe.data.text.files import Source, SourceFile, kind_of
 from moe.data.text.local import local_source
 from moe.data.text.selection import select
-from moe.errors import InputError
-from moe.units import printable
 
 
 def is_hub_name(name: str) -> bool:

@@ -20,9 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.paths import local_path
 from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_fault
-from moe.errors import InputError
-from moe.paths import local_path
 
 PROBES = (
     "Hello world",

@@ -15,9 +15,9 @@ import re
 import time
 from pathlib import Path
 
+from moe.common.errors import InputError
+from moe.common.units import note
 from moe.data.hub_client import Answer, endpoint, nobody_there, request, told, url_of
-from moe.errors import InputError
-from moe.units import note
 
 FIRST = "tokenizer_config.json"
 FILES = (

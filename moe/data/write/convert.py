@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.write import merge
@@ -30,8 +32,6 @@ from moe.data.write.run_units import limit_is_reached, parts_of, run
 from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
-from moe.errors import InputError
-from moe.units import tell as say
 
 
 def convert(request: Request) -> Meta | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit
@@ -21,7 +22,6 @@ from moe.data.text.rows import Skipped
 from moe.data.write.doubled import Doubled
 from moe.data.write.shards import ShardFile, ShardFormat
 from moe.data.write.unit_store import UnitStore
-from moe.errors import InputError
 
 PIECE_TOKENS = 1 << 19
 COPIES_AT_ONCE = 8  # on a bucket each takes a second, of waiting

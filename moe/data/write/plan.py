@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.units import tell as say
 from moe.data.text.content import Known
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
@@ -26,8 +28,6 @@ from moe.data.write.progress import human
 from moe.data.write.request import Request
 from moe.data.write.state import Workspace
 from moe.data.write.unit import Job
-from moe.errors import InputError
-from moe.units import tell as say
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.locks import Busy, take_lock
+from moe.common.ownership import entries, remove_files, replaceable_place
+from moe.common.paths import path_or_address
+from moe.common.units import say
 from moe.data.folders import LocalFolder
-from moe.data.places import open_folder
+from moe.data.locations import open_folder
 from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.text.files import SourceFile, Unit
 from moe.data.write.workspace import RESULT, WORK, Work
-from moe.errors import InputError
-from moe.locks import Busy, take_lock
-from moe.ownership import entries, remove_files, replaceable_place
-from moe.paths import path_or_address
-from moe.units import say
 
 
 class LocalWorkspace(Work):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.hub_proof import proven
 from moe.data.text.encoders import Encoder, build_encoder
@@ -25,7 +26,6 @@ from moe.data.write.packing import Packer
 from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit_store import MARK
-from moe.errors import InputError
 
 Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
 

@@ -12,6 +12,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.ownership import refuse_strangers
+from moe.common.typed_json import parse_json
+from moe.common.units import say
 from moe.data.folders import Folder
 from moe.data.text.content import Known
 from moe.data.text.files import SourceFile, Unit
@@ -29,10 +33,6 @@ from moe.data.write.differences import (
 )
 from moe.data.write.recorded import edited
 from moe.data.write.unit_store import UnitStore
-from moe.errors import InputError
-from moe.ownership import refuse_strangers
-from moe.typed_json import parse_json
-from moe.units import say
 
 # what a conversion writes: in <out>, and at the top of <out>.partial
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")

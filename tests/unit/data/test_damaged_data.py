@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
+from moe.common.errors import DataFault, InputError
 from moe.data import read_meta
 from moe.data.read.verify import read_samples, verify_split
 from moe.data.text.planning import plan_units
 from moe.data.text.sources import local_source
 from moe.data.write.convert import convert
-from moe.errors import DataFault, InputError
 from tests.damage import edit
 from tests.unit.data.conftest import make_texts, write_parquet
 from tests.unit.data.read.loaders import train_loader

@@ -119,7 +119,7 @@ def test_every_stream_is_held_against_the_config(tiny, tmp_path, folders, capsys
 
 
 def test_an_evaluation_interrupted_between_two_streams_is_made_up_for(tiny, tmp_path, folders, monkeypatch) -> None:
-    from moe.train.model import TokenLoss
+    from moe.train.composer_model import TokenLoss
 
     config = mixture(tiny, folders)
     plain, made = TokenLoss.compute, []

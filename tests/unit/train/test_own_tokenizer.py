@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from moe.cli.main import main as moe
-from moe.export.to_hf import export
-from moe.s3 import RemoteFolder
+from moe.common.s3 import RemoteFolder
 from moe.train.inputs import data_fingerprint, shards_fingerprint
+from moe.use.export.to_hf import export
 from tests.tiny import write_tokenizer
 from tests.unit.train.runs import train
 

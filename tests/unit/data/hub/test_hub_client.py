@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import hub, hub_client
 from moe.data.text.streams import open_source
-from moe.errors import InputError
 from tests.unit.data.hub.some_set import BASE, source, stream
 from tests.unit.data.hub_server import SHA, Hub
 
@@ -184,7 +184,7 @@ def test_what_libraries_fetch_themselves_is_tried_again_with_the_same_patience(m
     """B10: an import from the hub was a third way there."""
     import requests
 
-    from moe.export import from_hf
+    from moe.use.export import from_hf
 
     slept: list[float] = []
     monkeypatch.setattr(hub_client.time, "sleep", slept.append)

@@ -6,13 +6,13 @@ import random
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.hub_proof import proven
 from moe.data.meta import read_meta
 from moe.data.text import planning
 from moe.data.text.streams import open_source
 from moe.data.text.tables import open_parquet
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data import hub_server
 from tests.unit.data.conftest import make_texts
 from tests.unit.data.hub.some_set import BASE, source, stream

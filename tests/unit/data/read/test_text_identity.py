@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.read.lanes import documents
 from moe.data.read.text_known import NAME, read_known, write_known
 from moe.data.text import content
-from moe.errors import InputError
-from moe.train.checkpoints import Checkpoint
-from moe.train.continuing import check_continues
+from moe.train.checkpointing.checkpoints import Checkpoint
+from moe.train.checkpointing.compatibility import check_continues
 from tests.unit.data.conftest import make_texts
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moe.common.errors import InputError
 from moe.data.text.files import KINDS
 from moe.data.text.readme import matcher, read_configs
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.errors import InputError
 from tests.chaos.foreign import readme_header
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.text import planning
 from moe.data.text.plain_text import TXT_CHARS
 from moe.data.text.planning import plan_units
@@ -9,7 +10,6 @@ from moe.data.text.reading import read_batches
 from moe.data.text.readme import matcher
 from moe.data.text.selection import select
 from moe.data.text.sources import local_source
-from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
 README = """---

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from moe.common.errors import InputError
 from moe.data.text.encoders import HARD, Transformers, first_difference
 from moe.data.text.tokenizer import (
     decode_new,
@@ -17,7 +18,6 @@ from moe.data.text.tokenizer import (
     plain_json,
     tokenizer_fingerprint,
 )
-from moe.errors import InputError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz</>[]"
 

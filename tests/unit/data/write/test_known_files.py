@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.text import content
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.write import pool
-from moe.errors import InputError
 
 
 def blocked(unit: object) -> bool:
