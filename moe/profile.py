@@ -158,15 +158,15 @@ def deal_out(model: MoEModel) -> None:
 
     def dealt(choose: Callable[[Tensor], Routing], x_TD: Tensor) -> Routing:
         routing = choose(x_TD)
-        n_experts = routing.counts_E.shape[0]
+        n_experts = routing.stats.counts_E.shape[0]
         number_N = torch.arange(routing.expert_TK.numel(), device=x_TD.device)
         expert_TK = (number_N % n_experts).view_as(routing.expert_TK)
-        counts_E = torch.zeros_like(routing.counts_E).scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
-        return routing._replace(expert_TK=expert_TK, counts_E=counts_E)
+        counts_E = torch.zeros(n_experts, dtype=torch.int64, device=x_TD.device)
+        counts_E.scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
+        return routing._replace(expert_TK=expert_TK, stats=routing.stats._replace(counts_E=counts_E))
 
-    for block in model.transformer.blocks:
-        router: Any = block.moe.router  # type: ignore[union-attr]
-        router.forward = partial(dealt, router.forward)
+    for router in model.transformer.routers:
+        router.forward = partial(dealt, router.forward)  # type: ignore[method-assign]
 
 
 class _Loop:
@@ -176,7 +176,7 @@ class _Loop:
         self, config: Config, inputs: Inputs, model: MoEModel, optimizer: torch.optim.Optimizer, microbatch: int
     ):
         self.config, self.model, self.optimizer, self.microbatch = config, model, optimizer, microbatch
-        self.device = model.expert_share_LE.device
+        self.device = model.device
         spec = build.build_train_spec(config, inputs, 1, inputs.text)
         self.loader, self.transform = spec.dataloader, spec.batch_transforms
         self.batches: Any = iter(self.loader)
@@ -221,8 +221,9 @@ def _part_rows(
     say: Callable[[str], None],
 ) -> list[Row]:
     net, settings = model.transformer, config.model
-    block: Any = net.blocks[0]
-    device = model.expert_share_LE.device
+    attn: Any = net.blocks[0].attn
+    moe = net.expert_layers[0]
+    device = model.device
     part = {key: value[:microbatch] for key, value in batch.items()}
     tokens_BS = part["tokens"]
     with get_precision_context(Precision(config.precision)):
@@ -232,26 +233,27 @@ def _part_rows(
         documents = net._documents(tokens_BS, part.get("document_ends"), dtype) if settings.document_mask else None
     rope, x_TD = (cos.to(dtype), sin.to(dtype)), x_BSD.flatten(0, 1)
     with torch.no_grad():
-        routing = block.moe.router(x_TD)
+        routing = moe.router(x_TD)
     weight_TK = routing.weight_TK.requires_grad_()
 
     def route(x: Tensor) -> Tensor:
-        found = block.moe.router(x)
-        return found.weight_TK.sum() + found.prob_E.sum() + found.z
+        found = moe.router(x)
+        return found.weight_TK.sum() + found.stats.score_E.sum() + found.stats.z
 
     def experts(x: Tensor) -> Tensor:
-        return moe_experts(x, weight_TK, routing.expert_TK, block.moe.w13, block.moe.w2, routing.counts_E)
+        return moe_experts(x, weight_TK, routing.expert_TK, moe.w13, moe.w2, routing.stats.counts_E)
 
     def loss(x: Tensor) -> Tensor:
         fused = net.loss_backend if x.is_cuda else None
         labels = part["labels"].flatten()
         return linear_cross_entropy(x, net.head_weight, labels, z_weight=settings.z_loss, fused=fused).loss
 
-    layers, times = settings.n_layers, config.global_train_batch_size / microbatch
+    layers, expert_layers = settings.n_layers, len(net.expert_layers)
+    times = config.global_train_batch_size / microbatch
     wanted: list[tuple[str, Callable[[Tensor], Tensor], Tensor, int]] = [
-        ("attention", lambda x: block.attn(x, rope, documents), x_BSD, layers),
-        ("router", route, x_TD, layers),
-        ("experts", experts, x_TD, layers),
+        ("attention", lambda x: attn(x, rope, documents), x_BSD, layers),
+        ("router", route, x_TD, expert_layers),
+        ("experts", experts, x_TD, expert_layers),
         ("loss", loss, x_TD, 1),
     ]
     shape = model_shape(settings, inputs.vocab_size)
