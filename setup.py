@@ -1,17 +1,37 @@
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "moe/__init__.py").read_text(encoding="utf-8"), re.M)
+
+
+class BuildWithYamls(build_py):
+    """The yamls go into the package as moe/yamls, for `moe yaml` and `moe demo`; here they stay in one place."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # which reads them from that place
+            return
+        folder = Path(self.build_lib, "moe/yamls")
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
+        shutil.copytree(ROOT / "yamls", folder)
+
 
 setup(
     name="moe-trainer",
-    version="0.1.0",
+    version=VERSION[1],
     description="Pretrain Mixture-of-Experts language models with Composer and Streaming: exact, resumable, simple.",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["moe", "moe.*"]),
     package_data={"moe.runs": ["page.css", "page.js"]},
+    cmdclass={"build_py": BuildWithYamls},
     install_requires=[
         "torch>=2.7",
         "mosaicml==0.32.1",

@@ -2,7 +2,8 @@
 
 import sys
 
-from moe.run import end, main
+from moe.cli.train import main
+from moe.run import end
 
 if __name__ == "__main__":
     end(main(sys.argv[1:]))

@@ -1,3 +1,3 @@
 """Pretraining of Mixture-of-Experts language models with Composer and Streaming."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # setup.py reads it from this line

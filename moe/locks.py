@@ -84,6 +84,19 @@ def held_by(path: Path) -> str | None:
     return None
 
 
+def has_locks(path: Path) -> bool:
+    """False where the file system says of the lock file `path` that it has none: who holds it cannot be known."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in BUSY
+    except OSError:
+        pass
+    return True
+
+
 def _tell_once(path: Path, error: OSError, report: Callable[[str], None]) -> None:
     folder = str(path.parent)
     if folder not in _TOLD:

@@ -1,6 +1,7 @@
 """What may be removed: only what carries our own mark and holds nothing else.
 
-    FOLDER/.made.json   {"made_by": "moe", "kind": "export", "files": [...]}, written last; files is null in the making
+    FOLDER/.made.json   {"made_by": "moe", "kind": "export", "files": [...]}, written last; files is null in the making,
+                        where it is not known yet what will be in it
 
 - The mark lists every file. A file, link or empty folder that it does not list is a stranger: the folder is refused by
   that name, and nothing is touched.
@@ -63,14 +64,25 @@ def refuse_strangers(folder: object, names: Iterable[str], is_ours: Callable[[st
         )
 
 
-def begin(folder: Path, kind: str) -> None:
-    """Mark a folder that is being made."""
-    _write(folder, kind, None)
+def begin(folder: Path, kind: str, files: list[str] | None = None) -> None:
+    """Mark a folder that is being made. files: what will be in it, where that is known."""
+    _write(folder, kind, files)
 
 
 def finish(folder: Path, kind: str) -> None:
     """Mark a folder that is whole, with all that is in it."""
     _write(folder, kind, [name for name in entries(folder) if name != MARK])
+
+
+def marked_files(folder: Path, kind: str) -> list[str] | None:
+    """What the mark of `kind` lists; None where there is no such mark, or it lists nothing."""
+    made = _read(folder)
+    return made["files"] if made is not None and made["kind"] == kind else None
+
+
+def carries_mark(folder: Path, kind: str) -> bool:
+    made = _read(folder)
+    return made is not None and made["kind"] == kind and not folder.is_symlink()
 
 
 def refuse_unless_own(folder: Path, kind: str, flag: str) -> None:
@@ -112,14 +124,27 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
             continue
 
 
+def mark(kind: str, files: list[str] | None) -> bytes:
+    """What stands in a mark."""
+    return json.dumps({"made_by": "moe", "kind": kind, "files": files}).encode() + b"\n"
+
+
 def _write(folder: Path, kind: str, files: list[str] | None) -> None:
-    (folder / MARK).write_text(json.dumps({"made_by": "moe", "kind": kind, "files": files}) + "\n", encoding="utf-8")
+    (folder / MARK).write_bytes(mark(kind, files))
 
 
 def _read(folder: Path) -> dict | None:
     try:
-        made = json.loads((folder / MARK).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_mark((folder / MARK).read_bytes())
+    except OSError:
+        return None
+
+
+def read_mark(content: bytes) -> dict | None:
+    """`kind` and `files` of a mark; None where it is none of ours."""
+    try:
+        made = json.loads(content)
+    except (ValueError, RecursionError):
         return None
     if not isinstance(made, dict) or made.get("made_by") != "moe":
         return None

@@ -1,8 +1,4 @@
-"""The run from command line to exit code: everything cheap is checked first.
-
-Exit codes: 0 done (also: already complete), 1 failed, 2 input a user can mend, 75 stopped early (run the same command
-again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
-"""
+"""A run from its config to its end: everything cheap is checked first. Under several ranks only rank 0 speaks."""
 
 from __future__ import annotations
 
@@ -13,48 +9,20 @@ import warnings
 from contextlib import suppress
 from typing import NoReturn
 
-from moe.config import Config, ConfigError, ParallelismConfig, load_config, parse_seconds
-from moe.config.checks import check_ranks
-from moe.environment import settle
-from moe.errors import InputError, RunFailed
+from moe.config import Config, ParallelismConfig
+from moe.errors import InputError
 from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_precision
-from moe.train.stop import EXIT_STOPPED, LAST_RESORT, Stopped, StopSignal
-from moe.units import complain, flush, ready, say, show
+from moe.train.stop import LAST_RESORT, Stopped, StopSignal
+from moe.units import flush, say
 
-USAGE = (
-    "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
-)
 DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
 
 
 def main(argv: list[str]) -> int:
-    """Runs `train.py`'s command line; returns the exit code."""
-    ready()
-    if not argv or argv[0] in ("-h", "--help"):
-        show(USAGE)
-        return 0 if argv else 2
-    # Python's tracker of shared memory clears what a second Ctrl+C leaves; that it does is no news
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    stop = StopSignal()
-    stop.install()
-    say(f"moe: reading {argv[0]} ...")  # before all that takes time
-    try:
-        settle()
-        config = load_config(argv[0], argv[1:])
-        if faults := check_ranks(config, WORLD_SIZE):
-            raise ConfigError(argv[0], faults)
-        if config.check:
-            from moe.checks.page import show_checks
+    """As `moe.cli.train.main`, under its former name."""
+    from moe.cli.train import main
 
-            return show_checks(lambda: config, argv[0])
-        stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
-        return train(config, stop)
-    except (InputError, RunFailed) as error:
-        if LOCAL_RANK == 0:
-            complain(str(error))
-        return 2 if isinstance(error, InputError) else 1
-    except Stopped:
-        return EXIT_STOPPED
+    return main(argv)
 
 
 def end(code: int) -> NoReturn:

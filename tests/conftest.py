@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import atexit
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,26 @@ if not os.path.exists("/dev/nvidiactl"):  # with a GPU the kernels run there
     os.environ.setdefault("TRITON_INTERPRET", "1")  # on the CPU; read when Triton is first imported
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def shared_memory_of_this_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Streaming closes its shared memory when the process ends: a dozen descriptors a dataset, hundreds of datasets."""
+    if (module := sys.modules.get("streaming.base.shared.memory")) is None:
+        yield
+        return
+    made: list = []
+    begin = module.SharedMemory.__init__
+
+    def note(memory, *args, **settings) -> None:
+        begin(memory, *args, **settings)
+        made.append(memory)
+
+    monkeypatch.setattr(module.SharedMemory, "__init__", note)
+    yield
+    for memory in made:
+        atexit.unregister(memory.cleanup)
+        memory.cleanup()
 
 
 @pytest.fixture(scope="session")

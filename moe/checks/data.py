@@ -41,11 +41,11 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
     else:
         checked = "sizes and xxh64 of all shards" if hashes else "sizes of all shards"
     results = [Result("data", "pass", "; ".join([*inputs.plan, checked])), _enough(config, inputs)]
-    return results + _losses(config), inputs
+    return results + _losses(config, inputs), inputs
 
 
-def _losses(config: Config) -> list[Result]:
-    """What the conversions skipped or could not write; nothing for text that is tokenised as it is read."""
+def _losses(config: Config, inputs: Inputs) -> list[Result]:
+    """What the conversions skipped or could not write; of text that is tokenised as it is read, what a sample says."""
     from moe.data.meta import read_meta, warnings_of
     from moe.train.inputs import streams_of
 
@@ -54,6 +54,8 @@ def _losses(config: Config) -> list[Result]:
         for name, spec in streams_of(config.train_data).items()
         for warning in warnings_of(read_meta(spec.local))
     ]
+    if inputs.text is not None and inputs.text.warning is not None:
+        found.append(inputs.text.warning.removeprefix("warning: "))
     return [Result("text", "warn", "; ".join(found))] if found else []
 
 

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+from moe.cli.yaml import folder as yamls
 from moe.paths import local_path
 from moe.units import tell
 
 PROMPTS = ("Return a new list with", "The function raises an error if", "This module provides")
-CONFIG = "yamls/demo.yaml"
 RUN = Path("checkpoints/demo")
 DATA = Path("data/demo")
 SAVING = 60  # seconds that Ctrl+C waits for a run to save and end
@@ -29,11 +29,9 @@ def run(args: argparse.Namespace) -> int:
     tell(f"moe demo: text, tokenizer and shards in {args.data}, then a small training ...")
     from moe.data.text.corpus import build_corpus
     from moe.data.text.train_tokenizer import train_tokenizer
-    from moe.errors import InputError
 
-    if not Path(CONFIG).is_file():
-        raise InputError(f"{CONFIG} is not here; run `make demo` in the repository's folder")
     start = time.monotonic()
+    moe = str(Path(sys.executable).with_name("moe"))
     text, tokenizer, shards = args.data / "text", args.data / "tokenizer", args.data / "mds"
     _title(1, "Text: English documentation that is on this machine, as parquet in FineWeb's schema")
     if _there(text / "corpus.done"):
@@ -43,20 +41,20 @@ def run(args: argparse.Namespace) -> int:
     if _there(tokenizer / "tokenizer_config.json"):
         train_tokenizer(dataset=str(text), out=tokenizer, vocab_size=8192)
     _title(3, "Shards: the text as tokens")
-    command = ["convert/fineweb_to_mds.py", "--dataset", str(text), "--tokenizer", _folder(tokenizer)]
+    command = ["convert", "--dataset", str(text), "--tokenizer", _folder(tokenizer)]
     command += ["--seq-len", "256", "--val-fraction", "0.01", "--out", str(shards)]
-    if _there(shards / "meta.json") and (code := _call([sys.executable, *command], "python")):
+    if _there(shards / "meta.json") and (code := _call([moe, *command], "moe")):
         return code
     _title(4, "Training")
-    composer = [str(Path(sys.executable).with_name("composer")), "train.py", CONFIG]
+    train = ["train", str(yamls() / "demo.yaml")]
     if args.data != DATA:
-        composer += [f"tokenizer={_folder(tokenizer)}", f"train_data.local={shards}", f"eval_data.local={shards}"]
-    if code := _call(composer, "composer"):
+        train += [f"tokenizer={_folder(tokenizer)}", f"train_data.local={shards}", f"eval_data.local={shards}"]
+    if code := _call([moe, *train], "moe"):
         return code
     _title(5, "What it learned to write")
     prompts = [argument for prompt in PROMPTS for argument in ("--prompt", prompt)]
     generate = ["generate", str(RUN), "--max-new-tokens", "40", *prompts]
-    if code := _call([str(Path(sys.executable).with_name("moe")), *generate], "moe"):
+    if code := _call([moe, *generate], "moe"):
         return code
     _summary(time.monotonic() - start)
     return 0
@@ -116,8 +114,9 @@ validation loss {before:.3f} at step {first} -> {after:.3f} at step {last} ({sec
 checkpoint      {newest}
 logs            {RUN}/metrics.jsonl, {RUN}/tensorboard
 
-The same with FineWeb (10 billion tokens; the second wants a GPU):
-  python convert/fineweb_to_mds.py
-  composer train.py yamls/500m.yaml
+The same with FineWeb (10 billion tokens; the last wants a GPU):
+  moe convert
+  moe yaml 500m
+  moe train 500m.yaml
 """
     )

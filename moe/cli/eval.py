@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -61,18 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data:
         measure_data(args)
     if args.tasks is not None:
-        from moe.harness import run_tasks
-
-        run_tasks(
-            args.checkpoint,
-            step=args.step,
-            tokenizer=args.tokenizer,
-            tasks=[name.strip() for name in args.tasks.split(",") if name.strip()],
-            include_path=args.include_path,
-            limit=args.limit,
-            batch_size=args.batch_size,
-            output=args.output,
-        )
+        measure_tasks(args, [name.strip() for name in args.tasks.split(",") if name.strip()])
     return 0
 
 
@@ -124,6 +114,25 @@ def measure_data(args: argparse.Namespace) -> None:
             f"{folder / args.split} at step {checkpoint.step:,}: loss {found.loss:.4f}  "
             f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} samples)"
         )
+
+
+def measure_tasks(args: argparse.Namespace, tasks: list[str]) -> None:
+    """Exports the checkpoint where that was not done, and prints lm-eval's tables of --tasks."""
+    from moe.export.beside import exported
+    from moe.harness import KEPT, find_tasks, result_tables, run_tasks
+    from moe.inference import find_checkpoint
+
+    manager = find_tasks(tasks, args.include_path)
+    checkpoint = find_checkpoint(args.checkpoint, args.step)
+    folder = exported(checkpoint, args.tokenizer)
+    results = run_tasks(folder, tasks, manager, limit=args.limit, batch_size=args.batch_size)
+    show(f"\n{checkpoint.path.parent} at step {checkpoint.step:,}")
+    for table in result_tables(results):
+        show(table)
+    if args.output is not None:
+        kept = {"step": checkpoint.step, **{key: results[key] for key in KEPT if key in results}}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:

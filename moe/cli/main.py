@@ -16,6 +16,11 @@ from moe.units import drop, flush, note, ready, show
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
+    "yaml": "write one of the yamls to begin with into a file of your own",
+    "tokenizer": "train a tokenizer on text",
+    "convert": "tokenise text into shards",
+    "train": "train what a yaml says, or go on where the run stopped",
+    "export": "write a checkpoint as a Hugging Face folder, or make one of such a folder",
     "estimate": "parameters, memory, time, cost and disk of a run, from its yaml alone",
     "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",
     "inspect": "show and verify a converted dataset",
@@ -28,6 +33,7 @@ COMMANDS = {
     "eval": "measure a trained checkpoint: loss on converted data, or lm-eval's tasks",
 }
 
+JOBS = {"tokenizer", "convert", "train", "export"}  # as in train.py and convert/*.py: own exit codes
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers")  # that --version tells of
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -52,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="moe",
         description="Pretrain Mixture-of-Experts language models.",
-        epilog=f"commands:\n{listed}\n\nmoe COMMAND --help tells more; training is: composer train.py CONFIG.yaml",
+        epilog=f"commands:\n{listed}\n\nmoe COMMAND --help tells more",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the versions and exit")
@@ -64,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     command = import_module(f"moe.cli.{name}")
     parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
+    if name in JOBS:  # a closed pipe or a full disk means another thing there
+        return command.run(parser.parse_intermixed_args(argv[1:]))
     try:
         settle()
         code = command.run(parser.parse_intermixed_args(argv[1:]))  # key=value may stand after a flag

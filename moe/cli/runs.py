@@ -1,4 +1,4 @@
-"""Lists all runs of a folder: state, progress, loss, last checkpoint."""
+"""Lists all runs of a folder: state, progress, loss, last checkpoint, and what was changed in mid-run."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     elif found:
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(table(found, time.time(), console))
+        for line in [f"{each.folder}: changed {words}" for each in found for words in each.changed]:
+            console.print(line)
     for line in notes:
         note(f"note: {line}")
     if faults:

@@ -62,10 +62,11 @@ class Meta:
     versions: dict[str, str]
     # counted since these fields are there; None in an older meta.json
     id_column: str | None = None  # what names documents; None: their text
-    duplicate_ids: int | None = None  # documents whose id an earlier one of their unit has
+    duplicate_ids: int | None = None  # documents whose id an earlier one has, in the whole dataset
+    duplicates_estimated: bool | None = None  # by a sample of the ids: above a million different ones
     separators: int | None = None  # EOS lines of .txt files, which ended documents
     unknown_tokens: int | None = None  # among `tokens`
-    sampled_characters: int | None = None  # of the front of each unit, white space aside
+    sampled_characters: int | None = None  # drawn from all over each unit, white space aside
     lost_characters: int | None = None  # among these: decoding does not give them back
     format: int = field(default=FORMAT)
 
@@ -74,11 +75,12 @@ def warnings_of(meta: Meta) -> list[str]:
     """Losses above WORTH_A_WARNING: rows skipped, tokens unknown, characters gone, ids that are not unique."""
     documents, tokens = sum(meta.documents.values()), sum(meta.tokens.values())
     skipped = sum(meta.skipped.values())
+    same = "documents have the id of another" + (", by estimate" if meta.duplicates_estimated else "")
     shares = (
         (skipped, documents + skipped, "rows were skipped", "see skipped_examples in meta.json"),
         (meta.unknown_tokens, tokens, "tokens are unknown to the tokenizer", "take one with byte fallback"),
         (meta.lost_characters, meta.sampled_characters, "characters are lost in a sample", "take another tokenizer"),
-        (meta.duplicate_ids, documents, "documents have the id of another", "duplicates, or ids that name no document"),
+        (meta.duplicate_ids, documents, same, "duplicates, or ids that name no document"),
     )
     return [
         f"{count / total:.1%} of the {what} ({count:,} of {total:,}); {mend}"

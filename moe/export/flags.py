@@ -20,13 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export_from(args: argparse.Namespace) -> int:
+    from moe.environment import settle
     from moe.errors import InputError, RunFailed
     from moe.paths import expanded, local_path
     from moe.units import note, ready, say
 
     ready()
-
     try:
+        settle()
         if args.checkpoint is None and args.from_hf is None:
             raise InputError("give a checkpoint to export, or --from-hf and what to import")
         if args.checkpoint is not None and args.from_hf is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from moe.runs.reading import Run, is_step
 
 STARTS = ("start", "resume")
+MOST_KEYS = 6  # of one restart, in words
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,19 @@ def changes(run: Run) -> list[Change]:
                     key, was, now = (_shown(change.get(name)) for name in ("key", "was", "now"))
                     found.append(Change(step=step, key=key, was=was, now=now, **about))
     return found
+
+
+def by_restart(found: list[Change]) -> dict[int, str]:
+    """The step after which -> what a restart changed there, in words; all keys of one restart together."""
+    texts: dict[int, list[str]] = {}
+    for change in found:
+        texts.setdefault(change.step, []).append(change.text)
+    rates = {change.step: change.rate for change in found if change.rate}
+    words = {}
+    for step, of in texts.items():
+        more = [f"and {len(of) - MOST_KEYS} more"] if len(of) > MOST_KEYS else []
+        words[step] = ", ".join([*of[:MOST_KEYS], *more]) + (f" ({rates[step]})" if step in rates else "")
+    return words
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,6 @@ Decisions:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from moe.runs.interruptions import Interruption
 from moe.runs.reading import Run
 
 MOST_POINTS = 500  # of a line; beyond, each stretch shows its smallest and its largest value
-MOST_COLUMNS, LEAST_COLUMNS, MOST_CELLS = 160, 24, 40_000  # of a heat map, and of all of one metric
 SMOOTH_FROM = 40  # points; below, a line is drawn as it is
 
 
@@ -83,23 +81,6 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Heat:
-    """A metric of every layer, or of one layer's experts, over time: `values[row][column]`, None where not logged.
-
-    Attributes:
-        rows: what the rows are, "layer" or "expert".
-        ratio: the values are shares over the fair share, 1 is right.
-    """
-
-    title: str
-    rows: str
-    labels: list[int]
-    xs: list[float]
-    values: list[list[float | None]]
-    ratio: bool
-
-
-@dataclass(frozen=True)
 class Kind:
     """One chart: its metrics as patterns, the first group of which is the label."""
 
@@ -136,7 +117,6 @@ SAID = re.compile(
     r"tokens|.*/perplexity|samples/.*|time/.*"
     r"|throughput/((device/)?(batches|samples|flops)_per_sec|device/tokens_per_sec|step_seconds)"
 )
-RATIO = re.compile(r"/load(_|$)")
 
 
 def scale(run: Run) -> float:
@@ -216,44 +196,6 @@ def other_charts(runs: dict[str, Run], marks: Marks) -> list[Chart]:
     return found
 
 
-def layer_heats(run: Run) -> list[Heat]:
-    """One for each metric with a value a layer."""
-    found = []
-    for name, layers in run.layered().items():
-        series = {layer: dict(run.series(key)) for layer, key in layers.items()}
-        steps = sorted({step for values in series.values() for step in values})
-        if steps:
-            columns = _stretches(steps, MOST_COLUMNS)
-            values = [
-                [_mean([of[step] for step in group if step in of]) for group in columns] for of in series.values()
-            ]
-            found.append(Heat(name, "layer", list(series), _ends(run, columns), values, bool(RATIO.search(name))))
-    return found
-
-
-def expert_heats(run: Run) -> list[Heat]:
-    """One a layer for each metric with a value an expert."""
-    found = []
-    for name, layers in run.layered().items():
-        for layer, key in layers.items():
-            series = run.lists(key)
-            experts = max((len(values) for _, values in series), default=0)
-            if experts:
-                most = min(MOST_COLUMNS, max(LEAST_COLUMNS, MOST_CELLS // (experts * len(layers))))
-                columns = _stretches(series, most)
-                values = [
-                    [_mean([of[n] for _, of in group if n < len(of)]) for group in columns] for n in range(experts)
-                ]
-                xs = _ends(run, [[step for step, _ in group] for group in columns])
-                title = f"Layer {layer}" if name == "experts/load" else f"{name}, layer {layer}"
-                found.append(Heat(title, "expert", list(range(experts)), xs, values, bool(RATIO.search(name))))
-    return found
-
-
-def _ends(run: Run, columns: list[list[int]]) -> list[float]:
-    return [group[-1] * scale(run) for group in columns]
-
-
 def _lines(kind: Kind, runs: dict[str, Run]) -> list[Line]:
     several = len(runs) > 1
     lines: list[Line] = []
@@ -283,7 +225,7 @@ def thin(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tup
     if len(points) <= most:
         return points
     kept = [points[0]]
-    for group in _stretches(points[1:-1], most // 2):
+    for group in stretches(points[1:-1], most // 2):
         kept += sorted({min(group, key=lambda p: p[1]), max(group, key=lambda p: p[1])})
     return [*kept, points[-1]]
 
@@ -301,12 +243,8 @@ def smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return found
 
 
-def _stretches(items: list, most: int) -> list[list]:
+def stretches(items: list, most: int) -> list[list]:
     """`items` in at most `most` consecutive parts of about the same length."""
     count = min(most, len(items))
     bounds = [len(items) * n // count for n in range(count + 1)] if count else []
     return [items[low:high] for low, high in pairwise(bounds)]
-
-
-def _mean(values: list[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None

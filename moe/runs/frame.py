@@ -16,9 +16,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moe.runs.changes import changes
+from moe.runs.changes import by_restart, changes
 from moe.runs.interruptions import RATE, interruptions, parse_stamp
-from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, Run, is_number
+from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, UNSURE, Run, is_number
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
 from moe.units import clock, short
@@ -27,11 +27,11 @@ BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 SHADES, PLAIN_SHADES = "·░▒▓█", ".:-=#"
 LOADS = (0.25, 0.7, 1.43, 2.5)  # of the fair share: below is idle, ..., above is overloaded
 LOAD_COLOURS = ("blue", "cyan", "green", "yellow", "red")
-STATE_COLOURS = {RUNNING: "blue", PREEMPTED: "yellow", DONE: "green", FAILED: "red"}
+STATE_COLOURS = {RUNNING: "blue", UNSURE: "blue", PREEMPTED: "yellow", DONE: "green", FAILED: "red"}
 STILL = 120.0  # seconds without news after which the frame says so
 LABEL, VALUE = 12, 10  # width of the first two columns, the second wider for a long step
 LEAST_CURVE = 10
-MOST_LAYERS, MOST_ALARMS = 16, 3
+MOST_LAYERS, MOST_ALARMS, MOST_CHANGES = 16, 3, 3
 CURVES = (("loss", "train/loss"), ("grad norm", "optim/grad_norm"), ("tokens/s", RATE))
 
 
@@ -193,9 +193,12 @@ def _interrupted(rows: Table, run: Run) -> None:
 
 
 def _changed(rows: Table, run: Run) -> None:
-    if found := changes(run):
-        last = found[-1]
-        rows.add_row("changed", f"{len(found)}x,", Text(f"the last: {last.text} after step {last.step:,}", style="dim"))
+    """A row for each restart that changed settings, the newest MOST_CHANGES."""
+    found = by_restart(changes(run))
+    for step in list(found)[-MOST_CHANGES:]:
+        rows.add_row("changed", f"step {step:,}", Text(found[step], style="dim"))
+    if len(found) > MOST_CHANGES:
+        rows.add_row("", "", Text(f"earlier ones: {len(found) - MOST_CHANGES} (moe runs tells them)", style="dim"))
 
 
 def _alarms(rows: Table, run: Run) -> None:

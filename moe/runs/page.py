@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from moe.runs.changes import Change, changes
-from moe.runs.charts import Marks, charts, expert_heats, layer_heats, loss_chart, marks_of, other_charts
+from moe.runs.charts import Marks, charts, loss_chart, marks_of, other_charts
 from moe.runs.compare import data, differences, settings, versions
+from moe.runs.heats import expert_heats, layer_heats
 from moe.runs.interruptions import Interruption, interruptions
 from moe.runs.reading import RUNNING, Run
 from moe.runs.scales import number
-from moe.runs.summary import Summary, summary
+from moe.runs.summary import RECENT, Summary, summary
 from moe.runs.svg import SLOTS, heat_map, line_chart
 from moe.units import clock, short
 
 WIDE, HALF, THIRD = (1100, 320), (540, 210), (350, 150)  # width and height of a drawing
 NONE = "–"
+RATE_IS = f"tokens/s, median of the last {RECENT} rows"
 
 
 MADE = '<meta name="generator" content="moe report">'  # tells a page that may be replaced
@@ -90,7 +92,7 @@ def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
     of_tokens = f"of {short(one.total_tokens)}" if one.total_tokens else ""
     steps = f"step {one.step:,}"
     cost = sum(each.cost for each in found)
-    rate = "tokens/s" + (f", {clock(one.seconds_left)} left" if one.seconds_left and one.state == RUNNING else "")
+    rate = RATE_IS + (f"; {clock(one.seconds_left)} left" if one.seconds_left and one.state == RUNNING else "")
     tiles = [
         ("Tokens", short(one.tokens) if one.tokens else "0", f"{of_tokens}, {steps}".lstrip(", ")),
         ("Training loss", _number(one.loss), "nats per token"),
@@ -109,7 +111,7 @@ def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
 
 def _side_by_side(runs: dict[str, Run]) -> str:
     head = "".join(
-        f"<th>{cell}</th>" for cell in ("run", "state", "step", "tokens", "loss", "validation", "lowest", "tokens/s")
+        f"<th>{cell}</th>" for cell in ("run", "state", "step", "tokens", "loss", "validation", "lowest", RATE_IS)
     )
     body = ""
     for slot, (label, run) in enumerate(runs.items()):
@@ -127,7 +129,7 @@ def _curves(runs: dict[str, Run], marks: Marks) -> str:
     drawn = line_chart(loss, *WIDE) if loss else ""
     drawn += "".join(line_chart(chart, *HALF) for chart in charts(runs, marks))
     empty = f'<p class="card empty">{next(iter(runs.values())).no_rows.capitalize()}.</p>'
-    note = "Over tokens trained on."
+    note = "Over tokens trained on; the number beside a name is the last one."
     if marks.interruptions:
         note += " A numbered line is an interruption; what lies in the band before it was trained twice."
     if marks.changes:

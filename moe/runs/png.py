@@ -8,9 +8,11 @@ import warnings
 from typing import Any
 
 from moe.runs.changes import changes
-from moe.runs.charts import Chart, Heat, charts, expert_heats, layer_heats, loss_chart, marks_of
+from moe.runs.charts import Chart, charts, loss_chart, marks_of
+from moe.runs.heats import Heat, expert_heats, layer_heats
 from moe.runs.interruptions import interruptions
 from moe.runs.reading import Run
+from moe.runs.scales import number
 from moe.runs.summary import summary
 from moe.runs.svg import MOST_WORDS, RATIO_BOUNDS
 from moe.units import short
@@ -131,6 +133,8 @@ def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:
         bar.ax.set_yticklabels(["¼", "0.7", "1.4", "4"])
     else:
         bar = figure.colorbar(axes.imshow(values, cmap="viridis", **place), ax=axes, pad=0.01)
+        if heat.only is not None:
+            bar.set_ticks([heat.only], labels=[number(heat.only)])
     bar.outline.set_visible(False)
     axes.set_title(_plain(f"{heat.title} (by {heat.rows})" + (f", {name}" if name else "")))
     axes.set_yticks([])

@@ -7,7 +7,8 @@ Decisions:
   `notes` says so: one bad file hides neither the rest of its run nor other runs. Without run.json there is no run to
   show.
 - The state is what run.json says, except where it says `running` and nobody holds the lock: then the process died.
-  The test of the lock is a shared one, let go at once; a trainer that starts just then tries for seconds.
+  The test is a shared lock, let go at once; a trainer that starts just then tries for seconds. On a file system without
+  locks only a run that is both long quiet and gone from this machine is known to have died.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import yaml
 
 from moe.config import parse_time
 from moe.errors import InputError
-from moe.locks import held_by
+from moe.locks import has_locks, held_by
 from moe.paths import expanded
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
@@ -32,6 +33,7 @@ from moe.units import clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
+UNSURE = "running or interrupted"
 STATES = {"running": RUNNING, "stopped": PREEMPTED, "done": DONE, "failed": FAILED}
 QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
 LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
@@ -175,6 +177,10 @@ class RunReader:
         alarms = self._logs["alarms"].read()
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
+        state = _state(self.path, record, updated)
+        notes = [log.fault for log in self._logs.values() if log.fault]
+        if state == UNSURE:
+            notes.append(f"{clean_line(str(self.path))}: {UNSURE}: this file system has no locks that would tell")
         return Run(
             path=self.path,
             record=record,
@@ -185,8 +191,8 @@ class RunReader:
             alarms=alarms,
             saved=saved,
             manifest=_manifest(self.path, saved),
-            state=_state(self.path, record, updated),
-            notes=[log.fault for log in self._logs.values() if log.fault],
+            state=state,
+            notes=notes,
             updated=updated,
         )
 
@@ -277,4 +283,13 @@ def _state(path: Path, record: dict[str, Any], updated: float) -> str:
         return state
     if record.get("host") not in (None, os.uname().nodename):
         return RUNNING if time.time() - updated < QUIET else PREEMPTED
-    return RUNNING if held_by(path / ".lock") else PREEMPTED
+    if held_by(path / ".lock"):
+        return RUNNING
+    if has_locks(path / ".lock") or (time.time() - updated > QUIET and not _lives(record.get("pid"))):
+        return PREEMPTED
+    return UNSURE
+
+
+def _lives(pid: Any) -> bool:
+    """Whether a process of this number is on this machine."""
+    return isinstance(pid, int) and os.path.exists(f"/proc/{pid}")

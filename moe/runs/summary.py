@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe.runs.changes import changes
+from moe.runs.changes import by_restart, changes
 from moe.runs.interruptions import LEAST_RATE, RATE
 from moe.runs.reading import Run
 
@@ -19,6 +19,7 @@ class Summary:
     loss: of training, in the last row.
     validations: of each validation set by name ("" for the only one) `loss`, the last, and `best`, the lowest.
     changes: how many settings were changed in mid-run.
+    changed: in words, a line for each restart that changed some.
     saved: step of the newest checkpoint.
     updated: seconds since 1970.
     """
@@ -33,6 +34,7 @@ class Summary:
     loss: float | None
     validations: dict[str, dict[str, float]]
     changes: int
+    changed: list[str]
     rate: float | None
     seconds_left: float | None
     saved: int | None
@@ -49,7 +51,7 @@ class Summary:
 
 
 def summary(run: Run) -> Summary:
-    total = run.total_steps
+    total, found = run.total_steps, changes(run)
     series = {name: [value for _, value in run.series(key)] for name, key in run.validation().items()}
     rates = [value for _, value in run.series(RATE)[-RECENT:] if value > LEAST_RATE]
     rate = statistics.median(rates) if rates else None
@@ -66,7 +68,8 @@ def summary(run: Run) -> Summary:
         total_tokens=total * run.tokens_per_step if total is not None and run.tokens_per_step else None,
         loss=run.last("train/loss"),
         validations={name: {"loss": of[-1], "best": min(of)} for name, of in series.items() if of},
-        changes=len(changes(run)),
+        changes=len(found),
+        changed=[f"after step {step:,}: {text}" for step, text in by_restart(found).items()],
         rate=rate,
         seconds_left=left,
         saved=run.saved[-1] if run.saved else None,

@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from moe.runs.charts import ChangeMark, Chart, Heat, Line
+from moe.runs.charts import ChangeMark, Chart, Line
+from moe.runs.heats import Heat
 from moe.runs.scales import SMALLEST, log_ticks, number, tick, ticks
 from moe.units import short
 
@@ -127,7 +128,7 @@ def heat_map(heat: Heat, width: int, of: str = "") -> str:
     }
     unit = f"load over the fair share, by {heat.rows}" if heat.ratio else f"by {heat.rows}"
     unit += f", {of}" if of else ""
-    return _figure(heat.title, unit, _key(bounds, kind), "".join(parts), data, width, bottom + BOTTOM)
+    return _figure(heat.title, unit, _key(bounds, kind, heat.only), "".join(parts), data, width, bottom + BOTTOM)
 
 
 def _figure(title: str, unit: str, legend: str, drawing: str, data: dict, width: int, height: float) -> str:
@@ -149,7 +150,9 @@ def _legend(lines: list[Line]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _key(bounds: list[float], kind: str) -> str:
+def _key(bounds: list[float], kind: str, only: float | None) -> str:
+    if not bounds:
+        return f'<p class="key"><i class="{kind}0"></i><span>all {number(only or 0.0)}</span></p>'
     cells = "".join(f'<i class="{kind}{level}"></i>' for level in range(LEVELS))
     return f'<p class="key"><span>&lt; {bounds[0]:.3g}</span>{cells}<span>&ge; {bounds[-1]:.3g}</span></p>'
 
@@ -167,8 +170,11 @@ def _x_axis(low: float, high: float, px: Callable[[float], float], bottom: float
 
 
 def _bounds(heat: Heat) -> list[float]:
+    """Between the colours; none where there is one value alone."""
     if heat.ratio:
         return list(RATIO_BOUNDS)
+    if heat.only is not None:
+        return []
     low, high = _span([value for values in heat.values for value in values if value is not None])
     return [low + (high - low) * n / LEVELS for n in range(1, LEVELS)]
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shlex
 import sys
 from typing import Any, TypedDict
@@ -32,8 +33,9 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """As it was typed, for a shell."""
-    return shlex.join(sys.argv)
+    """As it was typed, for a shell; `moe` without the folder it is installed in."""
+    program = "moe" if os.path.basename(sys.argv[0]) == "moe" else sys.argv[0]
+    return shlex.join([program, *sys.argv[1:]])
 
 
 def new_changes(manifest: dict[str, Any], config: dict[str, Any], versions: dict[str, str]) -> list[Change]:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: written aside, verified, listed, kept or removed. Plain files; imports no Composer.
+"""Checkpoint folders: written aside, verified, listed. Plain files; imports no Composer.
 
     save_folder/step-00005000/state.pt        what Composer's State.state_dict() gives, tensors on CPU
     save_folder/step-00005000/tokenizer/      the tokenizer's files: the folder needs nothing outside of it
@@ -7,18 +7,20 @@
 Decisions:
 - A checkpoint is written in a folder with another name, every file fsynced, the manifest last, then the folder renamed:
   a folder named step-* was complete once. Its hashes tell whether it still is.
+- The other folder carries a mark with the names of the files to come (moe/ownership.py): what a kill leaves of it can
+  be told from what somebody else put there, and nothing else is removed (moe/train/housekeeping.py).
 - What does not verify is renamed (`set-aside-step-...`) and reported, never removed silently.
 - Files are read with weights_only: a checkpoint can carry data, not code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -26,18 +28,15 @@ from typing import Any, BinaryIO, TypedDict
 import torch
 import xxhash
 
-from moe.config.times import Time
+from moe import ownership
 from moe.errors import InputError
 from moe.outside import OutsideName, path_below
 from moe.typed_json import parse_json
 
-STATE, MANIFEST = "state.pt", "manifest.json"
+STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
 TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
 SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
-
-
-ASIDE = "(Folders under that name are left to you to look at or delete: no start reads them.)"
 
 
 class File(TypedDict):
@@ -101,10 +100,10 @@ def write_checkpoint(
         OSError: the disk is full or gone; nothing is left behind then, earlier checkpoints are untouched.
     """
     target = save_folder / folder_name(step)
-    aside = save_folder / f".writing-{folder_name(step)}"
-    remove(aside)
+    names = [STATE, *(more or {}), MANIFEST]
+    aside = make_aside(save_folder, "writing", step)
     try:
-        aside.mkdir(parents=True)
+        ownership.begin(aside, KIND, names)
         with open(aside / STATE, "wb") as file:
             torch.save(state, file)
             _sync(file)
@@ -120,25 +119,28 @@ def write_checkpoint(
         with open(aside / MANIFEST, "w", encoding="utf-8") as file:
             json.dump({**manifest, "step": step, "files": files}, file, indent=1)
             _sync(file)
+        (aside / ownership.MARK).unlink()
         _sync_folder(aside)
-        if target.exists():  # the same step again, after going back: the new one replaces it
-            target.rename(save_folder / f".replaced-{folder_name(step)}")
+        if target.exists():  # the same step again: the new one replaces it, housekeeping removes it
+            old = save_folder / f".replaced-{folder_name(step)}"
+            set_aside(target) if os.path.lexists(old) else target.rename(old)
         (save_folder / SAVED_MARK).touch()
         aside.rename(target)
         _sync_folder(save_folder)
-        shutil.rmtree(save_folder / f".replaced-{folder_name(step)}", ignore_errors=True)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            ownership.remove_files(aside, [*names, ownership.MARK])
         raise
     return target
 
 
-def remove(path: Path) -> None:
-    """A folder or a file, where it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def make_aside(save_folder: Path, doing: str, step: int) -> Path:
+    """A new folder for a checkpoint that is not whole yet, `doing` what; its name is free, whatever has been left."""
+    count, aside = 1, save_folder / f".{doing}-{folder_name(step)}"
+    while os.path.lexists(aside):
+        count, aside = count + 1, save_folder / f".{doing}-{folder_name(step)}-{count + 1}"
+    aside.mkdir(parents=True)
+    return aside
 
 
 def _sync(file: Any) -> None:
@@ -231,9 +233,7 @@ def replaced_folders(save_folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Checkpoint | None, list[CheckpointError]]:
-    """The last of `folders` (as `step_folders` lists them) that verifies, and the faults of those after it. Changes
-    nothing.
-    """
+    """The last of `folders` (as `step_folders` lists them) that verifies, and the faults of those after it."""
     faults: list[CheckpointError] = []
     for folder in reversed(folders):
         try:
@@ -245,27 +245,13 @@ def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Chec
 
 def set_aside(folder: Path) -> Path:
     """Gives a checkpoint folder, where it is there, a name that no start takes; returns it."""
-    count, aside = 1, folder.with_name(f"set-aside-{folder.name}")
-    while aside.exists():
-        count, aside = count + 1, folder.with_name(f"set-aside-{folder.name}-{count + 1}")
-    if folder.exists():
+    name = folder.name.removeprefix(".replaced-")
+    count, aside = 1, folder.with_name(f"set-aside-{name}")
+    while os.path.lexists(aside):
+        count, aside = count + 1, folder.with_name(f"set-aside-{name}-{count + 1}")
+    if os.path.lexists(folder):
         folder.rename(aside)
     return aside
-
-
-def clear_unfinished(save_folder: Path, report: Callable[[str], None]) -> None:
-    """Removes, with a line for each, what an interrupted write left; brings back a checkpoint caught in replacement."""
-    for old in replaced_folders(save_folder):
-        target = save_folder / old.name.removeprefix(".replaced-")
-        old.rename(target)
-        report(f"{target.name}: brought back, its replacement was interrupted")
-    for old in save_folder.glob(".replaced-step-*"):
-        remove(old)
-    for partial in [*save_folder.glob(".writing-step-*"), *save_folder.glob(".fetching-step-*")]:
-        remove(partial)
-        doing, _, name = partial.name[1:].partition("-")
-        verb = "written" if doing == "writing" else "fetched"
-        report(f"{name}: was being {verb} when the run was stopped; removed the part")
 
 
 def find_named(path: str) -> Checkpoint:
@@ -311,43 +297,3 @@ def load_state(path: Path | BinaryIO, map_location: str = "cpu", *, mmap: bool =
             f"{name}: refused, it holds more than tensors and plain values, or is damaged. "
             f"{reason or str(error).splitlines()[0]}"
         ) from None
-
-
-def steps_to_remove(steps: list[int], *, keep: int, keep_every: Time | None, tokens_per_step: int) -> list[int]:
-    """All but the newest `keep` of the given steps (-1: none) and those pinned by `keep_every`.
-
-    Pinned is the first checkpoint at or after each multiple of `keep_every`; it is never removed later, so the rule
-    gives the same answer whatever has been removed before, also after a resume.
-    """
-    steps = sorted(steps)
-    pinned: dict[int, int] = {}
-    if keep_every is not None:
-        for step in steps:
-            position = step if keep_every.unit == "ba" else step * tokens_per_step
-            pinned.setdefault(position // keep_every.value, step)
-        pinned.pop(0, None)
-    return [] if keep < 0 else [step for step in steps[: max(0, len(steps) - keep)] if step not in pinned.values()]
-
-
-def retain(save_folder: Path, **rule: Any) -> list[Path]:
-    """Removes the checkpoints that `steps_to_remove` names by `rule`; returns what it removed.
-
-    Raises:
-        OSError: one could not be removed; the others are, and the next call tries again.
-    """
-    steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(save_folder)]
-    removed, faults = [], []
-    for folder in [save_folder / folder_name(step) for step in steps_to_remove(steps, **rule)]:
-        try:
-            folder.rename(save_folder / f".removing-{folder.name}")  # no half checkpoint has a good name
-            removed.append(folder)
-        except OSError as error:
-            faults.append(error)
-    for leftover in save_folder.glob(".removing-step-*"):
-        try:
-            shutil.rmtree(leftover)
-        except OSError as error:
-            faults.append(error)
-    if faults:
-        raise faults[0]
-    return removed

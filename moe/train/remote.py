@@ -8,33 +8,39 @@ Decisions:
 - A start changes nothing here before `claim`: looking, and fetching a checkpoint, only read.
 - There is no lock on s3. Each start writes its own `session` into run.json; a process that finds another's there before
   an upload has been replaced, and stops without touching anything.
-- Retention is the local one, applied to what is on the remote, whoever put it there.
+- Retention is the local one, applied to what is on the remote, whoever put it there: but only files that the
+  checkpoint's mark or manifest lists are removed. The mark (.made.json) is uploaded first and removed last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moe import ownership
 from moe.errors import RunFailed
 from moe.outside import path_below
 from moe.s3 import RemoteError, RemoteFolder
 from moe.train.checkpoints import (
+    KIND,
     MANIFEST,
+    STATE,
     TOKENIZER,
     Checkpoint,
     CheckpointError,
     Manifest,
     folder_name,
+    make_aside,
     read_checkpoint,
     set_aside,
-    steps_to_remove,
 )
+from moe.train.housekeeping import steps_to_remove
 from moe.typed_json import parse_json
+from moe.units import clean_line
 
 RUN_FILE = "run.json"
 LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks", TOKENIZER)
@@ -89,18 +95,26 @@ class RemoteRun:
             CheckpointError: what arrived is not what its manifest says.
             OutsideName: a key there would become a path elsewhere; nothing has been fetched.
         """
-        name, aside = folder_name(step), self.local / f".fetching-{folder_name(step)}"
-        shutil.rmtree(aside, ignore_errors=True)
+        name, where = folder_name(step), f"{self.store.url}/{folder_name(step)}"
         self.report(f"fetching {name} from {self.store.url} ...")
+        there = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
+        listed = [*self.manifest(step)["files"], MANIFEST]
+        for file in [*there, *listed]:
+            path_below(self.local, file, where)
+        aside = make_aside(self.local, "fetching", step)
         try:
-            files = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
-            for file, path in [(file, path_below(aside, file, f"{self.store.url}/{name}")) for file in files]:
-                self.store.download(f"{name}/{file}", path)
+            ownership.begin(aside, KIND, listed)
+            for file in listed:
+                if file in there:  # else the manifest's reader says that it is missing
+                    self.store.download(f"{name}/{file}", aside / file)
             found = read_checkpoint(aside)
+            (aside / ownership.MARK).unlink()
             set_aside(self.local / name)  # a local one that did not verify
             aside.rename(self.local / name)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                ownership.remove_files(aside, [*listed, ownership.MARK])
+            raise
         return Checkpoint(self.local / name, found.manifest)
 
     def leave_behind(self, after: int) -> None:
@@ -130,8 +144,9 @@ class RemoteRun:
         self.upload(checkpoint)
         self._upload_logs()
 
-    def retain(self, **rule: Any) -> None:
-        """Removes what `steps_to_remove` names by `rule`, and what a removal or an upload that broke off has left.
+    def retain(self, **rule: Any) -> list[str]:
+        """Removes what `steps_to_remove` names by `rule`, and what a removal or an upload that broke off has left;
+        returns, a line each, why others stay.
 
         Raises:
             RemoteError: the bucket takes no removal; the next call tries again.
@@ -143,14 +158,37 @@ class RemoteRun:
         complete = [step for step, names in held.items() if f"{folder_name(step)}/{MANIFEST}" in names]
         # a set-aside- or left-behind- manifest is no part that is left over: these folders stay
         parts = [step for step, names in held.items() if not any(name.endswith(MANIFEST) for name in names)]
-        for step in [*steps_to_remove(complete, **rule), *[step for step in parts if step < max(complete, default=0)]]:
-            self.store.delete(sorted(held[step], key=lambda name: not name.endswith(MANIFEST)))  # the done mark first
+        gone = [*steps_to_remove(complete, **rule), *[step for step in parts if step < max(complete, default=0)]]
+        return [reason for step in gone if (reason := self._remove(folder_name(step), held[step])) is not None]
+
+    def _remove(self, folder: str, names: list[str]) -> str | None:
+        """Removes a checkpoint, or returns why it stays. `names`: of all that is in it."""
+        done, mark = f"{folder}/{MANIFEST}", f"{folder}/{ownership.MARK}"
+        files = self._made_here(folder, names)
+        if strange := sorted({*names} - {f"{folder}/{file}" for file in files} - {done, mark}):
+            more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+            return f"{self.store.url}/{clean_line(strange[0])}{more} was not made here"
+        if mark not in names:
+            self.store.write(mark, ownership.mark(KIND, files))
+        self.store.delete(sorted({*names, mark}, key=lambda name: (name != done, name == mark)))
+        return None
+
+    def _made_here(self, folder: str, names: list[str]) -> list[str]:
+        """As the mark or the manifest lists them; an earlier version's upload that broke off has neither."""
+        if f"{folder}/{ownership.MARK}" in names:
+            made = ownership.read_mark(self.store.read(f"{folder}/{ownership.MARK}") or b"")
+            if made is not None and made["kind"] == KIND and made["files"]:
+                return made["files"]
+        with contextlib.suppress(ValueError):
+            return list(parse_json(self.store.read(f"{folder}/{MANIFEST}") or b"", Manifest)["files"])
+        return [STATE]
 
     def upload(self, checkpoint: Path) -> None:
-        """One checkpoint, its manifest last."""
-        files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-        for path in sorted(files, key=lambda path: path == checkpoint / MANIFEST):
-            self.store.upload(path, f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}")
+        """One checkpoint: its mark, the files that its manifest lists, the manifest last."""
+        files = list(read_checkpoint(checkpoint, hashes=False).manifest["files"])
+        self.store.write(f"{checkpoint.name}/{ownership.MARK}", ownership.mark(KIND, files))
+        for name in [*files, MANIFEST]:
+            self.store.upload(checkpoint / name, f"{checkpoint.name}/{name}")
 
     def push_logs(self) -> None:
         """Raises as `push` does."""

@@ -23,22 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from moe.errors import InputError
-from moe.locks import Busy, sign, take_lock
+from moe.locks import sign
 from moe.s3 import RemoteError
 from moe.train.checkpoints import (
-    ASIDE,
     Checkpoint,
-    clear_unfinished,
     folder_name,
-    remove,
     set_aside,
     step_folders,
 )
 from moe.train.finding import RUN_FILE, Found, find_run
 from moe.train.history import History, now
+from moe.train.holding import lock_folder, state_of, take_away
+from moe.train.housekeeping import clear_unfinished
 from moe.train.remote import RemoteRun, Replaced
 
-LOCK_PATIENCE = 12.0  # seconds
+ASIDE = "(Folders under that name are left to you to look at or delete: no start reads them.)"
 MADE_BEFORE = (".lock", "wandb")  # what a start makes in the folder before it is recorded
 
 
@@ -87,8 +86,8 @@ class RunFolder:
         self._folders = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self._made = [self.path / name for name in MADE_BEFORE if not (self.path / name).exists()]
-        self.lock = _lock(self.path, report)
-        if _state_of(self.path) != self.seen:
+        self.lock = lock_folder(self.path, report)
+        if state_of(self.path) != self.seen:
             raise InputError(
                 f"save_folder ({self.path}): another process has trained in it since this one looked; "
                 "run the same command again to go on from there"
@@ -179,7 +178,7 @@ class RunFolder:
         with contextlib.suppress(OSError):
             if self.lock is not None and not self.recorded:
                 for path in self._made:
-                    remove(path)
+                    take_away(path)
             for folder in [] if self.recorded else self._folders:
                 folder.rmdir()  # one that holds something by now stays
         if self.lock is not None:
@@ -254,8 +253,8 @@ def open_run_folder(
     path = local_folder(save_folder, run_name)
     remote = RemoteRun(save_folder, path, report=report) if "://" in save_folder else None
     with told(path, remote):
-        seen = _state_of(path)
-        lock = _lock(path, report, create=False) if (path / ".lock").exists() else None
+        seen = state_of(path)
+        lock = lock_folder(path, report, create=False) if (path / ".lock").exists() else None
         try:
             found = find_run(
                 path,
@@ -289,24 +288,3 @@ def told(path: Path, remote: RemoteRun | None):
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _state_of(path: Path) -> tuple[bytes, ...]:
-    """What another process would change first."""
-    record = path / RUN_FILE
-    return record.read_bytes() if record.exists() else b"", *[os.fsencode(folder) for folder in step_folders(path)]
-
-
-def _lock(path: Path, report: Callable[[str], None], *, create: bool = True) -> Any:
-    for attempt in range(int(LOCK_PATIENCE * 10)):
-        try:
-            return take_lock(path / ".lock", report, create=create)
-        except Busy as busy:  # perhaps the loader workers of a killed run, which leave within seconds
-            holder = str(busy)
-            if not attempt:
-                report(f"{path} is in use by {holder}; waiting up to {LOCK_PATIENCE:g} s for its end ...")
-            time.sleep(0.1)
-    raise InputError(
-        f"save_folder ({path}) is in use by another training process ({holder}); "
-        "wait for it, stop it, or give another run_name"
-    )

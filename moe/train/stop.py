@@ -6,8 +6,9 @@ Decisions:
 - Only a second SIGINT is a second Ctrl+C (exit 130 at once): on one Ctrl+C the launcher sends SIGTERM as well.
 - Before training there is nothing to save: the process ends at once, with 75.
 - A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch; where there is none
-  before the launcher would kill (a hung collective, a slow step of one microbatch), a timer ends the process, which
+  before the launcher would kill (a hung collective, a slow step of one microbatch), a thread ends the process, which
   says so first. Either way a resume replays the step. Without a launcher nobody kills: the step may take its time.
+- These seconds are counted in looks, not by a clock: a process that was suspended has not had them.
 - Forked loader workers inherit the handler; there the signal keeps its default effect.
 """
 
@@ -21,13 +22,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from moe import ownership
 from moe.environment import is_silent
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 EXIT_STOPPED, EXIT_AT_ONCE = 75, 130
+TEMPORARY = "temporary folder"  # in its mark
 PATIENCE, LAST_RESORT = 15.0, 25.0
+LOOK = 0.5  # seconds
 
 
 class Stopped(Exception):
@@ -39,11 +44,17 @@ def _launched() -> bool:
     return bool(os.environ.get("LOCAL_WORLD_SIZE"))
 
 
+def remove_temporary(folder: Path) -> None:
+    """Removes a run's temporary folder, where it carries our mark. What others take away meanwhile is no fault."""
+    if ownership.carries_mark(folder, TEMPORARY):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class StopSignal:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.received: signal.Signals | None = None
-        self.since = 0.0
+        self.waited = 0.0  # seconds since then in which the process was awake
         self.training = False
         self.started = time.monotonic()
         self.time_limit: float | None = None  # seconds from `started`; the same on every rank
@@ -51,7 +62,7 @@ class StopSignal:
         self.temporary: str | None = None  # this process's folder, to be removed at whatever end
         self.last_words: Callable[[], None] | None = None  # told before the timer ends the process
         self._interrupts = 0
-        self._timer: threading.Timer | None = None
+        self._may_save = threading.Event()
 
     def install(self) -> None:
         """Takes over the signals; under a launcher also asks the kernel for SIGTERM when the launcher dies."""
@@ -75,12 +86,9 @@ class StopSignal:
                     os.write(1, f"stopped by {signal.Signals(number).name} before a step was taken\n".encode())
             self.leave(EXIT_STOPPED)
         if self.received is None:
-            self.received, self.since = signal.Signals(number), time.monotonic()
-            if self.saving or not _launched():
-                return
-            self._timer = threading.Timer(LAST_RESORT, self._give_up)
-            self._timer.daemon = True
-            self._timer.start()
+            self.received = signal.Signals(number)
+            is_killed = _launched() and not self.saving
+            threading.Thread(target=self._wait, args=(is_killed,), name="patience", daemon=True).start()
 
     @contextmanager
     def ends_waits(self) -> Iterator[None]:
@@ -104,6 +112,14 @@ class StopSignal:
             signal.set_wakeup_fd(before)
             os.close(writer)
 
+    def _wait(self, is_killed: bool) -> None:
+        """is_killed: by the launcher, some time after LAST_RESORT."""
+        pause = min(LOOK, LAST_RESORT / 4)
+        while not self._may_save.wait(pause):
+            self.waited += pause
+            if is_killed and self.waited > LAST_RESORT:
+                return self._give_up()
+
     def _give_up(self) -> None:
         with suppress(Exception):
             if self.last_words is not None:
@@ -113,18 +129,17 @@ class StopSignal:
     def leave(self, code: int) -> None:
         """Ends the process at once, from wherever it is."""
         if self.temporary is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            remove_temporary(Path(self.temporary))
         os._exit(code)
 
     def step_ended(self) -> None:
         """The training thread has come to where it saves: it is not stuck, so nothing may cut the save short."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._may_save.set()
 
     @property
     def overdue(self) -> bool:
         """Whether the step still runs PATIENCE seconds after the signal."""
-        return self.received is not None and time.monotonic() - self.since > PATIENCE
+        return self.received is not None and self.waited > PATIENCE
 
     @property
     def wanted(self) -> bool:

@@ -2,7 +2,8 @@
 
 Streaming's lock files and the sockets of loader workers lie in the temporary folder, and a killed process cannot remove
 them. Here they lie in `moe-{run id}-{hash}` inside it, emptied at each start and removed at the end. The hash is of
-the run folder's path: a copy of a run trains beside it, with the same id.
+the run folder's path: a copy of a run trains beside it, with the same id. The folder carries our mark
+(moe/ownership.py); one of that name without it is moved out of the way, and told.
 
 /tmp is used where TMPDIR is so long that a socket's address would exceed Linux's 107 bytes: a loader worker would then
 wait for ever.
@@ -16,7 +17,6 @@ import multiprocessing
 import multiprocessing.process
 import os
 import re
-import shutil
 import signal
 import stat
 import tempfile
@@ -27,8 +27,10 @@ from pathlib import Path
 
 from composer.utils import dist
 
+from moe import ownership
 from moe.errors import InputError
-from moe.train.stop import StopSignal
+from moe.train.stop import TEMPORARY, StopSignal, remove_temporary
+from moe.units import say
 
 WORKERS_END = 1.0  # seconds
 LONGEST = 107 - len("/pymp-12345678/listener-12345678")
@@ -48,9 +50,10 @@ def temporary_folder(run_folder: Path, run_id: str, stop: StopSignal, *, leader:
     before, outer, own = os.environ.get("TMPDIR"), tempfile.gettempdir(), folder_for(run_folder, run_id)
     if leader:
         _refuse_foreign(own)
-        stop.temporary = own
-        shutil.rmtree(own, ignore_errors=True)
+        _clear(Path(own))
         os.makedirs(own, mode=0o700)
+        ownership.begin(Path(own), TEMPORARY)
+        stop.temporary = own
     dist.barrier()
     os.environ["TMPDIR"] = tempfile.tempdir = own
     others = multiprocessing.active_children()
@@ -64,7 +67,7 @@ def temporary_folder(run_folder: Path, run_id: str, stop: StopSignal, *, leader:
             os.environ["TMPDIR"] = before
         _end_workers(others)
         if leader:
-            shutil.rmtree(own, ignore_errors=True)
+            remove_temporary(Path(own))
 
 
 @contextmanager
@@ -87,6 +90,21 @@ def _refuse_foreign(own: str) -> None:
         found = os.lstat(own)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             raise InputError(f"{own}: is in the way of the run's temporary folder; remove it, or set TMPDIR")
+
+
+def _clear(own: Path) -> None:
+    """Takes away what a killed run has left under this name."""
+    remove_temporary(own)
+    if not os.path.lexists(own):
+        return
+    count = 1
+    while os.path.lexists(aside := own.with_name(f"{own.name}-left-{count}")):
+        count += 1
+    try:
+        own.rename(aside)
+    except OSError as error:
+        raise InputError(f"{own}: is in the way of the run's temporary folder ({error.strerror}); remove it") from None
+    say(f"{own}: was not made by a run, or does not go away; it stays as {aside}")
 
 
 def _end_workers(others: list[multiprocessing.process.BaseProcess]) -> None:

@@ -1,4 +1,5 @@
-"""Input that nobody wrote for us: README headers, jsonl lines, parquet schemas. Each is read or refused in one message.
+"""Input that nobody wrote for us: README headers, jsonl lines, tables of any schema. Each is read or refused in one
+message.
 
 python -m tests.chaos.foreign --seconds 60       (a part of make chaos-convert)
 """
@@ -6,6 +7,7 @@ python -m tests.chaos.foreign --seconds 60       (a part of make chaos-convert)
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import sys
@@ -43,8 +45,17 @@ def jsonl_line(drawn: random.Random) -> bytes:
     return bytes(raw) + drawn.choice([b"\n", b"\n", b"\r\n", b""])
 
 
-def parquet_file(drawn: random.Random, path: Path) -> None:
-    """A table of columns of any type and name; in one of four, with bytes changed."""
+def spoil(drawn: random.Random, path: Path, share: float = 0.25) -> None:
+    """In a share of the files bytes are changed, and the end is cut off half of these."""
+    if drawn.random() < share:
+        raw = bytearray(path.read_bytes())
+        for _ in range(drawn.randint(1, 9)):
+            raw[drawn.randrange(len(raw))] = drawn.randrange(256)
+        path.write_bytes(raw[: drawn.choice([len(raw), drawn.randrange(len(raw))])])
+
+
+def tables(drawn: random.Random, folder: Path) -> None:
+    """A table of columns of any type and name, as parquet and as Arrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -57,12 +68,23 @@ def parquet_file(drawn: random.Random, path: Path) -> None:
     ]  # fmt: skip
     names = drawn.choices(["text", "id", "", "text.x", "TEXT", "é"], k=drawn.randint(1, 4))
     rows = pa.Table.from_arrays([drawn.choice(columns) for _ in names], names=names)
-    pq.write_table(rows.slice(0, drawn.choice([0, 3, 3, 3])), path, row_group_size=drawn.choice([1, 3]))
-    if drawn.random() < 0.25:
-        raw = bytearray(path.read_bytes())
-        for _ in range(drawn.randint(1, 9)):
-            raw[drawn.randrange(len(raw))] = drawn.randrange(256)
-        path.write_bytes(raw[: drawn.choice([len(raw), drawn.randrange(len(raw))])])
+    rows = rows.slice(0, drawn.choice([0, 3, 3, 3]))
+    pq.write_table(rows, folder / "b.parquet", row_group_size=drawn.choice([1, 3]))
+    opened = drawn.choice([pa.ipc.new_file, pa.ipc.new_stream])
+    with opened(str(folder / "c.arrow"), rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def packed(drawn: random.Random, folder: Path) -> None:
+    """Text in the other kinds of files that are read."""
+    cells = ["text", "id", "a b c", '"', '"a, b"', "\n", "é", "\x00", "", ","]
+    rows = [drawn.choice(["text,id", "id", "text\tid", "text,text"])] + [
+        ",".join(drawn.choices(cells, k=drawn.randint(1, 3))) for _ in range(drawn.randint(0, 9))
+    ]
+    (folder / "d.csv").write_text("\n".join(rows), encoding="utf-8", newline="")
+    array = [json.loads(json.dumps(drawn.choice([{"text": "a b"}, {"id": 1}, [], None, "x", 1.5]))) for _ in range(5)]
+    (folder / "e.json").write_text(json.dumps(array) + drawn.choice(["", "\n", "]", "[]"]))
+    (folder / "f.txt.gz").write_bytes(gzip.compress(b"some text\n\n" * drawn.randint(0, 99)))
 
 
 def read_all(folder: Path) -> int:
@@ -91,7 +113,10 @@ def once(drawn: random.Random, folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     (folder / "a.jsonl").write_bytes(b"".join(jsonl_line(drawn) for _ in range(20)))
-    parquet_file(drawn, folder / "b.parquet")
+    tables(drawn, folder)
+    packed(drawn, folder)
+    for path in sorted(folder.iterdir())[1:]:
+        spoil(drawn, path)
     if drawn.random() < 0.5:
         (folder / "README.md").write_text(readme_header(drawn), encoding="utf-8")
     try:

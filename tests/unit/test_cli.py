@@ -26,3 +26,35 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
     shown = capsys.readouterr().out
     assert end.value.code == 0 and shown.startswith(f"moe {moe.__version__} (Python 3.") and shown.count("\n") == 1
     assert f"torch {torch.__version__.split('+')[0]}" in shown
+
+
+def test_train_gets_all_words_and_ends_the_process_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("moe.cli.train.main", lambda argv: seen.append(argv) or 75)
+    monkeypatch.setattr("moe.cli.train.end", lambda code: seen.append([str(code)]))
+    main(["train", "c.yaml", "optimizer.lr=5e-4", "run_name=-1"])
+    assert seen == [["c.yaml", "optimizer.lr=5e-4", "run_name=-1"], ["75"]]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
+def test_a_pipe_or_disk_that_fails_inside_of_a_training_is_not_the_reader_of_its_output(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a command shows something, `| head` that has read enough is exit code 0."""
+
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("moe.cli.train.main", fail)
+    with pytest.raises(type(error)):
+        main(["train", "c.yaml"])
+
+
+@pytest.mark.parametrize(("program", "recorded"), [("/home/me/.venv/bin/moe", "moe"), ("train.py", "train.py")])
+def test_the_recorded_command_has_no_folder_of_the_machine(
+    program: str, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moe.train.changes import command
+
+    monkeypatch.setattr("sys.argv", [program, "train", "c.yaml", "run_name=a b"])
+    assert command() == f"{recorded} train c.yaml 'run_name=a b'"

@@ -60,7 +60,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch) -> None:
 def test_each_command_speaks_whatever_was_left_in_the_environment(monkeypatch, capsys, variables) -> None:
     """B8: `RANK=1 moe check` said nothing and answered 0."""
     from moe.cli.main import main as moe
-    from moe.run import main as train
+    from moe.cli.train import main as train
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -110,7 +110,7 @@ def test_the_readme_has_the_memory_that_is_computed() -> None:
     for name, told in rows:
         step = make_step(
             load_config(ROOT / f"yamls/{name}.yaml"),
-            8192 if name == "demo" else 50257,
+            8192 if name in ("demo", "own_text") else 50257,
             n_gpus=1,
             microbatch=1,
         )

@@ -31,15 +31,16 @@ MAY_IMPORT = {
     "train": BASE | {"config", "data", "model", "optim"},
     "build": BASE | {"config", "data", "model", "optim", "train"},
     "checks": BASE | {"config", "data", "model", "optim", "estimate", "train", "build"},
-    "profile": BASE | {"config", "data", "model", "optim", "train", "build"},
+    "profile_parts": BASE | {"config", "data", "model", "optim", "train", "build"},
+    "profile": BASE | {"config", "data", "model", "optim", "train", "build", "profile_parts"},
     "inference": BASE | {"config", "model", "train"},
     "evaluate": BASE | {"data", "model"},
     "export": BASE | {"data", "model", "train", "inference"},
-    "harness": BASE | {"data", "train", "inference", "export"},
+    "harness": BASE,
     "runs": {"environment", "errors", "locks", "paths", "units", "config"},
     "callbacks": BASE | {"config", "data", "model", "optim", "train", "build"},
     "fit": BASE | {"config", "data", "model", "optim", "train", "build", "callbacks"},
-    "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "checks"},
+    "run": BASE | {"config", "data", "model", "optim", "train", "build", "fit", "cli"},
 }
 # the folders in moe/data; "" are the files beside them
 DATA_MAY_IMPORT: dict[str, set[str]] = {"": set(), "text": {""}, "write": {"", "text"}, "read": {"", "text"}}

@@ -9,7 +9,8 @@ from moe.cli.main import main
 from moe.config import load_config
 from moe.data.meta import read_meta
 from moe.model.flops import count_parameters, flops_per_token, model_shape
-from moe.profile import deal_out, part_flops, profile_run
+from moe.profile import deal_out, profile_run
+from moe.profile_parts import part_flops
 from moe.train.inputs import check_data
 
 

@@ -16,9 +16,9 @@ from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
-from moe.data.text.losses import lossy, warning_before
+from moe.data.text.losses import Lossy, lossy, measured, warning_of
 from moe.data.text.planning import plan_units
-from moe.data.text.sample import sample_documents
+from moe.data.text.sample import sample_documents, spread_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
@@ -38,6 +38,7 @@ class TextPlan:
     former: tuple[str, ...]  # what earlier versions called the same text
     summary: str
     vocab_size: int
+    warning: str | None  # of what the tokenizer cannot write
 
 
 def open_text(
@@ -84,11 +85,6 @@ def open_text(
         documents=documents,
         say=say,
     )
-    warning = warning_before(
-        lossy(tokenizer), documents, encoder=encoder, spec_json=spec, tokenizer_name=tokenizer_name
-    )
-    if warning:
-        say(warning)
     id_column, told = choose_id(units, text_column)
     job = TextJob(
         pieces=cut_pieces(units, lanes),
@@ -107,6 +103,9 @@ def open_text(
         spec_json=spec,
         skip_bad_files=skip_bad_files,
     )
+    lost, warning = _losses(job, lossy(tokenizer))
+    if warning:
+        say(warning)
     fingerprint = tokenizer_fingerprint(tokenizer)
     bad = {fault.file for fault in faults}
     content = {
@@ -124,9 +123,30 @@ def open_text(
         SEPARATOR.join([name, *_grouped(files)]),
         (_former(source, text_column, fingerprint) + rest,),
         f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
-        f"{told}",
+        f"{told}{lost}",
         size,
+        warning,
     )
+
+
+def _losses(job: TextJob, kind: Lossy | None) -> tuple[str, str | None]:
+    """(what to add to the summary, a warning or None) of a tokenizer that cannot write everything.
+
+    Measured on documents from all over the text: training reads all of it only in the course of an epoch.
+    """
+    if kind is None:
+        return "", None
+    places = list(dict.fromkeys(piece.unit for piece in job.pieces))
+    documents = spread_documents(places, job.text_column, separator=job.separator)
+    losses, tokens = measured(
+        kind, documents, encoder=job.encoder, spec_json=job.spec_json, tokenizer_name=job.tokenizer
+    )
+    what = f"{len(documents):,} documents from all over the text"
+    told = (
+        f"; in a sample of {what} {losses.unknown_tokens / max(1, tokens):.2%} of the tokens are unknown to the "
+        f"tokenizer, {losses.lost_characters / max(1, losses.sampled_characters):.2%} of the characters are lost"
+    )
+    return told, warning_of(losses, tokens, what)
 
 
 def _digest(content: Any) -> str:

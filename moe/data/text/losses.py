@@ -1,8 +1,8 @@
 """What a tokenizer cannot write of a text: unknown tokens, and characters that are gone.
 
 - Unknown tokens are counted, every one of them, where the tokenizer has an unknown token that text can yield.
-- Lost characters are measured on the first SAMPLE_CHARS characters of each unit of work: those, white space aside, that
-  decoding does not give back, whether they became an unknown token, were dropped, or were removed by a normalizer.
+- Lost characters are measured on pieces drawn from all over each unit of work (spread.py): those, white space aside,
+  that decoding does not give back, whether they became an unknown token, were dropped, or were removed by a normalizer.
   Compared in NFKD and without case, so that a tokenizer that folds these loses nothing by it.
 - A tokenizer that gives HARD and PROBES back, as every byte-level one or one with byte fallback does, has nothing to
   count: it is asked once.
@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -23,9 +22,8 @@ import pyarrow as pa
 
 from moe.data.meta import WORTH_A_WARNING
 from moe.data.text.encoders import HARD, Encoder, build_encoder
+from moe.data.text.spread import Spread
 from moe.data.text.tokenizer import PROBES, encode_plain, load_tokenizer, unknown_id
-
-SAMPLE_CHARS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -76,46 +74,58 @@ def _decoder(spec_json: str | None, tokenizer_name: str) -> Any:
 
 
 class Counting:
-    """Adds up the losses of one unit of work, or of a few texts."""
+    """Adds up the losses of one unit of work, or of some texts. seed: which pieces are drawn."""
 
-    def __init__(self, kind: Lossy | None, *, spec_json: str | None, tokenizer_name: str) -> None:
-        self.losses = Losses()
+    def __init__(self, kind: Lossy | None, *, spec_json: str | None, tokenizer_name: str, seed: int) -> None:
         self._kind, self._tokenizer = kind, (spec_json, tokenizer_name)
+        self._spread = Spread(seed)
+        self._unknown_tokens = 0
 
-    def add(self, encoder: Encoder, texts: Iterable[str], ids: np.ndarray) -> None:
-        """Texts (the first of them are the sample) and all of their ids [N]. Nothing to do for most tokenizers."""
+    def add(self, texts: pa.LargeStringArray, ids: np.ndarray) -> None:
+        """Texts and all of their ids [N]. Nothing to do for most tokenizers."""
         if self._kind is None:
             return
         if self._kind.unknown_id is not None:
-            self.losses.unknown_tokens += int(np.count_nonzero(ids == self._kind.unknown_id))
-        for text in texts:
-            if self.losses.sampled_characters >= SAMPLE_CHARS:
-                return
-            part = text[:SAMPLE_CHARS]
-            encoded, _ = encoder.encode(pa.array([part], pa.large_string()))
-            back = decode(_decoder(*self._tokenizer), encoded, self._kind.unknown_id)
-            lost, there = lost_characters(part, back)
-            self.losses.lost_characters += lost
-            self.losses.sampled_characters += there
+            self._unknown_tokens += int(np.count_nonzero(ids == self._kind.unknown_id))
+        self._spread.add(texts)
+
+    def result(self, encoder: Encoder) -> Losses:
+        """All that was added. The pieces are encoded and decoded here, once."""
+        losses = Losses(self._unknown_tokens)
+        if self._kind is None:
+            return losses
+        pieces = self._spread.pieces()
+        ids, offsets = encoder.encode(pa.array(pieces, pa.large_string()))
+        decoder = _decoder(*self._tokenizer)
+        for piece, begin, end in zip(pieces, offsets[:-1], offsets[1:], strict=True):
+            lost, there = lost_characters(piece, decode(decoder, ids[begin:end], self._kind.unknown_id))
+            losses.lost_characters += lost
+            losses.sampled_characters += there
+        return losses
 
 
-def warning_before(
-    kind: Lossy | None, documents: list[str], *, encoder: str, spec_json: str | None, tokenizer_name: str
-) -> str | None:
-    """A warning where more than WORTH_A_WARNING of the first documents' text would be lost: before hours of work."""
-    if kind is None:
-        return None
-    room = itertools.accumulate(map(len, documents), initial=0)
-    front = [text[:SAMPLE_CHARS] for text, before in zip(documents, room, strict=False) if before < SAMPLE_CHARS]
-    built = build_encoder(encoder, spec_json=spec_json, tokenizer_name=tokenizer_name)
-    ids, _ = built.encode(pa.array(front, pa.large_string()))
-    counting = Counting(kind, spec_json=spec_json, tokenizer_name=tokenizer_name)
-    counting.add(built, front, ids)
-    found = counting.losses
-    unknown, lost = found.unknown_tokens / max(1, len(ids)), found.lost_characters / max(1, found.sampled_characters)
+def warning_of(losses: Losses, tokens: int, what: str) -> str | None:
+    """A warning where more than WORTH_A_WARNING of the `tokens` or of the sampled characters is lost.
+
+    what: the text that they are of.
+    """
+    unknown, lost = losses.unknown_tokens / max(1, tokens), losses.lost_characters / max(1, losses.sampled_characters)
     if max(unknown, lost) <= WORTH_A_WARNING:
         return None
     return (
-        f"warning: of the first {len(front):,} documents {unknown:.1%} of the tokens are unknown to the tokenizer, "
+        f"warning: of {what} {unknown:.1%} of the tokens are unknown to the tokenizer, "
         f"{lost:.1%} of the characters are lost; take a tokenizer with byte fallback"
     )
+
+
+def measured(
+    kind: Lossy, documents: Iterable[str], *, encoder: str, spec_json: str | None, tokenizer_name: str
+) -> tuple[Losses, int]:
+    """(losses, tokens) of pieces that are drawn from all over the documents."""
+    spread = Spread(0)
+    spread.add(pa.array(documents, pa.large_string()))
+    built, pieces = build_encoder(encoder, spec_json=spec_json, tokenizer_name=tokenizer_name), spread.pieces()
+    ids, _ = built.encode(pa.array(pieces, pa.large_string()))
+    counting = Counting(kind, spec_json=spec_json, tokenizer_name=tokenizer_name, seed=0)
+    counting.add(pa.array(pieces, pa.large_string()), ids)
+    return counting.result(built), len(ids)

@@ -22,6 +22,8 @@ from moe.data.text.files import SourceFile
 
 BLOCK_BYTES = 8 << 20  # fetched from the hub at once
 BUFFER_BYTES = 1 << 20
+# what a broken file raises while it is read; names of columns that are no UTF-8 are a UnicodeDecodeError of pyarrow's
+BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
 
 
 def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO:
@@ -46,7 +48,7 @@ def open_stream(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator
                     yield io.BufferedReader(unpacked, BUFFER_BYTES), raw
             else:
                 yield raw, raw
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except BROKEN as error:
         raise BadFileError(file.name, f"cannot be read to its end ({first_line(error)}); fetch it again") from error
 
 

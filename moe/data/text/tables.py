@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.looks import HEAD_BYTES, pointer_or_page
 from moe.data.text.rows import Batch
-from moe.data.text.streams import BLOCK_BYTES, BUFFER_BYTES, first_line, open_source, open_stream
+from moe.data.text.streams import BLOCK_BYTES, BROKEN, BUFFER_BYTES, first_line, open_source, open_stream
 
 BATCH_ROWS = 1024
 READ_ROWS = 128
@@ -40,7 +41,7 @@ def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterato
         with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold whole column chunks of every row group in memory
             yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except BROKEN as error:
         raise BadFileError(file.name, _not_readable(file, "parquet", error)) from error
 
 
@@ -124,7 +125,7 @@ def _open_ipc(
             else:
                 stream = pa.ipc.open_stream(raw, options=options)
                 yield stream.schema, iter(stream)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except BROKEN as error:
         raise BadFileError(file.name, _not_readable(file, "Arrow", error)) from error
 
 
@@ -163,6 +164,18 @@ def peek_csv(file: SourceFile, text_column: str) -> list[str]:
     return names
 
 
+@contextmanager
+def _unheard(handler: Callable) -> Iterator[list[Any]]:
+    """Whether pyarrow failed to call `handler`, as for a row that is no UTF-8: it only prints that, as a traceback."""
+    failed: list[Any] = []
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda failure: failed.append(1) if failure.object is handler else usual(failure)
+    try:
+        yield failed
+    finally:
+        sys.unraisablehook = usual
+
+
 def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Batch]:
     """Raises BadFileError where the file breaks."""
     names = peek_csv(unit.file, text_column)
@@ -176,7 +189,7 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
         bad.append(("bad_csv", (row.number or 2) - 2))  # numbered from 1, the header being the first
         return "skip"
 
-    with open_stream(unit.file) as (unpacked, raw):
+    with _unheard(skip) as failed, open_stream(unit.file) as (unpacked, raw):
         try:
             parts = arrow_csv.open_csv(
                 unpacked,
@@ -195,6 +208,10 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
                 seen += len(batch.texts)
                 yield batch
         except pa.ArrowException as error:
+            if failed:
+                bare = "a row with another number of values than names is no UTF-8 either"
+                mend = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
+                raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {mend}") from error
             mend = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"
             raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {mend}") from error
         if bad:

@@ -207,6 +207,7 @@ def publish(
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
         id_column=job.id_column if sums["counts"]["named"] else None,
+        duplicates_estimated=sums["duplicates_estimated"],
         **{name: sums["counts"][name] for name in COUNTS},
         versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from moe.paths import local_path, path_or_address
-from moe.units import note, ready
+from moe.units import note, ready, tell
 
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
@@ -140,9 +140,13 @@ def _source_values(arguments: argparse.Namespace) -> dict:
 def convert_from(arguments: argparse.Namespace) -> int:
     def action() -> None:
         from moe.data.write.convert import convert
+        from moe.data.write.next_step import to_train
         from moe.data.write.request import Request
 
-        convert(Request(**_source_values(arguments)))
+        request = Request(**_source_values(arguments))
+        if meta := convert(request):
+            for line in to_train(meta, request.out):
+                tell(line)
 
     return exit_code(action, arguments.out)
 
@@ -150,7 +154,10 @@ def convert_from(arguments: argparse.Namespace) -> int:
 def train_tokenizer_from(arguments: argparse.Namespace) -> int:
     def action() -> None:
         from moe.data.text.train_tokenizer import train_tokenizer
+        from moe.data.write.next_step import to_convert
 
-        train_tokenizer(**_source_values(arguments))
+        values = _source_values(arguments)
+        for line in to_convert(values, train_tokenizer(**values)):
+            tell(line)
 
     return exit_code(action, arguments.out)

@@ -18,6 +18,7 @@ from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit
 from moe.data.text.rows import Skipped
+from moe.data.write.doubled import Doubled
 from moe.data.write.shards import ShardFile, ShardFormat
 from moe.data.write.unit_store import UnitStore
 from moe.errors import InputError
@@ -119,11 +120,12 @@ def mark_of(store: UnitStore, unit: Unit) -> dict:
 def collect(parts: Parts) -> dict:
     """Sums over units:
 
-    documents and tokens per split, text bytes, skipped rows, the units' other counts, and how many documents there are
-    of each length: rows of (tokens, documents), as the lengths themselves would be 60 MB for FineWeb's 10B tokens.
+    documents and tokens per split, text bytes, skipped rows, doubled ids, the units' other counts, and how many
+    documents there are of each length: rows of (tokens, documents), as the lengths themselves would be 60 MB for
+    FineWeb's 10B tokens.
     """
     documents, tokens, text_bytes, skipped = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0), 0, Skipped()
-    lengths, counts = np.empty((0, 2), np.int64), Counter[str]()
+    lengths, counts, doubled = np.empty((0, 2), np.int64), Counter[str](), Doubled()
     for store, unit in parts:
         mark = mark_of(store, unit)
         for split in SPLITS:
@@ -133,12 +135,16 @@ def collect(parts: Parts) -> dict:
         skipped.merge(Skipped(**mark["skipped"]))
         counts.update(mark["counts"])
         lengths = add_lengths(lengths, store.array(unit, "lengths.npy"))
+        if mark["counts"]["named"]:
+            doubled.add(store.array(unit, "hashes.npy"))
+    counts["duplicate_ids"] = doubled.count
     return {
         "documents": documents,
         "tokens": tokens,
         "text_bytes": text_bytes,
         "skipped": skipped,
         "counts": counts,
+        "duplicates_estimated": doubled.is_estimate,
         "lengths": lengths,
     }
 

@@ -15,7 +15,7 @@ from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
-from moe.data.text.losses import lossy, warning_before
+from moe.data.text.losses import lossy, measured, warning_of
 from moe.data.text.planning import Planning
 from moe.data.text.sample import sample_documents
 from moe.data.text.selection import left_out_lines
@@ -137,7 +137,8 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
     say(told)
-    warning = warning_before(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
-    if warning:
-        say(warning)
+    if job.lossy is not None:
+        found = measured(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
+        if warning := warning_of(*found, f"the first {len(documents):,} documents"):
+            say(warning)  # before hours of work
     return Plan(request, source, identity, planning, job, size)

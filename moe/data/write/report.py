@@ -53,8 +53,9 @@ def _text_lines(meta: Meta) -> list[str]:
     """How the text became documents, and what of it the tokens do not hold; nothing from an older meta.json."""
     if meta.duplicate_ids is None:
         return []
+    about = "about " if meta.duplicates_estimated else ""
     named = (
-        f"by column '{meta.id_column}', {meta.duplicate_ids:,} with the id of another"
+        f"by column '{meta.id_column}', {about}{meta.duplicate_ids:,} with the id of another"
         if meta.id_column
         else "by their text"
     )

@@ -90,7 +90,7 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
     encoder = _encoder(job.encoder, job.spec_json, job.tokenizer)
     packer = Packer(folder, layout=job.layout, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
     skipped = Skipped()
-    counting = Counting(job.lossy, spec_json=job.spec_json, tokenizer_name=job.tokenizer)
+    counting = Counting(job.lossy, spec_json=job.spec_json, tokenizer_name=job.tokenizer, seed=job.seed ^ unit.key)
     separators = named = 0
     lengths: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
@@ -124,7 +124,7 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         start = int(offsets[0])
         own = encoded[start : int(offsets[-1])]
         packer.add(own, offsets - start, keys < np.uint64(job.val_threshold))
-        counting.add(encoder, (text.as_py() for text in texts), own)
+        counting.add(texts, own)
         documents, tokens = documents + count, tokens + int(sizes.sum())
         text_bytes += int(
             np.diff(np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + count + 1]).sum()
@@ -149,10 +149,9 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         "text_bytes": text_bytes,
         "skipped": asdict(skipped),
         "counts": {
-            **asdict(counting.losses),
+            **asdict(counting.result(encoder)),
             "named": named,  # documents with an id
             "separators": separators,
-            "duplicate_ids": named and documents - len(np.unique(np.concatenate(hashes))),
         },
         "splits": splits,
         "limited": full,

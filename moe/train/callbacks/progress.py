@@ -1,9 +1,10 @@
 """Ends a run that makes no progress. Logs no metrics.
 
 - A thread watches from before the Trainer is built until the run's end. Progress is a microbatch, a step, an evaluation
-  batch. Without any for `stall_timeout` seconds it writes the stacks of all threads to stderr and to
-  `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs in
-  C cannot be interrupted.
+  batch. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main one first, to stderr and
+  to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs
+  in C cannot be interrupted.
+- What is told may hang as the run does, on its disk or a terminal that nobody reads: each part has TELLING seconds.
 - The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
   first step would stall again.
 - Composer counts tokens by asking the batch and takes 0 for an answer; a `max_duration` in tokens would then never end.
@@ -11,7 +12,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import multiprocessing
 import os
 import signal
@@ -19,15 +19,18 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from composer import Callback, Logger, State
 
 from moe.errors import RunFailed
+from moe.train.stacks import stacks
 from moe.train.stop import EXIT_STOPPED
 from moe.units import clock, complain
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
+TELLING = 10.0
 
 
 class Progress(Callback):
@@ -74,32 +77,34 @@ class Progress(Callback):
     def _end(self) -> None:
         """Whatever cannot be written, as on the disk that stalls, the process ends."""
         try:
-            for tell in (self._print, self._write):
-                with suppress(OSError):
-                    tell()
-            with suppress(OSError):
-                self.note("stopped" if self.steps_done else "failed")
+            text = stacks()  # before the threads that tell it
+            for tell in (partial(self._print, text), partial(self._write, text), self._note):
+                telling = threading.Thread(target=_quietly, args=(tell,), name="telling", daemon=True)
+                telling.start()
+                telling.join(TELLING)
             for worker in multiprocessing.active_children():
                 worker.kill()
         finally:
             self.end(EXIT_STOPPED if self.steps_done else 1)
 
-    def _print(self) -> None:
+    def _note(self) -> None:
+        self.note("stopped" if self.steps_done else "failed")
+
+    def _print(self, text: str) -> None:
         mend = "run the same command again" if self.steps_done else "mend what the stacks show waiting"
         complain(
             f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
-            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:"
+            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:\n{text}"
         )
-        faulthandler.dump_traceback(2, all_threads=True)
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
                 os.kill(worker.pid, signal.SIGUSR2)
         time.sleep(WORKER_STACKS)
 
-    def _write(self) -> None:
+    def _write(self, text: str) -> None:
         self.stacks.mkdir(parents=True, exist_ok=True)
-        with open(self.stacks / f"step-{self.step:08d}-rank-{self.rank}.txt", "w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        file = self.stacks / f"step-{self.step:08d}-rank-{self.rank}.txt"
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _beat(self, state: State) -> None:
         self._looks = 0
@@ -127,3 +132,8 @@ class Progress(Callback):
                 "the loader's batches must be counted (get_num_tokens_in_batch of the DataSpec)"
             )
         self.tokens = tokens
+
+
+def _quietly(tell: Callable[[], None]) -> None:
+    with suppress(OSError):
+        tell()

@@ -29,8 +29,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from moe.config.times import Every, Time
 from moe.errors import RunFailed
 from moe.s3 import RemoteError
-from moe.train.checkpoints import retain, write_checkpoint
+from moe.train.checkpoints import write_checkpoint
 from moe.train.history import now
+from moe.train.housekeeping import retain
 from moe.train.remote import RemoteRun, Replaced
 from moe.train.stop import Stopped, StopSignal
 
@@ -221,20 +222,22 @@ class CheckpointSaver(Callback):
         each cause, and the next save tries again.
         """
         rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
-        removals: list[Callable[[], Any]] = [partial(retain, self.save_folder, **rule)]
+        removals: list[Callable[[], list[str]]] = [partial(retain, self.save_folder, **rule)]
         if self.remote is not None:
             removals.append(partial(self.remote.retain, **rule))
         for remove in removals:
             try:
-                remove()
+                causes = remove()
             except OSError as error:  # RemoteError among them
-                cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-                if cause not in self._told:
-                    self._told.add(cause)
-                    self._warnings.append(
-                        f"warning: older checkpoints cannot be removed and take space: {cause}; training goes on, and "
-                        "each save tries again"
-                    )
+                causes = [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
+            except Exception as error:  # whatever it is, the checkpoint is saved
+                causes = [repr(error)]
+            for cause in [cause for cause in causes if cause not in self._told]:
+                self._told.add(cause)
+                self._warnings.append(
+                    f"warning: older checkpoints cannot be removed and take space: {cause}; training goes on, and "
+                    "each save tries again"
+                )
 
 
 class SaveError(RunFailed):

@@ -162,7 +162,21 @@ def test_data_that_is_not_there_is_told_without_looking_for_the_tokenizer(check:
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.adamw.lr"])
 def test_a_learning_rate_a_hundred_times_too_high(check: Check, key: str) -> None:
-    assert_told(check, [f"{key}=0.4"], "learning rate", "warn", f"{key} (0.4)", "times the 0.0037", "use about 0.004")
+    assert_told(check, [f"{key}=0.4"], "learning rate", "warn", f"{key} (0.4)", "times the 0.008", "use about 0.008")
+
+
+@pytest.mark.parametrize(
+    ("settings", "usual"),
+    [
+        (["optimizer.lr=0.012", "max_duration=2000ba"], "0.0029"),
+        (["optimizer.lr=0.032"], "0.008"),
+        (["optimizer.lr=0.016", "optimizer.name=adamw"], "0.004"),
+    ],
+)
+def test_a_learning_rate_four_times_the_usual(check: Check, settings: list[str], usual: str) -> None:
+    """It passed without a word: in a long run, and in a short one, whose usual rate is another."""
+    rate = settings[0].split("=")[1]
+    assert_told(check, settings, "learning rate", "warn", f"optimizer.lr ({rate}) is 4", f"times the {usual}", "use ab")
 
 
 def test_a_rate_that_the_learning_page_advises_for_few_steps_is_no_warning(check: Check) -> None:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -36,10 +38,19 @@ class Hub:
         self.requests: Counter[str] = Counter()
         self.ranges: list[tuple[str, int, int, float]] = []
         self.failed: Counter[str] = Counter()
+        self._open: set[socket.socket] = set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                hub._open.add(self.connection)
+
+            def finish(self):
+                super().finish()
+                hub._open.discard(self.connection)
 
             def log_message(self, *args):
                 pass
@@ -57,6 +68,9 @@ class Hub:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self._open):  # else each keeps a thread that waits for the client's next request
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def send(handler, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:

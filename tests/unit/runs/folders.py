@@ -117,3 +117,20 @@ def training_in(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+CHANGED = (
+    {"time": "2026-01-01T00:00:00Z", "event": "start", "step": 0, "reached": 0},
+    {"time": "2026-01-01T00:00:25Z", "event": "stop", "step": 50},
+    {"time": "2026-01-01T00:00:30Z", "event": "resume", "step": 50, "reached": 50},
+    {
+        "time": "2026-01-01T00:00:30Z",
+        "event": "change",
+        "step": 50,
+        "changes": [
+            {"key": "optimizer.lr", "was": 0.002, "now": 0.001},
+            {"key": "alert_command", "was": None, "now": "<a>"},
+        ],
+        "command": "train.py run.yaml optimizer.lr=0.001",
+    },
+)

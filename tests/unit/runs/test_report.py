@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from moe.runs.charts import Marks, charts, expert_heats, loss_chart, other_charts, smooth, thin
+from moe.runs.charts import Marks, charts, loss_chart, other_charts, smooth, thin
+from moe.runs.heats import expert_heats
 from moe.runs.page import report_page
 from moe.runs.png import title_of
 from moe.runs.reading import read_run
 from moe.runs.scales import log_ticks, number, ticks
-from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, row
+from tests.unit.runs.folders import ALARM, CHANGED, KILLED, TOKENS_PER_STEP, make_run, row
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -334,23 +335,6 @@ def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path
     assert any("expert 2: 1" in tip for tip in found["tips"]), found["tips"]
 
 
-CHANGED = (
-    {"time": "2026-01-01T00:00:00Z", "event": "start", "step": 0, "reached": 0},
-    {"time": "2026-01-01T00:00:25Z", "event": "stop", "step": 50},
-    {"time": "2026-01-01T00:00:30Z", "event": "resume", "step": 50, "reached": 50},
-    {
-        "time": "2026-01-01T00:00:30Z",
-        "event": "change",
-        "step": 50,
-        "changes": [
-            {"key": "optimizer.lr", "was": 0.002, "now": 0.001},
-            {"key": "alert_command", "was": None, "now": "<a>"},
-        ],
-        "command": "train.py run.yaml optimizer.lr=0.001",
-    },
-)
-
-
 def test_a_change_in_mid_run_is_a_line_with_its_text_and_a_row(tmp_path: Path) -> None:
     """D1: at its step, in every chart; texts of files are escaped; other runs' older files have none."""
     folder = make_run(tmp_path / "run", events=CHANGED)
@@ -397,3 +381,23 @@ def test_labels_are_large_enough_to_read_at_any_width(tmp_path: Path, width: int
     done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     (smallest,) = re.findall(r"<title>([\d.]+)</title>", done.stdout)[:1]
     assert float(smallest) >= 8.5
+
+
+@pytest.mark.parametrize(("value", "told"), [(0.0, "all 0"), (3.25, "all 3.250")])
+def test_a_heat_map_of_one_value_has_a_scale_of_that_value(tmp_path: Path, value: float, told: str) -> None:
+    """Counts that are all zero had a scale from -0.389 to 0.389."""
+    rows = [{"step": n, **{f"experts/idle/layer_0{k}": value for k in (0, 1)}} for n in (1, 2)]
+    page = write(tmp_path, str(make_run(tmp_path / "run", rows=rows)))
+    assert f"<span>{told}</span>" in page and "&ge; 0.389" not in page and "&lt; -" not in page
+    rows[1]["experts/idle/layer_00"] = value + 1
+    assert f"<span>{told}</span>" not in write(tmp_path, str(make_run(tmp_path / "other", rows=rows)))
+
+
+def test_each_throughput_says_what_it_is(tmp_path: Path) -> None:
+    """A median stood in the tile and the last row's beside the curve, both without a name."""
+    rows = [{**row(step), "throughput/tokens_per_sec": 100.0 * step} for step in range(2, 62, 2)]
+    one, other = make_run(tmp_path / "run", rows=rows, steps=60), make_run(tmp_path / "other")
+    page = write(tmp_path, str(one), "--compare", str(other))
+    assert "<b>4.1k</b><em>tokens/s, median of the last 20 rows" in page and "<em>6000.</em>" in page
+    assert "<th>tokens/s, median of the last 20 rows</th>" in page
+    assert "the number beside a name is the last one" in page

@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import io
 import json
+import os
 import time
 from pathlib import Path
 
@@ -8,7 +11,9 @@ from rich.console import Console
 
 from moe.cli.main import main
 from moe.runs.listing import list_runs, table
-from tests.unit.runs.folders import ALARM, make_run, row, training_in
+from tests.unit.runs.folders import ALARM, CHANGED, make_run, row, training_in
+
+GONE = 2**22 + 1  # no process has such a number
 
 
 def test_all_runs_are_listed_the_newest_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -175,3 +180,50 @@ def test_a_mixture_shows_each_validation_set_with_its_name(tmp_path: Path, capsy
     page = (tmp_path / "r.html").read_text()
     assert "<b class=several>code 2.750, web 3.250</b><em>lowest code 2.500, web 3.250</em>" in page
     assert "<td>code 2.750, web 3.250</td>" in page and "<td>4.500</td>" in page
+
+
+def test_what_was_changed_in_mid_run_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """D1: it was a number, and that only with --json."""
+    many = [{"key": f"versions.p{n}", "was": "1", "now": "2"} for n in range(9)]
+    later = ({**CHANGED[2], "step": 60}, {**CHANGED[3], "step": 60, "changes": many, "rate": "learning rate 1 -> 2"})
+    make_run(tmp_path / "changed", events=(*CHANGED, *later))
+    make_run(tmp_path / "plain")
+    assert main(["runs", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "changed: changed after step 50: optimizer.lr 0.002 -> 0.001, alert_command null -> <a>" in out
+    assert "changed after step 60: versions.p0 1 -> 2," in out and "and 3 more (learning rate 1 -> 2)" in out
+    assert "plain: changed" not in out
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["changed"]["changes"] == 11 and len(found["changed"]["changed"]) == 2
+    assert found["plain"]["changed"] == []
+
+
+def test_without_locks_a_run_is_not_called_dead(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    """B7: on Lustre or NFS a run at work was listed as preempted. (Simulated: fcntl's errors.)"""
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: raise_(OSError(errno.ENOLCK, "No locks available")))
+    runs = {"works": os.getpid(), "long-quiet": os.getpid(), "just-died": GONE, "died": GONE}
+    for name, pid in runs.items():
+        folder = make_run(tmp_path / name, state="running", steps=40)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "pid": pid}))
+        (folder / ".lock").touch()
+        if name in ("long-quiet", "died"):
+            for file in folder.iterdir():
+                os.utime(file, (1e9, 1e9))
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    states = {one["name"]: one["state"] for one in json.loads(shown.out)}
+    unsure = "running or interrupted"
+    assert states == {"works": unsure, "long-quiet": unsure, "just-died": unsure, "died": "preempted"}
+    assert shown.err.count("running or interrupted: this file system has no locks") == 3
+    for command in (["runs", str(tmp_path)], ["watch", str(tmp_path / "works"), "--once"]):
+        assert main(command) == 0
+        shown = capsys.readouterr()
+        assert unsure in shown.out and "no locks" in " ".join((shown.out + shown.err).split())
+    assert main(["report", str(tmp_path / "works")]) == 0
+    assert unsure in (tmp_path / "works/report.html").read_text()
+
+
+def raise_(error: Exception) -> None:
+    raise error

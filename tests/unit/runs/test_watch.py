@@ -15,7 +15,7 @@ from rich.console import Console
 from moe.cli.main import main
 from moe.runs.frame import frame, sparkline
 from moe.runs.reading import read_run
-from tests.unit.runs.folders import ALARM, KILLED, make_run, row, training_in
+from tests.unit.runs.folders import ALARM, CHANGED, KILLED, make_run, row, training_in
 
 
 def text_of(folder: Path, width: int = 80, encoding: str = "utf-8", now: float | None = None) -> str:
@@ -215,3 +215,16 @@ def test_a_run_that_stays_ended_is_left(tmp_path: Path) -> None:
     assert b"done" in read_until(terminal, b"no such words").partition(LEAVES)[2]
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)
+
+
+def test_changes_are_shown_in_words_a_row_for_each_restart(tmp_path: Path) -> None:
+    """D1: "3x" for the keys of one restart, of which the last alone was named."""
+    events = list(CHANGED)
+    for step in (60, 70, 80):
+        change = {"key": "save_interval", "was": "1ba", "now": f"{step}ba"}
+        events += [{**CHANGED[2], "step": step}, {**CHANGED[3], "step": step, "changes": [change]}]
+    text = " ".join(text_of(make_run(tmp_path / "one", events=CHANGED), 120).split())
+    assert "changed step 50 optimizer.lr 0.002 -> 0.001, alert_command null -> <a>" in text and "2x" not in text
+    text = " ".join(text_of(make_run(tmp_path / "many", events=tuple(events)), 120).split())
+    assert "changed step 80 save_interval 1ba -> 80ba earlier ones: 1 (moe runs tells them)" in text
+    assert "optimizer.lr 0.002" not in text

@@ -8,16 +8,15 @@ import torch
 from moe.config import Time
 from moe.train.checkpoints import (
     CheckpointError,
-    clear_unfinished,
     find_named,
     folder_name,
     load_state,
     newest_checkpoint,
     read_checkpoint,
-    retain,
     step_folders,
     write_checkpoint,
 )
+from moe.train.housekeeping import clear_unfinished, retain
 
 MANIFEST = {"config": {}, "data": "d", "eos_id": 0, "vocab_size": 9}
 

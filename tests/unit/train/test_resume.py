@@ -219,37 +219,31 @@ def test_the_rates_change_is_told_for_each_cause() -> None:
     assert rate_change({"max_duration": "9"}, old, 1) is None, "a manifest that cannot tell"
 
 
-NAMES = [
-    "{run_name}",
-    "exp#3",
-    "50%",
-    "what?",
-    "a:b",
-    "two words",
-    "s3:bucket",
-    "{rank}-{nope}",
-    "file:x",
-    "ep{epoch}.tar",
-]
+NAMES = ["{run_name}", "exp#3 50% what?", "a:b", "s3:bucket", "file:{rank}-{nope}-ep{epoch}.tar"]
+SHORT = ["eval_data=null", "scheduler.name=constant_with_warmup", "scheduler.t_warmup=1ba"]
+
+
+@pytest.fixture(scope="module")
+def plain(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps in a folder of a plain name."""
+    return train(small, tmp_path_factory.mktemp("plain"), *SHORT, "max_duration=4ba", name="plain")[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_run_resumes_that_was_found_whatever_its_folder_is_called(
-    small: Path, tmp_path: Path, monkeypatch, capsys, name: str
+    small: Path, plain: Path, tmp_path: Path, monkeypatch, capsys, name: str
 ) -> None:
     """A1: `{run_name}` went on with another run's checkpoint, `exp#3` ended in a traceback."""
     monkeypatch.chdir(tmp_path)
-    short = ["eval_data=null", "scheduler.name=constant_with_warmup", "scheduler.t_warmup=1ba"]
     decoy, path = tmp_path / "tiny/step-00000002", write_config(tmp_path / "c.yaml", tiny_config(small))
     decoy.mkdir(parents=True)
     (decoy / "state.pt").write_bytes(b"another run's")
     for steps in (2, 4):
-        assert main([str(path), f"save_folder=./{name}", *short, f"max_duration={steps}ba"]) == 0
+        assert main([str(path), f"save_folder=./{name}", *SHORT, f"max_duration={steps}ba"]) == 0
     out = capsys.readouterr().out
     assert "resumed from step 2" in out
     assert list(rows(tmp_path / name, "train/loss")) == [1, 2, 3, 4]
-    assert train(small, tmp_path, *short, "max_duration=4ba", name="plain")[0] == 0
-    assert_same_run(tmp_path / name, tmp_path / "plain")
+    assert_same_run(tmp_path / name, plain)
 
 
 def test_what_is_loaded_is_what_was_verified(small: Path, tmp_path: Path, monkeypatch, capsys) -> None:

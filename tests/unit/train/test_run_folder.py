@@ -29,7 +29,7 @@ def test_a_fresh_folder_gets_an_id_that_stays(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("moe.train.run_folder.LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr("moe.train.holding.LOCK_PATIENCE", 0.3)
     held = open_folder(tmp_path)
     with pytest.raises(InputError, match="in use by another training process"):
         open_folder(tmp_path)

@@ -42,7 +42,7 @@ def test_a_step_that_does_not_end_is_abandoned_and_replayed(
     def slow(self, batch):
         calls.append(None)
         if len(calls) == 4 * 6 + 2:  # the second of step 7's four microbatches takes longer than PATIENCE
-            signals[-1].received, signals[-1].since = signal.SIGTERM, time.monotonic() - 16
+            signals[-1].received, signals[-1].waited = signal.SIGTERM, 16.0
         return plain(self, batch)
 
     monkeypatch.setattr(MoEModel, "forward", slow)
@@ -82,11 +82,16 @@ def test_a_process_that_hangs_after_a_signal_is_ended_before_the_launcher_kills_
 
 
 def test_without_a_launcher_that_would_kill_a_slow_step_may_end(monkeypatch) -> None:
+    codes: list[int] = []
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(stop_module, "LAST_RESORT", 0.05)
+    monkeypatch.setattr(stop_module.os, "_exit", codes.append)
     stop = StopSignal()
     stop.training = True
     stop._handle(signal.SIGTERM, None)
-    assert stop.wanted and stop._timer is None
+    time.sleep(0.2)
+    stop.step_ended()
+    assert stop.wanted and stop.waited > 0.05 and not codes
 
 
 def test_a_signal_before_the_first_step_says_so(monkeypatch, capfd) -> None:
@@ -155,6 +160,37 @@ def test_the_watchdog_writes_all_stacks_and_ends_a_run_without_progress(
     written = (tmp_path / f"stacks/step-0000000{steps_done}-rank-0.txt").read_text()
     err = capfd.readouterr().err
     assert "hangs_here" in written and "hangs_here" in err and "no progress for 0m00s (stall_timeout)" in err
+
+
+def test_the_main_threads_stack_comes_first_however_many_threads_there_are(tmp_path: Path, capfd) -> None:
+    """faulthandler writes a hundred threads, newest first: the one that hung was missing."""
+    ended, idle = threading.Event(), threading.Event()
+    others = [threading.Thread(target=idle.wait, name=f"idle-{n}", daemon=True) for n in range(120)]
+    for thread in others:
+        thread.start()
+
+    def hangs_here() -> None:
+        ended.wait(10)
+
+    Progress(0.2, stacks=tmp_path, rank=3, note=lambda state: None, end=lambda code: ended.set()).watch()
+    hangs_here()
+    idle.set()
+    written = (tmp_path / "step-00000000-rank-3.txt").read_text()
+    assert "hangs_here" in written.split("\n\n")[0] and "Thread MainThread" in written.splitlines()[0]
+    assert all(f"Thread idle-{n} " in written for n in range(120)) and written in capfd.readouterr().err
+
+
+def test_a_terminal_and_a_disk_that_hang_do_not_keep_the_watchdog(tmp_path: Path, monkeypatch) -> None:
+    """The run may hang on what the watchdog would write to."""
+    import moe.train.callbacks.progress as progress_module
+
+    ended, hangs = threading.Event(), threading.Event()
+    monkeypatch.setattr(progress_module, "TELLING", 0.1)
+    monkeypatch.setattr(progress_module, "complain", lambda text: hangs.wait(30))
+    watchdog = Progress(0.2, stacks=tmp_path, rank=0, note=lambda state: hangs.wait(30), end=lambda code: ended.set())
+    watchdog.watch()
+    assert ended.wait(10) and list(tmp_path.glob("*.txt"))
+    hangs.set()
 
 
 def test_the_watchdog_ends_the_run_where_nothing_can_be_written(tmp_path: Path) -> None:
@@ -303,7 +339,7 @@ def test_a_suspended_run_goes_on_as_it_wakes(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         watchdog = Progress(1.2, stacks=tmp_path, rank=0, note=lambda state: None, end=os._exit)
-        watchdog._print = watchdog._write = lambda: None  # type: ignore[method-assign]
+        watchdog._print = watchdog._write = lambda text: None  # type: ignore[method-assign]
         watchdog.watch()
         for _ in range(12):
             time.sleep(0.2)
@@ -316,11 +352,35 @@ def test_a_suspended_run_goes_on_as_it_wakes(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
 
 
+def test_a_process_that_is_suspended_after_a_signal_saves_as_it_wakes(monkeypatch) -> None:
+    """B6: the 25 s after a signal were a clock's: a laptop's lid, SIGSTOP, and the process ended without its save, or
+    gave up the step.
+    """
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(stop_module, "LAST_RESORT", 1.2)
+    monkeypatch.setattr(stop_module, "PATIENCE", 1.0)
+    child = os.fork()
+    if child == 0:
+        stop = StopSignal()
+        stop.training = True
+        stop._handle(signal.SIGTERM, None)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.4)
+        overdue = stop.overdue
+        stop.step_ended()
+        os._exit(41 if overdue else 42)
+    os.waitpid(child, os.WUNTRACED)
+    time.sleep(1.5)
+    os.kill(child, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
 def test_the_watchdog_counts_its_looks_not_the_time_between_them(tmp_path: Path, monkeypatch) -> None:
     """B6: hours between two looks are one look; without progress enough of them end the run."""
     ended: list[int] = []
     watchdog = Progress(1800.0, stacks=tmp_path, rank=0, note=lambda state: None, end=ended.append)
-    watchdog._print = watchdog._write = lambda: None  # type: ignore[method-assign]
+    watchdog._print = watchdog._write = lambda text: None  # type: ignore[method-assign]
     looks: list[float] = []
 
     def wait(pause: float) -> bool:  # as if each look came hours after the one before

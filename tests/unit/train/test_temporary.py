@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import moe.train.stop as stop_module
-from moe.train.stop import StopSignal
+from moe.ownership import begin
+from moe.train.stop import TEMPORARY, StopSignal
 from moe.train.temporary import folder_for, temporary_folder
 from tests.unit.train.runs import train
 
@@ -76,6 +77,7 @@ def test_row11_a_run_leaves_nothing_in_the_temporary_folder_and_clears_what_a_ki
     assert list(place.iterdir()) == [] and tempfile.gettempdir() == str(place)
     left = Path(folder_for(tmp_path / "run", run_id(tmp_path / "run")))
     left.mkdir()
+    begin(left, TEMPORARY)
     (left / "000000_barrier_filelock").touch()
     (place / "of-another").mkdir()
     assert train(tiny, tmp_path, "eval_data=null", "max_duration=6ba", "scheduler.t_warmup=1ba")[0] == 0

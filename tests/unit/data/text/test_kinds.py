@@ -235,3 +235,28 @@ def test_ids_of_every_json_kind_are_text_or_none(tmp_path):
     found = documents(tmp_path, "a.jsonl", b"\n".join(lines), skipped=skipped)
     assert [key for _, key in found] == ["1", "1" + "0" * 30, "1.5", "True", None, None, None, None, ""]
     assert skipped.counts == {"bad_json": 1}  # Python reads no number of more than 4,300 digits
+
+
+def test_a_column_name_that_is_no_utf8_names_the_file(tmp_path):
+    """C8: what pyarrow raises of a broken schema is one message, in every kind of table."""
+    parquet, stream = pa.BufferOutputStream(), pa.BufferOutputStream()
+    rows = pa.table({"text": ["a b"], "other-name": ["c"]})
+    pq.write_table(rows, parquet)
+    with pa.ipc.new_stream(stream, rows.schema) as writer:
+        writer.write_table(rows)
+    for name, content in (("a.parquet", parquet), ("b.arrow", stream)):
+        broken = content.getvalue().to_pybytes().replace(b"other-name", b"other\xff\xb4ame")
+        with pytest.raises(InputError, match=rf"{name}: not a readable .* file \('utf-8' codec"):
+            documents(tmp_path, name, broken)
+
+
+def test_a_csv_row_that_cannot_be_told_is_one_message(tmp_path, capfd):
+    """C8: of another number of values and no UTF-8: pyarrow printed a traceback and named another cause."""
+    content = b"text,id\nabc,1\nbad\xb4,2,3\nok,4\n"
+    with pytest.raises(InputError, match=r"a\.csv: a row with another number of values .* no UTF-8 either .*iconv"):
+        documents(tmp_path, "a.csv", content)
+    assert capfd.readouterr().err == ""
+    skipped = Skipped()
+    content = b"text,id\nabc,1\nbad,2,3\nno\xb4,4\n"
+    assert documents(tmp_path, "a.csv", content, skipped=skipped) == [("abc", "1")]
+    assert skipped.counts == {"bad_csv": 1, "invalid_utf8": 1}

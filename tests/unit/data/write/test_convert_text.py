@@ -182,7 +182,8 @@ def test_check_warns_of_losses(tmp_path, make_request):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.jsonl").write_text("\n".join([json.dumps({"text": "слово и word " * 9})] * 20 + ["{"] * 5))
     convert(make_request(tokenizer=make_tokenizer(tmp_path / "t"), seq_len=16))
-    (result,) = _losses(SimpleNamespace(train_data=TrainData(local=str(tmp_path / "out"))))
+    inputs = SimpleNamespace(text=None)
+    (result,) = _losses(SimpleNamespace(train_data=TrainData(local=str(tmp_path / "out"))), inputs)
     assert result.state == "warn"
     for told in ("20.0% of the rows were skipped (5 of 25)", "tokens are unknown", "characters are lost in a sample"):
         assert told in result.text

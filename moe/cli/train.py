@@ -1,0 +1,62 @@
+"""Train, or go on where the run stopped, as `train.py` does; several GPUs: composer -n N -c moe train CONFIG.yaml
+
+Exit codes: 0 done (also: already complete), 1 failed, 2 input a user can mend, 75 stopped early (run the same command
+again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from moe.config import ConfigError, load_config, parse_seconds
+from moe.config.checks import check_ranks
+from moe.environment import settle
+from moe.errors import InputError, RunFailed
+from moe.run import end, train
+from moe.train.start import LOCAL_RANK, WORLD_SIZE
+from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
+from moe.units import complain, ready, say, show
+
+USAGE = (
+    "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs `train.py`'s command line; returns the exit code."""
+    ready()
+    if not argv or argv[0] in ("-h", "--help"):
+        show(USAGE)
+        return 0 if argv else 2
+    # Python's tracker of shared memory clears what a second Ctrl+C leaves; that it does is no news
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    stop = StopSignal()
+    stop.install()
+    say(f"moe: reading {argv[0]} ...")  # before all that takes time
+    try:
+        settle()
+        config = load_config(argv[0], argv[1:])
+        if faults := check_ranks(config, WORLD_SIZE):
+            raise ConfigError(argv[0], faults)
+        if config.check:
+            from moe.checks.page import show_checks
+
+            return show_checks(lambda: config, argv[0])
+        stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
+        return train(config, stop)
+    except (InputError, RunFailed) as error:
+        if LOCAL_RANK == 0:
+            complain(str(error))
+        return 2 if isinstance(error, InputError) else 1
+    except Stopped:
+        return EXIT_STOPPED
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a yaml; `moe yaml` writes one to begin with")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the yaml's: optimizer.lr=5e-4")
+
+
+def run(args: argparse.Namespace) -> int:
+    end(main([args.config, *args.settings]))

@@ -1,0 +1,61 @@
+"""Write one of the yamls to begin with into a file of your own; without a name: list them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import moe
+from moe.errors import InputError
+from moe.paths import local_path
+from moe.units import show
+
+PACKAGE = Path(moe.__file__).resolve().parent
+
+
+def folder() -> Path:
+    """Where the yamls are, from here where they lie below: beside an installed package's code (setup.py copies them
+    there), else in the repository.
+    """
+    packed = PACKAGE / "yamls"
+    found = packed if packed.is_dir() else PACKAGE.parent / "yamls"
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="which one, e.g. quick")
+    parser.add_argument("--out", help="the file to write (default: NAME.yaml in this folder)")
+
+
+def run(args: argparse.Namespace) -> int:
+    there = {path.stem: path for path in sorted(folder().glob("*.yaml"))}
+    if args.name is None:
+        if args.out is not None:
+            raise InputError(f"--out ({args.out}) needs the name of a yaml: {', '.join(there)}")
+        for name, path in there.items():
+            show(f"{name:<10} {_first_sentence(path.read_text(encoding='utf-8'))}")
+        return 0
+    name = args.name.removesuffix(".yaml")
+    if name not in there:
+        raise InputError(f"there is no yaml '{args.name}'; there are {', '.join(there)}")
+    out = local_path(args.out, "--out") if args.out is not None else Path(f"{name}.yaml")
+    try:
+        with open(out, "xb") as file:  # a file of the user's is never written over
+            file.write(there[name].read_bytes())
+    except FileExistsError:
+        raise InputError(f"{out} is there already; remove it, or choose another file with --out") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}); choose another file with --out") from None
+    show(f"{out} is written; change in it what you like, then: moe train {out}")
+    return 0
+
+
+def _first_sentence(text: str) -> str:
+    """Of the comment that a yaml begins with."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line.removeprefix("# "))
+    sentence, dot, _ = " ".join(lines).partition(". ")
+    return sentence + "." * bool(dot)
