@@ -1,5 +1,8 @@
-# make setup   the environment in .venv            make demo    text, tokenizer, shards, a small MoE, in minutes
+# make setup   the environment in .venv (PYTHON=python3.12: with that one)
+# make demo    text, tokenizer, shards, a small MoE, in minutes
 # make test    the whole suite                     make check   linter, formatter, type checker
+# make test-wheel   builds the wheel, installs it in an empty environment elsewhere, and runs its commands there
+# make constraints  the versions of make setup, renewed: the newest that fit together; run the suite before they are kept
 # make format  mends what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
@@ -12,29 +15,30 @@
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
 # make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
-PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test test-transformers5 test-newest check format chaos chaos-convert
+.PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
 .PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
-.venv/ready: setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "error: $$($(PYTHON) --version) is not Python 3.10 to 3.13; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev,convert,eval]'
+.venv/ready: setup.py pyproject.toml requirements/constraints.txt requirements/setup.sh
+	@PYTHON='$(PYTHON)' requirements/setup.sh
 	@touch $@
+
+constraints: setup
+	$(BIN)/python requirements/renew.py
 
 demo: setup
 	$(BIN)/moe demo
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-wheel: setup
+	requirements/test_wheel.sh
 
 # Streaming asks for transformers below 5 and works above it; the override is for this environment alone.
 .venv5/ready: setup.py pyproject.toml | setup
@@ -47,7 +51,7 @@ test-transformers5: .venv5/ready
 	$(BIN)/python -m pytest tests/unit/export -k transformers_5
 
 # What Composer and Streaming hold back, let go.
-NEWEST_PYTHON ?= $(PYTHON)
+NEWEST_PYTHON ?= $(BIN)/python
 NEWEST := torch torchvision transformers>=5 datasets>=4 numpy>=2
 
 .venv-newest/ready: setup.py pyproject.toml | setup

@@ -57,6 +57,7 @@ setup(
         "dev": [
             "moto[server]>=5",
             "pytest>=8",
+            "setuptools>=77",
             "pytest-xdist>=3.7",
             "ray>=2.40,<3",
             "hypothesis>=6.100",

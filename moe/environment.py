@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import pwd
 import resource
+import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 
 from moe.errors import InputError
 
@@ -78,8 +80,16 @@ def _name_the_user() -> None:
         os.environ["USER"] = os.environ["LOGNAME"] = name
     home = os.environ.get("HOME", "")
     if not home or not os.access(home, os.W_OK):
-        os.environ["HOME"] = os.path.join(tempfile.gettempdir(), f"moe-home-{os.getuid()}")
-        os.makedirs(os.environ["HOME"], mode=0o700, exist_ok=True)
+        os.environ["HOME"] = _own_folder(os.path.join(tempfile.gettempdir(), f"moe-home-{os.getuid()}"))
+
+
+def _own_folder(path: str) -> str:
+    """`path`, made if need be; another one where somebody else has put something there, who could read what we keep."""
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return path if own else tempfile.mkdtemp(prefix="moe-home-")
 
 
 def _raise_file_limit() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import moe
+
 MOST_WORDS = 1000  # characters
 
 
@@ -35,7 +37,7 @@ def told_by(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> 
         while innermost is not None and innermost.tb_next is not None:
             innermost = innermost.tb_next
         file = innermost.tb_frame.f_code.co_filename if innermost is not None else ""
-        if Path(file).resolve().is_relative_to(Path(__file__).resolve().parent):
+        if Path(file).resolve().is_relative_to(Path(moe.__file__).resolve().parent):
             raise  # a bug of ours
         words = " ".join(str(error).split())[:MOST_WORDS] or "no reason is given"
         raise InputError(f"{about}: {library} cannot do it ({type(error).__name__}: {words})") from error

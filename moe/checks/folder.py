@@ -13,7 +13,7 @@ from moe.checks.result import Report, Result
 from moe.config import Config, parse_time
 from moe.errors import InputError
 from moe.estimate.plan import find_disk
-from moe.locks import held_by
+from moe.locks import has_locks, held_by
 from moe.s3 import RemoteError
 from moe.units import size
 
@@ -86,7 +86,7 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
             return Result("resume", "pass", f"{folder}: starts fresh, from {_other(config, inputs)}")
         if found is None:
             return Result("resume", "pass", f"{folder}: starts fresh")
-        changes = _changes(config, found, inputs)
+        changes = _changes(config, found, inputs) + _locks(folder)
     except InputError as error:
         return Result("resume", "fail", str(error))
     except RemoteError as error:
@@ -125,6 +125,13 @@ def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[C
     if run.fetch:
         return found, f", fetched from {config.save_folder} and verified then"
     return found, "" if hashes else "; its bytes were not verified"
+
+
+def _locks(folder: Path) -> list[str]:
+    """What is to be said where nobody can tell whether another process trains there."""
+    if has_locks(folder / ".lock"):
+        return []
+    return ["this file system has no locks: see to it yourself that no other process trains in that folder"]
 
 
 def _other(config: Config, inputs: Inputs | None) -> Path:

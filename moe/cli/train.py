@@ -19,7 +19,8 @@ from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 from moe.units import complain, ready, say, show
 
 USAGE = (
-    "usage: composer train.py CONFIG.yaml [key=value ...]      e.g. composer train.py yamls/500m.yaml optimizer.lr=5e-4"
+    "usage: python train.py CONFIG.yaml [key=value ...]      e.g. python train.py yamls/500m.yaml optimizer.lr=5e-4\n"
+    "       composer -n N train.py CONFIG.yaml [key=value ...]    on N devices"
 )
 
 

@@ -73,13 +73,13 @@ def test_each_command_speaks_whatever_was_left_in_the_environment(monkeypatch, c
 WAITS = """
 from collections import deque
 from ctypes import CDLL
-from itertools import repeat
+from itertools import chain, repeat
 from moe.train.stop import StopSignal
-stop = StopSignal()
+c, stop = CDLL(None), StopSignal()
 stop.install()
-with stop.ends_waits():
-    print("waiting", flush=True)
-    deque(map(CDLL(None).usleep, repeat(100_000, 200)), maxlen=0)  # 20 s in C: no handler of Python runs
+with stop.ends_waits():  # 20 s in C, and the word from within it: no handler of Python runs
+    waits = chain(map(c.puts, [b"waiting"]), map(c.fflush, [None]), map(c.usleep, repeat(100_000, 200)))
+    deque(waits, maxlen=0)
 """
 
 
@@ -118,6 +118,34 @@ def test_a_user_without_a_name_gets_one_and_a_home_to_write_in() -> None:
         done = subprocess.run([sys.executable, "-c", NAMELESS], cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("uid-54321 ") and Path(folder, "moe-home-54321/written").exists()
+
+
+@pytest.mark.parametrize("taken", ["nothing", "own", "a file", "a link", "another's"])
+def test_a_home_in_the_temporary_folder_is_ones_own(tmp_path: Path, monkeypatch, taken: str) -> None:
+    """C15: a name that can be guessed may be taken: another's folder, a link elsewhere, a file."""
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    place = tmp_path / f"moe-home-{os.getuid()}"
+    if taken == "a file":
+        place.touch()
+    elif taken == "a link":
+        place.symlink_to(tmp_path)
+    elif taken != "nothing":
+        place.mkdir()
+    if taken == "another's":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(place, 54321, -1)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("USER", "me")
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    settle()
+    home = Path(os.environ["HOME"])
+    assert home.parent == tmp_path and home.is_dir() and not home.is_symlink() and home.stat().st_uid == os.getuid()
+    assert (home == place) == (taken in ("nothing", "own"))
 
 
 def test_the_limit_of_open_files_is_raised_or_told(monkeypatch) -> None:

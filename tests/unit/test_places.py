@@ -112,8 +112,9 @@ def test_a_conversion_removes_only_what_conversions_write(text: Path, tmp_path: 
     assert convert(*words[:-1], tmp_path / "new") == 0 and not partial.exists()
 
 
-def test_what_is_above_us_is_never_replaced(tmp_path: Path, monkeypatch) -> None:
+def test_what_is_above_us_is_never_replaced(text: Path, tmp_path: Path, monkeypatch) -> None:
     """A3: root, home, the current folder and their parents, by link, `.` and `..`."""
+    bpe = train_tokenizer(dataset=str(text), out=tmp_path / "bpe", vocab_size=300)
     (tmp_path / "here" / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to("here")
     (tmp_path / "home").mkdir()
@@ -122,9 +123,11 @@ def test_what_is_above_us_is_never_replaced(tmp_path: Path, monkeypatch) -> None
     for path in (".", "..", "/", str(tmp_path / "link"), "x/..", "~", str(tmp_path / "home" / "x" / "..")):
         with pytest.raises(InputError, match="--out"):
             replaceable_place(local_path(path, "--out"), "--out")
+    (tmp_path / "here" / "notes.txt").write_text("mine")
     for path in (".", "..", "~"):
-        assert tokenizer("--dataset", "nowhere", "--out", path, "--overwrite") == 2
-        assert convert("--dataset", "nowhere", "--out", path, "--overwrite") == 2
+        assert tokenizer("--dataset", text, "--out", path, "--overwrite") == 2
+        assert convert("--dataset", text, "--tokenizer", bpe, "--out", path, "--overwrite") == 2
+    assert entries(tmp_path / "here") == ["below", "notes.txt"] and not entries(tmp_path / "home")
     assert replaceable_place(Path("new"), "--out") == tmp_path / "here" / "below" / "new"
 
 

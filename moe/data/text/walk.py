@@ -35,7 +35,10 @@ class Walk:
 
 def made_by_us(folder: str, names: set[str]) -> str | None:
     """What of this project's the folder is, by the names in it; None for any other."""
-    if {"meta.json", "conversion.json"} <= names or {"meta.json", "train", "val"} <= names:
+    splits = names & {"train", "val"}  # others have a meta.json beside such folders, too
+    if "meta.json" in names and any(os.path.lexists(os.path.join(folder, split, "index.json")) for split in splits):
+        return "a converted dataset"
+    if {"meta.json", "conversion.json"} <= names:
         return "a converted dataset"
     if "index.json" in names and any(name.endswith(".mds") for name in names):
         return "a converted dataset"

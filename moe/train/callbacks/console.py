@@ -75,7 +75,8 @@ class Console(LoggerDestination):
             return f"... {self._evaluates} since {now - self._eval_start:.0f} s, {self._microbatches} batches done"
         step, since = min(self._step + 1, self.total_steps), now - self._step_start
         parts = [f"... in step {step:,}/{self.total_steps:,} since {since:.0f} s"]
-        parts += [f", {self._microbatches} microbatches done"] if self._microbatches else []
+        done = self._microbatches
+        parts += [f", {done} microbatch{'es' * (done > 1)} done"] if done else []
         parts += [f"; the last step took {self._step_seconds:.1f} s"] if self._step_seconds is not None else []
         return "".join(parts)
 

@@ -168,7 +168,7 @@ def test_a_learning_rate_a_hundred_times_too_high(check: Check, key: str) -> Non
 @pytest.mark.parametrize(
     ("settings", "usual"),
     [
-        (["optimizer.lr=0.012", "max_duration=2000ba"], "0.0029"),
+        (["optimizer.lr=0.012", "max_duration=2000ba"], "0.003"),
         (["optimizer.lr=0.032"], "0.008"),
         (["optimizer.lr=0.016", "optimizer.name=adamw"], "0.004"),
     ],

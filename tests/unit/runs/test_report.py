@@ -398,6 +398,6 @@ def test_each_throughput_says_what_it_is(tmp_path: Path) -> None:
     rows = [{**row(step), "throughput/tokens_per_sec": 100.0 * step} for step in range(2, 62, 2)]
     one, other = make_run(tmp_path / "run", rows=rows, steps=60), make_run(tmp_path / "other")
     page = write(tmp_path, str(one), "--compare", str(other))
-    assert "<b>4.1k</b><em>tokens/s, median of the last 20 rows" in page and "<em>6000.</em>" in page
+    assert "<b>4.1k</b><em>tokens/s, median of the last 20 rows" in page
     assert "<th>tokens/s, median of the last 20 rows</th>" in page
     assert "the number beside a name is the last one" in page

@@ -53,16 +53,24 @@ def test_a_change_is_an_event_with_both_values_its_step_and_the_command(changed:
 
 
 def test_the_card_of_a_step_folder_alone_states_each_value_with_its_steps(changed: Path, tmp_path: Path) -> None:
-    """D1, D6: by the manifest, without events.jsonl beside it; no path of this machine stands in the card."""
+    """D1: by the manifest, without events.jsonl beside it."""
     export(str(changed / "step-00000010"), out=tmp_path / "hf", say=lambda line: None)
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| optimizer.lr | 0.005 (steps 1 to 4), 0.0005 (steps 5 to 8), 0.005 (from step 9) |" in card
     assert "| max_duration | 4ba (steps 1 to 4), 8ba (steps 5 to 8), 10ba (from step 9) |" in card
     assert "| num_workers | 0 (steps 1 to 8), 1 (from step 9) |" in card
-    assert str(changed.parent) not in card and str(Path.home()) not in card
     export(str(changed), step=8, out=tmp_path / "eight", say=lambda line: None)
     card = (tmp_path / "eight" / "README.md").read_text()
     assert "| optimizer.lr | 0.005 (steps 1 to 4), 0.0005 (from step 5) |" in card, "later ones trained no step of it"
+
+
+def test_the_card_names_no_path_of_this_machine(changed: Path, tiny: Path, tmp_path: Path) -> None:
+    """D6: not of the run, its tokenizer or its data."""
+    export(str(changed), out=tmp_path / "hf", say=lambda line: None)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "Tokenizer" in card and "max_duration" in card
+    for place in (changed, tiny, tiny.parent, tmp_path, Path.home()):
+        assert str(place) not in card
 
 
 def test_changes_are_shown(changed: Path, tmp_path: Path, capsys) -> None:

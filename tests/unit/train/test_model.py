@@ -1,7 +1,5 @@
 """The loss of a batch, as a script calls it, and of the parts of a batch, as Composer does."""
 
-import shutil
-
 import pytest
 import torch
 from composer.core.data_spec import default_split_batch
@@ -11,7 +9,7 @@ from moe.model.balance import Balance, BalanceLoss
 from moe.model.router import LayerMetric
 from moe.train.model import MoEModel, with_global_sizes
 from tests.tiny import SHAPE
-from tests.unit.train.runs import SHORT, assert_same_run, rows, train, weights
+from tests.unit.train.runs import SHORT, rows, train, weights
 
 
 def make_model(**changes) -> MoEModel:
@@ -86,24 +84,3 @@ def test_a_further_rule_is_one_class_its_metrics_are_logged_and_its_state_is_sav
     model, layers = rows(folder, "train/pulled"), [rows(folder, f"train/pulled/layer_{layer:02d}") for layer in (0, 1)]
     assert list(model) == [1, 2, 3, 4, 5, 6] and model[6] == max(layer[6] for layer in layers) > 0
     assert not rows(folder, "train/balance_loss")
-
-
-def test_a_run_of_version_0_1_goes_on_with_the_shares_of_its_last_step(tiny, tmp_path, capsys):
-    """Its checkpoints call them otherwise. As if nothing had happened: losses and weights bit for bit."""
-    from moe.train.checkpoints import load_state, read_checkpoint, write_checkpoint
-
-    settings = [*SHORT, "max_duration=8ba", "save_interval=4ba", "model.balance_loss=0.5"]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert train(tiny, tmp_path, *settings, name="whole")[0] == 0
-    shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "step-00000008")
-    checkpoint = read_checkpoint(folder / "step-00000004")
-    state = load_state(checkpoint.state_file)
-    model = state["state"]["model"]
-    model["expert_share_LE"] = model.pop("balance.share_LE")
-    assert model["expert_share_LE"].std() > 0.01, "uneven: the next losses depend on them"
-    more = {name: (checkpoint.path / name).read_bytes() for name in checkpoint.manifest["files"] if "/" in name}
-    write_checkpoint(folder, 4, state, checkpoint.manifest, more)
-    assert train(tiny, tmp_path, *settings)[0] == 0
-    assert "resumed from step 4" in capsys.readouterr().out
-    assert_same_run(folder, whole)

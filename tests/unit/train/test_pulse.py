@@ -18,14 +18,14 @@ def test_slow_steps_and_evaluations_are_told_by_the_clock(small: Path, tmp_path:
 
     assert train(small, tmp_path, *SETTINGS, name="fast")[0] == 0
     assert "... in step" not in capsys.readouterr().out, "nothing where there was no silence"
-    monkeypatch.setattr(pulse, "SILENCE", 0.2)
+    monkeypatch.setattr(pulse, "SILENCE", 0.1)
     for name in ("forward", "eval_forward"):
         plain = getattr(MoEModel, name)
-        slow = lambda self, *args, plain=plain: (time.sleep(0.25), plain(self, *args))[1]  # noqa: E731
+        slow = lambda self, *args, plain=plain: (time.sleep(0.13), plain(self, *args))[1]  # noqa: E731
         monkeypatch.setattr(MoEModel, name, slow)
     assert train(small, tmp_path, *SETTINGS, name="slow")[0] == 0
     out = capsys.readouterr().out
-    step = r"^\.\.\. in step 2/3 since \d s, 1 microbatches done; the last step took \d\.\d s$"
+    step = r"^\.\.\. in step 2/3 since \d s, 1 microbatch done; the last step took \d\.\d s$"
     assert re.search(step, out, re.M), out
     assert re.search(r"^\.\.\. eval at step 3 since \d s, \d batches done$", out, re.M), out
     assert_same_run(tmp_path / "slow", tmp_path / "fast")

@@ -67,6 +67,16 @@ def gradients(rank):
                 torch.testing.assert_close(q.grad.full_tensor(), p.grad, atol=tolerance * p.grad.abs().max(), rtol=0)
 
 
+def test_an_assertion_that_fails_in_one_rank_fails_the_test() -> None:
+    """The tests below assert in their ranks alone."""
+
+    def work(rank):
+        assert rank == 0, "rank 1 differs"
+
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="rank 1 differs"):
+        on_ranks(2, work)
+
+
 def test_gradients_are_the_mean_over_the_ranks_of_the_whole_models() -> None:
     """In fp32 and bf16; plain, with activation checkpointing, compiled."""
     on_ranks(2, gradients, fork=False)

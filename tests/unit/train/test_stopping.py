@@ -234,7 +234,7 @@ def test_the_watchdog_lets_a_run_that_advances_go_on(small: Path, tmp_path: Path
         from moe.train.callbacks.console import Console
 
         plain = Console.batch_end
-        slow = lambda self, state, logger: (time.sleep(5 * (state.timestamp.batch == 2)), plain(self, state, logger))  # noqa: E731
+        slow = lambda self, state, logger: (time.sleep(3.5 * (state.timestamp.batch == 2)), plain(self, state, logger))  # noqa: E731
         patch.setattr(Console, "batch_end", slow)
         train(
             small,
@@ -340,9 +340,11 @@ def test_a_suspended_run_goes_on_as_it_wakes(tmp_path: Path) -> None:
     if child == 0:
         watchdog = Progress(1.2, stacks=tmp_path, rank=0, note=lambda state: None, end=os._exit)
         watchdog._print = watchdog._write = lambda text: None  # type: ignore[method-assign]
+        began = time.process_time()
         watchdog.watch()
-        for _ in range(12):
-            time.sleep(0.2)
+        for beat in range(1, 11):  # a tenth of a second's work each, so that at the waking the watchdog looks first
+            while time.process_time() - began < beat / 10:
+                pass
             watchdog._beat(SimpleNamespace(timestamp=SimpleNamespace(batch=1)))  # type: ignore[arg-type]
         os._exit(42)
     time.sleep(0.5)

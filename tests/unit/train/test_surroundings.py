@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def test_a_start_that_waits_for_another_rank_says_so_and_ends_at_a_signal(tiny: 
 
 
 NAMELESS = """
-import os, pwd, resource, runpy, sys
+import atexit, os, pwd, resource, runpy, sys
 
 def unknown(number):
     raise KeyError(f"getpwuid(): uid not found: {number}")
@@ -59,12 +60,13 @@ def unknown(number):
 pwd.getpwuid = unknown
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+atexit.register(lambda: print("files at the end:", resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 sys.argv[:] = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_user_without_a_name_and_64_open_files_train_and_resume(tiny: Path, tmp_path: Path) -> None:
+def test_a_user_without_a_name_and_64_open_files_train(tiny: Path, tmp_path: Path) -> None:
     """C15, C16: `docker run -u 1234` (simulated: the database knows nobody) and `ulimit -n 64`, in a whole run."""
     names = ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR")
     nameless = {name: value for name, value in environment().items() if name not in names}
@@ -76,6 +78,7 @@ def test_a_user_without_a_name_and_64_open_files_train_and_resume(tiny: Path, tm
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "done"
     assert (tmp_path / f"moe-home-{os.getuid()}").is_dir(), "a home to write in"
+    assert f"files at the end: {resource.getrlimit(resource.RLIMIT_NOFILE)[1]}\n" in done.stdout
 
 
 def test_too_few_open_files_are_refused_before_anything(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -96,16 +99,19 @@ def test_a_run_whose_folder_lies_in_its_own_text_resumes(tiny: Path, tmp_path: P
     text = write_text(tmp_path / "text/a.jsonl", documents=60).parent
     data = {"train_data": {"text": {"dataset": str(text), "val_fraction": 0.1, "lanes": 4}}}
 
-    def start(folder: Path, steps: int) -> Path:
+    def start(folder: Path, steps: int, code: int = 0) -> Path:
         settings = {**BRIEF, **data, "max_duration": f"{steps}ba", "save_folder": str(folder)}
-        assert main([str(write_config(tmp_path / "c.yaml", tiny_config(tiny, **settings)))]) == 0
+        assert main([str(write_config(tmp_path / "c.yaml", tiny_config(tiny, **settings)))]) == code
         return folder
 
     outside = start(tmp_path / "outside", 6)
     start(text / "runs/one", 3)
-    other = start(text / "runs/other", 3)  # its logs are no text of the first either
+    shutil.copytree(outside, text / "runs/other")  # the logs of others are no text either
     capsys.readouterr()
     inside = start(text / "runs/one", 6)
     out = capsys.readouterr().out
-    assert "resumed from step 3" in out and f"{text}: 1 file, " in out
-    assert rows(inside, "train/loss") == rows(outside, "train/loss") and rows(other, "train/loss")
+    assert "resumed from step 3" in out and f"{text}: 1 files, " in out
+    assert rows(inside, "train/loss") == rows(outside, "train/loss")
+    start(text, 3, code=2)
+    assert "Traceback" not in (err := capsys.readouterr().err) and err.count("error: ") == 1 and str(text) in err
+    assert sorted(path.name for path in text.iterdir()) == ["a.jsonl", "runs"], "what is refused has changed nothing"

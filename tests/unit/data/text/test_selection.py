@@ -138,6 +138,16 @@ def test_what_this_project_writes_is_no_text(tmp_path):
         source_of(tmp_path / "run")
 
 
+def test_folders_that_are_named_as_ours_are_text(tmp_path):
+    """B4: train and val beside a meta.json are many a dataset's; ours have an index.json in them."""
+    lay(tmp_path, "a.jsonl", "set/meta.json", "set/train/b.jsonl", "set/val/c.jsonl")
+    lay(tmp_path, "mds/meta.json", "mds/train/index.json", "mds/val/index.json")
+    source = source_of(tmp_path)
+    assert {"a.jsonl", "set/train/b.jsonl"} <= {file.name for file in source.files}
+    assert [one.name for one in source.left_out if one.name.endswith("/")] == ["mds/"]
+    assert "train/b.jsonl" in names_of(tmp_path / "set")
+
+
 def test_two_datasets_with_one_file_name_have_names_that_tell_them_apart(tmp_path):
     """A2: a name is of one file; what lies above both datasets is no part of it."""
     one, two = lay(tmp_path / "x" / "one", "0.jsonl"), lay(tmp_path / "x" / "two", "0.jsonl")
