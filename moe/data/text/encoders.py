@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 
 HARD = (
     "<|endoftext|>",

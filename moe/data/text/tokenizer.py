@@ -15,19 +15,15 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moe.data.hub_client import endpoint, nobody_there
-from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer
-from moe.errors import InputError
-from moe.paths import local_path
-from moe.units import note
+from moe.common.errors import InputError
+from moe.common.paths import local_path
+from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_fault
 
-REACH_S, REACH_TRIES = 4.0, 2
 PROBES = (
     "Hello world",
     " leading and  double   spaces\n\n\ttabs",
@@ -47,28 +43,6 @@ def spare_torch() -> None:
         return
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that no models can be used
-
-
-def hub_fault(name: str) -> str | None:
-    """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
-
-    That is not waited for: what is cached is used then.
-    """
-    from huggingface_hub.utils import get_session
-
-    fault = None
-    for attempt in range(REACH_TRIES):
-        try:
-            get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
-            return None
-        except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
-            if not nobody_there(error):
-                return None  # somebody is there and drops or stalls: that passes
-            fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
-        if attempt + 1 < REACH_TRIES:
-            note(f"tokenizer {name}: {fault}; trying again ...")
-            time.sleep(1)
-    return fault
 
 
 def is_hub_name(name: str) -> bool:
@@ -116,6 +90,8 @@ def load_tokenizer(name_or_folder: str) -> Any:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
             mend = f"the folder holds {files}; it needs a tokenizer.json"
+            if (Path(name_or_folder) / "tokenizer.json").is_file():
+                mend = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
         else:
             mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
         cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -36,9 +36,9 @@ from composer.utils import dist
 from torch import Tensor
 
 from moe.config.times import Every
-from moe.train.expert_load import ExpertLoad, load
-from moe.train.model import MoEModel
-from moe.train.spikes import SpikeCounter
+from moe.train.composer_model import MoEModel
+from moe.train.health.expert_load import ExpertLoad, load
+from moe.train.health.spikes import SpikeCounter
 
 IGNORED = -100
 OF_LAYERS: dict[str, Callable[[list[float]], float]] = {  # how the layers' metrics become the model's

@@ -185,8 +185,8 @@ def test_every_yaml_loads_and_explains_itself(name: str) -> None:
     [("500m", 510_551_040), ("1b", 999_542_784), ("1_5b", 1_508_812_288), ("large", 1_508_812_288)],
 )
 def test_named_sizes_have_the_parameters_they_are_named_after(name: str, total: int) -> None:
-    from moe.build import model_shape
     from moe.model.flops import count_parameters
+    from moe.train.build import model_shape
 
     config = load_config(ROOT / "yamls" / f"{name}.yaml")
     assert count_parameters(**model_shape(config.model, 50257)).total == total
@@ -322,3 +322,13 @@ def test_null_is_no_text_and_settings_that_are_no_text_are_read_as_before(path: 
     assert (config.seed, config.optimizer.lr, config.compile) == (7, 1e-3, False)
     assert config.device_train_microbatch_size == 4 and load_config(path, ["train_data.remote=null"])
     assert "seed: is 1.5" in faults(path, "seed=1.5")[0] or "1.5" in faults(path, "seed=1.5")[0]
+
+
+def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
+    """C8: ten lines that stand for ten thousand million values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"not valid yaml: its aliases \(\*name\) make more than 100,000 values"):
+        load_config(path)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import load_tokenizer, tokenizer_fingerprint
 from moe.data.text.encoders import HARD
 from moe.data.text.tokenizer import PROBES, encode_plain, plain_json, token_bytes, token_dtype, vocab_size
-from moe.errors import InputError
 
 
 def changed(folder, out, change, name="tokenizer.json"):
