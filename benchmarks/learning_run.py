@@ -162,13 +162,13 @@ class Balance:
 
     def loss(self, parts: LossParts) -> Tensor:
         """Sum over layers and tokens; the caller divides by the batch's tokens."""
-        counts_LE = parts.counts_LE.detach()
+        counts_LE = parts.routers.counts_E
         self.counts_LE += counts_LE
         share_LE = self.share_LE
         if self.kind != "lagged":
             seen_LE = counts_LE if self.kind == "microbatch" else self.counts_LE
             share_LE = seen_LE / seen_LE.sum(-1, keepdim=True)
-        return share_LE.shape[1] * (share_LE * parts.prob_LE).sum()
+        return share_LE.shape[1] * (share_LE * parts.routers.score_E).sum()
 
     def end_step(self) -> Tensor:
         """The step's counts [L, E]."""
@@ -210,7 +210,7 @@ def train(run: Run, data: Data) -> dict[str, Any]:
         for start in range(0, BATCH, microbatch):
             part = slice(start, start + microbatch)
             parts = model(tokens[part], labels[part])
-            router = BALANCE_LOSS * balance.loss(parts) + ROUTER_Z_LOSS * parts.router_z_L.sum()
+            router = BALANCE_LOSS * balance.loss(parts) + ROUTER_Z_LOSS * parts.routers.z.sum()
             (parts.loss / targets + router / tokens.numel()).backward()
         counts_LE = balance.end_step()
         late_counts_LE += counts_LE * (step > run.steps * (1 - 1 / EVALUATIONS))

@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from moe.config.times import Every, Time  # noqa: E402
 from moe.model import Transformer  # noqa: E402
-from moe.model.router import Router, Routing  # noqa: E402
+from moe.model.balance import BalanceLoss  # noqa: E402
+from moe.model.router import Router, RouterStats, Routing  # noqa: E402
 from moe.optim.groups import build_groups  # noqa: E402
 from moe.optim.muon import Muon  # noqa: E402
 from moe.train.callbacks.alarms import Alarms  # noqa: E402
@@ -56,7 +57,9 @@ def unwatched_router(self: Router, x_TD: torch.Tensor) -> Routing:
     counts_E = torch.zeros(self.weight.shape[0], dtype=torch.int64)
     counts_E.scatter_add_(0, chosen_N, torch.ones_like(chosen_N))
     zero = torch.zeros(())
-    return Routing(weight_TK, expert_TK, counts_E, prob_TE.sum(0), logits_TE.logsumexp(-1).square().sum(), zero, zero)
+    z = logits_TE.logsumexp(-1).square().sum()
+    stats = RouterStats(counts_E=counts_E, score_E=prob_TE.sum(0), z=z, entropy=zero, logit_max=zero)
+    return Routing(weight_TK, expert_TK, stats)
 
 
 class Bench:
@@ -65,8 +68,8 @@ class Bench:
     def __init__(self, folder: Path, optimizer: str, log_interval: int):
         torch.manual_seed(0)
         self.model = MoEModel(
-            Transformer(vocab_size=VOCAB, eos_id=0, **SHAPE), n_layers=4, n_experts=8, balance_loss=0.01,
-            router_z_loss=0.001, flops_per_token=1e7,
+            Transformer(vocab_size=VOCAB, eos_id=0, **SHAPE),
+            balance=BalanceLoss(n_layers=4, n_experts=8, weight=0.01), router_z_loss=0.001, flops_per_token=1e7,
         )  # fmt: skip
         self.optimizer = Muon(build_groups(self.model.transformer, name=optimizer, lr=1e-4, weight_decay=0.1))
         every = Every(Time(log_interval, "ba"), BATCH * SEQ_LEN, 100_000)
@@ -97,8 +100,10 @@ class Bench:
         self.throughput.after_dataloader(self.state, self.logger)
         self.losses.batch_start(self.state, self.logger)
         self.losses.before_train_batch(self.state, self.logger)
-        self.model.loss(self.model(self.state.batch), self.state.batch)["total"].backward()
+        self.state.outputs = self.model(self.state.batch)
+        self.model.loss(self.state.outputs, self.state.batch)["total"].backward()
         marks.append(time.process_time())
+        self.losses.after_loss(self.state, self.logger)
         self.losses.after_train_batch(self.state, self.logger)
         self.norms.after_train_batch(self.state, self.logger)
         marks.append(time.process_time())
@@ -124,7 +129,7 @@ def routers(forward: Callable[..., Routing], router: Router, x_TD: torch.Tensor)
     start = time.process_time()
     for _ in range(SHAPE["n_layers"]):
         routing = forward(router, x_TD)
-        (routing.prob_E.square().sum() + routing.z + routing.weight_TK.square().sum()).backward()
+        (routing.stats.score_E.square().sum() + routing.stats.z + routing.weight_TK.square().sum()).backward()
     return time.process_time() - start
 
 
@@ -143,7 +148,7 @@ def main() -> None:
         steps.append(step)
         watching.append(each)
         rows.append(of_row - each + optimizer_of_row - optimizer)
-    router = bench.model.transformer.blocks[0].moe.router
+    router = bench.model.transformer.routers[0]
     x_TD = torch.randn(BATCH * SEQ_LEN, SHAPE["d_model"], requires_grad=True)
     for _ in range(10 * args.steps):
         differences.append(routers(Router.forward, router, x_TD) - routers(unwatched_router, router, x_TD))

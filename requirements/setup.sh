@@ -7,7 +7,6 @@
 # - Of uv's some 250 lines those stay that say how far it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export UV_LINK_MODE=${UV_LINK_MODE:-copy} # a cache on another disk cannot be linked; uv would warn of it
 NEEDED="Python 3.10 to 3.13"
 LOG=.venv-setup.log
 

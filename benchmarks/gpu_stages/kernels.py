@@ -213,7 +213,7 @@ def _model(run: Run, generator: torch.Generator) -> None:
     reference.load_state_dict(model.state_dict())
     tokens = batch["tokens"].cpu()
     parts = reference(tokens, tokens)
-    extra = 0.01 * parts.prob_LE.sum() + 0.001 * parts.router_z_L.sum()
+    extra = 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()
     right = parts.loss / parts.targets + extra / tokens.numel()
     right.backward()
     for how in ("eager", "compiled"):
@@ -222,7 +222,7 @@ def _model(run: Run, generator: torch.Generator) -> None:
         model.zero_grad()
         with torch.autocast(run.device, torch.bfloat16):
             parts = model(batch["tokens"], batch["tokens"], document_ends_BM=batch["ends"])
-        extra = 0.01 * parts.prob_LE.sum() + 0.001 * parts.router_z_L.sum()
+        extra = 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()
         loss = parts.loss / parts.targets + extra / tokens.numel()
         loss.backward()
         run.check_norm(f"model, bf16, {how}: loss", error_of(loss, right.detach().double()), 2e-3)

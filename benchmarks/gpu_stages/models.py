@@ -93,7 +93,7 @@ def forward(run: Run, model: Transformer, batch: dict[str, Tensor]) -> tuple[Ten
     with autocast(run):
         parts = model(tokens, tokens, document_ends_BM=batch.get("ends"))
     assert isinstance(parts, LossParts)
-    extra = 0.01 * parts.prob_LE.sum() + 0.001 * parts.router_z_L.sum()
+    extra = 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()
     return (parts.loss / parts.targets) + extra / tokens.numel(), parts
 
 

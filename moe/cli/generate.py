@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from moe.common.errors import InputError
-    from moe.data.text.tokenizer import decode_new, encode_prompt
+    from moe.data.text.plain_ids import decode_new, encode_prompt
     from moe.model.generation import generate
     from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer
     from moe.use.inference import find_checkpoint, load_model

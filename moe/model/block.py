@@ -1,7 +1,6 @@
 """One pre-norm layer: x + attention(norm(x)), then x + experts(norm(x)).
 
-- A block returns what losses and metrics need of its router beside x, and keeps nothing: recomputation cannot double a
-  count.
+- A block returns its router's statistics beside x, and keeps nothing: recomputation cannot double a count.
 
 B batch, S sequence, T = B*S tokens, D width, E experts, F expert hidden.
 """
@@ -14,7 +13,7 @@ from moe.model.attention import Attention, KVCache
 from moe.model.documents import Packed
 from moe.model.experts import moe_experts
 from moe.model.norm import RMSNorm
-from moe.model.router import Router
+from moe.model.router import Router, RouterStats
 
 
 class MoE(nn.Module):
@@ -26,12 +25,11 @@ class MoE(nn.Module):
         self.w13 = nn.Parameter(torch.empty(n_experts, 2 * expert_hidden, d_model))
         self.w2 = nn.Parameter(torch.empty(n_experts, d_model, expert_hidden))
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
         x_TD = x_BSD.flatten(0, 1)
-        routing = self.router(x_TD)
-        out_TD = moe_experts(x_TD, routing.weight_TK, routing.expert_TK, self.w13, self.w2, routing.counts_E)
-        watched = (routing.entropy, routing.logit_max)
-        return out_TD.view(x_BSD.shape), routing.counts_E, routing.prob_E, routing.z, *watched
+        weight_TK, expert_TK, stats = self.router(x_TD)
+        out_TD = moe_experts(x_TD, weight_TK, expert_TK, self.w13, self.w2, stats.counts_E)
+        return out_TD.view(x_BSD.shape), stats
 
 
 class Block(nn.Module):
@@ -69,11 +67,9 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         documents: Tensor | Packed | None,
         cache: KVCache | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Returns x [B, S, D], the router's counts [E] and summed probabilities [E], and the scalars z, entropy and
-        logit_max (see Routing).
-        """
+    ) -> tuple[Tensor, RouterStats]:
+        """Returns x [B, S, D] and the router's statistics."""
         attended_BSD = self.attn(self.attn_norm(x_BSD), rope, documents, cache)
         x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
-        mixed_BSD, *stats = self.moe(self.moe_norm(x_BSD))
-        return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), *stats
+        mixed_BSD, stats = self.moe(self.moe_norm(x_BSD))
+        return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), stats

@@ -5,10 +5,12 @@
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
 - Compiled block by block, where it is: the blocks are alike. On a GPU also what the loss does between its products.
-- Every output but logit_max_L is a sum, so that microbatches and ranks add up. No collective, buffer or side effect.
+- What comes out with labels adds up over microbatches and ranks. No collective and no side effect in the forward pass.
 
 B batch, S sequence, T = B*S tokens, D width, V vocabulary, L layers, E experts, K experts per token.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -18,37 +20,50 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.model.attention import KVCache, has_varlen, rope_table
-from moe.model.block import Block
+from moe.model.block import Block, MoE
 from moe.model.documents import Packed, document_causal_mask, document_ends, document_ids, pack
 from moe.model.init import init_weights
 from moe.model.loss import IGNORE, linear_cross_entropy
 from moe.model.norm import RMSNorm
 from moe.model.precision import Linear, compute_dtype, linear
+from moe.model.ranks import sum_over_ranks
+from moe.model.router import Router, RouterStats
 
 
 class LossParts(NamedTuple):
-    """Sums over the tokens or targets of one forward pass.
+    """Sums over the targets of one forward pass, and what its routers did.
 
-    loss         fp32 scalar: nll + z_loss * z, summed over targets; the part of the three that carries gradient
-    nll          fp32 scalar, negative log likelihood in nats summed over targets; detached
-    z            fp32 scalar, squared logsumexp of the logits summed over targets; detached
-    targets      int64 scalar, number of targets
-    counts_LE    int64, assignments per layer and expert; each layer's sum to T*K
-    prob_LE      fp32, router probabilities summed over tokens; carries gradient
-    router_z_L   fp32, squared logsumexp of the router's logits summed over tokens; carries gradient
-    entropy_L    fp32, entropy of the router's probabilities in nats summed over tokens; detached
-    logit_max_L  fp32, the router's largest logit, no sum; detached
+    loss      fp32 scalar: nll + z_loss * z, summed over targets; the part of the three that carries gradient
+    nll       fp32 scalar, negative log likelihood in nats summed over targets; detached
+    z         fp32 scalar, squared logsumexp of the logits summed over targets; detached
+    targets   int64 scalar, number of targets
+    routers   of all layers: each field with a leading L
     """
 
     loss: Tensor
     nll: Tensor
     z: Tensor
     targets: Tensor
-    counts_LE: Tensor
-    prob_LE: Tensor
-    router_z_L: Tensor
-    entropy_L: Tensor
-    logit_max_L: Tensor
+    routers: RouterStats
+
+    def detach(self) -> LossParts:
+        return LossParts(
+            self.loss.detach(), self.nll.detach(), self.z.detach(), self.targets.detach(), self.routers.detach()
+        )
+
+    def __add__(self, other: LossParts) -> LossParts:  # type: ignore[override]
+        return LossParts(
+            self.loss + other.loss,
+            self.nll + other.nll,
+            self.z + other.z,
+            self.targets + other.targets,
+            self.routers + other.routers,
+        )
+
+    def all_reduce(self) -> LossParts:
+        """Of all ranks, in fp64."""
+        loss, nll, z, targets = sum_over_ranks([self.loss, self.nll, self.z, self.targets])
+        return LossParts(loss, nll, z, targets, self.routers.all_reduce())
 
 
 class Transformer(nn.Module):
@@ -129,6 +144,16 @@ class Transformer(nn.Module):
         """The head's matrix [V, D]: the embedding's when tied."""
         return self.embed.weight if self.lm_head is None else self.lm_head.weight
 
+    @property
+    def expert_layers(self) -> list[MoE]:
+        """Router and experts of each layer that has them, in the order of `LossParts.routers`."""
+        return [module for module in self.modules() if isinstance(module, MoE)]
+
+    @property
+    def routers(self) -> list[Router]:
+        """In the order of `LossParts.routers`."""
+        return [layer.router for layer in self.expert_layers]
+
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compiles each block at its first use; one graph serves all. Names in the state stay as they are.
 
@@ -151,8 +176,10 @@ class Transformer(nn.Module):
             torch._dynamo.maybe_mark_dynamic(packed.starts_N, 0)
         return packed
 
-    def _hidden(self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None) -> tuple[Tensor, ...]:
-        """Normed hidden states [B, S, D], then counts_LE and what follows it in LossParts."""
+    def _hidden(
+        self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None
+    ) -> tuple[Tensor, RouterStats]:
+        """Normed hidden states [B, S, D], and the statistics of all layers' routers."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
@@ -163,15 +190,15 @@ class Transformer(nn.Module):
         masked = self.document_mask and caches is None
         documents = self._documents(tokens_BS, ends_BM, dtype) if masked else None
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        stats = []
+        seen: list[RouterStats] = []
         layers: list[KVCache | None] = [*caches] if caches else [None] * len(self.blocks)
         for block, cache in zip(self.blocks, layers, strict=True):
             if recompute:
-                x_BSD, *stat = checkpoint(block, x_BSD, rope, documents, use_reentrant=False)
+                x_BSD, stats = checkpoint(block, x_BSD, rope, documents, use_reentrant=False)
             else:
-                x_BSD, *stat = block(x_BSD, rope, documents, cache)
-            stats.append(stat)
-        return self.norm(x_BSD), *(torch.stack(parts) for parts in zip(*stats, strict=True))
+                x_BSD, stats = block(x_BSD, rope, documents, cache)
+            seen.append(stats)
+        return self.norm(x_BSD), RouterStats.stack(seen)
 
     def forward(
         self,
@@ -185,7 +212,7 @@ class Transformer(nn.Module):
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
         document_ends_BM: of these tokens, by `document_ends`; spares work on a GPU and changes no result.
         """
-        x_BSD, *stats = self._hidden(tokens_BS, caches, document_ends_BM)
+        x_BSD, routers = self._hidden(tokens_BS, caches, document_ends_BM)
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
@@ -196,4 +223,4 @@ class Transformer(nn.Module):
             z_weight=self.z_loss,
             fused=self.loss_backend if x_BSD.is_cuda else None,
         )
-        return LossParts(*head, (target_BS != IGNORE).sum(), *stats)
+        return LossParts(*head, (target_BS != IGNORE).sum(), routers)

@@ -126,15 +126,15 @@ def deal_out(model: MoEModel) -> None:
 
     def dealt(choose: Callable[[Tensor], Routing], x_TD: Tensor) -> Routing:
         routing = choose(x_TD)
-        n_experts = routing.counts_E.shape[0]
+        n_experts = routing.stats.counts_E.shape[0]
         number_N = torch.arange(routing.expert_TK.numel(), device=x_TD.device)
         expert_TK = (number_N % n_experts).view_as(routing.expert_TK)
-        counts_E = torch.zeros_like(routing.counts_E).scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
-        return routing._replace(expert_TK=expert_TK, counts_E=counts_E)
+        counts_E = torch.zeros(n_experts, dtype=torch.int64, device=x_TD.device)
+        counts_E.scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
+        return routing._replace(expert_TK=expert_TK, stats=routing.stats._replace(counts_E=counts_E))
 
-    for block in model.transformer.blocks:
-        router: Any = block.moe.router  # type: ignore[union-attr]
-        router.forward = partial(dealt, router.forward)
+    for router in model.transformer.routers:
+        router.forward = partial(dealt, router.forward)  # type: ignore[method-assign]
 
 
 class _Loop:
@@ -144,7 +144,7 @@ class _Loop:
         self, config: Config, inputs: Inputs, model: MoEModel, optimizer: torch.optim.Optimizer, microbatch: int
     ):
         self.config, self.model, self.optimizer, self.microbatch = config, model, optimizer, microbatch
-        self.device = model.expert_share_LE.device
+        self.device = model.device
         spec = build.build_train_spec(config, inputs, 1, inputs.text)
         self.loader, self.transform = spec.dataloader, spec.batch_transforms
         self.batches: Any = iter(self.loader)

@@ -61,8 +61,9 @@ def part_rows(
     say: Callable[[str], None],
 ) -> list[Row]:
     net, settings = model.transformer, config.model
-    block: Any = net.blocks[0]
-    device = model.expert_share_LE.device
+    attn: Any = net.blocks[0].attn
+    moe = net.expert_layers[0]
+    device = model.device
     part = {key: value[:microbatch] for key, value in batch.items()}
     tokens_BS = part["tokens"]
     with get_precision_context(Precision(config.precision)):
@@ -72,26 +73,27 @@ def part_rows(
         documents = net._documents(tokens_BS, part.get("document_ends"), dtype) if settings.document_mask else None
     rope, x_TD = (cos.to(dtype), sin.to(dtype)), x_BSD.flatten(0, 1)
     with torch.no_grad():
-        routing = block.moe.router(x_TD)
+        routing = moe.router(x_TD)
     weight_TK = routing.weight_TK.requires_grad_()
 
     def route(x: Tensor) -> Tensor:
-        found = block.moe.router(x)
-        return found.weight_TK.sum() + found.prob_E.sum() + found.z
+        found = moe.router(x)
+        return found.weight_TK.sum() + found.stats.score_E.sum() + found.stats.z
 
     def experts(x: Tensor) -> Tensor:
-        return moe_experts(x, weight_TK, routing.expert_TK, block.moe.w13, block.moe.w2, routing.counts_E)
+        return moe_experts(x, weight_TK, routing.expert_TK, moe.w13, moe.w2, routing.stats.counts_E)
 
     def loss(x: Tensor) -> Tensor:
         fused = net.loss_backend if x.is_cuda else None
         labels = part["labels"].flatten()
         return linear_cross_entropy(x, net.head_weight, labels, z_weight=settings.z_loss, fused=fused).loss
 
-    layers, times = settings.n_layers, config.global_train_batch_size / microbatch
+    layers, expert_layers = settings.n_layers, len(net.expert_layers)
+    times = config.global_train_batch_size / microbatch
     wanted: list[tuple[str, Callable[[Tensor], Tensor], Tensor, int]] = [
-        ("attention", lambda x: block.attn(x, rope, documents), x_BSD, layers),
-        ("router", route, x_TD, layers),
-        ("experts", experts, x_TD, layers),
+        ("attention", lambda x: attn(x, rope, documents), x_BSD, layers),
+        ("router", route, x_TD, expert_layers),
+        ("experts", experts, x_TD, expert_layers),
         ("loss", loss, x_TD, 1),
     ]
     shape = model_shape(settings, inputs.vocab_size)

@@ -20,6 +20,7 @@ from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_
 from moe.data.meta import Vocabulary
 from moe.data.text.tokenizer import load_tokenizer, token_bytes
 from moe.model import Transformer
+from moe.model.balance import RULES
 from moe.model.documents import document_ends
 from moe.model.flops import count_parameters, flops_per_token, model_shape
 from moe.optim.groups import build_groups
@@ -53,9 +54,9 @@ def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) 
         transformer.compile_blocks()
     return MoEModel(
         transformer,
-        n_layers=config.model.n_layers,
-        n_experts=config.model.n_experts,
-        balance_loss=config.model.balance_loss,
+        balance=RULES["loss"](
+            n_layers=config.model.n_layers, n_experts=config.model.n_experts, weight=config.model.balance_loss
+        ),
         router_z_loss=config.model.router_z_loss,
         flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
         token_bytes=token_bytes(load_tokenizer(tokenizer or config.tokenizer)),
@@ -135,7 +136,7 @@ def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: Te
         cache_limit=config.train_data.cache_limit,
         **_contents(config, meta),
     )
-    return DataSpec(loader, batch_transforms=transforms, get_num_tokens_in_batch=_count_tokens)
+    return DataSpec(loader, batch_transforms=transforms, **COUNTING)
 
 
 def batch_transforms(config: Config, meta: Vocabulary, *, on_gpu: bool) -> Callable[[Any], Any]:
@@ -167,7 +168,7 @@ def _build_text_spec(config: Config, text: TextPlan, world_size: int, transforms
     return DataSpec(
         loader,
         batch_transforms=share_positions if world_size > 1 else transforms,
-        get_num_tokens_in_batch=_count_tokens,
+        **COUNTING,
     )
 
 
@@ -239,6 +240,14 @@ def _contents(config: Config, meta: Vocabulary) -> dict[str, Any]:
 
 def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
     return batch["tokens"].numel()
+
+
+def _count_samples(batch: dict[str, Any]) -> int:
+    return len(batch["tokens"])
+
+
+# Composer's own count of samples refuses a batch that also holds numbers (composer_model.py: with_global_sizes)
+COUNTING: dict[str, Any] = {"get_num_samples_in_batch": _count_samples, "get_num_tokens_in_batch": _count_tokens}
 
 
 def _count_unpadded(batch: dict[str, torch.Tensor]) -> int:

@@ -1,12 +1,11 @@
 """The ComposerModel around the transformer: turns its sums into one loss that no split of the batch can change.
 
 Decisions:
-- Every term is normalised by what the *global* batch holds (targets, tokens), known before the first microbatch, so the
-  gradient is the same for any number of ranks and microbatches. Composer then scales a microbatch by its share of the
-  rank's samples and DDP/FSDP average over ranks; `loss` undoes both.
-- Load balance (arXiv 2501.11873; Switch Transformer, arXiv 2101.03961, eq. 4): expert shares f are those of the
-  previous step's global batch, a buffer that the checkpoint keeps, uniform at step 0; the mean probability is the
-  current one.
+- Every term is normalised by what the *global* batch holds, known before the first microbatch, so the gradient is the
+  same for any number of ranks and microbatches. What it holds comes with the batch (`with_global_sizes`); a batch
+  without it is the global one. Composer then scales a microbatch by its share of the rank's samples and DDP/FSDP
+  average over ranks; `loss` undoes both.
+- `loss` keeps nothing. What steps add up is the callbacks' business (moe/train/callbacks/losses.py).
 - No logits leave the transformer, so metrics add up sums and counts.
 - Bits per byte counts the bytes of the target tokens; the nats of an EOS count too, as the end of a document is to be
   told in any tokenizer.
@@ -23,6 +22,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from moe.model import LossParts, Transformer
+from moe.model.balance import Balance
 from moe.model.loss import target_bytes
 
 
@@ -55,67 +55,61 @@ class BitsPerByte(TokenLoss):
         return self.nll / self.targets / math.log(2)
 
 
+def with_global_sizes(batch: dict[str, Any], *, targets: Tensor, tokens: int, samples: int) -> dict[str, Any]:
+    """A rank's batch with what the global batch holds, in a form that is still right for any part of its rows.
+
+    targets: int64 scalar. samples: rows over all ranks, each of which has as many.
+    """
+    targets_B = targets.expand(len(batch["tokens"]))
+    return {**batch, "global_targets": targets_B, "global_tokens": tokens, "global_samples": samples}
+
+
 class MoEModel(ComposerModel):
     """`forward` takes {"tokens", "labels"} (int64 [B, S], labels unshifted, -100 ignored) and returns `LossParts`.
     "document_ends" (see `Transformer.forward`) may be there too.
 
+    balance: one of moe.model.balance.RULES. router_z_loss: weight of the router z-loss, summed over layers.
     token_bytes: bytes of text each token stands for; None where the tokenizer does not tell, and then bits per byte are
     not measured.
     """
 
-    expert_share_LE: Tensor
     bytes_V: Tensor
 
     def __init__(
         self,
         transformer: Transformer,
         *,
-        n_layers: int,
-        n_experts: int,
-        balance_loss: float,
+        balance: Balance,
         router_z_loss: float,
         flops_per_token: float,
         token_bytes: list[int] | None = None,
     ):
         super().__init__()
         self.transformer = transformer
-        self.balance_loss = balance_loss
+        self.balance = balance
         self.router_z_loss = router_z_loss
         self.flops_per_token = flops_per_token
-        self.register_buffer("expert_share_LE", torch.full((n_layers, n_experts), 1.0 / n_experts))
-        self.start_sums()
         self.counts_bytes = token_bytes is not None
         self.register_buffer("bytes_V", torch.tensor(token_bytes or [0]), persistent=False)
 
-    def begin_step(self, *, global_targets: Tensor, global_tokens: int, rank_samples: int, world_size: int) -> None:
-        """Called once per optimizer step, before its first microbatch, with what the global batch holds."""
-        self.global_targets = global_targets.clamp(min=1)
-        self.global_tokens = global_tokens
-        self.rank_samples = rank_samples
-        self.world_size = world_size
-
-    def start_sums(self) -> None:
-        """Called before the microbatches of a step: what `loss` adds up of them."""
-        self.sums: dict[str, Tensor] = {}
-        self.logit_max_L: Tensor | None = None
+    @property
+    def device(self) -> torch.device:
+        return self.bytes_V.device
 
     def forward(self, batch: dict[str, Tensor]) -> LossParts:
         return self.transformer(batch["tokens"], batch["labels"], document_ends_BM=batch.get("document_ends"))
 
-    def loss(self, outputs: LossParts, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        n_experts = self.expert_share_LE.shape[1]
-        balance = n_experts * (self.expert_share_LE * outputs.prob_LE).sum() / self.global_tokens
-        router_z = outputs.router_z_L.sum() / self.global_tokens
-        total = outputs.loss / self.global_targets + self.balance_loss * balance + self.router_z_loss * router_z
-        self._accumulate(outputs)
-        return {"total": total * (self.world_size * self.rank_samples / batch["tokens"].shape[0])}
-
-    def _accumulate(self, outputs: LossParts) -> None:
-        for name in ("nll", "z", "targets", "counts_LE", "prob_LE", "router_z_L", "entropy_L"):
-            value = getattr(outputs, name).detach()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        largest = outputs.logit_max_L
-        self.logit_max_L = largest if self.logit_max_L is None else torch.maximum(self.logit_max_L, largest)
+    def loss(self, outputs: LossParts, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """{"total": the mean loss to differentiate}. Of a microbatch with global sizes: its part of the global batch's
+        loss, so scaled that the parts' mean over all samples is that loss.
+        """
+        samples = len(batch["tokens"])
+        targets = batch["global_targets"][0] if "global_targets" in batch else outputs.targets
+        tokens = batch.get("global_tokens", batch["tokens"].numel())
+        balance = self.balance.loss(outputs.routers, tokens)
+        router_z = outputs.routers.z.sum() / tokens
+        total = outputs.loss / targets.clamp(min=1) + balance + self.router_z_loss * router_z
+        return {"total": total * (batch.get("global_samples", samples) / samples)}
 
     def eval_forward(self, batch: dict[str, Tensor], outputs: Any = None) -> LossParts:
         return outputs if outputs is not None else self.forward(batch)

@@ -14,9 +14,10 @@ from moe.train.callbacks.progress import Progress
 from moe.train.checkpointing.loading import mended_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.sharding import shard_transformer
-from moe.train.inputs import Inputs, print_plan
+from moe.train.inputs import Inputs
 from moe.train.logs import RunLog
 from moe.train.microbatch import automatic_microbatch
+from moe.train.said_plan import print_plan
 from moe.train.start import (
     COMPILED,
     RANK,

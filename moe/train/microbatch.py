@@ -133,7 +133,7 @@ def find_microbatch(
 
 def _peak_of_step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len: int, precision: str) -> float:
     """Bytes that a step takes at its peak, 0 on CPU; infinite where memory runs out, unless the model is sharded."""
-    on_gpu = model.expert_share_LE.is_cuda
+    on_gpu = model.device.type == "cuda"
     _forget(model, optimizer)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -152,7 +152,7 @@ def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len:
     tokens = torch.full((size, seq_len), 0 if eos_id else 1)
     tokens[:, TOKENS_A_DOCUMENT - 1 :: TOKENS_A_DOCUMENT] = eos_id
     batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, eos_id)}
-    batch = {key: value.to(model.expert_share_LE.device) for key, value in batch.items()}
+    batch = {key: value.to(model.device) for key, value in batch.items()}
     for _ in range(2):
         microbatch_loss(model, batch, precision)[1].backward()
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -166,7 +166,6 @@ def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len:
 
 
 def _forget(model: MoEModel, optimizer: torch.optim.Optimizer) -> None:
-    model.sums.clear()
     optimizer.zero_grad(set_to_none=True)
     optimizer.state.clear()
     gc.collect()

@@ -19,11 +19,12 @@ from moe.data.text.errors import faults_text
 from moe.data.text.files import Source, SourceFile, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import Lossy, lossy, measured, warning_of
+from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents, spread_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
+from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
 
 SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
 WHOLE = "all bytes="  # begins the part of a fingerprint that is compared where both have it

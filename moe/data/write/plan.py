@@ -19,11 +19,12 @@ from moe.data.text.errors import faults_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import lossy, measured, warning_of
+from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import Planning
 from moe.data.text.sample import sample_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
+from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.write.progress import human
 from moe.data.write.request import Request
 from moe.data.write.state import Workspace

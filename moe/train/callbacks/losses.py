@@ -26,32 +26,20 @@ All of it stays on the device between two rows; a row costs one wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from statistics import fmean
 from typing import Any
 
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
-from torch import Tensor
 
 from moe.config.times import Every
-from moe.train.composer_model import MoEModel
+from moe.model import LossParts
+from moe.model.router import LayerMetric
+from moe.train.composer_model import MoEModel, with_global_sizes
 from moe.train.health.expert_load import ExpertLoad, load
 from moe.train.health.spikes import SpikeCounter
 
 IGNORED = -100
-OF_LAYERS: dict[str, Callable[[list[float]], float]] = {  # how the layers' metrics become the model's
-    "train/balance_loss": fmean,
-    "train/router_z_loss": fmean,
-    "experts/load_max": max,
-    "experts/load_min": min,
-    "experts/max_vio": max,
-    "experts/dead": sum,
-    "experts/idle_steps": max,
-    "router/entropy": fmean,
-    "router/logit_max": max,
-}
 
 
 class StepLosses(Callback):
@@ -60,7 +48,9 @@ class StepLosses(Callback):
         self.tokens_per_step = tokens_per_step
         self.log = log
         self.spikes = SpikeCounter()
-        self.experts = ExpertLoad(*model.expert_share_LE.shape)
+        routers = model.transformer.routers
+        self.experts = ExpertLoad(len(routers), routers[0].n_experts)
+        self._total: LossParts | None = None  # of the step's microbatches on this rank
         self._first = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,54 +64,46 @@ class StepLosses(Callback):
         labels = state.batch["labels"]
         targets = state.device.tensor_to_device((labels[:, 1:] != IGNORED).sum())
         dist.all_reduce(targets, reduce_operation="SUM")
-        self.model.begin_step(
-            global_targets=targets,
-            global_tokens=self.tokens_per_step,
-            rank_samples=len(labels),
-            world_size=dist.get_world_size(),
-        )
+        samples = len(labels) * dist.get_world_size()
+        state.batch = with_global_sizes(state.batch, targets=targets, tokens=self.tokens_per_step, samples=samples)
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
-        self.model.start_sums()  # also where a batch is tried again with a smaller microbatch
+        self._total = None  # also where a batch is tried again with a smaller microbatch
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        assert isinstance(state.outputs, LossParts)
+        parts = state.outputs.detach()
+        self._total = parts if self._total is None else self._total + parts
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        sums = self.model.sums
-        flat = torch.cat([value.double().flatten() for value in sums.values()])
-        dist.all_reduce(flat, reduce_operation="SUM")
-        parts = flat.split([value.numel() for value in sums.values()])
-        total = {name: part.view(value.shape) for (name, value), part in zip(sums.items(), parts, strict=True)}
-        self.spikes.add(total["nll"] / total["targets"])
-        self.experts.add(total["counts_LE"])
+        assert self._total is not None
+        total = self._total.all_reduce()
+        self.spikes.add(total.nll / total.targets)
+        self.experts.add(total.routers.counts_E)
         if self.log.due(int(state.timestamp.batch) + 1):
             logger.log_metrics(self._metrics(total, int(state.timestamp.batch) + 1))
         elif self._first:  # for the console; the next row of the logs has its own
-            loss = (total["nll"] / total["targets"]).item()
+            loss = (total.nll / total.targets).item()
             logger.log_metrics({"train/loss": loss, "train/perplexity": math.exp(min(loss, 700))})
         self._first = False
-        self.model.expert_share_LE.copy_(total["counts_LE"] / total["counts_LE"].sum(dim=1, keepdim=True))
+        self.model.balance.end_step(total.routers, self.model.transformer.routers)
 
-    def _metrics(self, total: dict[str, Tensor], step: int) -> dict[str, Any]:
-        previous_LE = self.model.expert_share_LE
-        n_layers, n_experts = previous_LE.shape
-        assert self.model.logit_max_L is not None
-        logit_max_L = self.model.logit_max_L.double()
-        dist.all_reduce(logit_max_L, reduce_operation="MAX")
-        load_LE = load(total["counts_LE"])
+    def _metrics(self, total: LossParts, step: int) -> dict[str, Any]:
+        load_LE = load(total.routers.counts_E)
+        n_layers, n_experts = load_LE.shape
         interval = self.experts.interval()
         layers = {
-            "train/balance_loss": n_experts * (previous_LE * total["prob_LE"]).sum(1) / self.tokens_per_step,
-            "train/router_z_loss": total["router_z_L"] / self.tokens_per_step,
-            "experts/load_max": load_LE.amax(1),
-            "experts/load_min": load_LE.amin(1),
-            "experts/max_vio": interval["max_vio"],
-            "experts/dead": interval["dead"],
-            "experts/idle_steps": interval["idle_steps"],
-            "router/entropy": total["entropy_L"] / self.tokens_per_step,
-            "router/logit_max": logit_max_L,
+            **self.model.balance.metrics(total.routers, self.tokens_per_step),
+            **total.routers.metrics(self.tokens_per_step),
+            "experts/load_max": LayerMetric(load_LE.amax(1), max),
+            "experts/load_min": LayerMetric(load_LE.amin(1), min),
+            "experts/max_vio": LayerMetric(interval["max_vio"], max),
+            "experts/dead": LayerMetric(interval["dead"], sum),
+            "experts/idle_steps": LayerMetric(interval["idle_steps"], max),
         }
-        whole = [total["nll"] / total["targets"], total["z"] / total["targets"]]
+        whole = [total.nll / total.targets, total.z / total.targets]
         counted = [self.spikes.state["spikes"][0].double(), self.spikes.state["seen"][0].double()]
-        columns = [torch.stack([*whole, *counted]), *(value.double() for value in layers.values())]
+        columns = [torch.stack([*whole, *counted]), *(metric.value_L.double() for metric in layers.values())]
         values = torch.cat([*columns, interval["load"].flatten()]).tolist()
         loss, z_loss, spikes, seen = values[:4]
         metrics: dict[str, Any] = {
@@ -133,9 +115,9 @@ class StepLosses(Callback):
             "tokens": step * self.tokens_per_step,
         }
         values = values[4:]
-        for name in layers:
+        for name, metric in layers.items():
             of_layers, values = values[:n_layers], values[n_layers:]
-            metrics[name] = OF_LAYERS[name](of_layers)
+            metrics[name] = metric.over_layers(of_layers)
             metrics |= {f"{name}/layer_{layer:02d}": value for layer, value in enumerate(of_layers)}
         for layer in range(n_layers):
             loads = values[layer * n_experts : (layer + 1) * n_experts]

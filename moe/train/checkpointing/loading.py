@@ -1,7 +1,8 @@
-"""Two mends to Composer 0.32.1.
+"""Mends to Composer 0.32.1.
 
 - It loads what was verified, from the file that was verified, as data only. Composer itself reads a path as a template
   and an address (`{run_name}`, `#`, `:` lead elsewhere) and runs whatever code a file carries.
+- What an earlier version called otherwise is loaded by its name of now.
 - Under automatic microbatching it never trains a batch twice: after two steps with allocator retries in a row Composer
   goes back to the same batch although the optimizer has stepped.
 """
@@ -16,6 +17,7 @@ import composer.trainer.trainer as composer_trainer
 import composer.utils.checkpoint as composer_checkpoint
 from composer import State
 
+from moe.model.balance import with_present_names
 from moe.train.checkpointing.checkpoints import Checkpoint, load_state, open_state
 
 NO_PATH = "state.pt"  # Trainer's `load_path`: says that there is something to load, and is never looked up
@@ -30,6 +32,7 @@ def mended_composer(checkpoint: Checkpoint | None) -> Iterator[str | None]:
         assert checkpoint is not None
         with open_state(checkpoint) as file:
             content = load_state(file)["state"]
+        content["model"] = with_present_names(content["model"])
         if load_weights_only:
             state.load_model_state(content, logger, strict=True)
         else:

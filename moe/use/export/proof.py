@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe.common.errors import RunFailed
-from moe.data.text.tokenizer import PROBES, encode_plain
+from moe.data.text.plain_ids import encode_plain
+from moe.data.text.tokenizer import PROBES
 from moe.model import Transformer
 from moe.use.export.names import hf_parts
 

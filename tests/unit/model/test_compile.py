@@ -23,8 +23,9 @@ def graphs():
 def step(model, tokens, **more):
     model.zero_grad()
     parts = model(tokens, tokens, **more)
-    share = parts.counts_LE / parts.counts_LE.sum(-1, keepdim=True)
-    (parts.loss / parts.targets + 0.01 * (share * parts.prob_LE).sum() + 1e-3 * parts.router_z_L.sum()).backward()
+    routers = parts.routers
+    share = routers.counts_E / routers.counts_E.sum(-1, keepdim=True)
+    (parts.loss / parts.targets + 0.01 * (share * routers.score_E).sum() + 1e-3 * routers.z.sum()).backward()
     return parts
 
 
@@ -37,7 +38,7 @@ def test_compiled_blocks_give_the_same_step_from_one_graph(build, tokens, activa
     assert graphs() == 1 and not counters["graph_break"]
     for name, value in expected._asdict().items():
         torch.testing.assert_close(getattr(parts, name), value, msg=name)
-    assert torch.equal(parts.counts_LE, expected.counts_LE), "recomputation must not count a token twice"
+    assert torch.equal(parts.routers.counts_E, expected.routers.counts_E), "recomputation must not count a token twice"
     for (name, a), b in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, msg=name)
 

@@ -61,7 +61,7 @@ def test_flops_equal_those_that_torch_counts(shape, tie_embeddings):
         tokens = torch.zeros(batch, seq_len, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             parts = model(tokens, tokens)
-            (parts.loss + parts.prob_LE.sum() + parts.router_z_L.sum()).backward()
+            (parts.loss + parts.routers.score_E.sum() + parts.routers.z.sum()).backward()
     attention = 6.0 * shape["n_layers"] * shape["d_model"] * seq_len
     ours = flops_per_token(**shape, seq_len=seq_len)
     # torch counts attention's full square of scores, of which causal attention needs half.

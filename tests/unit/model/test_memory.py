@@ -37,7 +37,7 @@ def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
             tokens = torch.randint(1, step.vocab_size, (samples, SEQ_LEN))
             with cast:
                 parts = model(tokens, tokens)
-            (parts.loss + 0.01 * parts.prob_LE.sum() + 0.001 * parts.router_z_L.sum()).backward()
+            (parts.loss + 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()).backward()
             del parts
             if not muon.state:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

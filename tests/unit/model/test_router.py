@@ -28,11 +28,11 @@ def test_chosen_weights_are_the_largest_probabilities_renormalised(router, x):
 
 def test_counts_probabilities_and_z_sum_over_tokens(router, x):
     routing = router(x)
-    assert routing.counts_E.tolist() == [(routing.expert_TK == e).sum().item() for e in range(6)]
-    assert routing.counts_E.sum() == 11 * 2
+    assert routing.stats.counts_E.tolist() == [(routing.expert_TK == e).sum().item() for e in range(6)]
+    assert routing.stats.counts_E.sum() == 11 * 2
     logits = x @ router.weight.t()
-    torch.testing.assert_close(routing.prob_E, logits.softmax(-1).sum(0))
-    torch.testing.assert_close(routing.z, logits.exp().sum(-1).log().square().sum())
+    torch.testing.assert_close(routing.stats.score_E, logits.softmax(-1).sum(0))
+    torch.testing.assert_close(routing.stats.z, logits.exp().sum(-1).log().square().sum())
 
 
 def test_autocast_does_not_change_the_choice(router, x):
@@ -44,14 +44,14 @@ def test_autocast_does_not_change_the_choice(router, x):
 
 
 def test_balance_and_z_terms_reach_the_router_and_lower_what_they_name(router, x):
-    share = router(x).counts_E / 22
-    before = (share * router(x).prob_E).sum()
+    share = router(x).stats.counts_E / 22
+    before = (share * router(x).stats.score_E).sum()
     (grad,) = torch.autograd.grad(before, router.weight)
     with torch.no_grad():
         router.weight -= 0.01 * grad
     assert grad.abs().max() > 0
-    assert (share * router(x).prob_E).sum() < before
-    (grad,) = torch.autograd.grad(router(x).z, router.weight)
+    assert (share * router(x).stats.score_E).sum() < before
+    (grad,) = torch.autograd.grad(router(x).stats.z, router.weight)
     assert grad.abs().max() > 0
 
 
@@ -59,9 +59,9 @@ def test_entropy_and_the_largest_logit_are_those_of_the_probabilities_and_carry_
     routing = router(x)
     logits = x @ router.weight.t()
     plain = torch.distributions.Categorical(logits=logits).entropy().sum()
-    torch.testing.assert_close(routing.entropy, plain.detach())
-    assert routing.logit_max == logits.max()
-    assert not routing.entropy.requires_grad and not routing.logit_max.requires_grad
+    torch.testing.assert_close(routing.stats.entropy, plain.detach())
+    assert routing.stats.logit_max == logits.max()
+    assert not routing.stats.entropy.requires_grad and not routing.stats.logit_max.requires_grad
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 6])
@@ -83,10 +83,10 @@ def test_a_token_gets_k_distinct_experts_whatever_ties(case, top_k):
     x[:, 0] = 1
     routing = router(x)
     assert all(len(set(chosen)) == top_k for chosen in routing.expert_TK.tolist())
-    assert routing.counts_E.max() <= 7 and routing.counts_E.sum() == 7 * top_k
+    assert routing.stats.counts_E.max() <= 7 and routing.stats.counts_E.sum() == 7 * top_k
     assert (routing.weight_TK >= 0).all()
     torch.testing.assert_close(routing.weight_TK.sum(-1), torch.ones(7))
     if case != "all tied":
         best = max(rows[case])
         assert rows[case][routing.expert_TK[0, 0]] == best or case == "smallest numbers"
-    assert torch.isfinite(routing.weight_TK).all() and torch.isfinite(routing.prob_E).all()
+    assert torch.isfinite(routing.weight_TK).all() and torch.isfinite(routing.stats.score_E).all()

@@ -194,7 +194,7 @@ def test_forward_and_backward_of_the_gpu_path_never_need_a_value(monkeypatch, bu
         model = build(activation_checkpointing=activation_checkpointing).bfloat16()
         tokens = torch.zeros(2, 16, dtype=torch.int64)
         parts = model(tokens, tokens)
-        (parts.loss / parts.targets + parts.prob_LE.sum() + parts.router_z_L.sum()).backward()
+        (parts.loss / parts.targets + parts.routers.score_E.sum() + parts.routers.z.sum()).backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 

@@ -99,11 +99,12 @@ def test_an_expert_without_tokens_for_400_steps_keeps_its_weight_norm(starved):
         for _ in range(steps):
             tokens = torch.randint(1, 29, (2, 12))
             parts = model(tokens, tokens)
-            balance = (parts.prob_LE * parts.counts_LE / parts.counts_LE.sum()).sum() / tokens.numel()
+            score_E, counts_E = parts.routers.score_E, parts.routers.counts_E
+            balance = (score_E * counts_E / counts_E.sum()).sum() / tokens.numel()
             optimizer.zero_grad()
             (parts.loss / parts.targets + 0.01 * balance).backward()
             optimizer.step()
-        return parts.counts_LE[0, IDLE]
+        return parts.routers.counts_E[0, IDLE]
 
     assert train(20) > 0, "it is used at first"
     before = norms()
@@ -130,7 +131,7 @@ def test_tokens_that_the_loss_does_not_ask_about_are_no_reason_to_move():
     optimizer.zero_grad()
     parts = model(tokens, labels)
     parts.loss.backward()
-    assert parts.counts_LE[0, IDLE] > 0 and parts.targets > 0
+    assert parts.routers.counts_E[0, IDLE] > 0 and parts.targets > 0
     optimizer.step()
     assert torch.equal(bits(moe.w2[IDLE]), bits(before[IDLE]))
     assert not torch.equal(moe.w2, before)

@@ -72,6 +72,6 @@ def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> Non
         deal_out(model)
         dealt = model.transformer(tokens, tokens)
     fair = 2 * 32 * config.model.top_k // config.model.n_experts
-    assert (dealt.counts_LE == fair).all() and plain.counts_LE.max() > fair
+    assert (dealt.routers.counts_E == fair).all() and plain.routers.counts_E.max() > fair
     assert main(["profile", str(tiny / "tiny.yaml"), "--steps", "1", "--balanced"]) == 0
     assert "tokens dealt out evenly" in capsys.readouterr().out

@@ -16,6 +16,7 @@ import pytest
 from composer import State
 
 from moe.cli.train import main
+from moe.model.balance import with_present_names
 from tests.fixtures.make_run import KEYS, machine, outcome
 
 FOLDERS = sorted(Path(__file__).resolve().parents[2].glob("fixtures/run-*"))
@@ -39,6 +40,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_would_have(made: Path, tmp_pa
     assert "resumed from step 10 " in capsys.readouterr().out
     assert read == [set()], "of these parts of the state Composer finds no reader, and says nothing"
     found, expected = outcome(Path("run")), json.loads(Path("expected.json").read_text())
+    expected["weights"] = with_present_names(expected["weights"])
     if machine() == expected["computed_by"]:
         assert found == expected
     for key in KEYS:

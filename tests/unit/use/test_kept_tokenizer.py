@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from moe.cli.main import main
 from moe.common.errors import InputError, RunFailed
 from moe.data.text.kept_tokenizer import keep_tokenizer, write_kept
-from moe.data.text.tokenizer import encode_plain, load_tokenizer, tokenizer_fingerprint
+from moe.data.text.plain_ids import encode_plain
+from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 from moe.train.checkpointing.checkpoints import TOKENIZER, CheckpointError, read_checkpoint
 from moe.train.checkpointing.compatibility import check_weights_fit
 from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer

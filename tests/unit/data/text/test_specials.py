@@ -10,14 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from moe.common.errors import InputError
 from moe.data.text.encoders import HARD, Transformers, first_difference
-from moe.data.text.tokenizer import (
-    decode_new,
-    encode_plain,
-    encode_prompt,
-    load_tokenizer,
-    plain_json,
-    tokenizer_fingerprint,
-)
+from moe.data.text.plain_ids import decode_new, encode_plain, encode_prompt, plain_json
+from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz</>[]"
 

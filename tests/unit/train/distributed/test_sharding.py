@@ -52,7 +52,7 @@ def batch(rank, step=0):
 def loss_of(model, tokens, autocast=False):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         parts = model(tokens, tokens)
-        return parts.loss / 30 + parts.prob_LE.square().sum() / 1e4 + parts.router_z_L.sum() / 1e3
+        return parts.loss / 30 + parts.routers.score_E.square().sum() / 1e4 + parts.routers.z.sum() / 1e3
 
 
 def gradients(rank):

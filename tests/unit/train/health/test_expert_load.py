@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from composer.core.data_spec import default_split_batch
 from torch import Tensor
 
 from moe.config.times import Every, parse_time
 from moe.model import Transformer
+from moe.model.balance import BalanceLoss
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
 from moe.train.callbacks.losses import StepLosses
@@ -25,9 +27,7 @@ def make_model(*, balance_loss: float = 0.01, checkpointing: bool = False) -> Mo
     transformer = Transformer(vocab_size=VOCAB, eos_id=EOS, activation_checkpointing=checkpointing, **SHAPE)
     return MoEModel(
         transformer,
-        n_layers=SHAPE["n_layers"],
-        n_experts=SHAPE["n_experts"],
-        balance_loss=balance_loss,
+        balance=BalanceLoss(n_layers=SHAPE["n_layers"], n_experts=SHAPE["n_experts"], weight=balance_loss),
         router_z_loss=0.001,
         flops_per_token=1.0,
     )
@@ -59,9 +59,10 @@ class Steps:
         logger = SimpleNamespace(log_metrics=self.metrics.update)
         self.losses.batch_start(state, logger)
         self.losses.before_train_batch(state, logger)
-        for start in range(0, SAMPLES, microbatch):
-            part = {name: rows[start : start + microbatch] for name, rows in batch.items()}
-            total = self.model.loss(self.model(part), part)["total"]
+        for part in default_split_batch(state.batch, microbatch):
+            state.outputs = self.model(part)
+            total = self.model.loss(state.outputs, part)["total"]
+            self.losses.after_loss(state, logger)
             (total * len(part["tokens"]) / SAMPLES).backward()
         self.losses.after_train_batch(state, logger)
 
@@ -70,7 +71,7 @@ def counts_of(run: Callable[[Steps], None], **settings: object) -> Tensor:
     """Share of each expert [L, E] that the next step's balance loss will see."""
     steps = Steps(make_model(**settings))
     run(steps)
-    return steps.model.expert_share_LE
+    return steps.model.balance.share_LE
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def plain() -> Tensor:
         block.moe.router.register_forward_hook(lambda _, __, routing: chosen.append(routing.expert_TK))
     steps.run(make_batch(0))
     by_hand = torch.stack([torch.stack([(e == layer).float().mean() for e in range(8)]) for layer in chosen])
-    assert torch.equal(steps.model.expert_share_LE, by_hand)
+    assert torch.equal(steps.model.balance.share_LE, by_hand)
     return by_hand
 
 
@@ -114,8 +115,7 @@ def test_recomputation_does_not_count_twice(plain):
 def test_a_step_that_is_tried_again_with_a_smaller_microbatch_counts_once(plain):
     def out_of_memory_half_way(steps: Steps) -> None:
         half = {name: rows[:8] for name, rows in make_batch(0).items()}
-        steps.model.begin_step(global_targets=torch.tensor(1), global_tokens=1, rank_samples=1, world_size=1)
-        steps.model.loss(steps.model(half), half)  # then Composer starts the step over
+        steps.losses.after_loss(SimpleNamespace(outputs=steps.model(half)), None)  # then Composer starts the step over
         steps.run(make_batch(0), 4)
 
     assert torch.equal(counts_of(out_of_memory_half_way), plain)
@@ -137,13 +137,10 @@ def test_the_balance_loss_is_the_published_one_where_the_shares_are_this_batchs(
         prob_TE = (x_TD @ block.moe.router.weight.T).softmax(-1)
         chosen_TK = prob_TE.argsort(-1, descending=True)[:, :top_k]
         f_E = torch.nn.functional.one_hot(chosen_TK, SHAPE["n_experts"]).double().sum((0, 1)) / chosen_TK.numel()
-        model.expert_share_LE[layer] = f_E
+        model.balance.share_LE[layer] = f_E
         published += alpha * SHAPE["n_experts"] * (f_E * prob_TE.mean(0)).sum().item()
     totals = []
-    for model.balance_loss in (alpha, 0.0):
-        model.begin_step(
-            global_targets=parts.targets, global_tokens=SAMPLES * SEQ_LEN, rank_samples=SAMPLES, world_size=1
-        )
+    for model.balance.weight in (alpha, 0.0):
         totals.append(model.loss(parts, batch)["total"].item())
     assert totals[0] - totals[1] == pytest.approx(published, rel=1e-9)
     assert published > 1.05 * alpha * SHAPE["n_layers"], "as uneven as it is, or even shares would do as well"
@@ -152,7 +149,7 @@ def test_the_balance_loss_is_the_published_one_where_the_shares_are_this_batchs(
 def test_the_balance_gradient_in_the_router_is_that_of_the_formula():
     model = make_model(balance_loss=0.5).double()
     model.router_z_loss = 0.0
-    model.expert_share_LE.copy_(torch.rand(2, 8, dtype=torch.float64).softmax(-1))
+    model.balance.share_LE.copy_(torch.rand(2, 8, dtype=torch.float64).softmax(-1))
     steps, batch = Steps(model), make_batch(0)
     inputs: list[Tensor] = []
     for block in model.transformer.blocks:
@@ -160,17 +157,17 @@ def test_the_balance_gradient_in_the_router_is_that_of_the_formula():
     routers = [block.moe.router.weight for block in model.transformer.blocks]
     gradients = []
     for weight in (0.5, 0.0):  # the difference is the balance loss's own part
-        model.balance_loss = weight
-        share_LE = model.expert_share_LE.clone()
+        model.balance.weight = weight
+        share_LE = model.balance.share_LE.clone()
         model.zero_grad()
         steps.run(batch, 8)
-        model.expert_share_LE.copy_(share_LE)
+        model.balance.share_LE.copy_(share_LE)
         gradients.append([router.grad.clone() for router in routers])
     # the last layer's router acts on nothing after it but its own probabilities: E f . P is the whole function
     x_TD = torch.cat([inputs[1], inputs[3]])
 
     def formula(weight_ED: Tensor) -> Tensor:
-        return 0.5 * 8 * (model.expert_share_LE[1] * (x_TD @ weight_ED.T).softmax(-1).mean(0)).sum()
+        return 0.5 * 8 * (model.balance.share_LE[1] * (x_TD @ weight_ED.T).softmax(-1).mean(0)).sum()
 
     weight = routers[1].detach()
     numeric = torch.zeros_like(weight)
@@ -207,7 +204,7 @@ def loads(balance_loss: float, *, flooded: float = 0.0) -> Tensor:
         optimizer.zero_grad()
         steps.run(make_batch(number))
         optimizer.step()
-        found.append(steps.model.expert_share_LE * SHAPE["n_experts"])
+        found.append(steps.model.balance.share_LE * SHAPE["n_experts"])
     return torch.stack(found)
 
 

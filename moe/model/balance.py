@@ -1,0 +1,75 @@
+"""How experts are kept equally loaded: each rule one class, all of it here.
+
+- A rule adds a term to the loss of a microbatch, or changes something after a step from the statistics of the global
+  batch, or both. `MoEModel` holds one, so that its buffers are in every checkpoint; `StepLosses` calls `end_step` and
+  logs `metrics`. Neither knows which rule it is.
+- No split of a batch over microbatches and ranks changes what a rule does: it sees sums, and what it takes from a whole
+  step is the previous one's.
+- A further rule is a class here and a line in RULES. What it needs of a router beyond `RouterStats` is a field there.
+
+E experts, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe.model.router import LayerMetric, Router, RouterStats
+
+
+class Balance(nn.Module):
+    """No rule at all, and what a rule may have."""
+
+    def loss(self, stats: RouterStats, tokens: int) -> Tensor | float:
+        """What is added to a microbatch's loss. tokens: of the global batch."""
+        return 0.0
+
+    def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
+        """After each step. total: of the step's global batch, the same on every rank."""
+
+    def metrics(self, total: RouterStats, tokens: int) -> dict[str, LayerMetric]:
+        """Of a step's global batch, which holds `tokens`; called before `end_step`."""
+        return {}
+
+
+class BalanceLoss(Balance):
+    """weight * sum over layers of E * sum over experts of f_e * P_e.
+
+    f_e, the expert's share of all assignments, is that of the previous step's global batch (arXiv 2501.11873), uniform
+    at step 0; P_e, its mean probability, is that of the current one. 1 in each layer is perfect balance.
+
+    The formula is that of Switch Transformer (arXiv 2101.03961, eq. 4), of Megatron's `aux_loss` and of OLMo-core's
+    `lb_loss`. Layers are summed here as in Switch and Megatron; OLMo-core takes their mean: 0.01 here is its 0.01 L.
+    """
+
+    share_LE: Tensor
+
+    def __init__(self, *, n_layers: int, n_experts: int, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("share_LE", torch.full((n_layers, n_experts), 1.0 / n_experts))
+
+    def loss(self, stats: RouterStats, tokens: int) -> Tensor:
+        return self.weight * (self.share_LE.shape[1] * (self.share_LE * stats.score_E).sum() / tokens)
+
+    def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
+        self.share_LE.copy_(total.counts_E / total.counts_E.sum(1, keepdim=True))
+
+    def metrics(self, total: RouterStats, tokens: int) -> dict[str, LayerMetric]:
+        value_L = self.share_LE.shape[1] * (self.share_LE * total.score_E).sum(1) / tokens
+        return {"train/balance_loss": LayerMetric(value_L, fmean)}
+
+
+RULES = {"loss": BalanceLoss}
+
+FORMER_NAMES = {"expert_share_LE": "balance.share_LE"}  # of entries in the checkpoints of version 0.1
+
+
+def with_present_names(state: dict[str, Any]) -> dict[str, Any]:
+    """A model's state by the names of now, whichever version wrote it."""
+    return {FORMER_NAMES.get(name, name): value for name, value in state.items()}
