@@ -13,13 +13,16 @@
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
+# make docs        the site of docs/ in .site-docs (mkdocs-material, in an environment of its own: .venv-docs); a broken
+#                  link is an error
+# make tutorial    runs the commands of docs/tutorial.md and writes what they print; make try-tutorial: with small numbers
 # make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
+.PHONY: setup docs tutorial try-tutorial constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
 .PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
@@ -87,6 +90,21 @@ chaos: setup
 
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
+
+.venv-docs/ready: pyproject.toml | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
+	$(BIN)/uv pip install --quiet --no-config --python .venv-docs/bin/python --group docs
+	@touch $@
+
+docs: .venv-docs/ready
+	.venv-docs/bin/mkdocs build --quiet --strict
+	@echo 'the site is .site-docs/index.html'
+
+tutorial: setup
+	$(BIN)/python docs/tutorial.py
+
+try-tutorial: setup
+	$(BIN)/python docs/tutorial.py --tiny
 
 pictures: setup
 	$(BIN)/python docs/pictures.py

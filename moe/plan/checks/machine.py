@@ -65,7 +65,7 @@ def check_device(config: Config) -> Result:
                 "device",
                 "fail",
                 f"there is an NVIDIA driver and torch {torch.__version__} cannot use it; "
-                "update the driver, or install a torch for it (README, FineWeb, three commands)",
+                "update the driver, or install a torch for it (docs/installation.md)",
             )
         try:
             check_compiler(config.compile)
