@@ -3,7 +3,7 @@
 # make test    the whole suite                     make check   linter, formatter, type checker
 # make test-wheel   builds the wheel, installs it in an empty environment elsewhere, and runs its commands there
 # make constraints  the versions of make setup, renewed: the newest that fit together; run the suite before they are kept
-# make format  mends what the linter can           make bench-step   a training step against transformers'
+# make format  fixes what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
 # make test-newest   the tests of model, optimizer, training, export, config and checks on the newest of all packages

@@ -73,7 +73,7 @@ def train(config: Config, stop: StopSignal) -> int:
     def last_words() -> None:
         say(
             f"the step did not end within {LAST_RESORT:.0f} s of {stop.reason}, and the launcher would kill it: "
-            f"it is lost; {folder.newest()}; run the same command again to go on"
+            f"it is lost; {folder.newest()}; run the same command again to resume"
         )
         folder.close("stopped", reason=f"{stop.reason}, in a step that did not end")
 
@@ -83,7 +83,7 @@ def train(config: Config, stop: StopSignal) -> int:
             return fit(config, meta, folder, start, stop, on_gpu)
     except Stopped:
         folder.end("stopped", say, reason=stop.reason)
-        say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
+        say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to resume")
         raise
     except InputError:
         raise

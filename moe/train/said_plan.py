@@ -28,7 +28,7 @@ def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, on
         "model": f"{count.total:,} parameters, {count.active:,} active per token "
         f"({config.model.n_experts} experts, top {config.model.top_k})",
         "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
-        f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in all",
+        f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
         "data": first
         + (f" ({tokens / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
         + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")

@@ -53,7 +53,7 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
             raise
         yield Result(name, "fail", f"{str(error).strip().splitlines()[-1]}; more shared memory, or num_workers=0")
     except OSError as error:
-        yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; mend it or free some space")
+        yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; fix it or free some space")
 
 
 class _Trial:

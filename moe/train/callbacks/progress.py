@@ -94,7 +94,7 @@ class Progress(Callback):
         self.note("stopped" if self.steps_done else "failed")
 
     def _print(self, text: str) -> None:
-        mend = "run the same command again" if self.steps_done else "mend what the stacks show waiting"
+        mend = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
         complain(
             f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
             f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:\n{text}"

@@ -52,7 +52,7 @@ def test_a_run_file_with_a_wrong_type_is_refused(tmp_path: Path, key: str) -> No
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
     hindering = tmp_path / (f".{name}" if name.endswith("tmp") else name)
     hindering.mkdir()
-    with pytest.raises(InputError, match=rf"cannot be used: Is a directory \({hindering}\); mend it or give another"):
+    with pytest.raises(InputError, match=rf"cannot be used: Is a directory \({hindering}\); fix it or give another"):
         open_folder(tmp_path)
 
 
