@@ -11,7 +11,7 @@
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
-# make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
+# make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
 # make docs        the site of docs/ in .site-docs (mkdocs-material, in an environment of its own: .venv-docs); a broken
 #                  link is an error
@@ -22,8 +22,8 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup docs tutorial try-tutorial constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
+.PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
+.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -97,7 +97,7 @@ bench-convert: setup
 	@touch $@
 
 docs: .venv-docs/ready
-	.venv-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo 'the site is .site-docs/index.html'
 
 tutorial: setup

@@ -1,4 +1,4 @@
-"""Makes the pictures of README and docs/monitoring.md from two real runs of yamls/demo.yaml, made smaller: `make pictures`.
+"""Makes the pictures of README and docs/monitoring.md from two real runs of a smaller yamls/demo.yaml: `make pictures`.
 
 The first run is killed (kill -9) after 55%, stopped (SIGTERM) after 80%, and goes on each time; the second has another
 learning rate. Needs Chromium, to take pictures of the page.

@@ -1,7 +1,7 @@
 """Runs the commands of docs/tutorial.md and writes what they print behind them: `make tutorial`.
 
-- The page is its own source: in a block marked `console`, a line that begins with `$ ` is a command, the others are what
-  it printed. So no command of the page can differ from what was run.
+- The page is its own source: in a block marked `console`, a line that begins with `$ ` is a command, the others are
+  what it printed. So no command of the page can differ from what was run.
 - `# Ctrl+C at step N` behind a command: it gets SIGINT when it has told of that step, and must end with 75; all others
   must end with 0.
 - Everything happens in a new folder. Its path, and the home folder's, are written as `~/tutorial` and `~`.
