@@ -60,7 +60,7 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_a_page_names_are_there(page: Path) -> None:
+def test_files_named_in_a_page_are_there(page: Path) -> None:
     """Whole paths in backquotes; those with a capital or a star stand for something else."""
     named = re.findall(r"`((?:moe|tests|benchmarks|yamls|convert|docs|requirements)/[a-z0-9_./-]+)`", page.read_text())
     if page.name != "CHANGELOG.md":  # which tells of former ones too
