@@ -55,7 +55,7 @@ def check_device(config: Config) -> Result:
     """Whether there is a GPU, whether it computes in the config's precision, and a compiler where one is needed."""
     import torch
 
-    from moe.train.build import check_compiler
+    from moe.train.compiling import check_compiler
 
     if not torch.cuda.is_available():
         if config.precision == "amp_fp16":

@@ -185,8 +185,7 @@ def test_every_yaml_loads_and_explains_itself(name: str) -> None:
     [("500m", 510_551_040), ("1b", 999_542_784), ("1_5b", 1_508_812_288), ("large", 1_508_812_288)],
 )
 def test_named_sizes_have_the_parameters_they_are_named_after(name: str, total: int) -> None:
-    from moe.model.flops import count_parameters
-    from moe.train.build import model_shape
+    from moe.model.flops import count_parameters, model_shape
 
     config = load_config(ROOT / "yamls" / f"{name}.yaml")
     assert count_parameters(**model_shape(config.model, 50257)).total == total

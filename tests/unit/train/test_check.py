@@ -68,16 +68,16 @@ def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, argum
 
 
 def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
-    from moe.train import build
+    from moe.train import composer_model
 
-    sound = build.build_model
+    sound = composer_model.build_model
 
     def broken(*args):
         model = sound(*args)
         model.transformer.norm.weight.data.fill_(float("nan"))
         return model
 
-    monkeypatch.setattr(build, "build_model", broken)
+    monkeypatch.setattr(composer_model, "build_model", broken)
     assert main(["check", *arguments]) == 2
     assert "it must be finite: lower optimizer.lr" in capsys.readouterr().out
 
