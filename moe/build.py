@@ -29,7 +29,7 @@ from moe.train.model import MoEModel
 from moe.train.rate import schedule
 
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
-LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
+LOSS_SETTINGS = ("balance_loss", "balance_rate", "router_z_loss")  # of ModelConfig, for MoEModel, not for Transformer
 
 
 def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
@@ -53,8 +53,11 @@ def build_model(config: Config, meta: Vocabulary) -> MoEModel:
         transformer.compile_blocks()
     return MoEModel(
         transformer,
-        balance=RULES["loss"](
-            n_layers=config.model.n_layers, n_experts=config.model.n_experts, weight=config.model.balance_loss
+        balance=RULES[config.model.balance](
+            n_layers=config.model.n_layers,
+            n_experts=config.model.n_experts,
+            weight=config.model.balance_loss or 0.0,
+            rate=config.model.balance_rate,
         ),
         router_z_loss=config.model.router_z_loss,
         flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),

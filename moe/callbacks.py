@@ -48,6 +48,7 @@ def build_callbacks(
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     log = every(config.log_interval)
     tokenizer_files = meta.tokenizer.files if meta.tokenizer is not None else {}
+    clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
     callbacks: list[Callback] = [
         Throughput(flops_per_token=model.flops_per_token, log=log),
         StepSeed(config.seed),
@@ -57,8 +58,8 @@ def build_callbacks(
             tokens_per_step=tokens_per_step,
             groups=groups,
         ),
-        StepLosses(model, tokens_per_step=tokens_per_step, log=log),
-        GradientClipping(config.gradient_clip_norm, config.max_skipped_steps),
+        StepLosses(model, tokens_per_step=tokens_per_step, log=log, skipped=lambda: clipping.in_a_row > 0),
+        clipping,
         WeightNorms(model.transformer, log),
         CheckpointSaver(
             folder.path,

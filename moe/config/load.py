@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moe.config.checks import find_faults
+from moe.config.derived import with_derived
 from moe.config.paths import with_paths
 from moe.config.schema import Config
 from moe.errors import InputError
@@ -196,7 +197,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     if faults:
         raise ConfigError(source, faults)
     assert isinstance(result, Config)
-    return result
+    return with_derived(result)
 
 
 def _nested(path: tuple[str, ...], value: Any) -> Any:

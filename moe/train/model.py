@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from composer.models import ComposerModel
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from moe.model import LossParts, Transformer
@@ -91,6 +92,9 @@ class MoEModel(ComposerModel):
         self.flops_per_token = flops_per_token
         self.counts_bytes = token_bytes is not None
         self.register_buffer("bytes_V", torch.tensor(token_bytes or [0]), persistent=False)
+        # Buffers are the same on all ranks by what is computed of them: DDP need not send them in every forward pass.
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
 
     @property
     def device(self) -> torch.device:
