@@ -47,8 +47,8 @@ test-wheel: setup
 	@touch $@
 
 test-transformers5: .venv5/ready
-	.venv5/bin/python -m pytest tests/unit/export
-	$(BIN)/python -m pytest tests/unit/export -k transformers_5
+	.venv5/bin/python -m pytest tests/unit/use
+	$(BIN)/python -m pytest tests/unit/use -k transformers_5
 
 # What Composer and Streaming hold back, let go.
 NEWEST_PYTHON ?= $(BIN)/python
@@ -61,7 +61,7 @@ NEWEST := torch torchvision transformers>=5 datasets>=4 numpy>=2
 	@touch $@
 
 test-newest: .venv-newest/ready
-	.venv-newest/bin/python -m pytest $(addprefix tests/unit/,model optim train export config checks)
+	.venv-newest/bin/python -m pytest $(addprefix tests/unit/,model optim train use config plan)
 
 check: setup
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 import sys
 
 from moe.cli.train import main
-from moe.run import end
+from moe.train.run import end
 
 if __name__ == "__main__":
     end(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from moe import run  # noqa: E402
+from moe.cli import train as train_command  # noqa: E402
 from moe.train.callbacks import saver  # noqa: E402
 from moe.train.callbacks.losses import StepLosses  # noqa: E402
 from tests.tiny import write_text, write_tokenizer  # noqa: E402
@@ -66,7 +66,7 @@ def main() -> None:
             times["blocked"].append(time.perf_counter() - start)
 
     saver.CheckpointSaver.save = blocking
-    code = run.main(
+    code = train_command.main(
         [
             str(ROOT / "yamls/demo.yaml"),
             f"tokenizer={folder / 'tokenizer'}",

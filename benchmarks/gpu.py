@@ -46,7 +46,7 @@ from gpu_stages.record import (  # noqa: E402
 from gpu_stages.run import Run  # noqa: E402
 from gpu_stages.stages import GROUP_SECONDS, STAGES, function_of  # noqa: E402
 
-from moe.errors import InputError  # noqa: E402
+from moe.common.errors import InputError  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 WORK = ROOT / ".bench" / "gpu"

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from learning_matrix import Results, matrix
 from learning_run import SEQ_LEN, Run
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB_SIZE, MAX_TOKENS, VAL_FRACTION = 2048, 4_000_000, 0.03

@@ -26,7 +26,9 @@ from moe.data.meta import read_meta
 from moe.data.read.verify import read_samples
 from moe.model import LossParts, Transformer
 from moe.model.flops import count_parameters, flops_per_token
-from moe.optim import SCHEDULERS, Muon, build_groups
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
+from moe.optim.schedules import SCHEDULERS
 
 SEQ_LEN = 256
 BATCH = 8  # samples a step: 2,048 tokens

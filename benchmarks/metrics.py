@@ -31,15 +31,16 @@ from moe.config.times import Every, Time  # noqa: E402
 from moe.model import Transformer  # noqa: E402
 from moe.model.balance import BalanceLoss  # noqa: E402
 from moe.model.router import Router, RouterStats, Routing  # noqa: E402
-from moe.optim import Muon, build_groups  # noqa: E402
+from moe.optim.groups import build_groups  # noqa: E402
+from moe.optim.muon import Muon  # noqa: E402
 from moe.train.callbacks.alarms import Alarms  # noqa: E402
 from moe.train.callbacks.console import Console  # noqa: E402
 from moe.train.callbacks.gradients import GradientClipping  # noqa: E402
 from moe.train.callbacks.losses import StepLosses  # noqa: E402
 from moe.train.callbacks.throughput import Throughput  # noqa: E402
 from moe.train.callbacks.weights import WeightNorms  # noqa: E402
+from moe.train.composer_model import MoEModel  # noqa: E402
 from moe.train.logs import RunLog, jsonl_writer, tensorboard_writer  # noqa: E402
-from moe.train.model import MoEModel  # noqa: E402
 from moe.train.stop import StopSignal  # noqa: E402
 
 BATCH, SEQ_LEN, VOCAB = 16, 256, 8192  # as yamls/demo.yaml

@@ -23,7 +23,8 @@ CLIP = 1.0
 def ours(spec: dict[str, Any]) -> tuple[str, torch.nn.Module, Any, Callable[[torch.Tensor], torch.Tensor]]:
     from moe.model import Transformer
     from moe.model.documents import document_ends
-    from moe.optim import Muon, build_groups
+    from moe.optim.groups import build_groups
+    from moe.optim.muon import Muon
 
     with torch.device(DEVICE):
         model = Transformer(eos_id=0, document_mask=spec.get("document_mask", True), **spec["shape"])

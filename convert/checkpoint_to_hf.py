@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from moe.export.flags import add_arguments, export_from
+from moe.use.export.flags import add_arguments, export_from
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -3,10 +3,10 @@
 #
 # - Python is what was asked for (make setup PYTHON=...), else the first of this machine's that fits, else one that uv
 #   brings. One that was asked for and does not fit is refused: nobody gets another than the one that was named.
+# - A .venv that is there is kept, with all that a user has put into it.
 # - Of uv's some 250 lines those stay that say how far it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export UV_LINK_MODE=${UV_LINK_MODE:-copy} # a cache on another disk cannot be linked; uv would warn of it
 NEEDED="Python 3.10 to 3.13"
 LOG=.venv-setup.log
 
@@ -15,7 +15,7 @@ fail() {
   exit 2
 }
 
-fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 
 find_python() {
   local candidate
@@ -38,22 +38,35 @@ of them (https://docs.astral.sh/uv), then run: make setup"
   echo .venv-uv/bin/uv
 }
 
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
 if [ -n "${PYTHON:-}" ]; then
   fits "$PYTHON" || fail "PYTHON=$PYTHON ($("$PYTHON" --version 2>&1 | tail -n 1)) is not $NEEDED; give another, or leave PYTHON out"
-else
-  PYTHON=$(find_python)
 fi
-if [ -n "$PYTHON" ]; then
-  echo "setup 1/2: .venv with $("$PYTHON" --version) of this machine"
-  "$PYTHON" -m venv --clear .venv >"$LOG" 2>&1 && .venv/bin/pip install --quiet uv >>"$LOG" 2>&1 ||
-    fail "$PYTHON can make no environment ($(tail -n 1 "$LOG")); install its venv module (python3-venv) and look whether
-the package index can be reached; all it said is in $LOG"
+if [ -e .venv ]; then
+  fits .venv/bin/python || fail ".venv is there without a $NEEDED that runs; remove it, then run: make setup"
+  if [ -n "${PYTHON:-}" ] && [ "$(version "$PYTHON")" != "$(version .venv/bin/python)" ]; then
+    fail ".venv is there with Python $(version .venv/bin/python), and PYTHON=$PYTHON is another; remove .venv, or leave PYTHON out"
+  fi
+  echo "setup 1/2: .venv is there, with $(.venv/bin/python --version)"
 else
-  UV=$(find_uv)
-  echo "setup 1/2: .venv with a Python 3.12 that uv brings; this machine has none from 3.10 to 3.13"
-  "$UV" venv --clear --seed --python 3.12 .venv >"$LOG" 2>&1 && "$UV" pip install --python .venv/bin/python uv >>"$LOG" 2>&1 ||
-    fail "uv can bring no Python 3.12 ($(tail -n 1 "$LOG")); without a network install $NEEDED, then run: make setup; all it
+  PYTHON=${PYTHON:-$(find_python)}
+  if [ -n "$PYTHON" ]; then
+    echo "setup 1/2: .venv with $("$PYTHON" --version) of this machine"
+    "$PYTHON" -m venv .venv >"$LOG" 2>&1 ||
+      fail "$PYTHON can make no environment ($(tail -n 1 "$LOG")); install its venv module (python3-venv), remove .venv, then run:
+make setup; all it said is in $LOG"
+  else
+    UV=$(find_uv)
+    echo "setup 1/2: .venv with a Python 3.12 that uv brings; this machine has none from 3.10 to 3.13"
+    "$UV" venv --seed --python 3.12 .venv >"$LOG" 2>&1 ||
+      fail "uv can bring no Python 3.12 ($(tail -n 1 "$LOG")); without a network install $NEEDED, then run: make setup; all it
 said is in $LOG"
+  fi
+fi
+if [ ! -x .venv/bin/uv ]; then
+  .venv/bin/python -m pip install --quiet uv >"$LOG" 2>&1 ||
+    fail "uv cannot be installed ($(tail -n 1 "$LOG")); can the package index be reached? All it said is in $LOG"
 fi
 echo "setup 2/2: packages, about 6 GB on the disk, 3 GB to fetch the first time; minutes, on a slow line more"
 .venv/bin/uv pip install --python .venv/bin/python --constraints requirements/constraints.txt -e '.[dev,convert,eval]' 2>&1 |

@@ -109,9 +109,9 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """s3://NAME of an empty bucket, reachable by what this test starts."""
     import boto3
 
-    import moe.s3
+    import moe.common.s3
 
-    moe.s3._client.cache_clear()
+    moe.common.s3._client.cache_clear()
     for name, value in {
         "S3_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "test",

@@ -99,7 +99,7 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
     from moe.data.text.kept_tokenizer import keep_tokenizer
     from moe.data.text.tokenizer import load_tokenizer, vocab_size
     from moe.model import Transformer
-    from moe.train.checkpoints import TOKENIZER, write_checkpoint
+    from moe.train.checkpointing.checkpoints import TOKENIZER, write_checkpoint
 
     settings = {**RUN_SHAPE, **changes}
     tokenizer = load_tokenizer(str(tokenizer_folder))

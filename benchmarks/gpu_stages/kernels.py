@@ -20,9 +20,9 @@ from gpu_stages.references import attention_exact, choices, experts_exact, poiso
 from gpu_stages.run import Run
 from moe.model import experts as experts_module
 from moe.model.attention import attend, attend_packed
-from moe.model.dispatch import sort_by_expert, to_experts
 from moe.model.documents import document_causal_mask, document_ends, document_ids, pack
 from moe.model.experts import BACKENDS
+from moe.model.kernels.dispatch import sort_by_expert, to_experts
 from moe.model.loss import linear_cross_entropy
 from moe.model.router import Router
 from moe.optim.newton_schulz import orthogonalize

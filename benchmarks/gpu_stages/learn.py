@@ -8,8 +8,8 @@ import statistics
 from gpu_stages.run import ROOT, Run
 from gpu_stages.training import expect_code, losses, rows, settings_of, tail, train_to_end
 from moe.config import load_config
-from moe.estimate.plan import MFU
 from moe.model.flops import flops_per_token, model_shape, peak_flops
+from moe.plan.estimate import MFU
 
 
 def learn(run: Run) -> None:

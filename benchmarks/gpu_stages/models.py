@@ -15,7 +15,8 @@ from gpu_stages.run import Run
 from moe.data.read.verify import read_samples
 from moe.model import LossParts, Transformer
 from moe.model.documents import document_ends
-from moe.optim import Muon, build_groups
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
 
 EOS = 50256
 TINY = {

@@ -26,9 +26,9 @@ from gpu_stages.models import (
 )
 from gpu_stages.run import ROOT, Run
 from moe.config import load_config
-from moe.estimate.plan import MFU
 from moe.model.flops import flops_per_token, peak_flops
 from moe.model.memory import Step, step_memory
+from moe.plan.estimate import MFU
 
 GOAL = 0.40  # of the measured matrix product, at 500m
 SHAPES = ("500m", "500m eager", "fine", "1b", "1_5b", "medium")

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from gpu_stages.models import TINY, autocast, forward, make_batches, make_model, seconds_of, shape_of
 from gpu_stages.references import choices
 from gpu_stages.run import Run
-from moe.model import grouped_gemm, loss
+from moe.model import loss
 from moe.model.experts import BACKENDS
+from moe.model.kernels import grouped_gemm
 from moe.model.loss import linear_cross_entropy
 
 

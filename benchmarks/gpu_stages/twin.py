@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gpu_stages.models import TINY, autocast, make_batches, make_model, make_optimizer, shape_of
 from gpu_stages.run import Run
-from moe.export.settings import to_config
-from moe.export.to_hf import hf_tensors, write_weights
 from moe.model import LossParts
+from moe.use.export.settings import to_config
+from moe.use.export.to_hf import hf_tensors, write_weights
 
 
 def twin(run: Run) -> None:

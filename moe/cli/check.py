@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.checks.page import show_checks
     from moe.config import load_config
+    from moe.plan.checks.page import show_checks
 
     return show_checks(lambda: load_config(args.config, args.overrides), args.config, fast=args.fast, as_json=args.json)

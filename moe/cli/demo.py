@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from moe.cli.yaml import folder as yamls
-from moe.paths import local_path
-from moe.units import tell
+from moe.common.paths import local_path
+from moe.common.units import tell
 
 PROMPTS = ("Return a new list with", "The function raises an error if", "This module provides")
 RUN = Path("checkpoints/demo")

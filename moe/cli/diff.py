@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.units import note, show
+from moe.common.units import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

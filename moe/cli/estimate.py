@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moe.units import clock, short, show, size
+from moe.common.units import clock, short, show, size
 
 if TYPE_CHECKING:
     from moe.config import Config
-    from moe.estimate.gpus import Gpu
-    from moe.estimate.plan import Fit, GpuMemory
+    from moe.plan.estimate import Fit, GpuMemory
+    from moe.plan.gpus import Gpu
 
 GB = 1e9
 CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from moe.common.errors import InputError
     from moe.config import load_config
     from moe.config.bounds import brief
-    from moe.errors import InputError
-    from moe.estimate import plan
-    from moe.estimate.gpus import GPUS, find_gpu, own_gpu
-    from moe.estimate.vocabulary import find_vocab_size
+    from moe.plan import estimate as plan
+    from moe.plan.gpus import GPUS, find_gpu, own_gpu
+    from moe.plan.vocabulary import find_vocab_size
 
     config = load_config(args.config, args.overrides)
     if args.mfu is not None and not LEAST_MFU <= args.mfu <= 1:
@@ -90,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
+    from moe.common.errors import InputError
     from moe.config.bounds import brief
-    from moe.errors import InputError
-    from moe.estimate.gpus import find_gpu
+    from moe.plan.gpus import find_gpu
 
     prices = {}
     for text in given:
@@ -114,7 +114,7 @@ def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
 
 
 def _parameters(config: Config, vocab_size: int, source: str) -> Iterator[str]:
-    from moe.estimate.plan import parameters
+    from moe.plan.estimate import parameters
 
     count = parameters(config, vocab_size)
     idle = count.total - count.active
@@ -130,7 +130,7 @@ def _parameters(config: Config, vocab_size: int, source: str) -> Iterator[str]:
 
 
 def _work(config: Config, vocab_size: int) -> Iterator[str]:
-    from moe.estimate.plan import find_work
+    from moe.plan.estimate import find_work
 
     work = find_work(config, vocab_size)
     batch = f"{config.global_train_batch_size} x {config.max_seq_len:,} = {work.tokens_per_step:,}"
@@ -176,7 +176,7 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
 
 
 def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool, gpus: tuple[Gpu, ...]) -> Iterator[str]:
-    from moe.estimate.plan import N_GPUS
+    from moe.plan.estimate import N_GPUS
 
     kind = "fp32" if config.precision == "fp32" else "bf16"
     cell = 32 if priced else 22
@@ -203,7 +203,7 @@ def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool, gpus: tuple
 
 
 def _span(fits: list[Fit], gpu: Gpu, mfu: float) -> Iterator[str]:
-    from moe.estimate.plan import MFU_SPAN
+    from moe.plan.estimate import MFU_SPAN
 
     slow, fast = MFU_SPAN
     times = [
@@ -219,7 +219,7 @@ def _span(fits: list[Fit], gpu: Gpu, mfu: float) -> Iterator[str]:
 
 
 def _dense_twin(config: Config, vocab_size: int, gpu: Gpu, mfu: float) -> Iterator[str]:
-    from moe.estimate.plan import DENSE_MFU, find_dense_twin
+    from moe.plan.estimate import DENSE_MFU, find_dense_twin
 
     twin = find_dense_twin(config, vocab_size, gpu, mfu=mfu)
     yield f"DENSE TWIN, with as many active parameters ({twin.parameters:,}), on one {gpu.name}"
@@ -250,7 +250,7 @@ def _money(cost: float) -> str:
 
 
 def _disk(config: Config, vocab_size: int) -> Iterator[str]:
-    from moe.estimate.plan import find_disk
+    from moe.plan.estimate import find_disk
 
     disk = find_disk(config, vocab_size)
     forever = f", one for each {config.keep_every} for ever" if config.keep_every else ""

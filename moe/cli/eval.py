@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe.cli.places import check_writable
-from moe.errors import InputError
-from moe.paths import local_path
-from moe.units import note, redraw, show
+from moe.cli.output import check_writable
+from moe.common.errors import InputError
+from moe.common.paths import local_path
+from moe.common.units import note, redraw, show
 
 TOKENS_PER_FORWARD = 8192
 
@@ -81,9 +81,9 @@ def measure_data(args: argparse.Namespace) -> None:
     import torch
 
     from moe.data.text.tokenizer import token_bytes, tokenizer_fingerprint
-    from moe.evaluate import evaluate
-    from moe.inference import find_checkpoint, load_model
-    from moe.train.trained_tokenizer import checkpoint_tokenizer
+    from moe.evaluate.loss import evaluate
+    from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer
+    from moe.use.inference import find_checkpoint, load_model
 
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     config = checkpoint.manifest["config"]
@@ -118,9 +118,9 @@ def measure_data(args: argparse.Namespace) -> None:
 
 def measure_tasks(args: argparse.Namespace, tasks: list[str]) -> None:
     """Exports the checkpoint where that was not done, and prints lm-eval's tables of --tasks."""
-    from moe.export.beside import exported
-    from moe.harness import KEPT, find_tasks, result_tables, run_tasks
-    from moe.inference import find_checkpoint
+    from moe.evaluate.tasks import KEPT, find_tasks, result_tables, run_tasks
+    from moe.use.export.beside import exported
+    from moe.use.inference import find_checkpoint
 
     manager = find_tasks(tasks, args.include_path)
     checkpoint = find_checkpoint(args.checkpoint, args.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from moe.units import note, show
+from moe.common.units import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.data.text.tokenizer import decode_new, encode_prompt
-    from moe.errors import InputError
-    from moe.inference import find_checkpoint, load_model
+    from moe.common.errors import InputError
+    from moe.data.text.plain_ids import decode_new, encode_prompt
     from moe.model.generation import generate
-    from moe.train.trained_tokenizer import checkpoint_tokenizer
+    from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer
+    from moe.use.inference import find_checkpoint, load_model
 
     prompts = [*args.prompt, *args.text]
     if not prompts:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from moe.paths import path_or_address
-from moe.units import show
+from moe.common.paths import path_or_address
+from moe.common.units import show
 
 BOUNDARY = " ⟦end of document⟧ "
 SHOWN = 1000  # characters of a sample
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when the dataset is sound, 2 when it is not one or is damaged."""
+    from moe.common.errors import InputError
     from moe.data.meta import SPLITS, read_meta
     from moe.data.read.verify import verify_split
     from moe.data.write.report import summary
-    from moe.errors import InputError
 
     if args.samples < 0:
         raise InputError(f"--samples ({args.samples}) must not be below 0")
@@ -52,9 +52,9 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
     """Print samples as text, with a mark where one document ends and the next begins."""
     import numpy as np
 
+    from moe.common.errors import InputError
     from moe.data.read.verify import read_samples
     from moe.data.text.tokenizer import load_tokenizer, spare_torch, tokenizer_fingerprint
-    from moe.errors import InputError
 
     spare_torch()
     tokenizer = load_tokenizer(args.tokenizer or meta.tokenizer)

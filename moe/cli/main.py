@@ -10,9 +10,9 @@ import sys
 from importlib import import_module, metadata
 
 from moe import __version__
-from moe.environment import settle
-from moe.errors import InputError
-from moe.units import drop, flush, note, ready, show
+from moe.common.environment import settle
+from moe.common.errors import InputError
+from moe.common.units import drop, flush, note, ready, show
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moe.errors import InputError
-from moe.paths import local_path
-from moe.units import say, short, show, size, tell
+from moe.common.errors import InputError
+from moe.common.paths import local_path
+from moe.common.units import say, short, show, size, tell
 
 if TYPE_CHECKING:
-    from moe.profile import Profile
+    from moe.plan.profile import Profile
 
 MOST_STEPS = 1000
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = check_data(config, report=say)
     import torch
 
-    from moe.profile import profile_run
+    from moe.plan.profile import profile_run
     from moe.train.start import with_precision
 
     config = with_precision(config, torch.cuda.is_available())

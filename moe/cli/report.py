@@ -7,8 +7,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from moe.paths import local_path
-from moe.units import clean_line, note, show
+from moe.common.paths import local_path
+from moe.common.units import clean_line, note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.errors import InputError, told_by
+    from moe.common.errors import InputError, told_by
     from moe.runs.compare import labels
     from moe.runs.page import report_page
     from moe.runs.png import report_png
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_foreign(out: Path) -> None:
     """Raises InputError where the page or the picture would replace what no report made."""
-    from moe.errors import InputError
+    from moe.common.errors import InputError
     from moe.runs.page import MADE
     from moe.runs.png import SOFTWARE
 

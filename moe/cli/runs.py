@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 
-from moe.units import note, show
+from moe.common.units import note, show
 
 FOLDERS = ("checkpoints", "runs")  # where save_folder is by default, and the logs of runs that save on s3
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from moe.errors import InputError
+    from moe.common.errors import InputError
     from moe.runs.listing import list_runs, table
     from moe.runs.reading import find_runs
 

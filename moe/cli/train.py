@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 
+from moe.common.environment import settle
+from moe.common.errors import InputError, RunFailed
+from moe.common.units import complain, ready, say, show
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
-from moe.environment import settle
-from moe.errors import InputError, RunFailed
-from moe.run import end, train
+from moe.train.run import end, train
 from moe.train.start import LOCAL_RANK, WORLD_SIZE
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
-from moe.units import complain, ready, say, show
 
 USAGE = (
     "usage: python train.py CONFIG.yaml [key=value ...]      e.g. python train.py yamls/500m.yaml optimizer.lr=5e-4\n"
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         if faults := check_ranks(config, WORLD_SIZE):
             raise ConfigError(argv[0], faults)
         if config.check:
-            from moe.checks.page import show_checks
+            from moe.plan.checks.page import show_checks
 
             return show_checks(lambda: config, argv[0])
         stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe.units import note
+from moe.common.units import note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when the run has ended or the frame is printed; `q` and Ctrl+C leave at any time."""
     from rich.console import Console
 
-    from moe.errors import InputError
+    from moe.common.errors import InputError
     from moe.runs.frame import frame
     from moe.runs.reading import RunReader
 

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 import moe
-from moe.errors import InputError
-from moe.paths import local_path
-from moe.units import show
+from moe.common.errors import InputError
+from moe.common.paths import local_path
+from moe.common.units import show
 
 PACKAGE = Path(moe.__file__).resolve().parent
 

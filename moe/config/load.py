@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,12 +22,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from moe.common.errors import InputError
+from moe.common.paths import local_path
 from moe.config.checks import find_faults
 from moe.config.derived import with_derived
+from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
-from moe.errors import InputError
-from moe.paths import local_path
+
+MOST_VALUES = 100_000  # of a yaml, its aliases written out
 
 
 class ConfigError(InputError):
@@ -122,7 +127,7 @@ def _is_text(hint: Any) -> bool:
 def _parse_yaml(text: str) -> Any:
     try:
         value = yaml.load(text, _Loader)
-        _refuse_loops(value, ())
+        _refuse_loops(value, (), itertools.count(1))
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
     except ValueError as error:
@@ -130,12 +135,15 @@ def _parse_yaml(text: str) -> Any:
     return value
 
 
-def _refuse_loops(node: Any, above: tuple[int, ...]) -> None:
+def _refuse_loops(node: Any, above: tuple[int, ...], seen: Iterator[int]) -> None:
+    """Also what aliases of aliases make of a few lines: more values than can be gone through."""
+    if next(seen) > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases (*name) make more than {MOST_VALUES:,} values of it")
     if id(node) in above:
         raise yaml.YAMLError("an alias (*name) stands inside of what it is an alias of")
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
-        _refuse_loops(child, (*above, id(node)))
+        _refuse_loops(child, (*above, id(node)), seen)
 
 
 def _read_yaml(path: Path) -> dict:
@@ -282,7 +290,7 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
-            return f"{'.'.join(path[: depth + 1])}: is no setting; {mend}"
+            return f"{'.'.join(path[: depth + 1])}: is no setting; {hint_for(path, depth) or mend}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     reason = str(error).splitlines()[0]

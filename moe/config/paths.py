@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.paths import expanded, local_path, path_or_address
 from moe.config.schema import Config
-from moe.errors import InputError
-from moe.paths import expanded, local_path, path_or_address
 
 
 def with_paths(config: Config, faults: list[str]) -> Config:

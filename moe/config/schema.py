@@ -137,6 +137,8 @@ class TextData:
     "The column that holds the text."
     skip_bad_files: bool = False
     "Go on without files that cannot be read, and without the rest of one that breaks; each is told."
+    verify: Literal["samples", "full"] = "samples"
+    "What files here are known again by: samples of their bytes, or all of them too (`full` reads all text at a start)."
     val_fraction: float = 0.005
     "Share of the documents that are never trained on; the same ones as in a conversion with this fraction and seed."
     val_seed: int = 17

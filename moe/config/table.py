@@ -6,8 +6,8 @@ import ast
 import inspect
 import re
 
+from moe.common.units import show
 from moe.config import schema
-from moe.units import show
 
 
 def rows() -> list[tuple[str, str, str, str]]:

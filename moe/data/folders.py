@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 
 
 class Folder(Protocol):

@@ -2,15 +2,15 @@
 
 - Only the ranges that hold the wanted columns are fetched; nothing is kept on the disk.
 - A range counts only when all its bytes came, so no row is lost or doubled. It is held against the file's size
-  (Content-Range) and its ETag; a file read from its front to its end also against the sha256 of the listing.
+  (Content-Range) and its ETag; a file read from its front to its end also against the listing's own hash
+  (hub_proof.py).
 - A server that ignores ranges sends the whole file: up to WHOLE_BYTES that is used, above it the truth is told.
-- Names of a listing are checked before any address is made of them (moe/outside.py).
+- Names of a listing are checked before any address is made of them (moe/common/untrusted_names.py).
 """
 
 from __future__ import annotations
 
 import collections
-import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 from urllib.parse import quote
 
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.untrusted_names import file_name, plain_name
 from moe.data.hub_client import Answer, request, shown, url_of
-from moe.errors import InputError
-from moe.outside import file_name, plain_name
-from moe.typed_json import parse_json
+from moe.data.hub_proof import Proof
 
 KEPT_BLOCKS = 4  # text and id of one row group are read in turn
 WHOLE_BYTES = 64 << 20
 MISREAD_TRIES = 3
 IDENTITY = {"Accept-Encoding": "identity"}  # a compressed body would have another length
-_proven: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class HubEntry:
     size: int | None
     sha256: str | None
     blob_id: str | None
+
+    @property
+    def listed(self) -> str | None:
+        """The hash that the listing gives of all its bytes: `sha256:HEX` or `git:HEX`; None where it gives none."""
+        if self.sha256 is not None:
+            return f"sha256:{self.sha256}"
+        return f"git:{self.blob_id}" if self.blob_id and re.fullmatch("[0-9a-f]{40}", self.blob_id) else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Listing:
     def text_of(self, entry: HubEntry) -> str:
         """A small file's text; what is no UTF-8 becomes U+FFFD."""
         size = self.size_of(entry)
-        with HubFile(self.url_path(entry), size, block_bytes=max(1, size), sha256=entry.sha256) as file:
+        with HubFile(self.url_path(entry), size, block_bytes=max(1, size), listed=entry.listed) as file:
             return file.readall().decode("utf-8", "replace")
 
 
@@ -159,24 +166,19 @@ def fetch_range(url: str, first: int, count: int, size: int) -> tuple[bytes, str
     return request(url, accept, headers, wants_body=wants_body)
 
 
-def proven(path: str) -> bool:
-    """Whether this process has held all bytes of a file, by its path below the endpoint, against its sha256."""
-    return path in _proven
-
-
 class HubFile(io.RawIOBase):
     """A file of a hub dataset as a seekable stream; the last few blocks of `block_bytes` stay in memory.
 
-    path: below the endpoint, unquoted. sha256: of all its bytes (hex), where the listing has one.
+    path: below the endpoint, unquoted. listed: the hash of all its bytes, as HubEntry.listed.
     """
 
-    def __init__(self, path: str, size: int, *, block_bytes: int, sha256: str | None = None) -> None:
+    def __init__(self, path: str, size: int, *, block_bytes: int, listed: str | None = None) -> None:
         self._path, self._url, self._size, self._block_bytes = path, url_of(path), size, block_bytes
         self._position = 0
         self._blocks: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._whole: bytes | None = None
         self._etag: str | None = None
-        self._sha256, self._digest, self._hashed = sha256, hashlib.sha256(), 0
+        self._proof = None if listed is None else Proof(path, size, listed)
 
     def readable(self) -> bool:
         return True
@@ -218,22 +220,16 @@ class HubFile(io.RawIOBase):
                 )
             self._etag = etag or self._etag
             if len(content) == count:
-                self._hash(first, content)
+                self._hold(first, content)
                 return content
             self._whole = content
-            self._hash(0, content)
+            self._hold(0, content)
         return self._whole[first : first + count]
 
-    def _hash(self, first: int, content: bytes) -> None:
-        """Raises InputError where these are the file's last bytes, all others came before, and they are not its own."""
-        if self._sha256 is None or first != self._hashed:
-            return
-        self._digest.update(content)
-        self._hashed += len(content)
-        if self._hashed == self._size:
-            if self._digest.hexdigest() != self._sha256:
-                raise InputError(
-                    f"{shown(self._url)}: its bytes are not those of the listing (sha256 {self._digest.hexdigest()}, "
-                    f"the hub says {self._sha256}); run the same command again, without a proxy that changes files"
-                )
-            _proven.add(self._path)
+    def _hold(self, first: int, content: bytes) -> None:
+        """Raises InputError where these are the last bytes of the file that were missing, and they are not its own."""
+        if self._proof is not None and (fault := self._proof.add(first, content)):
+            raise InputError(
+                f"{shown(self._url)}: its bytes are not those of the listing ({fault}); run the same command again, "
+                "without a proxy that changes files"
+            )

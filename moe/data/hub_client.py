@@ -23,8 +23,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from moe.errors import InputError
-from moe.units import clock, note
+from moe.common.errors import InputError
+from moe.common.units import clean_line, clock, note
 
 PATIENCE_S, UNREACHED_S = 15 * 60.0, 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -154,7 +154,7 @@ def told(line: str, *, at_once: bool = False) -> None:
 
 def shown(text: str) -> str:
     """What a server or a library says, fit to be printed on one line."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]
+    return clean_line(" ".join(text.split()))[:200]
 
 
 def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]], patience_s: float) -> T:

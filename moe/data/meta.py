@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from moe.data.places import open_folder
-from moe.errors import InputError
-from moe.typed_json import parse_json
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.data.locations import open_folder
 
 SPLITS = ("train", "val")
 FORMAT = 1
@@ -61,6 +61,7 @@ class Meta:
     left_out: dict[str, str]  # file -> why
     versions: dict[str, str]
     # counted since these fields are there; None in an older meta.json
+    proofs: dict[str, list[str]] | None = None  # files of the hub, by what their bytes were held against
     id_column: str | None = None  # what names documents; None: their text
     duplicate_ids: int | None = None  # documents whose id an earlier one has, in the whole dataset
     duplicates_estimated: bool | None = None  # by a sample of the ids: above a million different ones

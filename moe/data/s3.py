@@ -1,6 +1,6 @@
 """A folder on a bucket, s3://bucket/prefix, through boto3.
 
-- Requests, endpoint and credentials are those of moe/s3.py; a body that breaks off is asked for again here.
+- Requests, endpoint and credentials are those of moe/common/s3.py; a body that breaks off is asked for again here.
 - What is being made lies in the folder for temporary files (TMPDIR), locked by its process, so that what a killed one
   left can be told and removed.
 """
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from moe.common.errors import InputError
+from moe.common.s3 import ATTEMPTS, client, code_of, reason_and_mend
 from moe.data.folders import Folder
 from moe.data.hub_client import pause
-from moe.errors import InputError
-from moe.s3 import ATTEMPTS, client, code_of, reason_and_mend
 
 SCRATCH = "moe-convert-"
 SCRATCH_MARK = ".of-a-conversion"  # beside the folder that is worked in

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe.model import grouped_gemm
-from moe.model.dispatch import from_experts, sort_by_expert, to_experts
-from moe.model.expert_loop import experts_loop
-from moe.model.grouped_gemm import grouped_rows
+from moe.model.kernels import grouped_gemm
+from moe.model.kernels.dispatch import from_experts, sort_by_expert, to_experts
+from moe.model.kernels.expert_loop import experts_loop
+from moe.model.kernels.grouped_gemm import grouped_rows
 from moe.model.precision import compute_dtype, no_autocast
 
 

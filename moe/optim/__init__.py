@@ -1,7 +1,1 @@
-"""Optimizer, parameter groups and schedules."""
-
-from moe.optim.groups import build_groups
-from moe.optim.muon import Muon
-from moe.optim.schedules import SCHEDULERS
-
-__all__ = ["SCHEDULERS", "Muon", "build_groups"]
+"""Optimizer, parameter groups, schedules and the rates they give. Nothing is imported here."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 from moe.runs.changes import changes
 from moe.runs.reading import Run
 

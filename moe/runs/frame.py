@@ -16,12 +16,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moe.common.units import clock, short
 from moe.runs.changes import by_restart, changes
 from moe.runs.interruptions import RATE, interruptions, parse_stamp
 from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, UNSURE, Run, is_number
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
-from moe.units import clock, short
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 SHADES, PLAIN_SHADES = "·░▒▓█", ".:-=#"

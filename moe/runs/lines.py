@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moe.common.units import clean_line
 from moe.runs.text import MOST_NESTED, clean_all
-from moe.units import clean_line
 
 
 class Lines:

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moe.errors import InputError
+from moe.common.errors import InputError
+from moe.common.units import clock, short
 from moe.runs.frame import STATE_COLOURS
 from moe.runs.reading import read_run
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
 from moe.runs.text import shorten
-from moe.units import clock, short
 
 FIRST_OUT = ("tokens", "saved", "val", "written", "done", "loss")  # where there is no room
 LEAST_NAME = 24  # characters of a run's path, before columns are left out for it

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from moe.common.units import clock, short
 from moe.runs.changes import Change, changes
 from moe.runs.charts import Marks, charts, loss_chart, marks_of, other_charts
 from moe.runs.compare import data, differences, settings, versions
@@ -24,7 +25,6 @@ from moe.runs.reading import RUNNING, Run
 from moe.runs.scales import number
 from moe.runs.summary import RECENT, Summary, summary
 from moe.runs.svg import SLOTS, heat_map, line_chart
-from moe.units import clock, short
 
 WIDE, HALF, THIRD = (1100, 320), (540, 210), (350, 150)  # width and height of a drawing
 NONE = "–"

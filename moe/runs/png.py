@@ -7,6 +7,7 @@ import logging
 import warnings
 from typing import Any
 
+from moe.common.units import short
 from moe.runs.changes import changes
 from moe.runs.charts import Chart, charts, loss_chart, marks_of
 from moe.runs.heats import Heat, expert_heats, layer_heats
@@ -15,7 +16,6 @@ from moe.runs.reading import Run
 from moe.runs.scales import number
 from moe.runs.summary import summary
 from moe.runs.svg import MOST_WORDS, RATIO_BOUNDS
-from moe.units import short
 
 COLOURS = ("#2a6fdb", "#d9622b", "#17936b", "#a345b0", "#b08400", "#0b8a9a", "#c93a5b", "#6b7280")
 RATIOS = ("#1c4f9c", "#4a7fc9", "#8fb3e3", "#cbdcf2", "#eeece6", "#f8d9c9", "#f0a98a", "#dc6a48", "#ab2f1c")

@@ -23,13 +23,13 @@ from typing import Any
 
 import yaml
 
+from moe.common.errors import InputError
+from moe.common.locks import has_locks, held_by
+from moe.common.paths import expanded
+from moe.common.units import clean_line
 from moe.config import parse_time
-from moe.errors import InputError
-from moe.locks import has_locks, held_by
-from moe.paths import expanded
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
-from moe.units import clean_line
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
 RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from moe.units import short
+from moe.common.units import short
 
 SMALLEST, LARGEST = 1e-140, 1e140  # between which quotients are numbers too
 

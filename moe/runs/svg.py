@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable
 from html import escape
 
+from moe.common.units import short
 from moe.runs.charts import ChangeMark, Chart, Line
 from moe.runs.heats import Heat
 from moe.runs.scales import SMALLEST, log_ticks, number, tick, ticks
-from moe.units import short
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
 WIDE = 800  # from here on a figure takes the whole row

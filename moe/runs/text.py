@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from moe.units import clean
+from moe.common.units import clean
 
 MOST_NESTED = 50
 

@@ -1,4 +1,4 @@
-"""What a run starts from: checks that the data fits the config before anything heavy is built, and tells the plan."""
+"""What a run starts from: checks that the data fits the config before anything heavy is built."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe.config import Config, EvalData, TextData, TrainData, parse_time
+import yaml
+
+from moe.common.errors import InputError
+from moe.common.units import short
+from moe.config import Config, EvalData, TextData, TrainData
 from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
 from moe.data.text.tokenizer import load_tokenizer
-from moe.errors import InputError
-from moe.units import short
 
 if TYPE_CHECKING:
     from moe.data.read.text_plan import TextPlan
-    from moe.model.flops import ParameterCount
-    from moe.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Inputs:
     epoch_tokens: int | None = None  # None: not known before the text is read
     text: TextPlan | None = None
     former: tuple[str, ...] = ()  # what earlier versions called the same data
+    tokenizer_name: str = ""  # where it is loaded from
     tokenizer: KeptTokenizer | None = None  # what the run keeps of it; check_data fills it in
 
 
@@ -54,33 +55,55 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     Raises:
         InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
     """
-    tokenizer = keep_tokenizer(_load_tokenizer(config))
+    tokenizer, name = _tokenizer_of(config, report)
     wanted = tokenizer.fingerprint
     if not tokenizer.files:
         report(
             f"warning: tokenizer ({config.tokenizer}) changes as transformers saves it; checkpoints will not hold it"
         )
     if config.train_data.text is not None:
-        inputs = _check_text(config, config.train_data.text, report)
+        inputs = _check_text(config, config.train_data.text, name, report)
     else:
         inputs = _check_streams(config, wanted, report)
     for name, spec in streams_of(config.eval_data).items():
         key = f"eval_data.streams.{name}" if name else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
-    return replace(inputs, tokenizer=tokenizer)
+    return replace(inputs, tokenizer=tokenizer, tokenizer_name=name)
 
 
-def _load_tokenizer(config: Config) -> Any:
-    """Raises InputError, which names the copy that the run has kept, where there is one."""
+def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTokenizer, str]:
+    """(the tokenizer, the name or folder that gives it): the run's own copy, told, where what the config names is the
+    same as before and is gone, or was made anew in the same place.
+
+    A run that goes on is held against its checkpoint and its data all the same. Raises InputError.
+    """
+    from moe.train.checkpointing.run_folder import local_folder
+
+    folder = local_folder(config.save_folder, config.run_name)
+    own, fault = folder / "tokenizer", None
     try:
-        return load_tokenizer(config.tokenizer)
+        named = keep_tokenizer(load_tokenizer(config.tokenizer))
     except InputError as error:
-        from moe.train.run_folder import local_folder
-
-        kept = local_folder(config.save_folder, config.run_name) / "tokenizer"
-        if not kept.is_dir():
+        if not _went_by(folder, config.tokenizer):
             raise
-        raise InputError(f"{error}; this run has kept its own: set tokenizer={kept}") from None
+        fault = str(error)
+    else:
+        if not _went_by(folder, config.tokenizer):
+            return named, config.tokenizer
+    kept = keep_tokenizer(load_tokenizer(str(own)))
+    if fault is None and kept.fingerprint == named.fingerprint:
+        return named, config.tokenizer
+    report(f"{fault or f'tokenizer ({config.tokenizer}) is another one by now'}; the run goes on with its own, {own}")
+    return kept, str(own)
+
+
+def _went_by(folder: Path, name: str) -> bool:
+    """Whether the run of this folder was last started with the tokenizer of this name, and has kept it."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_bytes())
+    except (OSError, yaml.YAMLError):
+        return False
+    return (folder / "tokenizer").is_dir() and isinstance(settings, dict) and settings.get("tokenizer") == name
 
 
 def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -> Inputs:
@@ -111,17 +134,20 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
     )
 
 
-def _check_text(config: Config, text: TextData, report: Callable[[str], None]) -> Inputs:
+def _check_text(config: Config, text: TextData, tokenizer: str, report: Callable[[str], None]) -> Inputs:
+    from moe.data.read.text_known import read_known
     from moe.data.read.text_plan import open_text  # not at the top: shards are read without pyarrow
-    from moe.train.run_folder import local_folder  # which imports much that shards do not need
+    from moe.train.checkpointing.run_folder import local_folder
 
+    folder = local_folder(config.save_folder, config.run_name)
     plan = open_text(
         **asdict(text),
-        tokenizer_name=config.tokenizer,
+        tokenizer_name=tokenizer,
         seq_len=config.max_seq_len,
         seed=config.seed,
         say=report,
-        outputs=(local_folder(config.save_folder, config.run_name),),
+        outputs=(folder,),
+        known=read_known(folder),
     )
     former = plan.former
     return Inputs(plan.vocab_size, plan.job.eos_id, plan.fingerprint, [plan.summary], text=plan, former=former)
@@ -242,48 +268,3 @@ def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
         CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
     except Exception as error:
         raise InputError(f"{key}.remote ({remote}): {name} cannot be fetched ({error}); correct the address") from None
-
-
-def print_plan(
-    config: Config,
-    inputs: Inputs,
-    folder: RunFolder,
-    *,
-    count: ParameterCount,
-    microbatch: int | str,
-    world_size: int,
-    say: Callable[[str], None],
-) -> None:
-    """Says what the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
-    import torch
-
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    steps = parse_time(config.max_duration).to_steps(tokens_per_step)
-    first, *more = inputs.plan
-    evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
-    if config.eval_data is not None and config.eval_data.text:
-        evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    lines = {
-        "model": f"{count.total:,} parameters, {count.active:,} active per token "
-        f"({config.model.n_experts} experts, top {config.model.top_k})",
-        "steps": f"{steps:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = {tokens_per_step:,} "
-        f"tokens; {short(steps * tokens_per_step)} tokens in all",
-        "data": first
-        + (f" ({steps * tokens_per_step / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
-        + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
-        + "".join(f"\n{'':10}{line}" for line in more),
-        "device": f"{world_size} x {gpu}, {config.precision}, microbatch {microbatch}"
-        + (", FSDP2" if config.parallelism.fsdp2 else ""),
-        "folder": str(folder.path),
-        "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "
-        f"{folder.checkpoint.path.name}"
-        if folder.checkpoint
-        else f"fresh, from {config.load_path}"
-        if config.load_path
-        else "fresh",
-    }
-    say(f"\n{config.run_name}")
-    for name, text in lines.items():
-        say(f"  {name:<8}{text}")
-    say("")

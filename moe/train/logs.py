@@ -28,10 +28,10 @@ from typing import Any, TypedDict
 from composer import Logger, State
 from composer.loggers import LoggerDestination
 
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.units import say
 from moe.config.times import Every
-from moe.errors import InputError
-from moe.typed_json import parse_json
-from moe.units import say
 
 Row = Mapping[str, float | str | list[float]]
 Writer = Callable[[int, Row], None]

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from composer.utils import dist, get_device
 
+from moe.common.errors import InputError
 from moe.config import Config
-from moe.errors import InputError
 from moe.model.documents import document_ends
 from moe.model.memory import TOKENS_A_DOCUMENT
-from moe.train.alone import microbatch_loss
-from moe.train.model import MoEModel
-from moe.train.run_folder import RunFolder
-from moe.train.sharding import is_sharded
+from moe.train.checkpointing.run_folder import RunFolder
+from moe.train.composer_model import MoEModel
+from moe.train.distributed.sharding import is_sharded
+from moe.train.microbatch_loss import microbatch_loss
 
 SHARE_OF_MEMORY = 0.9
 

@@ -11,16 +11,15 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from moe.common.environment import number
+from moe.common.errors import InputError
+from moe.common.units import say
 from moe.config import Config, Every, to_yaml
-from moe.environment import number
-from moe.errors import InputError
-from moe.units import say
 
 if TYPE_CHECKING:
-    from moe.data.text.kept_tokenizer import KeptTokenizer
-    from moe.train.checkpoints import Checkpoint
+    from moe.train.checkpointing.checkpoints import Checkpoint
+    from moe.train.checkpointing.run_folder import RunFolder
     from moe.train.inputs import Inputs
-    from moe.train.run_folder import RunFolder
 
 T = TypeVar("T")
 RANK, WORLD_SIZE = number("RANK", 0), number("WORLD_SIZE", 1)
@@ -58,8 +57,8 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
     Nothing in it has changed: `open_logs` records the start.
     """
-    from moe.train.remote import RemoteRun
-    from moe.train.run_folder import RunFolder, local_folder
+    from moe.train.checkpointing.remote import RemoteRun
+    from moe.train.checkpointing.run_folder import RunFolder, local_folder
 
     if LOCAL_RANK == 0:
         _clean_leftovers(config)
@@ -87,8 +86,8 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
 def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tuple[RunFolder, Start]:
     """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived whole."""
-    from moe.train.checkpoints import CheckpointError
-    from moe.train.run_folder import open_run_folder
+    from moe.train.checkpointing.checkpoints import CheckpointError
+    from moe.train.checkpointing.run_folder import open_run_folder
 
     broken: list[int] = []
     while True:
@@ -151,9 +150,9 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     Raises:
         InputError: that, or `load_path`, does not fit the config.
     """
-    from moe.train.checkpoints import CheckpointError, find_named
-    from moe.train.continuing import check_continues, check_weights_fit
-    from moe.train.rate import rate_change
+    from moe.optim.rates import rate_change
+    from moe.train.checkpointing.checkpoints import CheckpointError, find_named
+    from moe.train.checkpointing.compatibility import check_continues, check_weights_fit
 
     settings = dataclasses.asdict(config)
     tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
@@ -179,8 +178,8 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
 
 def expect_changes(config: Config, folder: RunFolder, start: Start) -> None:
     """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
-    from moe.train.changes import command, earlier_changes, new_changes, versions
-    from moe.train.rate import rate_change
+    from moe.optim.rates import rate_change
+    from moe.train.checkpointing.changes import command, earlier_changes, new_changes, versions
 
     if start.load is None or start.weights_only:
         return
@@ -206,7 +205,7 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
 
 
 def open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None = None
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs
 ) -> tuple[list[Any], Any]:
     """Records the start, and opens the places metrics go to (rank 0 only); also what to call with the exit code at the
     end.
@@ -218,7 +217,7 @@ def open_logs(
 
     def open_here() -> None:
         try:
-            opened.append(_open_logs(config, folder, start_step, eval_again, tokenizer))
+            opened.append(_open_logs(config, folder, start_step, eval_again, inputs))
         except OSError as error:
             raise InputError(
                 f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
@@ -229,10 +228,11 @@ def open_logs(
 
 
 def _open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, tokenizer: KeptTokenizer | None
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs
 ) -> tuple[list[Any], Any]:
+    from moe.data.read.text_known import write_known
     from moe.data.text.kept_tokenizer import write_kept
-    from moe.train.checkpoints import TOKENIZER
+    from moe.train.checkpointing.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
     finish: Any = lambda code: None  # noqa: E731
@@ -255,8 +255,11 @@ def _open_logs(
     try:
         folder.begin(say)
         (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        tokenizer = inputs.tokenizer
         if tokenizer is not None and tokenizer.files and not write_kept(tokenizer, folder.path / TOKENIZER):
             say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
+        if inputs.text is not None:
+            write_known(folder.path, inputs.text.files)
         metrics = folder.path / "metrics.jsonl"
         reached = last_step(metrics)
         writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]

@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from moe import ownership
-from moe.environment import is_silent
+from moe.common import ownership
+from moe.common.environment import is_silent
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 EXIT_STOPPED, EXIT_AT_ONCE = 75, 130

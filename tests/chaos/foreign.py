@@ -89,11 +89,11 @@ def packed(drawn: random.Random, folder: Path) -> None:
 
 def read_all(folder: Path) -> int:
     """Documents of a folder, read as a conversion does. Raises InputError for what is refused."""
+    from moe.common.errors import InputError
     from moe.data.text.planning import plan_units
     from moe.data.text.reading import read_batches
     from moe.data.text.rows import Skipped, clean, document_hashes
     from moe.data.text.sources import resolve
-    from moe.errors import InputError
 
     source = resolve(dataset=(str(folder),), config=None, split="train", revision=None)
     count = 0
@@ -108,7 +108,7 @@ def read_all(folder: Path) -> int:
 
 
 def once(drawn: random.Random, folder: Path) -> None:
-    from moe.errors import InputError
+    from moe.common.errors import InputError
 
     for path in folder.iterdir():
         path.unlink()

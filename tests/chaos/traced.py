@@ -13,7 +13,8 @@ from typing import Any
 
 import xxhash
 
-from moe import run
+from moe.cli import train as train_command
+from moe.train import run
 
 TRACE, LIFE, SLOW = os.environ["CHAOS_TRACE"], int(os.environ["CHAOS_LIFE"]), float(os.environ["CHAOS_SLOW"])
 
@@ -27,9 +28,9 @@ def tell(event: str, **what: Any) -> None:
 
 def trace() -> None:
     from moe.data import TokenDataset
-    from moe.train import checkpoints
     from moe.train.callbacks.losses import StepLosses
-    from moe.train.model import MoEModel, TokenLoss
+    from moe.train.checkpointing import checkpoints
+    from moe.train.composer_model import MoEModel, TokenLoss
 
     batch_start, sync, update = StepLosses.batch_start, checkpoints._sync, TokenLoss.update
 
@@ -77,4 +78,4 @@ def open_folder(*args: Any) -> Any:
 if __name__ == "__main__":
     tell("start")
     plain_open, run.open_folder = run.open_folder, open_folder  # the last step before the fit
-    run.end(run.main(sys.argv[1:]))
+    run.end(train_command.main(sys.argv[1:]))

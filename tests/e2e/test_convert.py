@@ -13,7 +13,7 @@ import pytest
 
 from moe.data import load_tokenizer
 from moe.data.text.encoders import HARD, build_encoder, first_difference
-from moe.data.text.tokenizer import encode_plain, plain_json
+from moe.data.text.plain_ids import encode_plain, plain_json
 from tests.chaos.convert_kills import done_units, kill, start
 from tests.unit.data.conftest import (
     expected_split,

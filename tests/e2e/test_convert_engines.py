@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.write import pool
 from moe.data.write.run_units import engine_function
-from moe.errors import InputError
 from tests.chaos.convert_kills import done_units, start
 from tests.e2e.test_convert import many_files, run, tokenizer_folder, wait_for_units
 from tests.unit.data.conftest import folder_bytes

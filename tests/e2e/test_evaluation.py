@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from moe.common.units import short
 from moe.data.meta import read_meta
-from moe.units import short
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import rows
 

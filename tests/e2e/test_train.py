@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from moe.run import main
-from moe.train.checkpoints import load_state
+from moe.cli.train import main
+from moe.train.checkpointing.checkpoints import load_state
 from tests.chaos.kills import check_epochs, samples, session_members
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, rows
@@ -56,7 +56,9 @@ def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 2
         time.sleep(0.01)
 
 
-NEEDS_FSDP2 = pytest.mark.skipif(torch.__version__ < "2.11", reason="older torch is refused: moe.train.sharding")
+NEEDS_FSDP2 = pytest.mark.skipif(
+    torch.__version__ < "2.11", reason="older torch is refused: moe.train.distributed.sharding"
+)
 
 
 def nobody_left(process: subprocess.Popen) -> None:
@@ -135,7 +137,7 @@ def test_row01_a_second_ctrl_c_ends_at_once_and_loses_nothing_that_was_saved(con
         time.sleep(0.05)
     text = log.read_text()  # with what Python's tracker of shared memory says after the process
     assert "Traceback" not in text and "leaked" not in text
-    from moe.train.checkpoints import newest_checkpoint, step_folders
+    from moe.train.checkpointing.checkpoints import newest_checkpoint, step_folders
 
     assert newest_checkpoint(step_folders(folder))[0].step >= 10
 

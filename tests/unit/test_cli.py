@@ -54,7 +54,7 @@ def test_a_pipe_or_disk_that_fails_inside_of_a_training_is_not_the_reader_of_its
 def test_the_recorded_command_has_no_folder_of_the_machine(
     program: str, recorded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moe.train.changes import command
+    from moe.train.checkpointing.changes import command
 
     monkeypatch.setattr("sys.argv", [program, "train", "c.yaml", "run_name=a b"])
     assert command() == f"{recorded} train c.yaml 'run_name=a b'"

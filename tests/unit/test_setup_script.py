@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OLD = '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.18" && exit\nexit 1\n'
 REFUSING = "#!/bin/sh\necho error: the index cannot be reached >&2\nexit 1\n"
-# makes an environment whose uv says what the real one says
+# says what the real one says
 UV = r"""#!/bin/sh
 echo "uv $*" >> "$CALLS"
 case "$1" in
 venv)
   mkdir -p .venv/bin
-  cp "$0" .venv/bin/uv
+  cp "$PLAYED/python" .venv/bin/python
   ;;
 pip) echo 'Resolved 2 packages in 1ms
 Downloading torch (507.3MiB)
@@ -29,15 +29,18 @@ Installed 2 packages in 1ms
  + torch==2.11.0' >&2 ;;
 esac
 """
-# `python -m venv` in the place of a Python that fits
+# a Python that fits; its venv and pip modules
 FITTING = """#!/bin/sh
 [ "$1" = --version ] && echo "Python 3.11.7" && exit
-[ "$1" = -c ] && exit 0
+[ "$1" = -c ] && echo 3.11 && exit
 echo "python $*" >> "$CALLS"
-mkdir -p .venv/bin
-cp "$UV_PLAYED" .venv/bin/uv
-printf '#!/bin/sh\\nexit 0\\n' > .venv/bin/pip
-chmod +x .venv/bin/pip
+case "$2" in
+venv)
+  mkdir -p .venv/bin
+  cp "$PLAYED/python" .venv/bin/python
+  ;;
+pip) cp "$PLAYED/uv" .venv/bin/uv ;;
+esac
 """
 
 
@@ -50,15 +53,17 @@ def setup(tmp_path: Path):
         (programs / tool).symlink_to(shutil.which(tool))
     (tmp_path / "clone/requirements").mkdir(parents=True)
     shutil.copy(ROOT / "requirements/setup.sh", tmp_path / "clone/requirements")
-    (tmp_path / "played").write_text(UV)
-    (tmp_path / "played").chmod(0o755)
+    (tmp_path / "played").mkdir()
 
     def run(python: str = "", **played: str) -> subprocess.CompletedProcess:
+        for name, text in {"uv": played.get("uv", UV), "python": FITTING}.items():
+            (tmp_path / "played" / name).write_text(text)
+            (tmp_path / "played" / name).chmod(0o755)
         for name, text in played.items():
             (programs / name.replace("_", ".")).write_text(text)
             (programs / name.replace("_", ".")).chmod(0o755)
         places = {"PATH": str(programs), "HOME": str(tmp_path), "CALLS": str(tmp_path / "calls")}
-        environment = places | {"PYTHON": python, "UV_PLAYED": str(tmp_path / "played")}
+        environment = places | {"PYTHON": python, "PLAYED": str(tmp_path / "played")}
         command = [str(programs / "bash"), "requirements/setup.sh"]
         return subprocess.run(command, cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
 
@@ -72,8 +77,8 @@ def calls(tmp_path: Path) -> list[str]:
 def test_a_python_that_fits_is_taken_and_few_lines_are_said(setup, tmp_path: Path) -> None:
     done = setup(python3=OLD, python3_12=FITTING, uv=UV)
     assert done.returncode == 0, done.stderr
-    assert calls(tmp_path)[0] == "python -m venv --clear .venv"
-    install = calls(tmp_path)[1]
+    assert calls(tmp_path)[:2] == ["python -m venv .venv", "python -m pip install --quiet uv"]
+    install = calls(tmp_path)[2]
     assert install.startswith("uv pip install") and "--constraints requirements/constraints.txt" in install
     said = done.stdout.splitlines()
     assert said[2:-1] == [
@@ -88,7 +93,7 @@ def test_a_python_that_fits_is_taken_and_few_lines_are_said(setup, tmp_path: Pat
 def test_where_none_fits_uv_brings_one(setup, tmp_path: Path) -> None:
     done = setup(python3=OLD, uv=UV)
     assert done.returncode == 0, done.stderr
-    assert calls(tmp_path)[0] == "uv venv --clear --seed --python 3.12 .venv"
+    assert calls(tmp_path)[0] == "uv venv --seed --python 3.12 .venv"
     assert "this machine has none from 3.10 to 3.13" in done.stdout
 
 
@@ -105,6 +110,20 @@ def test_what_cannot_be_had_is_told_and_how_to_go_on(setup, python: str, program
     done = setup(python, **programs)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and told in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+def test_an_environment_that_is_there_is_kept(setup, tmp_path: Path) -> None:
+    assert setup(python3=FITTING).returncode == 0
+    mine = tmp_path / "clone/.venv/mine"
+    mine.touch()
+    done = setup(python3=FITTING)
+    assert done.returncode == 0 and ".venv is there, with Python 3.11.7" in done.stdout and mine.exists()
+    assert [call.split(" --")[0] for call in calls(tmp_path)].count("python -m venv .venv") == 1
+    other = setup("python3.12", python3_12=FITTING.replace("echo 3.11", "echo 3.12"))
+    assert other.returncode == 2 and "with Python 3.11, and PYTHON=python3.12 is another" in other.stderr
+    (tmp_path / "clone/.venv/bin/python").write_text(OLD)
+    broken = setup(python3=FITTING)
+    assert broken.returncode == 2 and "remove it, then run: make setup" in broken.stderr and mine.exists()
 
 
 def test_packages_that_cannot_be_installed_fail_and_the_reason_stays(setup) -> None:

@@ -23,8 +23,8 @@ from streaming import StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
 
+from moe.common.errors import DataFault, InputError
 from moe.data.read.verify import ENCODING
-from moe.errors import DataFault, InputError
 
 MOST_OPEN = 64  # maps a process holds
 LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read

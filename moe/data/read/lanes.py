@@ -21,14 +21,14 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from moe.common.errors import InputError
+from moe.common.units import note, printable
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.errors import BadFileError
-from moe.data.text.files import Unit, printable
+from moe.data.text.files import Unit
 from moe.data.text.order import shuffled_order
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Batch, Skipped, clean, document_hashes
-from moe.errors import InputError
-from moe.units import note
 
 WINDOW_TOKENS = 1 << 19
 PIECES_PER_LANE = 4  # at least, where the files can be cut so fine

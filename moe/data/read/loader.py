@@ -21,12 +21,12 @@ from streaming.base.constant import DEFAULT_TIMEOUT
 from streaming.base.world import World
 from torch.utils.data import DataLoader
 
+from moe.common.errors import InputError
+from moe.common.untrusted_names import file_name
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
-from moe.errors import InputError
-from moe.outside import file_name
 
 SHUFFLE_BLOCK = 1 << 18  # samples; Streaming's own least value
 

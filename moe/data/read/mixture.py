@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from moe.data.handed_over import HandedOver
+from moe.common.errors import DataFault, InputError
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
 from moe.data.read.text_plan import TextPlan, in_keys
+from moe.data.shared_value import HandedOver
 from moe.data.text.encoders import settle_process
-from moe.errors import DataFault, InputError
 
 CHUNK_ROWS = 64  # blocks a worker hands over at once
 

@@ -10,21 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.units import size
 from moe.data.read.lanes import TextJob, cut_pieces
-from moe.data.text.content import stat_of
+from moe.data.text.content import Known, stat_of, wholes_of
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
-from moe.data.text.files import Source, Unit
+from moe.data.text.files import Source, SourceFile, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import Lossy, lossy, measured, warning_of
+from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import sample_documents, spread_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
-from moe.errors import InputError
+from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
 
 SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
+WHOLE = "all bytes="  # begins the part of a fingerprint that is compared where both have it
 MOST_TOLD = 64
 
 
@@ -38,6 +41,7 @@ class TextPlan:
     former: tuple[str, ...]  # what earlier versions called the same text
     summary: str
     vocab_size: int
+    files: list[SourceFile]
     warning: str | None  # of what the tokenizer cannot write
 
 
@@ -49,6 +53,7 @@ def open_text(
     revision: str | None,
     text_column: str,
     skip_bad_files: bool = False,
+    verify: str = "samples",
     val_fraction: float,
     val_seed: int,
     lanes: int,
@@ -57,14 +62,25 @@ def open_text(
     seed: int,
     say: Callable[[str], None],
     outputs: tuple[Path, ...] = (),
+    known: Known | None = None,
 ) -> TextPlan:
-    """Resolve the dataset and choose the encoder. outputs: the run's folders, which are no text.
+    """Resolve the dataset and choose the encoder.
+
+    outputs: the run's folders, which are no text. known: files that were sampled before. verify: `full` names them by
+    all of their bytes, too.
 
     Raises InputError for what cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_name)
     try:
-        source = resolve(dataset=(dataset,), config=config, split=split, revision=revision, outputs=outputs)
+        source = resolve(
+            dataset=(dataset,),
+            config=config,
+            split=split,
+            revision=revision,
+            outputs=outputs,
+            known=None if verify == "full" else known,
+        )
         for line in [*left_out_lines(source.left_out), *source.notes]:
             say(f"train_data.text: {in_keys(line)}")
         units, faults = plan_units(source.files, text_column)
@@ -75,7 +91,7 @@ def open_text(
             say(f"train_data.text: a file is skipped: {fault}")
     except InputError as error:
         raise InputError(f"train_data.text: {in_keys(error)}") from None
-    spec, size = plain_json(tokenizer), vocab_size(tokenizer)
+    spec, rows = plain_json(tokenizer), vocab_size(tokenizer)
     documents = sample_documents(units, text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
         "auto",
@@ -90,7 +106,7 @@ def open_text(
         pieces=cut_pieces(units, lanes),
         lanes=lanes,
         seq_len=seq_len,
-        dtype=token_dtype(size),
+        dtype=token_dtype(rows),
         eos_id=tokenizer.eos_token_id,
         seed=seed,
         val_seed=val_seed,
@@ -115,18 +131,34 @@ def open_text(
     }
     rest = f", lanes {lanes}, val_fraction {val_fraction:g}, val_seed {val_seed}"
     name = f"text {_digest(content)}{rest}"
-    files = [f"{file.name}={'skipped' if file.name in bad else _digest(file.version)[:8]}" for file in source.files]
+    files = _grouped(
+        [f"{file.name}={'skipped' if file.name in bad else _digest(file.version)[:8]}" for file in source.files]
+    )
+    if verify == "full":
+        files += _whole(source, bad, say)
     text_bytes = sum(unit.weight for unit in units)
     return TextPlan(
         job,
         tuple(units),
-        SEPARATOR.join([name, *_grouped(files)]),
+        SEPARATOR.join([name, *files]),
         (_former(source, text_column, fingerprint) + rest,),
         f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
         f"{told}{lost}",
-        size,
+        rows,
+        source.files,
         warning,
     )
+
+
+def _whole(source: Source, bad: set[str], say: Callable[[str], None]) -> list[str]:
+    """What names the text by all of its bytes: one hash that is compared, then what tells which file changed."""
+    local = [file for file in source.files if not file.remote and file.name not in bad]
+    say(f"train_data.text.verify=full: hashing {len(local)} files, {size(sum(file.size for file in local))} ...")
+    hashes = wholes_of([file.path for file in local])
+    return [
+        f"{WHOLE}{_digest(hashes)}",
+        *_grouped([f"{file.name} whole={digest[:8]}" for file, digest in zip(local, hashes, strict=True)]),
+    ]
 
 
 def _losses(job: TextJob, kind: Lossy | None) -> tuple[str, str | None]:
@@ -155,10 +187,10 @@ def _digest(content: Any) -> str:
 
 def _grouped(files: list[str]) -> list[str]:
     """What tells which file changed: each file where they are few, else groups of neighbours."""
-    size = -(-len(files) // MOST_TOLD)
-    if size <= 1:
+    count = -(-len(files) // MOST_TOLD)
+    if count <= 1:
         return files
-    groups = [files[i : i + size] for i in range(0, len(files), size)]
+    groups = [files[i : i + count] for i in range(0, len(files), count)]
     return [f"{group[0].rsplit('=', 1)[0]} to {group[-1].rsplit('=', 1)[0]}={_digest(group)[:8]}" for group in groups]
 
 

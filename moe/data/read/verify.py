@@ -10,11 +10,11 @@ from typing import TypedDict
 import numpy as np
 import xxhash
 
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.untrusted_names import file_name
 from moe.data.folders import Folder
-from moe.data.places import open_folder
-from moe.errors import InputError
-from moe.outside import file_name
-from moe.typed_json import parse_json
+from moe.data.locations import open_folder
 
 ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
 

@@ -6,14 +6,19 @@
 - An edit between the samples that keeps the size is not seen by them. A conversion reads every byte anyway, so it
   records a hash of them, and holds files against it whose stat (size, times, inode) is another since
   (moe/data/write/recorded.py). A stat record says when to look, never what is the same file.
+- A sample that was taken of a file before is not taken again where size, both times, inode and device are those of
+  then: nobody can set the ctime back. Not kept is the record of a file that changed within SETTLED_NS before it was
+  read, as clocks of file systems are coarse.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -24,6 +29,8 @@ BLOCK_BYTES, BLOCKS = 64 << 10, 16
 MOST_FOOTER = 64 << 20
 MOST_REREAD = 10_000_000_000
 READ_BYTES = 4 << 20
+SETTLED_NS = 3_000_000_000
+Known = Mapping[tuple[Any, ...], str]  # (kind, what stat_of gives) of a file then, and its name by content
 THREADS = 8  # at once, where many small files lie on a disk that is far away
 
 
@@ -66,6 +73,19 @@ def whole_of(path: str, begin: int = 0, end: int | None = None) -> str:
     return digest.hexdigest()
 
 
+def wholes_of(paths: Sequence[str]) -> list[str]:
+    """xxh128 (hex) of all bytes of each file; for one that cannot be read, why."""
+
+    def whole(path: str) -> str:
+        try:
+            return whole_of(path)
+        except OSError as error:
+            return f"none: {error.strerror}"
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(whole, paths))
+
+
 def stat_of(path: str) -> list[int] | None:
     """(size, mtime, ctime, inode, device) of a file; None where there is none. No one can set back the ctime."""
     try:
@@ -75,21 +95,39 @@ def stat_of(path: str) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
 
-def versions_of(files: Iterable[tuple[str, str]]) -> list[tuple[int, str]]:
-    """(bytes, name by content) of files given as (path, kind), in order; for one that cannot be read, why."""
+def known_of(files: Iterable[tuple[str, str, Sequence[Any] | None]]) -> Known:
+    """What is known of files given as (kind, name by content, what stat_of gave or None)."""
+    return {(kind, *found): version for kind, version, found in files if found}
 
-    def version(file: tuple[str, str]) -> tuple[int, str]:
+
+def settled(found: list[int] | None) -> list[int] | None:
+    """The record of a file that may be kept; None for one that may still change without another time."""
+    if found is None or time.time_ns() - max(found[1], found[2]) < SETTLED_NS:
+        return None
+    return found
+
+
+def versions_of(files: Iterable[tuple[str, str]], known: Known) -> list[tuple[int, str, list[int] | None]]:
+    """(bytes, name by content, its stat record) of files given as (path, kind), in order; for one that cannot be read,
+    why. known: what was sampled before.
+    """
+
+    def version(file: tuple[str, str]) -> tuple[int, str, list[int] | None]:
         path, kind = file
         try:
             size = os.stat(path).st_size
         except OSError as error:
-            return 0, f"none: {error.strerror}"
+            return 0, f"none: {error.strerror}", None
+        found = stat_of(path)
+        if found is not None and (before := known.get((kind, *found))) is not None:
+            return size, before, found
+        found = settled(found)  # before the bytes are read: what changes meanwhile has another time
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                return size, "none: no regular file"
-            return size, sample_of(path, kind)
+                return size, "none: no regular file", None
+            return size, sample_of(path, kind), found
         except OSError as error:  # told with the other files that cannot be read
-            return size, f"none: {error.strerror}"
+            return size, f"none: {error.strerror}", None
 
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(version, files))

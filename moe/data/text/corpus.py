@@ -21,8 +21,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe.errors import InputError
-from moe.units import tell
+from moe.common.errors import InputError
+from moe.common.units import tell
 
 PACKAGES = (
     "stdlib",

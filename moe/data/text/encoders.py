@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 
 HARD = (
     "<|endoftext|>",
@@ -143,7 +143,8 @@ class Transformers:
             fast.encode_special_tokens = True
             self._encode = lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
         else:
-            from moe.data.text.tokenizer import encode_plain, load_tokenizer
+            from moe.data.text.plain_ids import encode_plain
+            from moe.data.text.tokenizer import load_tokenizer
 
             slow = load_tokenizer(tokenizer_name)
             self._encode = lambda texts: encode_plain(slow, texts)
@@ -199,7 +200,7 @@ def choose_encoder(
     `wanted` is `auto` or one encoder's name. An encoder that is named and missing is an InputError; one that is
     named and differs gives way to `transformers`, and `say` gets the reason.
     """
-    from moe.data.text.tokenizer import encode_plain
+    from moe.data.text.plain_ids import encode_plain
 
     candidates = ["gigatoken", "fastokens"] if wanted == "auto" else [wanted]
     groups = list(groups_of([*HARD, *documents]))  # some at a time: transformers takes 130 bytes a character

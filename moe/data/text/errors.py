@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe.errors import InputError
+from moe.common.errors import InputError
 
 
 class BadFileError(InputError):

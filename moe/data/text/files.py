@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass, field
 
 # by the end of a file's name; what a .json holds is seen when it is opened
@@ -57,6 +56,8 @@ class SourceFile:
     size: int
     version: str
     remote: bool = False  # `path` is below the hub's endpoint
+    stat: tuple[int, ...] | None = None  # of a file here, as it was before its version was read (content.py)
+    listed: str | None = None  # of the hub: the listing's hash of all its bytes (hub.HubEntry.listed)
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,3 @@ def is_companion(name: str) -> bool:
     """Whether a file of this name describes other files: a licence, a dataset's own record, a tokenizer."""
     base = name.rsplit("/", 1)[-1].lower()
     return base in COMPANIONS or (base.endswith(".txt") and base.removesuffix(".txt") in PAPERS)
-
-
-def printable(text: str) -> str:
-    """`text` with bytes that are no UTF-8 and control characters as escapes: fit for JSON and for a terminal."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cs") else c.encode("unicode_escape").decode() for c in text
-    )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.ownership import remove_files
 from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
-from moe.errors import InputError
 
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -63,6 +64,14 @@ def save_tokenizer(tokenizer: Any, folder: Path, **settings: Any) -> None:
     path.write_text(json.dumps({**content, **settings}, indent=2) + "\n", encoding="utf-8")
 
 
+def _free(folder: Path) -> Path:
+    """A name beside `folder` under which nothing lies: what does is somebody's, or of a kill, and small."""
+    count, aside = 1, folder.with_name(f".{folder.name}.tmp")
+    while os.path.lexists(aside):
+        count, aside = count + 1, folder.with_name(f".{folder.name}-{count + 1}.tmp")
+    return aside
+
+
 def write_kept(kept: KeptTokenizer, folder: Path) -> bool:
     """Writes the files to `folder` where that is not there yet, whole or not at all; what is there is never replaced.
 
@@ -72,12 +81,16 @@ def write_kept(kept: KeptTokenizer, folder: Path) -> bool:
         OSError: it cannot be written.
     """
     if not os.path.lexists(folder):
-        aside = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = _free(folder)
         aside.mkdir(parents=True)
-        for name, content in kept.files.items():
-            (aside / name).write_bytes(content)
-        os.replace(aside, folder)
+        try:
+            for name, content in kept.files.items():
+                (aside / name).write_bytes(content)
+            os.replace(aside, folder)
+        except BaseException:
+            with suppress(OSError):
+                remove_files(aside, kept.files)
+            raise
     if all((folder / name).is_file() and (folder / name).read_bytes() == kept.files[name] for name in kept.files):
         return True
     try:

@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe.data.text.content import versions_of
-from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of, printable
+from moe.common.errors import InputError
+from moe.common.units import printable
+from moe.data.text.content import Known, versions_of
+from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
 from moe.data.text.selection import select
 from moe.data.text.walk import OUTPUT, TWICE, walk
-from moe.errors import InputError
 
 MOST_README = 4 << 20
 
@@ -24,13 +25,12 @@ class _Found:
 
 
 def local_source(
-    paths: list[Path], *, dataset: str, config: str | None, split: str, outputs: tuple[Path, ...] = ()
+    paths: list[Path], *, config: str | None, split: str, outputs: tuple[Path, ...] = (), known: Known | None = None
 ) -> Source:
-    """Files and folders on this machine; what is written to `outputs` is no part of it.
+    """Files and folders on this machine; what is written to `outputs` is no part of it. known: samples of before.
 
     Raises InputError when one is missing or cannot be listed, or nothing in them can be read.
     """
-    del dataset
     seen: set[tuple[int, int]] = set()
     found: list[_Found] = []
     left_out: list[LeftOut] = []
@@ -67,10 +67,11 @@ def local_source(
         notes.append(f"files of several kinds are read together: {counts}")
     real = [os.path.realpath(file.path) for file in found]
     names = unique_names([(file.root, file.name) for file in found])
-    versions = versions_of((path, kind_of(file.name) or "") for file, path in zip(found, real, strict=True))
+    kinds_of = [kind_of(file.name) or "" for file in found]
+    versions = versions_of(zip(real, kinds_of, strict=True), known or {})
     files = [
-        SourceFile(name, path, kind_of(file.name) or "", size, version)
-        for file, name, path, (size, version) in zip(found, names, real, versions, strict=True)
+        SourceFile(name, path, kind, size, version, stat=tuple(times) if times else None)
+        for name, path, kind, (size, version, times) in zip(names, real, kinds_of, versions, strict=True)
     ]
     return Source(files, None, left_out, notes)
 

@@ -22,8 +22,9 @@ import pyarrow as pa
 
 from moe.data.meta import WORTH_A_WARNING
 from moe.data.text.encoders import HARD, Encoder, build_encoder
+from moe.data.text.plain_ids import encode_plain, unknown_id
 from moe.data.text.spread import Spread
-from moe.data.text.tokenizer import PROBES, encode_plain, load_tokenizer, unknown_id
+from moe.data.text.tokenizer import PROBES, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from typing import TypeVar
 
 import pyarrow.parquet as pq
 
+from moe.common.units import say
 from moe.data.text.columns import Column, text_column_of
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.reading import looked_at
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
-from moe.units import say
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
 THREADS = 16

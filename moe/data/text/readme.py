@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from moe.data.text.files import printable
-from moe.errors import InputError
+from moe.common.errors import InputError
+from moe.common.units import printable
 
 MOST_CHARS = 256 << 10
-MOST_PATTERN = 1000
+MOST_PATTERN, MOST_PATTERNS = 1000, 100_000
 TRUE = ("true", "yes", "on", "y", "1")
 GLOB = re.compile(r"[*?\[]")
 
@@ -106,6 +106,8 @@ def _config(entry: Any) -> ReadmeConfig:
     folder = f"{folder.strip('/').removeprefix('./')}/" if folder.strip("/.") else ""
     found: dict[str, list[str]] = {}
     for split, paths in _split_paths(entry.get("data_files") or "**", name):
+        if len(paths) + sum(map(len, found.values())) > MOST_PATTERNS:  # by aliases: the header itself is bounded
+            raise _Foreign(f"config {name} names more than {MOST_PATTERNS:,} paths")
         found.setdefault(split, []).extend(folder + path.removeprefix("./") for path in paths)
     return ReadmeConfig(name, str(entry.get("default", "")).lower() in TRUE, found)
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from moe.data.text.files import KNOWN, LeftOut, is_companion, kind_of, printable
+from moe.common.errors import InputError
+from moe.common.units import printable
+from moe.data.text.files import KNOWN, LeftOut, is_companion, kind_of
 from moe.data.text.readme import choose_config, matcher, read_configs
-from moe.errors import InputError
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 UNKNOWN_KIND = f"no kind that is read ({KNOWN})"

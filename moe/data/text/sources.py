@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from moe.common.errors import InputError
+from moe.common.units import printable
 from moe.data.hub import dataset_listing
-from moe.data.text.files import Source, SourceFile, kind_of, printable
+from moe.data.text.content import Known
+from moe.data.text.files import Source, SourceFile, kind_of
 from moe.data.text.local import local_source
 from moe.data.text.selection import select
-from moe.errors import InputError
 
 
 def is_hub_name(name: str) -> bool:
@@ -40,7 +42,8 @@ def hub_source(name: str, *, config: str | None, split: str, revision: str | Non
         entry = entries[file]
         version = entry.sha256 or entry.blob_id or listing.commit
         path, kind = listing.url_path(entry), kind_of(file) or ""
-        files.append(SourceFile(printable(file), path, kind, listing.size_of(entry), version, remote=True))
+        size = listing.size_of(entry)
+        files.append(SourceFile(printable(file), path, kind, size, version, remote=True, listed=entry.listed))
     return Source(files, listing.commit, chosen.left_out, chosen.notes)
 
 
@@ -51,11 +54,15 @@ def resolve(
     split: str,
     revision: str | None,
     outputs: tuple[Path, ...] = (),
+    known: Known | None = None,
 ) -> Source:
-    """The dataset's files, on this machine or on the hub. outputs: folders that are written, so never read."""
+    """The dataset's files, on this machine or on the hub.
+
+    outputs: folders that are written, so never read. known: what was read of files here before, and need not be again.
+    """
     if len(dataset) == 1 and is_hub_name(dataset[0]):
         return hub_source(dataset[0], config=config, split=split, revision=revision)
     if revision is not None:
         raise InputError(f"--revision {revision}: {' '.join(dataset)} is on this machine; leave --revision out")
     paths = [Path(name).expanduser() for name in dataset]
-    return local_source(paths, dataset=" ".join(dataset), config=config, split=split, outputs=outputs)
+    return local_source(paths, config=config, split=split, outputs=outputs, known=known)

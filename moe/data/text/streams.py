@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +29,7 @@ def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO
     """The file's bytes, from the disk or, in blocks, from the hub."""
     if not file.remote:
         return open(file.path, "rb")
-    sha256 = re.search("[0-9a-f]{64}", file.version)  # git's names of contents are shorter
-    raw = HubFile(file.path, file.size, block_bytes=block_bytes, sha256=sha256[0] if sha256 else None)
+    raw = HubFile(file.path, file.size, block_bytes=block_bytes, listed=file.listed)
     return io.BufferedReader(raw, BUFFER_BYTES)
 
 

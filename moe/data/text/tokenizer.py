@@ -2,7 +2,7 @@
 
 - No code from a hub repository is ever run (`trust_remote_code` stays off).
 - A tokenizer without EOS is refused: EOS is the only mark between documents. Text never yields EOS, or any other
-  special token: one list of them (`special_tokens`) leaves both the added tokens and the vocabulary that text meets.
+  special token (plain_ids.py).
 - A folder may hold a tokenizer.json alone; its EOS is the one of EOS_NAMES that it has.
 - The fingerprint covers what decides ids (vocabulary, merges, EOS, probe strings) and nothing else, so it is the same
   for a hub name, a cached snapshot and a folder.
@@ -15,19 +15,14 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moe.data.hub_client import endpoint, nobody_there
-from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer
-from moe.errors import InputError
-from moe.paths import local_path
-from moe.units import note
+from moe.common.errors import InputError
+from moe.common.paths import local_path
+from moe.data.text.plain_ids import encode_plain, plain_json, written_specials
+from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_fault
 
-REACH_S, REACH_TRIES = 4.0, 2
 PROBES = (
     "Hello world",
     " leading and  double   spaces\n\n\ttabs",
@@ -37,8 +32,6 @@ PROBES = (
     "<|endoftext|><s></s>[INST]",
 )
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[EOS]", "<|eos|>")
-UNUSUAL = "\u2603 \u4f60\u597d \u0e44\u0e17\u0e22 \U0001d573 \U0010fffd \x01"
-HIDDEN = "\U0010fffe{}\U0010ffff"  # a special token's name in the vocabulary, where text must not find it
 
 
 def spare_torch() -> None:
@@ -47,28 +40,6 @@ def spare_torch() -> None:
         return
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that no models can be used
-
-
-def hub_fault(name: str) -> str | None:
-    """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
-
-    That is not waited for: what is cached is used then.
-    """
-    from huggingface_hub.utils import get_session
-
-    fault = None
-    for attempt in range(REACH_TRIES):
-        try:
-            get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
-            return None
-        except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
-            if not nobody_there(error):
-                return None  # somebody is there and drops or stalls: that passes
-            fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
-        if attempt + 1 < REACH_TRIES:
-            note(f"tokenizer {name}: {fault}; trying again ...")
-            time.sleep(1)
-    return fault
 
 
 def is_hub_name(name: str) -> bool:
@@ -116,6 +87,8 @@ def load_tokenizer(name_or_folder: str) -> Any:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
             mend = f"the folder holds {files}; it needs a tokenizer.json"
+            if (Path(name_or_folder) / "tokenizer.json").is_file():
+                mend = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
         else:
             mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
         cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -197,125 +170,6 @@ def token_bytes(tokenizer: Any) -> list[int] | None:
 def token_dtype(size: int) -> str:
     """The dtype on disk for a vocabulary of `size` ids."""
     return "uint16" if size <= 1 << 16 else "uint32"
-
-
-def _spec(tokenizer: Any) -> dict[str, Any] | None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else json.loads(backend.to_str())
-
-
-def unknown_id(tokenizer: Any) -> int | None:
-    """The id that stands for what the tokenizer cannot write; None where it has none."""
-    model = (_spec(tokenizer) or {}).get("model", {})
-    if "unk_id" in model:  # Unigram
-        return model["unk_id"]
-    return model["vocab"].get(model.get("unk_token")) if model else tokenizer.unk_token_id
-
-
-def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """The tokens that are no text, EOS among them; not the unknown token, which stands for text."""
-    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found = {name: tokenizer.convert_tokens_to_ids(name) for name in names | set(tokenizer.all_special_tokens)}
-    unknown = unknown_id(tokenizer)
-    return {n: i for n, i in found.items() if i is not None and (i != unknown or i == tokenizer.eos_token_id)}
-
-
-def _writes(encode: Callable[[list[str]], list[list[int]]], specials: dict[str, int]) -> list[str]:
-    """Those special tokens whose letters in a text become a special token."""
-    wide = {ord(c): ord(c) + 0xFEE0 for c in map(chr, range(0x21, 0x7F))}  # what NFKC makes the same letters of
-    numbers = set(specials.values())
-    written = []
-    for name in specials:
-        texts = [name, f"a {name} b", f"a{name}b", f"{name}\n", name.translate(wide)]
-        if any(numbers & set(row) for row in encode(texts)):
-            written.append(name)
-    return written
-
-
-def written_specials(tokenizer: Any) -> list[str]:
-    """What in a text becomes a special token all the same, so that a text could end a document."""
-    written = [repr(name) for name in _writes(lambda texts: encode_plain(tokenizer, texts), special_tokens(tokenizer))]
-    if any(tokenizer.eos_token_id in row for row in encode_plain(tokenizer, [UNUSUAL])):
-        written.append("characters that it does not know")
-    return written
-
-
-def _hide(model: dict[str, Any], names: set[str]) -> None:
-    """Give special tokens in a model's vocabulary a name that text does not hold; their ids stay."""
-    vocab, names = model["vocab"], names - {model.get("unk_token")}
-    if isinstance(vocab, list):  # Unigram: pieces with their scores
-        model["vocab"] = [[HIDDEN.format(piece) if piece in names else piece, score] for piece, score in vocab]
-        return
-    model["vocab"] = {HIDDEN.format(piece) if piece in names else piece: i for piece, i in vocab.items()}
-    if "merges" in model:
-        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-        model["merges"] = [pair for pair in pairs if not names & {*pair, "".join(pair)}]
-
-
-@lru_cache(maxsize=2)
-def _hiding(tokenizer: Any) -> Any:
-    """The tokenizer with its special tokens hidden; None for one that does not write them anyway, as nearly all."""
-    import tokenizers
-
-    specials = special_tokens(tokenizer)
-    if _spec(tokenizer) is None or not _writes(lambda texts: _split(tokenizer, texts), specials):
-        return None
-    spec = _plain_spec(tokenizer)
-    _hide(spec["model"], set(specials))
-    return tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-
-
-def _split(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-
-
-def encode_plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Ids per text as transformers gives them:
-
-    nothing added, special tokens in the text taken as ordinary characters.
-    """
-    if not texts:
-        return []
-    hiding = _hiding(tokenizer)
-    if hiding is not None:
-        return [row.ids for row in hiding.encode_batch(texts, add_special_tokens=False)]
-    return _split(tokenizer, texts)
-
-
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Ids of a text that a model is to continue, as it would stand in training; EOS, a document's start, for none."""
-    return encode_plain(tokenizer, [prompt])[0] or [tokenizer.eos_token_id]
-
-
-def decode_new(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """The text that `new` ids add behind `prompt`. By themselves they would lose the space before their first word,
-    where a tokenizer takes that for the front of a text.
-    """
-    before, both = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (prompt, prompt + new))
-    if both.startswith(before):
-        return both[len(before) :]
-    return tokenizer.decode(new, clean_up_tokenization_spaces=False)
-
-
-def _plain_spec(tokenizer: Any) -> dict[str, Any]:
-    spec, specials = _spec(tokenizer), special_tokens(tokenizer)
-    assert spec is not None
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["special"] and t["content"] not in specials]
-    spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-    return spec
-
-
-def plain_json(tokenizer: Any) -> str | None:
-    """The tokenizer as one tokenizer.json text that never yields a special token; None for a tokenizer without a fast
-    backend.
-
-    Special tokens leave `added_tokens`, and the vocabulary where text would find them, so a literal `<|endoftext|>`
-    in a text cannot become a document boundary.
-    """
-    if _spec(tokenizer) is None:
-        return None
-    hiding = _hiding(tokenizer)
-    return json.dumps(_plain_spec(tokenizer), ensure_ascii=False) if hiding is None else hiding.to_str()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
 
-from moe.data.hub_client import Answer, request, told, url_of
-from moe.errors import InputError
+from moe.common.errors import InputError
+from moe.common.units import note
+from moe.data.hub_client import Answer, endpoint, nobody_there, request, told, url_of
 
 FIRST = "tokenizer_config.json"
 FILES = (
@@ -32,7 +34,30 @@ FILES = (
     "chat_template.jinja",
 )
 CACHED_PATIENCE_S = 20.0
+REACH_S, REACH_TRIES = 4.0, 2
 ROUNDS = 3  # a push between two requests mixes commits
+
+
+def hub_fault(name: str) -> str | None:
+    """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
+
+    That is not waited for: what is cached is used then.
+    """
+    from huggingface_hub.utils import get_session
+
+    fault = None
+    for attempt in range(REACH_TRIES):
+        try:
+            get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
+            return None
+        except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
+            if not nobody_there(error):
+                return None  # somebody is there and drops or stalls: that passes
+            fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
+        if attempt + 1 < REACH_TRIES:
+            note(f"tokenizer {name}: {fault}; trying again ...")
+            time.sleep(1)
+    return fault
 
 
 class _Moved(Exception):

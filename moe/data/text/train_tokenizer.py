@@ -9,6 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe.common.errors import InputError
+from moe.common.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
+from moe.common.paths import local_path
+from moe.common.units import tell
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Source
 from moe.data.text.planning import plan_units
@@ -16,10 +20,6 @@ from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.errors import InputError
-from moe.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
-from moe.paths import local_path
-from moe.units import tell
 
 EOS = "<|endoftext|>"
 KIND = "tokenizer"

@@ -13,8 +13,9 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moe.data.text.files import LeftOut, printable
-from moe.errors import InputError
+from moe.common.errors import InputError
+from moe.common.units import printable
+from moe.data.text.files import LeftOut
 
 HIDDEN = "hidden (its name begins with a dot)"
 TWICE = "the same file as another of these, by another name"

@@ -15,21 +15,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.errors import BadFileError, faults_text
 from moe.data.write import merge
+from moe.data.write.differences import FORMAT
+from moe.data.write.differences import stats as stats_of
+from moe.data.write.differences import versions as versions_of
 from moe.data.write.forecast import forecast
 from moe.data.write.merge import Parts
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
 from moe.data.write.report import summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
-from moe.data.write.state import FORMAT, Workspace, open_workspace
-from moe.data.write.state import versions as versions_of
+from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
-from moe.errors import InputError
-from moe.units import tell as say
 
 
 def convert(request: Request) -> Meta | None:
@@ -62,7 +64,7 @@ def convert(request: Request) -> Meta | None:
 
 def foresee(request: Request, space: Workspace) -> None:
     """Tells what a run would do; writes nothing. Raises InputError where it would be refused."""
-    looked_up = look_up(request, space.recorded_commit(asked_for(request)))
+    looked_up = look_up(request, space.recorded_commit(asked_for(request)), space.known_files())
     if space.is_complete(looked_up[2], looked_up[1].files, full=request.verify == "full"):
         say(f"{request.out} is complete; there would be nothing to do (--overwrite makes it again)")
         return
@@ -206,6 +208,7 @@ def publish(
         skipped=sums["skipped"].counts,
         skipped_examples=sums["skipped"].examples,
         left_out=left_out,
+        proofs=merge.proofs(parts),
         id_column=job.id_column if sums["counts"]["named"] else None,
         duplicates_estimated=sums["duplicates_estimated"],
         **{name: sums["counts"][name] for name in COUNTS},
@@ -215,8 +218,8 @@ def publish(
         "format": FORMAT,
         "request": plan.identity,
         "files": versions_of(plan.source.files),
+        "stats": stats_of(plan.source.files),
         "reads": merge.reads(parts),
-        "proofs": merge.proofs(parts),
         "seconds": round(time.monotonic() - started, 2),
         "encoder": job.encoder,
         "engine": request.engine,

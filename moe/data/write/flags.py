@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from moe.paths import local_path, path_or_address
-from moe.units import note, ready, tell
+from moe.common.paths import local_path, path_or_address
+from moe.common.units import note, ready, tell
 
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
@@ -87,9 +87,9 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
 
     Call it before anything of transformers is imported.
     """
+    from moe.common.environment import settle
+    from moe.common.errors import InputError
     from moe.data.text.tokenizer import spare_torch
-    from moe.environment import settle
-    from moe.errors import InputError
 
     ready()
     spare_torch()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit
@@ -21,7 +22,6 @@ from moe.data.text.rows import Skipped
 from moe.data.write.doubled import Doubled
 from moe.data.write.shards import ShardFile, ShardFormat
 from moe.data.write.unit_store import UnitStore
-from moe.errors import InputError
 
 PIECE_TOKENS = 1 << 19
 COPIES_AT_ONCE = 8  # on a bucket each takes a second, of waiting
@@ -149,13 +149,20 @@ def collect(parts: Parts) -> dict:
     }
 
 
-def proofs(parts: Parts) -> dict[str, str]:
-    """Of each file of the hub, what its bytes were held against."""
-    found: dict[str, str] = {}
+def _strength(proof: str) -> bool:
+    return not proof.startswith("size")
+
+
+def proofs(parts: Parts) -> dict[str, list[str]]:
+    """Of the hub's files, by what their bytes were held against: their names. A file is in the list of its weakest."""
+    found: dict[str, set[str]] = {}
     for mark in (mark_of(store, unit) for store, unit in parts):
         if "proof" in mark:
-            found[mark["file"]] = mark["proof"]
-    return found
+            found.setdefault(mark["file"], set()).add(mark["proof"])
+    named: dict[str, list[str]] = {}
+    for file, kinds in found.items():
+        named.setdefault(min(kinds, key=_strength), []).append(file)
+    return named
 
 
 def reads(parts: Parts) -> list[list]:

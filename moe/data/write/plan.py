@@ -11,22 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moe.common.errors import InputError
+from moe.common.units import tell as say
+from moe.data.text.content import Known
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import faults_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import lossy, measured, warning_of
+from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import Planning
 from moe.data.text.sample import sample_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.data.text.tokenizer import load_tokenizer, plain_json, token_dtype, tokenizer_fingerprint, vocab_size
+from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
 from moe.data.write.progress import human
 from moe.data.write.request import Request
 from moe.data.write.state import Workspace
 from moe.data.write.unit import Job
-from moe.errors import InputError
-from moe.units import tell as say
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     """
     asked = asked_for(request)
     commit = space.recorded_commit(asked)
-    tokenizer, source, identity = look_up(request, commit)
+    tokenizer, source, identity = look_up(request, commit, space.known_files())
     if commit is not None:
         say(f"{request.title}: commit {commit[:12]}, which this conversion began with; --revision names another")
     if space.is_complete(identity, source.files, full=request.verify == "full"):
@@ -66,8 +68,11 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     return plan_of(request, space, tokenizer, source, identity)
 
 
-def look_up(request: Request, commit: str | None) -> tuple[Any, Source, dict[str, Any]]:
-    """Tokenizer, source and identity. commit: of a hub dataset, in the place of --revision."""
+def look_up(request: Request, commit: str | None, known: Known) -> tuple[Any, Source, dict[str, Any]]:
+    """Tokenizer, source and identity.
+
+    commit: of a hub dataset, in the place of --revision. known: files that were sampled before.
+    """
     request.check()
     tokenizer = load_tokenizer(request.tokenizer)
     out = () if "://" in str(request.out) else (Path(request.out), Path(f"{request.out}.partial"))
@@ -77,6 +82,7 @@ def look_up(request: Request, commit: str | None) -> tuple[Any, Source, dict[str
         split=request.split,
         revision=commit or request.revision,
         outputs=out,
+        known=None if request.verify == "full" else known,
     )
     for line in [*left_out_lines(source.left_out), *source.notes]:
         say(line)

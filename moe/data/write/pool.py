@@ -18,13 +18,13 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
-from moe.data.handed_over import HandedOver
+from moe.data.shared_value import HandedOver
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
 from moe.data.write.unit import Job, convert_unit
-from moe.errors import InputError
 
 _job: Job
 _folder: Folder

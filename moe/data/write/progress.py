@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from moe.units import note, redraw
+from moe.common.units import note, redraw
 
 
 def human(number: float) -> str:

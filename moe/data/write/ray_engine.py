@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
@@ -22,7 +23,6 @@ from moe.data.text.files import Unit
 from moe.data.text.tokenizer import spare_torch
 from moe.data.write.pool import add
 from moe.data.write.unit import Job, convert_unit
-from moe.errors import InputError
 
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes; only the job goes through it
 

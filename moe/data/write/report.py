@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.data.locations import open_folder
 from moe.data.meta import SPLITS, Meta, warnings_of
-from moe.data.places import open_folder
 from moe.data.write.progress import clock, human
-from moe.errors import InputError
-from moe.typed_json import parse_json
 
 
 class Report(TypedDict):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe.data.text.files import printable
-from moe.errors import InputError
+from moe.common.errors import InputError
+from moe.common.units import printable
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from moe.common.units import tell
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
 from moe.data.write import pool
 from moe.data.write.progress import Progress
 from moe.data.write.unit import Job, convert_unit
 from moe.data.write.unit_store import UnitStore, totals
-from moe.units import tell
 
 
 class Limits:

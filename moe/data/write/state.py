@@ -3,11 +3,6 @@
     <out>.partial/  plan.json   .lock   units/<unit>/done.json   merged/
     <out>/          train/  val/  conversion.json  meta.json
 
-`plan.json` holds the request; a run that differs from it is refused. What is compared is content: no path, time or name
-of a file, nor how the dataset was typed. Each unit's done mark holds its file's version and a hash of what was read, so
-a file that changed after its units were made is refused too, while a broken file may be mended. Of a hub dataset the
-commit is recorded, and a run that goes on takes that one.
-
 A bucket knows no lock and no rename. There the parts are merged into <out> itself, whose `meta.json` goes first and
 comes last: without it nothing reads <out> as a dataset. <out>.partial/publishing says that what <out> holds by then is
 of this conversion.
@@ -15,261 +10,26 @@ of this conversion.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from moe.data.folders import Folder, LocalFolder
-from moe.data.places import open_folder
+from moe.common.errors import InputError
+from moe.common.locks import Busy, take_lock
+from moe.common.ownership import entries, remove_files, replaceable_place
+from moe.common.paths import path_or_address
+from moe.common.units import say
+from moe.data.folders import LocalFolder
+from moe.data.locations import open_folder
 from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.text.files import SourceFile, Unit
-from moe.data.write.recorded import edited
-from moe.data.write.unit_store import UnitStore
-from moe.errors import InputError
-from moe.locks import Busy, take_lock
-from moe.ownership import entries, refuse_strangers, remove_files, replaceable_place
-from moe.paths import path_or_address
-from moe.typed_json import parse_json
-from moe.units import say
-
-# what a conversion writes: in <out>, and at the top of <out>.partial
-RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
-WORK = re.compile(
-    r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.plan\.json\.\d+"
-)
-
-FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
-TOLD = ("asked", "commit")  # keys of an identity that are told, not compared
-SAME = "the same command with --overwrite starts again"
+from moe.data.write.workspace import RESULT, WORK, Work
 
 
-class Plan(TypedDict):
-    """`request`: what decides the result, and what is TOLD. `files`: (name, version) in order."""
-
-    format: int
-    request: dict[str, Any]
-    files: list[list[str]]
-
-
-class Finished(TypedDict):
-    """`reads`: by a file's place in `files`, what was read of it (recorded.Read)."""
-
-    format: int
-    request: dict[str, Any]
-    files: list[list[str]]
-    reads: list[list[Any]]
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    keys = [key for key in new if key not in TOLD and old.get(key) != new[key]]
-    return [f"  {key}: {old.get(key)} then, {new[key]} now" for key in keys]
-
-
-def file_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
-    """Files with another version, as then and now; the first few. Their order counts, their names do not."""
-    if [version for _, version in old] == [version for _, version in new]:
-        return []
-    before, now = ({name: version for name, version in files} for files in (old, new))
-    changed = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
-    lines = [f"  {name}: {_how(before.get(name), now.get(name))}" for name in changed[:5]]
-    return (lines or ["  the files come in another order"]) + [f"  and {len(changed) - 5} more files"] * (
-        len(changed) > 5
-    )
-
-
-def _how(before: str | None, now: str | None) -> str:
-    if before is None or now is None:
-        return "was not there then" if before is None else "is not there now"
-    return f"its content changed (version {before[:12]} then, {now[:12]} now)"
-
-
-def asked_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What was typed otherwise: it may be why files differ."""
-    before, now = old.get("asked") or {}, new.get("asked") or {}
-    return [f"  ({key}: {before.get(key)} then, {now.get(key)} now)" for key in now if before.get(key) != now.get(key)]
-
-
-def versions(files: list[SourceFile]) -> list[list[str]]:
-    return [[file.name, file.version] for file in files]
-
-
-class _Workspace:
-    """What both kinds share. `merged` is where the dataset is put together."""
-
-    merged: Folder
-
-    def __init__(self, out: Folder, *, overwrite: bool) -> None:
-        self.out, self.partial = out, out.beside(".partial")
-        self.units = UnitStore(self.partial / "units")
-        self._overwrite = overwrite
-
-    def _is_begun(self) -> bool:
-        """Whether <out> holds the beginning of this conversion's result."""
-        return False
-
-    def recorded_commit(self, asked: dict[str, Any]) -> str | None:
-        """The commit of the hub that a run of the same command began with, or is complete with; None for none."""
-        for content in (self.partial.read("plan.json"), None if self._overwrite else self.out.read("conversion.json")):
-            try:
-                plan = parse_json(content or b"", Plan)
-            except ValueError:
-                continue
-            if plan["format"] == FORMAT and plan["request"].get("asked") == asked:
-                return plan["request"].get("commit")
-        return None
-
-    def refuse_strangers(self) -> None:
-        """Raises InputError where <out> or <out>.partial holds what no conversion wrote, and would be replaced."""
-        if not self.out.is_empty() and (self._overwrite or self._is_begun()):
-            self._check_result()
-        names = self._work_names()
-        refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
-        if names - {".lock"} and "plan.json" not in names:
-            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
-
-    def _check_result(self) -> None:
-        if self.out.read("meta.json") is not None or self._is_begun():
-            names = self._result_names()
-            refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
-
-    def _result_names(self) -> list[str]:
-        return sorted(self.out.sizes())
-
-    def _work_names(self) -> set[str]:
-        """Files and folders at the top of <out>.partial."""
-        return {name.split("/")[0] for name in self.partial.sizes()}
-
-    def is_complete(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool = False) -> bool:
-        """Whether <out> is the finished result of this request.
-
-        full: hash again what was read then, whatever the files' times. InputError when <out> is something else and may
-        not be replaced.
-        """
-        if self.out.is_empty():
-            return False
-        if self.out.read("meta.json") is None:
-            if self._is_begun():
-                return False
-            raise InputError(
-                f"--out {self.out}: holds something else than a converted dataset; choose another folder or empty it"
-            )
-        if self._overwrite:
-            return False
-        try:
-            report = parse_json(self.out.read("conversion.json") or b"", Finished)
-        except ValueError:
-            report = None
-        if report is None or report["format"] != FORMAT:
-            raise InputError(
-                f"--out {self.out}: holds another conversion: one of an earlier version, or its conversion.json is "
-                "damaged, so whether it is of this command cannot be told. It can be trained on as it is; choose "
-                "another --out, or --overwrite to make it again."
-            )
-        changed = differences(report["request"], identity)
-        if not changed:
-            changed = file_differences(report["files"], versions(files))
-            changed += asked_differences(report["request"], identity) * bool(changed)
-        if not changed:
-            reads = [(files[place], read) for place, *found in report["reads"] for read in found]
-            changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
-        if changed:
-            text = "\n".join(changed)
-            raise InputError(
-                f"--out {self.out}: holds another conversion\n{text}\n"
-                "Choose another --out, or --overwrite to replace it."
-            )
-        return True
-
-    def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
-        """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
-        try:
-            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
-        except ValueError:
-            begun = {}
-        if self._overwrite or "id_column" not in begun:
-            return choose()
-        name = begun["id_column"]
-        how = f"column {name!r}, by their text where there is none" if name else "their text"
-        return name, f"documents are told apart by {how}, as this was begun"
-
-    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
-        """Go on with what <out>.partial holds if the same request began it."""
-        content = self.partial.read("plan.json")
-        if content is not None:
-            changed = self._changed(content, identity, files, units, full=full)
-            if changed and not self._overwrite:
-                raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
-            if changed:
-                self._clear()
-                self.units = UnitStore(self.units.folder)
-        plan: Plan = {"format": FORMAT, "request": identity, "files": versions(files)}
-        self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
-
-    def _changed(
-        self, content: bytes, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool
-    ) -> list[str]:
-        """Why the work cannot be gone on with, in lines; none where it can."""
-        try:
-            old = parse_json(content, Plan)
-        except ValueError:
-            old = None
-        if old is None or old["format"] != FORMAT:
-            cause = "was begun by an earlier version of this project, which cannot be gone on with"
-            if old is None and b'"request"' not in content:
-                cause = "its plan.json is damaged, so what was begun there is not known"
-            return [f"{cause}; {SAME}"]
-        changed = differences(old["request"], identity)
-        cause = "begun by another request" if changed else "begun with other files"
-        if not changed:
-            then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
-            if len(then) != len(now):
-                there: list[list[list[str]]] = [[[name, "there"] for name in names] for names in (then, now)]
-                changed = file_differences(*there)
-        if not changed:
-            done = [(unit, mark) for unit in units if (mark := self.units.done(unit)) is not None]
-            for unit, mark in done:
-                if mark["file_version"] != unit.file.version:
-                    line = f"  {unit.file.name}: {_how(mark['file_version'], unit.file.version)}"
-                    changed += [line] * (line not in changed)
-            if not changed:
-                reads = [(unit.file, mark["read"]) for unit, mark in done]
-                changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
-        if not changed:
-            return []
-        typed = asked_differences(old["request"], identity)
-        mend = "Run it as it was begun, or --overwrite to start again."
-        return [
-            cause,
-            *changed[:6],
-            *[f"  and {len(changed) - 6} more"] * (len(changed) > 6),
-            *typed,
-            mend,
-        ]
-
-    def _clear(self) -> None:
-        self.discard()
-
-    def discard(self) -> None:
-        """Remove the work, and nothing that another has put beside it."""
-        names = self.partial.sizes()
-        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
-
-    def discard_own(self, identity: dict[str, Any]) -> None:
-        """Remove the work where it is of this request."""
-        try:
-            plan = parse_json(self.partial.read("plan.json") or b"", Plan)
-        except ValueError:
-            return
-        if plan["format"] == FORMAT and not differences(plan["request"], identity):
-            self.discard()
-
-
-class LocalWorkspace(_Workspace):
+class LocalWorkspace(Work):
     def __init__(self, out: LocalFolder, *, overwrite: bool) -> None:
         super().__init__(out, overwrite=overwrite)
         self._out, self._partial = out.path, out.beside(".partial").path
@@ -334,7 +94,7 @@ class LocalWorkspace(_Workspace):
         self.discard()
 
 
-class BucketWorkspace(_Workspace):
+class BucketWorkspace(Work):
     def __init__(self, out: S3Folder, *, overwrite: bool) -> None:
         super().__init__(out, overwrite=overwrite)
         self.merged = out

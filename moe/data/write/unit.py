@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
-from moe.data.hub import proven
+from moe.data.hub_proof import proven
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.files import Unit
 from moe.data.text.losses import Counting, Lossy
@@ -25,7 +26,6 @@ from moe.data.write.packing import Packer
 from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit_store import MARK
-from moe.errors import InputError
 
 Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
 
@@ -160,7 +160,8 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
 
 
 def proof_of(unit: Unit) -> str:
-    """What a unit's bytes from the hub were held against."""
-    if proven(unit.file.path):
-        return "sha256"
+    """What a unit's bytes from the hub were held against. One that is a part of its file says nothing of the whole."""
+    whole = unit.begin == 0 and (unit.file.kind == "parquet" or unit.end == unit.file.size)
+    if whole and (proof := proven(unit.file.path, unit.file.listed)):
+        return proof
     return "size, ETag" + (", page checksums where the file has them" if unit.file.kind == "parquet" else "")

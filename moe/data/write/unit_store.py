@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit
-from moe.errors import InputError
 
 MARK = "done.json"
 

@@ -1,4 +1,4 @@
-"""Feeds the detectors of moe.train.alarms and tells what they find: console, alarms.jsonl, W&B, `alert_command`.
+"""Feeds the detectors of moe.train.health.alarms and tells what they find: console, alarms.jsonl, W&B, `alert_command`.
 
 Logs no metrics. A logger, so that it sees what the callbacks of the same step have logged; on rank 0 only.
 """
@@ -17,9 +17,9 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.config.times import Every
-from moe.train.alarms import Alarm, Detectors
-from moe.train.alert import run_command, wandb_alert
-from moe.train.history import ALARMS, append
+from moe.train.checkpointing.history import ALARMS, append
+from moe.train.health.alarms import Alarm, Detectors
+from moe.train.health.alert import run_command, wandb_alert
 from moe.train.stop import StopSignal
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from composer import Logger, State
 from composer.loggers import LoggerDestination
 
+from moe.common.units import clock, say, short
 from moe.config.times import Every
 from moe.train.callbacks.pulse import Pulse
-from moe.units import clock, say, short
 
 
 class Console(LoggerDestination):

@@ -10,7 +10,7 @@ import time
 from composer import Logger, State
 from composer.loggers import LoggerDestination
 
-from moe.train.history import History
+from moe.train.checkpointing.history import History
 
 
 class Events(LoggerDestination):

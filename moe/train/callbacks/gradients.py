@@ -17,7 +17,7 @@ import torch
 from composer import Callback, Logger, State
 from torch.distributed.tensor import DTensor
 
-from moe.errors import RunFailed
+from moe.common.errors import RunFailed
 
 
 class TooManySkippedSteps(RunFailed):

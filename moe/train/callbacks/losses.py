@@ -36,9 +36,9 @@ from composer.utils import dist
 from moe.config.times import Every
 from moe.model import LossParts
 from moe.model.router import LayerMetric
-from moe.train.expert_load import ExpertLoad, load
-from moe.train.model import MoEModel, with_global_sizes
-from moe.train.spikes import SpikeCounter
+from moe.train.composer_model import MoEModel, with_global_sizes
+from moe.train.health.expert_load import ExpertLoad, load
+from moe.train.health.spikes import SpikeCounter
 
 IGNORED = -100
 

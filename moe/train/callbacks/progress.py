@@ -24,10 +24,10 @@ from pathlib import Path
 
 from composer import Callback, Logger, State
 
-from moe.errors import RunFailed
-from moe.train.stacks import stacks
+from moe.common.errors import RunFailed
+from moe.common.units import clock, complain
+from moe.train.health.stacks import stacks
 from moe.train.stop import EXIT_STOPPED
-from moe.units import clock, complain
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
 TELLING = 10.0

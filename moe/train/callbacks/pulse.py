@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from moe.units import say
+from moe.common.units import say
 
 SILENCE = 30.0  # seconds
 

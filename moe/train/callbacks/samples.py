@@ -16,7 +16,7 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.core.precision import get_precision_context
 
-from moe.data.text.tokenizer import decode_new, encode_prompt
+from moe.data.text.plain_ids import decode_new, encode_prompt
 from moe.model import Transformer
 from moe.model.generation import generate
 

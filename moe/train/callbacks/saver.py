@@ -26,13 +26,13 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 from torch.utils._pytree import tree_leaves, tree_map
 
+from moe.common.errors import RunFailed
+from moe.common.s3 import RemoteError
 from moe.config.times import Every, Time
-from moe.errors import RunFailed
-from moe.s3 import RemoteError
-from moe.train.checkpoints import write_checkpoint
-from moe.train.history import now
-from moe.train.housekeeping import retain
-from moe.train.remote import RemoteRun, Replaced
+from moe.train.checkpointing.checkpoints import write_checkpoint
+from moe.train.checkpointing.history import now
+from moe.train.checkpointing.remote import RemoteRun, Replaced
+from moe.train.checkpointing.retention import retain
 from moe.train.stop import Stopped, StopSignal
 
 SAVED = ("model", "optimizers", "algorithms", "callbacks", "scaler", "timestamp", "rank_zero_seed", "dataset_state")

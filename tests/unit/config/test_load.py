@@ -185,8 +185,8 @@ def test_every_yaml_loads_and_explains_itself(name: str) -> None:
     [("500m", 510_551_040), ("1b", 999_542_784), ("1_5b", 1_508_812_288), ("large", 1_508_812_288)],
 )
 def test_named_sizes_have_the_parameters_they_are_named_after(name: str, total: int) -> None:
-    from moe.build import model_shape
     from moe.model.flops import count_parameters
+    from moe.train.build import model_shape
 
     config = load_config(ROOT / "yamls" / f"{name}.yaml")
     assert count_parameters(**model_shape(config.model, 50257)).total == total
@@ -353,3 +353,13 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
 def test_faults_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
     (fault,) = faults(path, *overrides)
     assert fault.startswith(expected)
+
+
+def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
+    """C8: ten lines that stand for ten thousand million values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"not valid yaml: its aliases \(\*name\) make more than 100,000 values"):
+        load_config(path)

@@ -10,8 +10,8 @@ from streaming import StreamingDataset
 
 from moe.data.text.encoders import HARD
 from moe.data.text.order import shuffled_order
+from moe.data.text.plain_ids import encode_plain
 from moe.data.text.rows import document_hashes
-from moe.data.text.tokenizer import encode_plain
 from moe.data.text.train_tokenizer import train_tokenizer
 from moe.data.write.request import Request
 from moe.data.write.shards import ShardFormat

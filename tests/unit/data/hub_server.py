@@ -15,6 +15,10 @@ from urllib.parse import unquote
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
+def git_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class Hub:
     """Serves `datasets` and the tokenizers `models`:
 
@@ -114,7 +118,7 @@ class Hub:
                         key: value
                         for key, value in (
                             ("size", p.stat().st_size),
-                            ("blobId", str(p.stat().st_mtime_ns)),
+                            ("blobId", git_id(p.read_bytes())),
                             ("lfs", {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "size": p.stat().st_size}),
                         )
                         if key in self.listing

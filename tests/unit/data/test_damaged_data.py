@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
+from moe.common.errors import DataFault, InputError
 from moe.data import read_meta
 from moe.data.read.verify import read_samples, verify_split
 from moe.data.text.planning import plan_units
 from moe.data.text.sources import local_source
 from moe.data.write.convert import convert
-from moe.errors import DataFault, InputError
 from tests.damage import edit
 from tests.unit.data.conftest import make_texts, write_parquet
 from tests.unit.data.read.loaders import train_loader
@@ -130,7 +130,7 @@ def test_a_dangling_link_among_the_texts_is_a_file_that_cannot_be_read(tmp_path:
     write_parquet(folder / "a.parquet", make_texts(5))
     os.symlink("nowhere", folder / "b.parquet")
     os.symlink("c.parquet", folder / "c.parquet")  # to itself
-    source = local_source([folder], dataset="d", config=None, split="train")
+    source = local_source([folder], config=None, split="train")
     units, faults = plan_units(source.files, "text")
     assert [unit.file.name for unit in units] == ["a.parquet"]
     assert [fault.file for fault in faults] == ["b.parquet", "c.parquet"]

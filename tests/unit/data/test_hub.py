@@ -7,12 +7,12 @@ from email.utils import format_datetime
 import huggingface_hub.constants
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import hub, hub_client
 from moe.data.text import sources
 from moe.data.text.files import SourceFile
 from moe.data.text.tables import open_parquet
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 from tests.unit.data.hub_server import SHA, Hub
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-import moe.s3
+import moe.common.s3
 
 pytest.importorskip("moto.server")
 
@@ -13,14 +13,14 @@ from streaming import StreamingDataset
 
 from moe.cli import inspect
 from moe.cli.main import main
+from moe.common.errors import InputError
 from moe.data import s3
-from moe.data.places import open_folder
+from moe.data.locations import open_folder
 from moe.data.text import planning
 from moe.data.write import merge, unit
 from moe.data.write.convert import convert
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit import Job
-from moe.errors import InputError
 from tests.unit.data.bucket import KEY, SECRET, BucketServer
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
@@ -44,7 +44,7 @@ def bucket(server, tmp_path, monkeypatch):
     monkeypatch.setattr(s3.tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(s3, "pause", lambda attempt, asked: 0.01)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
-    moe.s3._client.cache_clear()
+    moe.common.s3._client.cache_clear()
     server.faults = lambda method, path, count: None
     server.requests.clear()
     server.failed.clear()
@@ -53,10 +53,10 @@ def bucket(server, tmp_path, monkeypatch):
     server.faults = lambda method, path, count: None
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    moe.s3._client.cache_clear()
+    moe.common.s3._client.cache_clear()
     open_folder("s3://corpus/sets").delete()
     server.client().delete_bucket(Bucket="corpus")
-    moe.s3._client.cache_clear()
+    moe.common.s3._client.cache_clear()
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from moe.model import experts
-from moe.model.dispatch import from_experts, sort_by_expert, to_experts
-from moe.model.expert_loop import experts_loop
 from moe.model.experts import BACKENDS, choose_backend, moe_experts
+from moe.model.kernels.dispatch import from_experts, sort_by_expert, to_experts
+from moe.model.kernels.expert_loop import experts_loop
 
 D, E, FH = 16, 4, 24
 

@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-from moe.model import grouped_gemm
-from moe.model.grouped_gemm import grouped_rows, grouped_weight
+from moe.model.kernels import grouped_gemm
+from moe.model.kernels.grouped_gemm import grouped_rows, grouped_weight
 
 COUNTS = {
     "several tiles each": [70, 33, 130],

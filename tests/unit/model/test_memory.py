@@ -8,7 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from moe.model import Transformer, attention, loss, memory
 from moe.model.memory import Step, imbalance_bytes, optimizer_bytes, step_memory
-from moe.optim import Muon, build_groups
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
 
 SHAPE = {
     "vocab_size": 16384,

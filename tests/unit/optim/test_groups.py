@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from moe.optim import Muon, build_groups
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
 
 SHAPES = {
     "embed.weight": (11, 8),

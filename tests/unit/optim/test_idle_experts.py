@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from moe.model import Transformer, router
-from moe.optim import Muon, build_groups
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
 from tests.tiny import SHAPE
 
 IDLE = 2

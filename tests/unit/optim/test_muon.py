@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moe.model import Transformer
 from moe.model.flops import flops_per_token
-from moe.optim import Muon, build_groups, muon
+from moe.optim import muon
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
 from moe.optim.newton_schulz import COEFFICIENTS
 
 

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from moe.optim import Muon
+from moe.optim.muon import Muon
 from tests.ranks import on_ranks
 
 MATRICES = ((24, 16), (7, 40), (24, 16), (1, 5), (24, 16))  # three of one shape, rows that do not divide evenly

@@ -1,6 +1,6 @@
 import pytest
 
-from moe.optim import SCHEDULERS
+from moe.optim.schedules import SCHEDULERS
 
 ARGUMENTS = {
     "cosine_with_warmup": {"total": 1000, "warmup": 100, "alpha_f": 0.1},
@@ -60,8 +60,8 @@ def test_rate_never_rises_after_warmup(name):
 
 
 def test_warmup_and_decay_may_be_in_steps_where_the_run_is_in_tokens_and_the_other_way_round(tmp_path):
-    from moe.build import build_schedule
     from moe.config import load_config
+    from moe.train.build import build_schedule
     from tests.tiny import tiny_config, write_config
 
     path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path, max_duration="10240tok"))  # steps of 256 tokens

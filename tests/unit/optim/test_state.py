@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from moe.model import Transformer
-from moe.optim import Muon, build_groups
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
 from moe.train.callbacks.gradients import GradientClipping
 from tests.tiny import SHAPE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from moe.errors import InputError
+from moe.common.errors import InputError
 from moe.runs.interruptions import interruptions
 from moe.runs.lines import Lines
 from moe.runs.reading import RunReader, find_runs, read_run

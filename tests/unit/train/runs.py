@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe.run import main
+from moe.cli.train import main
 from tests.tiny import tiny_config, write_config
 
 EPOCH = 24  # steps, on the `small` data

@@ -56,7 +56,7 @@ def test_check_reads_every_byte_of_data_and_checkpoints_and_changes_nothing(
 
 
 def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, arguments: list[str], capsys) -> None:
-    from moe.run import main as run
+    from moe.cli.train import main as run
 
     assert run([*arguments, "check=true"]) == 0
     assert "the same loss" in capsys.readouterr().out and not (tmp_path / "runs").exists()
@@ -68,7 +68,7 @@ def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, argum
 
 
 def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
-    from moe import build
+    from moe.train import build
 
     sound = build.build_model
 
@@ -83,16 +83,16 @@ def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatc
 
 
 def test_a_checkpoint_that_comes_back_as_another_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
-    import moe.train.checkpoints
+    import moe.train.checkpointing.checkpoints
 
-    read = moe.train.checkpoints.load_state
+    read = moe.train.checkpointing.checkpoints.load_state
 
     def damaged(path: Path, **settings: bool) -> dict:
         state = read(path, **settings)
         state["state"]["model"]["transformer.embed.weight"] = state["state"]["model"]["transformer.embed.weight"] * 1.01
         return state
 
-    monkeypatch.setattr(moe.train.checkpoints, "load_state", damaged)
+    monkeypatch.setattr(moe.train.checkpointing.checkpoints, "load_state", damaged)
     assert main(["check", *arguments]) == 2
     out = capsys.readouterr().out
     assert "pass  step " in out and "fail  checkpoint" in out and "the loss is" in out

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moe.cli.train import main
 from moe.model import Transformer
-from moe.run import main
 from moe.train.start import COMPILED
 from tests.unit.train.runs import rows, train
 
@@ -58,7 +58,7 @@ def test_the_console_tells_the_first_step_of_each_start_and_the_logs_that_of_the
 @pytest.mark.parametrize("setting", ["true", "false"])
 def test_a_compiled_run_says_so_before_its_first_step(tiny: Path, tmp_path: Path, capsys, monkeypatch, setting) -> None:
     monkeypatch.setattr(Transformer, "compile_blocks", lambda self: setattr(self, "compiled", True))
-    monkeypatch.setattr("moe.build.check_compiler", lambda setting: None)
+    monkeypatch.setattr("moe.train.build.check_compiler", lambda setting: None)
     assert train(tiny, tmp_path, f"compile={setting}", "scheduler.t_warmup=1ba", "max_duration=2ba")[0] == 0
     lines = capsys.readouterr().out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("eval at step 0"))
@@ -77,7 +77,7 @@ def test_compile_without_a_compiler_is_one_message_before_the_folder(
 def test_the_end_runs_exit_handlers_and_flushes_and_does_not_take_the_interpreter_apart() -> None:
     code = """
 import atexit
-from moe.run import end
+from moe.train.run import end
 class Kept:
     def __del__(self):
         print("taken apart")
@@ -88,3 +88,16 @@ end(75)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (75, "last words\nhandler\n", "")
+
+
+def test_an_exit_handler_that_hangs_does_not_hang_the_run() -> None:
+    code = """
+import atexit, threading
+import moe.train.run
+moe.train.run.LONGEST_END = 0.2
+held = threading.Lock()
+held.acquire()
+atexit.register(held.acquire)
+moe.train.run.end(75)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 75

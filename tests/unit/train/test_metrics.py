@@ -67,7 +67,7 @@ def test_weight_and_update_rms_are_those_of_the_checkpoints(run: Path) -> None:
 
 
 def test_an_optimizer_tells_the_norm_of_each_update() -> None:
-    from moe.optim import Muon
+    from moe.optim.muon import Muon
 
     torch.manual_seed(0)
     shapes = {"muon": (6, 4), "muon_gate_up": (3, 8, 4), "adamw": (5, 7)}
@@ -141,7 +141,7 @@ def test_the_documentation_lists_every_metric_and_no_other(run: Path) -> None:
 
 
 def test_the_documentation_lists_every_alarm() -> None:
-    from moe.train.alarms import Detectors
+    from moe.train.health.alarms import Detectors
 
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     table = text[text.index("## Alarms") : text.index("## Events")]

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe import build
 from moe.config import load_config
 from moe.data.meta import read_meta
-from moe.train import microbatch
+from moe.train import build, microbatch
+from moe.train.composer_model import MoEModel
+from moe.train.distributed.sharding import shard_transformer
 from moe.train.microbatch import find_microbatch
-from moe.train.model import MoEModel
-from moe.train.sharding import shard_transformer
 from tests.ranks import on_ranks
 from tests.unit.train.runs import assert_same_run, die_after, rows, train
 
@@ -117,7 +116,9 @@ def test_what_the_trials_sizes_compiled_is_forgotten(made, monkeypatch, compiled
     assert resets == [0, 0, *[1] * compiled], "after the last trial, and only of what is compiled"
 
 
-with_fsdp2 = pytest.mark.skipif(torch.__version__ < "2.11", reason="older torch is refused: moe.train.sharding")
+with_fsdp2 = pytest.mark.skipif(
+    torch.__version__ < "2.11", reason="older torch is refused: moe.train.distributed.sharding"
+)
 
 
 @with_fsdp2
@@ -195,7 +196,7 @@ def test_a_resumed_run_uses_the_size_that_was_found_and_does_not_search(
 
 
 def test_another_batch_is_searched_for_anew(tiny: Path, tmp_path: Path, made, memory_for) -> None:
-    from moe.train.run_folder import open_run_folder
+    from moe.train.checkpointing.run_folder import open_run_folder
 
     memory_for(5)
     folder = open_run_folder(str(tmp_path), run_name="a", autoresume=True, resume_from=None, report=lambda line: None)

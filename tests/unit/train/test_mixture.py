@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe.cli.train import main
 from moe.data.write.convert import convert
 from moe.data.write.request import Request
-from moe.run import main
 from tests.tiny import tiny_config, write_config, write_text
 from tests.unit.train.runs import rows, weights
 
@@ -119,7 +119,7 @@ def test_every_stream_is_held_against_the_config(tiny, tmp_path, folders, capsys
 
 
 def test_an_evaluation_interrupted_between_two_streams_is_made_up_for(tiny, tmp_path, folders, monkeypatch) -> None:
-    from moe.train.model import TokenLoss
+    from moe.train.composer_model import TokenLoss
 
     config = mixture(tiny, folders)
     plain, made = TokenLoss.compute, []

@@ -14,7 +14,7 @@ SETTINGS += ["eval_data.max_batches=2", "eval_interval=3ba"]
 
 def test_slow_steps_and_evaluations_are_told_by_the_clock(small: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Minutes passed without a line where steps are slow; what is logged stays as it is."""
-    from moe.train.model import MoEModel
+    from moe.train.composer_model import MoEModel
 
     assert train(small, tmp_path, *SETTINGS, name="fast")[0] == 0
     assert "... in step" not in capsys.readouterr().out, "nothing where there was no silence"

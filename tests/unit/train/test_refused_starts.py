@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moe.run import main
-from moe.s3 import RemoteFolder
+from moe.cli.train import main
+from moe.common.s3 import RemoteFolder
 from tests.tiny import tiny_config, write_config
 
 SETTINGS = ["max_duration=4ba", "scheduler.t_warmup=1ba", "save_interval=2ba", "eval_data=null"]
@@ -138,7 +138,7 @@ def test_a_new_run_that_is_refused_leaves_no_phantom(tiny: Path, tmp_path: Path,
 
 def test_a_bucket_that_takes_no_writes_leaves_no_phantom_here(tiny: Path, bucket: str, monkeypatch, capsys) -> None:
     """D3: the record on the bucket comes first; without it there is none here."""
-    from moe.s3 import RemoteError
+    from moe.common.s3 import RemoteError
 
     def refuses(self: RemoteFolder, *args: object) -> None:
         raise RemoteError(f"{self.url}: cannot write run.json: refused (AccessDenied)")
@@ -163,8 +163,8 @@ def test_a_bucket_whose_checkpoints_are_all_broken_is_not_started_over(tiny: Pat
 
 def test_a_folder_that_another_process_filled_meanwhile_is_not_taken(tmp_path: Path) -> None:
     """A16: without a lock file nothing keeps the folder as it was looked at; it is looked at once more."""
-    from moe.errors import InputError
-    from moe.train.run_folder import open_run_folder
+    from moe.common.errors import InputError
+    from moe.train.checkpointing.run_folder import open_run_folder
 
     settings = {"run_name": "a", "autoresume": True, "resume_from": None, "report": print}
     slow = open_run_folder(str(tmp_path / "run"), **settings)

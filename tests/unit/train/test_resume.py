@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe.cli.train import main
 from moe.config import load_config
-from moe.run import main
-from moe.train.spikes import WINDOW, SpikeCounter
+from moe.train.health.spikes import WINDOW, SpikeCounter
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import EPOCH, assert_same_run, die, rows, train, weights
 
@@ -135,7 +135,7 @@ def test_row13_wandb_keeps_its_run_and_tensorboard_its_steps_over_a_resume(
 
 def test_row14_the_rate_is_the_one_applied_and_both_norms_are_logged(small: Path, tmp_path: Path, monkeypatch) -> None:
     """Stock logs the rate one batch late and the norm after clipping only."""
-    from moe.optim import Muon
+    from moe.optim.muon import Muon
 
     applied, plain = [], Muon.step
     monkeypatch.setattr(
@@ -192,7 +192,7 @@ def test_a_change_that_moves_the_rate_says_from_what_to_what_at_which_step(small
 
 def test_the_rates_change_is_told_for_each_cause() -> None:
     """D2: its peak, its schedule, its warmup, the floor, AdamW's own."""
-    from moe.train.rate import rate_change
+    from moe.optim.rates import rate_change
 
     adamw = {"lr": None, "betas": [0.9, 0.95], "eps": 1e-8}
     old = {
@@ -248,7 +248,7 @@ def test_the_run_resumes_that_was_found_whatever_its_folder_is_called(
 
 def test_what_is_loaded_is_what_was_verified(small: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """A1: a file that changes between the check and the load is refused, not trained on."""
-    import moe.fit as fit
+    import moe.train.fit as fit
 
     short = ["eval_data=null", "scheduler.t_warmup=1ba"]
     folder = train(small, tmp_path, *short, "max_duration=2ba")[1]

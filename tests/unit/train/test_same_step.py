@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe.optim import Muon, build_groups
-from moe.train.checkpoints import load_state, write_checkpoint
-from tests.unit.train.test_expert_load import Steps, make_batch, make_model
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
+from moe.train.checkpointing.checkpoints import load_state, write_checkpoint
+from tests.unit.train.health.test_expert_load import Steps, make_batch, make_model
 
 
 def bits(tensor: torch.Tensor) -> tuple:

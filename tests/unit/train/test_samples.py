@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from moe.cli.main import main as moe
+from moe.common.units import clean
 from moe.config import ConfigError, load_config
-from moe.units import clean
 from tests.tiny import tiny_config, write_config, write_run
 from tests.unit.train.runs import rows, train, weights
 
@@ -67,8 +67,8 @@ def test_prompts_without_an_evaluation_are_a_fault(tiny: Path, tmp_path: Path) -
 
 
 def test_a_run_starts_from_an_imported_folder(tiny: Path, tmp_path: Path, capsys) -> None:
-    from moe.export.from_hf import import_folder
-    from moe.export.to_hf import export
+    from moe.use.export.from_hf import import_folder
+    from moe.use.export.to_hf import export
 
     shape = {"n_heads": 2, "n_kv_heads": 1, "expert_hidden": 32}
     export(str(write_run(tmp_path / "first", tiny / "tokenizer", **shape)), out=tmp_path / "hf")

@@ -24,7 +24,7 @@ def test_row09_a_token_count_that_does_not_advance_stops_the_run(
     small: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Stock asks the batch for `input_ids`, counts 0 without, and a duration in tokens never ends."""
-    from moe import build
+    from moe.train import build
 
     monkeypatch.setattr(build, "_count_tokens", lambda batch: 0)
     assert train(small, tmp_path, "eval_data=null", "max_duration=2560tok")[0] == 1
@@ -34,7 +34,7 @@ def test_row09_a_token_count_that_does_not_advance_stops_the_run(
 def test_a_step_that_does_not_end_is_abandoned_and_replayed(
     small: Path, tmp_path: Path, whole: Path, monkeypatch, capsys
 ) -> None:
-    from moe.train.model import MoEModel
+    from moe.train.composer_model import MoEModel
 
     signals, plain, calls = [], MoEModel.forward, []
     monkeypatch.setattr(StopSignal, "install", lambda self: signals.append(self))
@@ -104,7 +104,7 @@ def test_a_signal_before_the_first_step_says_so(monkeypatch, capfd) -> None:
 def test_a_step_that_is_given_up_leaves_its_last_words_in_the_run_folder(
     small: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from moe.train.model import MoEModel
+    from moe.train.composer_model import MoEModel
 
     signals, plain, calls = [], MoEModel.forward, []
     monkeypatch.setattr(StopSignal, "install", lambda self: signals.append(self))
@@ -207,7 +207,7 @@ def test_the_watchdog_ends_the_run_where_nothing_can_be_written(tmp_path: Path) 
 
 @pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), OSError(28, "No space left"), BrokenPipeError()])
 def test_a_terminal_that_goes_away_does_not_end_a_run(monkeypatch, capsys, fault: OSError) -> None:
-    from moe.units import complain, say
+    from moe.common.units import complain, say
 
     class Gone:
         def write(self, text: str) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from moe.run import main
+from moe.cli.train import main
 from tests.tiny import tiny_config, write_config, write_text
 from tests.unit.train.runs import rows
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe.cli.train import main
 from moe.data.read import lanes
-from moe.run import main
 from tests.tiny import tiny_config, write_config, write_text
 from tests.unit.train.runs import rows, weights
 

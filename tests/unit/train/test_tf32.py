@@ -34,7 +34,7 @@ def test_no_device_that_composer_makes_allows_tf32(a_gpu) -> None:
 
 def test_a_run_forbids_it_before_anything_is_built(tiny, tmp_path, monkeypatch) -> None:
     """In a whole run: when the model is built, and in the last step."""
-    from moe import build
+    from moe.train import build
     from moe.train.callbacks.console import Console
     from tests.unit.train.runs import SHORT, train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe.run import main
+from moe.cli.train import main
 from moe.train.stop import StopSignal
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import rows, train, weights
@@ -60,9 +60,9 @@ def test_the_loss_and_the_weights_do_not_depend_on_the_microbatch(tiny: Path, tm
 
 
 def test_the_first_loss_is_the_mean_over_targets_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
-    from moe import build
     from moe.config import load_config
     from moe.data.meta import read_meta
+    from moe.train import build
 
     settings = ["model.dropout=0", "max_duration=1ba", "scheduler.t_warmup=0ba", "device_train_microbatch_size=3"]
     folder = train(tiny, tmp_path, *settings)[1]
@@ -253,7 +253,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(tiny: Path, tmp_path: Pat
 def test_row10_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_run(
     tiny: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from moe.train.model import MoEModel
+    from moe.train.composer_model import MoEModel
 
     plain = MoEModel.loss
     calls = []
@@ -309,7 +309,7 @@ def test_a_failed_write_is_told_and_the_run_goes_on_and_saves_again(
 
 
 def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, monkeypatch) -> None:
-    from moe.train.model import TokenLoss
+    from moe.train.composer_model import TokenLoss
 
     overrides = ["max_duration=8ba", "scheduler.t_warmup=1ba", "save_interval=2ba", "eval_interval=4ba"]
     whole = train(tiny, tmp_path, *overrides, name="whole")[1]
@@ -334,10 +334,10 @@ def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, mo
 
 
 def test_batches_for_a_gpu_count_their_documents_before_they_leave(tiny: Path) -> None:
-    from moe import build
     from moe.config import load_config
     from moe.data.meta import read_meta
     from moe.model.documents import document_ends
+    from moe.train import build
 
     config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
     spec = build.build_train_spec(config, meta, 1)
@@ -370,7 +370,7 @@ def test_a_compiled_run_with_recomputed_blocks_equals_a_plain_one(
 def test_compile_is_automatic_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from moe.build import wants_compile
+    from moe.train.build import wants_compile
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert [wants_compile("auto", on_gpu=on_gpu) for on_gpu in (True, False)] == [True, False]

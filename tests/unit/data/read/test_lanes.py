@@ -9,8 +9,8 @@ import pyarrow as pa
 from moe.data import load_tokenizer
 from moe.data.read import lanes
 from moe.data.read.lanes import START, documents, lane_pieces, lane_rows, validation_rows
+from moe.data.text.plain_ids import encode_plain
 from moe.data.text.rows import document_hashes
-from moe.data.text.tokenizer import encode_plain
 from moe.data.write.convert import convert
 from tests.unit.data.conftest import make_texts
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
+from moe.common.errors import DataFault, InputError
 from moe.data import StreamSpec, build_eval_loader
-from moe.errors import DataFault, InputError
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 from tests.unit.data.read.loaders import COMMON, begun, numbers, run_ranks, train_loader
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import StreamSpec, epoch_samples
-from moe.errors import InputError
 from tests.unit.data.conftest import numbered_rows, write_split
 from tests.unit.data.read.loaders import begun, loader_of, numbers, run_ranks
 

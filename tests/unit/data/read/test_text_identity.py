@@ -4,13 +4,16 @@ import gzip
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.read.lanes import documents
-from moe.errors import InputError
-from moe.train.checkpoints import Checkpoint
-from moe.train.continuing import check_continues
+from moe.data.read.text_known import NAME, read_known, write_known
+from moe.data.text import content
+from moe.train.checkpointing.checkpoints import Checkpoint
+from moe.train.checkpointing.compatibility import check_continues
 from tests.unit.data.conftest import make_texts
 
 
@@ -69,3 +72,47 @@ def test_a_file_that_cannot_be_read_can_be_skipped(plan, text_folder, capsys):
     assert "the rest of a file is skipped: c.jsonl.gz" in capsys.readouterr().err
     path.write_bytes(b"")
     assert plan(skip_bad_files=True).fingerprint != found.fingerprint
+
+
+def test_text_that_nobody_touched_is_not_read_again(plan, text_folder, tmp_path, monkeypatch):
+    """B2: a start that goes on reads the samples of changed files alone; an edit with its time set back is one."""
+    monkeypatch.setattr(content, "SETTLED_NS", 0)
+    first = plan()
+    write_known(tmp_path, first.files)
+    names, real = [], content.sample_of
+    monkeypatch.setattr(content, "sample_of", lambda path, kind: (names.append(Path(path).name), real(path, kind))[1])
+    assert plan(known=read_known(tmp_path)).fingerprint == first.fingerprint and names == []
+    path = text_folder / "b.jsonl"
+    times, raw = path.stat(), path.read_bytes()
+    path.write_bytes(raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert plan(known=read_known(tmp_path)).fingerprint != first.fingerprint and names == ["b.jsonl"]
+    plan(known=read_known(tmp_path), verify="full")
+    assert len(names) == 1 + len(first.files)
+    for damaged in (b"{", b"[[1]]", b'[["txt", "1", 5]]', b"\xff"):
+        (tmp_path / NAME).write_bytes(damaged)
+        assert read_known(tmp_path) == {}
+
+
+def test_all_bytes_are_compared_where_that_is_asked_for(plan, text_folder, tmp_path, capsys):
+    """B2: an edit between the samples of a large file, its size kept, is seen with `verify: full`."""
+    path = text_folder / "b.jsonl"
+    path.write_text((json.dumps({"text": "word " * 40}) + "\n") * 7000)
+    samples, full = plan(), plan(verify="full")
+    assert "train_data.text.verify=full: hashing 3 files" in capsys.readouterr().out
+    version, raw = content.sample_of(str(path), "jsonl"), bytearray(path.read_bytes())
+    for place in range(70_000, len(raw)):
+        if raw[place : place + 4] == b"word":
+            raw[place : place + 4] = b"WORD"
+            path.write_bytes(raw)
+            if content.sample_of(str(path), "jsonl") == version:
+                break
+            raw[place : place + 4] = b"word"
+    assert plan().fingerprint == samples.fingerprint, "the samples are those of before"
+    continues(tmp_path, samples.fingerprint, plan(verify="full"))  # nothing to compare: it began without
+    continues(tmp_path, full.fingerprint, plan())
+    with pytest.raises(InputError, match=r"was b\.jsonl whole=\w+\n    is  b\.jsonl whole=") as error:
+        continues(tmp_path, full.fingerprint, plan(verify="full"))
+    assert "a.parquet" not in str(error.value)
+    shutil.copytree(text_folder, tmp_path / "copy")
+    continues(tmp_path, plan(verify="full").fingerprint, plan(dataset=tmp_path / "copy", verify="full"))

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from moe.common.errors import DataFault, InputError
 from moe.data import build_text_eval_loader, build_text_loader
 from moe.data.read import lanes
 from moe.data.read.lanes import documents, validation_rows
-from moe.errors import DataFault, InputError
 from tests.unit.data.conftest import make_texts
 from tests.unit.data.hub_server import Hub
 

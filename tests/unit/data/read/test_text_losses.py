@@ -12,8 +12,8 @@ from tests.unit.data.write.test_convert_text import make_tokenizer
 @pytest.mark.parametrize("late", [True, False])
 def test_training_on_text_tells_what_its_tokenizer_cannot_write(plan, text_folder, tmp_path, capsys, late, monkeypatch):
     """A12: from all over the text, not from its front; in the summary, as a warning, and in `moe check`."""
-    from moe.checks.data import _losses
     from moe.config import TrainData
+    from moe.plan.checks.data import _losses
 
     monkeypatch.setattr(sample, "PLACE_CHARS", 2000)
     for path in text_folder.iterdir():

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
+from moe.common.errors import InputError
 from moe.data import load_tokenizer
 from moe.data.text import encoders
 from moe.data.text.encoders import HARD, Transformers, build_encoder, choose_encoder, first_difference
-from moe.data.text.tokenizer import encode_plain, plain_json
-from moe.errors import InputError
+from moe.data.text.plain_ids import encode_plain, plain_json
 from tests.unit.data.conftest import make_texts
 
 

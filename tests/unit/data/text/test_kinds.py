@@ -10,13 +10,13 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.text import json_array, planning
 from moe.data.text.files import SourceFile, kind_of
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import make_texts
 
 TEXTS = [*make_texts(30), 'a "quoted", text\nover two lines\r\nand a third', "ünï — 你好"]

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.text.looks import head_fault
 from moe.data.text.rows import Skipped
-from moe.errors import InputError
 from tests.unit.data.text.test_kinds import documents, zst
 
 PROSE = "The lamp was out before the letter came, and nobody in the house had heard the door.\n" * 20

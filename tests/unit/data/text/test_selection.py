@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moe.common.errors import InputError
 from moe.data.text.files import KINDS
 from moe.data.text.readme import matcher, read_configs
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
-from moe.errors import InputError
 from tests.chaos.foreign import readme_header
 
 
@@ -207,6 +207,19 @@ def test_patterns_take_no_time(tmp_path):
     assert time.monotonic() - started < 2
 
 
+def test_paths_by_aliases_are_bounded(tmp_path):
+    """C1: 4,000 times a list of 4,000."""
+    names = ", ".join(f"f{i}" for i in range(4000))
+    header = f"configs:\n- config_name: a\n  other: &p [{names}]\n  data_files:\n"
+    header += "  - {split: x, path: *p}\n" * 4000
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "README.md").write_text(f"---\n{header}---\n")
+    started = time.monotonic()
+    with pytest.raises(InputError, match="names more than 100,000 paths"):
+        source_of(tmp_path)
+    assert time.monotonic() - started < 5
+
+
 def test_any_header_is_read_or_refused(tmp_path):
     """C1: a seeded minute's part of the fuzzer (tests/chaos/foreign.py)."""
     drawn = random.Random(3)
@@ -219,8 +232,11 @@ def test_any_header_is_read_or_refused(tmp_path):
 
 NAMES = st.sampled_from(["a", "b", ".h", "train-0", "test-1", "night-train", "LICENSE", "ü", "x y"])
 ENDS = st.sampled_from([*KINDS, ".docx", ""])
+HOW = st.sampled_from("ffflhDLp")  # files, links and hard links; folders by a second name, loops; pipes
 TREES = st.lists(
-    st.tuples(st.lists(st.sampled_from(["d", "e", ".g", "test"]), max_size=2), NAMES, ENDS, st.sampled_from("ffflh")),
+    st.tuples(
+        st.lists(st.sampled_from(["d", "e", ".g", "test"]), max_size=2), NAMES, ENDS, st.sampled_from("ffflhDLp")
+    ),
     min_size=1,
     max_size=9,
 )
@@ -229,7 +245,7 @@ TREES = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TREES, st.sampled_from(["train", "test"]), st.integers(0, 10**6))
 def test_a_tree_is_used_or_left_out_file_by_file(tmp_path, tree, split, number):
-    """A7: of random files, links and names every one is in once or told, and an order of listing changes nothing."""
+    """A7: of random files, links, loops, pipes, kinds and names every one is in once or told."""
     root = tmp_path / str(number) / str(time.monotonic_ns())
     root.mkdir(parents=True)
     real: list[Path] = []
@@ -241,6 +257,10 @@ def test_a_tree_is_used_or_left_out_file_by_file(tmp_path, tree, split, number):
         if how == "f" or not real:
             path.write_text(f"{len(real)}")
             real.append(path)
+        elif how in "DL":  # a folder by a second name, or one that holds the link: a loop
+            os.symlink(root if how == "L" else real[number % len(real)].parent, path)
+        elif how == "p":
+            os.mkfifo(path)
         elif how == "l":
             os.symlink(real[number % len(real)], path)
         else:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.text import planning
 from moe.data.text.plain_text import TXT_CHARS
 from moe.data.text.planning import plan_units
@@ -9,7 +10,6 @@ from moe.data.text.reading import read_batches
 from moe.data.text.readme import matcher
 from moe.data.text.selection import select
 from moe.data.text.sources import local_source
-from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
 README = """---
@@ -65,7 +65,7 @@ def test_files_of_other_configs_are_counted(tmp_path):
     for name in NAMES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(README if name == "README.md" else "")
-    source = local_source([tmp_path], dataset="x", config="sample-10BT", split="train")
+    source = local_source([tmp_path], config="sample-10BT", split="train")
     assert len(source.files) == 2
     assert sum(one.reason.startswith("of another --config") for one in source.left_out) == 8
 
@@ -91,7 +91,7 @@ def test_a_star_stays_inside_one_folder():
 
 
 def rows_of(folder):
-    source = local_source([folder], dataset="x", config=None, split="train")
+    source = local_source([folder], config=None, split="train")
     units, bad = plan_units(source.files, "text")
     assert not bad
     return [[text for batch in read_batches(unit, "text") for text in batch.texts.to_pylist()] for unit in units]
@@ -140,4 +140,4 @@ def test_text_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path):
 def test_unreadable_kind_of_file_is_refused(tmp_path):
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(InputError, match=r"a\.docx: cannot read this kind of file"):
-        local_source([tmp_path / "a.docx"], dataset="x", config=None, split="train")
+        local_source([tmp_path / "a.docx"], config=None, split="train")

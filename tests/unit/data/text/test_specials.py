@@ -8,16 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from moe.common.errors import InputError
 from moe.data.text.encoders import HARD, Transformers, first_difference
-from moe.data.text.tokenizer import (
-    decode_new,
-    encode_plain,
-    encode_prompt,
-    load_tokenizer,
-    plain_json,
-    tokenizer_fingerprint,
-)
-from moe.errors import InputError
+from moe.data.text.plain_ids import decode_new, encode_plain, encode_prompt, plain_json
+from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz</>[]"
 
@@ -159,3 +153,12 @@ def test_new_ids_of_byte_level_bpe_are_as_before(tokenizer_folder):
         assert decode_new(tokenizer, encode_prompt(tokenizer, "the fox"), ids) == text
     assert encode_prompt(tokenizer, "") == [tokenizer.eos_token_id]
     assert tokenizer.eos_token_id not in encode_prompt(tokenizer, "a<|endoftext|>b")  # as in training
+
+
+def test_a_tokenizer_json_of_garbage_is_one_message(tmp_path):
+    """C8: what tokenizers says of it, and not that a tokenizer.json is needed where one is."""
+    merges = '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}}'
+    for content in ('{"version": "1.0", "model": 5', "\x00", merges):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(InputError, match=r"the files in it \(tokenizer\.json\) make no tokenizer; .* \(.+\)"):
+            load_tokenizer(str(tmp_path))

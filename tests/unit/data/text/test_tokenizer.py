@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import load_tokenizer, tokenizer_fingerprint
 from moe.data.text.encoders import HARD
-from moe.data.text.tokenizer import PROBES, encode_plain, plain_json, token_bytes, token_dtype, vocab_size
-from moe.errors import InputError
+from moe.data.text.plain_ids import encode_plain, plain_json
+from moe.data.text.tokenizer import PROBES, token_bytes, token_dtype, vocab_size
 
 
 def changed(folder, out, change, name="tokenizer.json"):
@@ -135,7 +136,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message_after_two_tries(monkeypatch
     """Its own client tries for 47 seconds, with two lines for each try."""
     address, slept = no_listener(), []
     monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setattr("moe.data.text.tokenizer.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("moe.data.text.tokenizer_hub.time", SimpleNamespace(sleep=slept.append))
     with pytest.raises(InputError, match=rf"'nobody/none' cannot be loaded: .*\({address} cannot be reached: \w+\)"):
         load_tokenizer("nobody/none")
     assert slept == [1] and capfd.readouterr().err.count("\n") == 1
@@ -143,7 +144,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message_after_two_tries(monkeypatch
 
 def test_a_tokenizer_that_is_cached_needs_no_hub(monkeypatch, tokenizer_folder, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", no_listener())
-    monkeypatch.setattr("moe.data.text.tokenizer.time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr("moe.data.text.tokenizer_hub.time", SimpleNamespace(sleep=lambda seconds: None))
     from transformers import AutoTokenizer
 
     asked, plain = [], AutoTokenizer.from_pretrained

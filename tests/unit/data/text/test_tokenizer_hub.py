@@ -7,9 +7,9 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import hub_client, load_tokenizer, tokenizer_fingerprint
 from moe.data.text import tokenizer_hub
-from moe.errors import InputError
 from tests.unit.data.hub_server import Hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import load_tokenizer, verify_split
 from moe.data.text import planning
 from moe.data.text.encoders import HARD
 from moe.data.write import packing
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import expected_split, folder_bytes, make_texts, read_rows, write_parquet
 
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from moe.common.errors import InputError
 from moe.data import load_tokenizer
-from moe.data.text.tokenizer import encode_plain
+from moe.data.text.plain_ids import encode_plain
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
 

@@ -176,8 +176,8 @@ def test_check_warns_of_losses(tmp_path, make_request):
     """A12: `moe check` on the converted folder."""
     from types import SimpleNamespace
 
-    from moe.checks.data import _losses
     from moe.config import TrainData
+    from moe.plan.checks.data import _losses
 
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.jsonl").write_text("\n".join([json.dumps({"text": "слово и word " * 9})] * 20 + ["{"] * 5))

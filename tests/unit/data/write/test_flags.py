@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.write.convert import convert
 from moe.data.write.flags import add_convert_arguments, add_tokenizer_arguments, exit_code
-from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
 

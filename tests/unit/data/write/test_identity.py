@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import moe.data.write.recorded as recorded
+from moe.common.errors import InputError
 from moe.data.text.content import sample_of
 from moe.data.text.files import Unit
 from moe.data.write.convert import convert
 from moe.data.write.progress import human
-from moe.errors import InputError
 from moe.train.inputs import shards_fingerprint
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 

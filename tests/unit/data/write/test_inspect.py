@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from moe.cli import inspect
+from moe.common.errors import InputError
 from moe.data.write.convert import convert
-from moe.errors import InputError
 from tests.unit.data.conftest import make_texts, write_parquet
 
 

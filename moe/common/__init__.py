@@ -1,0 +1,1 @@
+"""What every part may use: errors, the console, units, paths, locks, s3. Imports nothing else of moe."""

@@ -1,0 +1,52 @@
+"""Paths as people write them, made into paths of this machine: one function for every flag and setting.
+
+- `~` is the home folder also where no shell has seen it: in yaml, in key=value, in quotes.
+- An address (s3://, hf://, file://) where a folder of this machine is needed is refused. `Path` makes `s3:/x` of
+  `s3://x`, so one slash is enough to tell.
+- Every other character stays as it is, bytes that are not UTF-8 among them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from moe.common.errors import InputError
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(value: str | os.PathLike[str], name: str) -> Path:
+    """`value`, which the flag or setting `name` gives, as a path of this machine.
+
+    Raises:
+        InputError: it is an address, empty, of a user that is not known, or holds a NUL.
+    """
+    text = os.fspath(value)
+    if ADDRESS.match(text):
+        raise InputError(f"{name} ({text}) must be a path on this machine, not an address; write there and upload that")
+    return Path(expanded(text, name))
+
+
+def path_or_address(value: str | os.PathLike[str], name: str) -> str:
+    """As `local_path`, where s3://bucket/prefix is as good."""
+    text = os.fspath(value)
+    if text.startswith("s3://"):
+        return text
+    if ADDRESS.match(text):
+        raise InputError(f"{name} ({text}): a path or s3://bucket/prefix is needed")
+    return expanded(text, name)
+
+
+def expanded(text: str, name: str) -> str:
+    """`text` with the home folder in the place of `~`. Raises InputError for one that cannot be a path."""
+    if not text.strip() or "\0" in text:
+        raise InputError(f"{name} ({text!r}) is no path; give one, or leave {name} out")
+    found = os.path.expanduser(text)
+    if found == text and re.match(r"~[^/]*(/|$)", text):
+        raise InputError(
+            f"{name} ({text}): there is no home folder of {text.split('/')[0]}; write the path in full, "
+            f"or ./{text} for a folder of that name"
+        )
+    return found

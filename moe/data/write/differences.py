@@ -1,0 +1,78 @@
+"""What a conversion began with and what it is asked for now: how both are written down, and what differs.
+
+Content is compared: no path, time or name of a file, nor how the dataset was typed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from moe.data.text.content import Known, known_of
+from moe.data.text.files import SourceFile, kind_of
+
+FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
+TOLD = ("asked", "commit")  # keys of an identity that are told, not compared
+
+
+class Plan(TypedDict):
+    """`request`: what decides the result, and what is TOLD. `files`: (name, version) in order; `stats`: their stat
+    records, or null.
+    """
+
+    format: int
+    request: dict[str, Any]
+    files: list[list[str]]
+    stats: list[Any] | None
+
+
+class Finished(TypedDict):
+    """As Plan. `reads`: by a file's place in `files`, what was read of it (recorded.Read)."""
+
+    format: int
+    request: dict[str, Any]
+    files: list[list[str]]
+    stats: list[Any] | None
+    reads: list[list[Any]]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    keys = [key for key in new if key not in TOLD and old.get(key) != new[key]]
+    return [f"  {key}: {old.get(key)} then, {new[key]} now" for key in keys]
+
+
+def file_differences(old: list[list[str]], new: list[list[str]]) -> list[str]:
+    """Files with another version, as then and now; the first few. Their order counts, their names do not."""
+    if [version for _, version in old] == [version for _, version in new]:
+        return []
+    before, now = ({name: version for name, version in files} for files in (old, new))
+    changed = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    lines = [f"  {name}: {how(before.get(name), now.get(name))}" for name in changed[:5]]
+    return (lines or ["  the files come in another order"]) + [f"  and {len(changed) - 5} more files"] * (
+        len(changed) > 5
+    )
+
+
+def how(before: str | None, now: str | None) -> str:
+    if before is None or now is None:
+        return "was not there then" if before is None else "is not there now"
+    return f"its content changed (version {before[:12]} then, {now[:12]} now)"
+
+
+def asked_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What was typed otherwise: it may be why files differ."""
+    before, now = old.get("asked") or {}, new.get("asked") or {}
+    return [f"  ({key}: {before.get(key)} then, {now.get(key)} now)" for key in now if before.get(key) != now.get(key)]
+
+
+def versions(files: list[SourceFile]) -> list[list[str]]:
+    return [[file.name, file.version] for file in files]
+
+
+def stats(files: list[SourceFile]) -> list[list[int] | None]:
+    return [list(file.stat) if file.stat else None for file in files]
+
+
+def known_files(plan: Plan) -> Known:
+    """What a plan says of its files, for content.versions_of."""
+    found = zip(plan["files"], plan.get("stats") or [], strict=False)
+    return known_of((kind_of(name) or "", version, times) for (name, version), times in found)

@@ -1,0 +1,224 @@
+"""The work of a conversion, wherever it is kept: what is begun, done and complete, and whether it may be gone on with.
+
+`plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's version and
+a hash of what was read, so a file that changed after its units were made is refused too, while a broken file may be
+mended. Of a hub dataset the commit is recorded, and a run that goes on takes that one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from moe.common.errors import InputError
+from moe.common.ownership import refuse_strangers
+from moe.common.typed_json import parse_json
+from moe.common.units import say
+from moe.data.folders import Folder
+from moe.data.text.content import Known
+from moe.data.text.files import SourceFile, Unit
+from moe.data.write.differences import (
+    FORMAT,
+    Finished,
+    Plan,
+    asked_differences,
+    differences,
+    file_differences,
+    how,
+    known_files,
+    stats,
+    versions,
+)
+from moe.data.write.recorded import edited
+from moe.data.write.unit_store import UnitStore
+
+# what a conversion writes: in <out>, and at the top of <out>.partial
+RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
+WORK = re.compile(
+    r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.plan\.json\.\d+"
+)
+
+SAME = "the same command with --overwrite starts again"
+
+
+class Work:
+    """What both kinds share. `merged` is where the dataset is put together."""
+
+    merged: Folder
+
+    def __init__(self, out: Folder, *, overwrite: bool) -> None:
+        self.out, self.partial = out, out.beside(".partial")
+        self.units = UnitStore(self.partial / "units")
+        self._overwrite = overwrite
+
+    def _is_begun(self) -> bool:
+        """Whether <out> holds the beginning of this conversion's result."""
+        return False
+
+    def recorded_commit(self, asked: dict[str, Any]) -> str | None:
+        """The commit of the hub that a run of the same command began with, or is complete with; None for none."""
+        for content in (self.partial.read("plan.json"), None if self._overwrite else self.out.read("conversion.json")):
+            try:
+                plan = parse_json(content or b"", Plan)
+            except ValueError:
+                continue
+            if plan["format"] == FORMAT and plan["request"].get("asked") == asked:
+                return plan["request"].get("commit")
+        return None
+
+    def known_files(self) -> Known:
+        """What is recorded of the files that were read before, here or for the result in <out>."""
+        known: dict[tuple[Any, ...], str] = {}
+        for content in (self.out.read("conversion.json"), self.partial.read("plan.json")):
+            try:
+                known |= known_files(parse_json(content or b"", Plan))
+            except (ValueError, TypeError):  # damaged: told where it decides
+                continue
+        return known
+
+    def refuse_strangers(self) -> None:
+        """Raises InputError where <out> or <out>.partial holds what no conversion wrote, and would be replaced."""
+        if not self.out.is_empty() and (self._overwrite or self._is_begun()):
+            self._check_result()
+        names = self._work_names()
+        refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
+        if names - {".lock"} and "plan.json" not in names:
+            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
+
+    def _check_result(self) -> None:
+        if self.out.read("meta.json") is not None or self._is_begun():
+            names = self._result_names()
+            refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
+
+    def _result_names(self) -> list[str]:
+        return sorted(self.out.sizes())
+
+    def _work_names(self) -> set[str]:
+        """Files and folders at the top of <out>.partial."""
+        return {name.split("/")[0] for name in self.partial.sizes()}
+
+    def is_complete(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool = False) -> bool:
+        """Whether <out> is the finished result of this request.
+
+        full: hash again what was read then, whatever the files' times. InputError when <out> is something else and may
+        not be replaced.
+        """
+        if self.out.is_empty():
+            return False
+        if self.out.read("meta.json") is None:
+            if self._is_begun():
+                return False
+            raise InputError(
+                f"--out {self.out}: holds something else than a converted dataset; choose another folder or empty it"
+            )
+        if self._overwrite:
+            return False
+        try:
+            report = parse_json(self.out.read("conversion.json") or b"", Finished)
+        except ValueError:
+            report = None
+        if report is None or report["format"] != FORMAT:
+            raise InputError(
+                f"--out {self.out}: holds another conversion: one of an earlier version, or its conversion.json is "
+                "damaged, so whether it is of this command cannot be told. It can be trained on as it is; choose "
+                "another --out, or --overwrite to make it again."
+            )
+        changed = differences(report["request"], identity)
+        if not changed:
+            changed = file_differences(report["files"], versions(files))
+            changed += asked_differences(report["request"], identity) * bool(changed)
+        if not changed:
+            reads = [(files[place], read) for place, *found in report["reads"] for read in found]
+            changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
+        if changed:
+            text = "\n".join(changed)
+            raise InputError(
+                f"--out {self.out}: holds another conversion\n{text}\n"
+                "Choose another --out, or --overwrite to replace it."
+            )
+        return True
+
+    def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
+        """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
+        try:
+            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
+        except ValueError:
+            begun = {}
+        if self._overwrite or "id_column" not in begun:
+            return choose()
+        name = begun["id_column"]
+        how = f"column {name!r}, by their text where there is none" if name else "their text"
+        return name, f"documents are told apart by {how}, as this was begun"
+
+    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
+        """Go on with what <out>.partial holds if the same request began it."""
+        content = self.partial.read("plan.json")
+        if content is not None:
+            changed = self._changed(content, identity, files, units, full=full)
+            if changed and not self._overwrite:
+                raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
+            if changed:
+                self._clear()
+                self.units = UnitStore(self.units.folder)
+        plan: Plan = {"format": FORMAT, "request": identity, "files": versions(files), "stats": stats(files)}
+        self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
+
+    def _changed(
+        self, content: bytes, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool
+    ) -> list[str]:
+        """Why the work cannot be gone on with, in lines; none where it can."""
+        try:
+            old = parse_json(content, Plan)
+        except ValueError:
+            old = None
+        if old is None or old["format"] != FORMAT:
+            cause = "was begun by an earlier version of this project, which cannot be gone on with"
+            if old is None and b'"request"' not in content:
+                cause = "its plan.json is damaged, so what was begun there is not known"
+            return [f"{cause}; {SAME}"]
+        changed = differences(old["request"], identity)
+        cause = "begun by another request" if changed else "begun with other files"
+        if not changed:
+            then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
+            if len(then) != len(now):
+                there: list[list[list[str]]] = [[[name, "there"] for name in names] for names in (then, now)]
+                changed = file_differences(*there)
+        if not changed:
+            done = [(unit, mark) for unit in units if (mark := self.units.done(unit)) is not None]
+            for unit, mark in done:
+                if mark["file_version"] != unit.file.version:
+                    line = f"  {unit.file.name}: {how(mark['file_version'], unit.file.version)}"
+                    changed += [line] * (line not in changed)
+            if not changed:
+                reads = [(unit.file, mark["read"]) for unit, mark in done]
+                changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
+        if not changed:
+            return []
+        typed = asked_differences(old["request"], identity)
+        mend = "Run it as it was begun, or --overwrite to start again."
+        return [
+            cause,
+            *changed[:6],
+            *[f"  and {len(changed) - 6} more"] * (len(changed) > 6),
+            *typed,
+            mend,
+        ]
+
+    def _clear(self) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the work, and nothing that another has put beside it."""
+        names = self.partial.sizes()
+        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
+
+    def discard_own(self, identity: dict[str, Any]) -> None:
+        """Remove the work where it is of this request."""
+        try:
+            plan = parse_json(self.partial.read("plan.json") or b"", Plan)
+        except ValueError:
+            return
+        if plan["format"] == FORMAT and not differences(plan["request"], identity):
+            self.discard()

@@ -1,0 +1,1 @@
+"""Scores a model: its loss on converted data, and tasks of lm-eval. Knows no Composer; training may call it."""

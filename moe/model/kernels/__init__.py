@@ -1,0 +1,1 @@
+"""Backends of the experts' matrix products: a loop for the CPU, grouped products, Triton."""

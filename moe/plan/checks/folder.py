@@ -1,0 +1,166 @@
+"""The run folder: can it be written, has it space, what would the run go on from. Leaves it as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe.common.errors import InputError
+from moe.common.locks import has_locks, held_by
+from moe.common.s3 import RemoteError
+from moe.common.units import size
+from moe.config import Config, parse_time
+from moe.plan.checks.result import Report, Result
+from moe.plan.estimate import find_disk
+
+if TYPE_CHECKING:
+    from moe.train.checkpointing.checkpoints import Checkpoint
+    from moe.train.inputs import Inputs
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or what there is of the path to it."""
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # Path.exists may raise
+
+
+def check_folder(config: Config, *, vocab_size: int) -> list[Result]:
+    """Whether files can be made in the run folder, and whether the checkpoints that are kept find space."""
+    from moe.train.checkpointing.checkpoints import step_folders
+    from moe.train.checkpointing.run_folder import local_folder
+
+    folder = local_folder(config.save_folder, config.run_name)
+    place = existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:  # has no name: the folder stays as it is
+            file.write(b"moe check")
+            file.flush()
+    except OSError as error:
+        why = "is no folder" if isinstance(error, NotADirectoryError) else f"cannot be written: {error.strerror}"
+        return [Result("folder", "fail", f"save_folder ({folder}): {place} {why}; mend it or give another one")]
+    return [
+        Result("folder", "pass", f"{folder} can be written"),
+        _space(config, vocab_size, place, step_folders(folder)),
+    ]
+
+
+def _space(config: Config, vocab_size: int, place: Path, there: list[Path]) -> Result:
+    disk, keep = find_disk(config, vocab_size), config.save_num_checkpoints_to_keep
+    free = shutil.disk_usage(place).free
+    newest = min(disk.most, (1 if keep < 0 else keep) + 1)
+    least, most = (max(1, number - len(there)) * disk.checkpoint for number in (newest, disk.most))
+    text = f"{size(free)} free on the disk of {place}"
+    if free < least:
+        return Result(
+            "space",
+            "fail",
+            f"{text}, and {newest} checkpoints of {size(disk.checkpoint)} (those kept and the one being written) "
+            f"take {size(least)} more; free some, or lower save_num_checkpoints_to_keep ({keep})",
+        )
+    if free < most:
+        return Result(
+            "space",
+            "warn",
+            f"{text}, enough to begin; by the end {disk.most} checkpoints of {size(disk.checkpoint)} take "
+            f"{size(most)} more; free some, or raise keep_every ({config.keep_every})",
+        )
+    return Result("space", "pass", f"{text}, {size(most)} more for {disk.most} checkpoints at most")
+
+
+def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report: Report) -> Result:
+    """Fresh, or the step that the run goes on from; with `hashes` every byte of its checkpoint is read."""
+    from moe.train.checkpointing.run_folder import local_folder
+
+    folder = local_folder(config.save_folder, config.run_name)
+    try:
+        if holder := held_by(folder / ".lock"):
+            raise InputError(
+                f"save_folder ({folder}) is in use by another training process ({holder}); "
+                "wait for it, stop it, or give another run_name"
+            )
+        found, note = _find(config, folder, hashes, report)
+        if found is None and config.load_path is not None:
+            return Result("resume", "pass", f"{folder}: starts fresh, from {_other(config, inputs)}")
+        if found is None:
+            return Result("resume", "pass", f"{folder}: starts fresh")
+        changes = _changes(config, found, inputs) + _locks(folder)
+    except InputError as error:
+        return Result("resume", "fail", str(error))
+    except RemoteError as error:
+        return Result("resume", "fail", f"save_folder: {error}")
+    except OSError as error:
+        return Result("resume", "fail", f"{error.filename or folder}: cannot be read: {error.strerror}; mend it")
+    steps = parse_time(config.max_duration).to_steps(config.global_train_batch_size * config.max_seq_len)
+    if found.step >= steps:
+        return Result("resume", "pass", f"{folder}: is complete, at step {found.step:,} of {steps:,}{note}")
+    text = f"{folder}: goes on from step {found.step:,} of {steps:,}{note}"
+    return Result("resume", "warn" if changes else "pass", "; ".join([text, *changes]))
+
+
+def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[Checkpoint | None, str]:
+    """What a start would go on from, found as a start finds it, and what is to be said of it."""
+    from moe.train.checkpointing.find_run import find_run
+    from moe.train.checkpointing.remote import RemoteRun
+
+    remote = RemoteRun(config.save_folder, folder, report=report) if "://" in config.save_folder else None
+    if hashes:
+        report(f"verifying the checkpoint that {folder} would go on from ...")
+    run = find_run(
+        folder,
+        remote,
+        run_name=config.run_name,
+        autoresume=config.autoresume,
+        resume_from=config.resume_from,
+        report=report,
+        hashes=hashes,
+    )
+    found = run.checkpoint
+    if found is None:
+        return None, ""
+    if faults := [str(fault) for _, fault in run.broken]:
+        raise InputError("; ".join(faults) + f"; training would set it aside and go on from step {found.step:,}")
+    if run.fetch:
+        return found, f", fetched from {config.save_folder} and verified then"
+    return found, "" if hashes else "; its bytes were not verified"
+
+
+def _locks(folder: Path) -> list[str]:
+    """What is to be said where nobody can tell whether another process trains there."""
+    if has_locks(folder / ".lock"):
+        return []
+    return ["this file system has no locks: see to it yourself that no other process trains in that folder"]
+
+
+def _other(config: Config, inputs: Inputs | None) -> Path:
+    """The checkpoint of `load_path`. Raises InputError where it is not there or does not fit."""
+    from moe.train.checkpointing.checkpoints import find_named
+    from moe.train.checkpointing.compatibility import check_weights_fit
+
+    named = find_named(str(config.load_path))
+    if config.load_weights_only:
+        size = named.manifest["vocab_size"] if inputs is None else inputs.vocab_size
+        check_weights_fit(named, dataclasses.asdict(config), size, _tokenizer(inputs))
+    else:
+        _changes(config, named, inputs)
+    return named.path
+
+
+def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:
+    """What has changed since the checkpoint. Raises InputError for what must not."""
+    from moe.optim.rates import rate_change
+    from moe.train.checkpointing.compatibility import check_continues
+
+    lines: list[str] = []
+    settings: dict[str, Any] = dataclasses.asdict(config)
+    data, former = (found.manifest["data"], ()) if inputs is None else (inputs.fingerprint, inputs.former)
+    check_continues(found, settings, data, lines.append, _tokenizer(inputs), former=former)
+    moved = rate_change(found.manifest["config"], settings, found.step)
+    return [*lines, *([moved] if moved else [])]
+
+
+def _tokenizer(inputs: Inputs | None) -> str | None:
+    """Its fingerprint, where it is known."""
+    return inputs.tokenizer.fingerprint if inputs is not None and inputs.tokenizer is not None else None

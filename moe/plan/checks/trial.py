@@ -1,0 +1,139 @@
+"""One real step, and a checkpoint of it that is written, read and gives the same loss.
+
+Decisions:
+- Built as a run builds it, on real data, in a temporary folder beside the run folder, on its disk; nothing stays.
+- One microbatch, not the whole batch, with fresh weights and without Composer's Trainer: a check is to take a minute.
+- The weights are zeroed before they are read back: what is compared must have come from the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe.common.errors import InputError, RunFailed
+from moe.common.units import size
+from moe.config import Config
+from moe.plan.checks.result import Report, Result
+from moe.train.temporary_folder import own_temporary_folder
+
+if TYPE_CHECKING:
+    from moe.train.inputs import Inputs
+
+GPU_TOLERANCE = 1e-4  # relative; its kernels need not give the same bits twice
+
+
+def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> Iterator[Result]:
+    """`step`, and where it could be made `checkpoint`. place: an existing folder on the run folder's disk."""
+    import torch
+
+    name = "step"
+    try:
+        with own_temporary_folder(), tempfile.TemporaryDirectory(prefix=".moe-check-", dir=place) as folder:
+            report("building the model and taking one step ...")
+            trial = _Trial(config, inputs)
+            yield trial.step()
+            name = "checkpoint"
+            report("writing a checkpoint and reading it back ...")
+            yield trial.save_and_load(Path(folder))
+    except (InputError, RunFailed) as error:
+        yield Result(name, "fail", str(error))
+    except torch.OutOfMemoryError as error:
+        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        yield Result(name, "fail", f"{str(error).splitlines()[0]}; {mend}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # killed, as for want of shared memory
+            raise
+        yield Result(name, "fail", f"{str(error).strip().splitlines()[-1]}; more shared memory, or num_workers=0")
+    except OSError as error:
+        yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; mend it or free some space")
+
+
+class _Trial:
+    """Model, optimizer and one microbatch of a run."""
+
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        import torch
+
+        from moe.train import build
+        from moe.train.tf32 import forbid_tf32
+
+        forbid_tf32()
+        self.config, self.inputs = config, inputs
+        on_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.precision = config.precision if on_gpu else "fp32"
+        samples = build.microbatch_size(config, 1, on_gpu)
+        spec = build.build_train_spec(config, inputs, 1, inputs.text)
+        batch = spec.batch_transforms(next(iter(spec.dataloader)))  # as a run: on a GPU its documents are counted
+        rows = 1 if samples == "auto" else int(samples)
+        self.batch = {key: value[:rows].to(self.device) for key, value in batch.items()}
+        self.model = build.build_model(config, inputs, inputs.tokenizer_name).to(self.device)
+        self.optimizer, _ = build.build_optimizer(config, self.model)
+
+    def loss(self) -> Any:
+        """Of the microbatch: LossParts, and the loss to differentiate."""
+        from moe.train.microbatch_loss import microbatch_loss
+
+        return microbatch_loss(self.model, self.batch, self.precision)
+
+    def mean_loss(self) -> float:
+        """Per target, in nats, without dropout."""
+        import torch
+
+        self.model.eval()
+        with torch.no_grad():
+            parts, _ = self.loss()
+        self.model.train()
+        return float(parts.nll / parts.targets)
+
+    def step(self) -> Result:
+        import torch
+
+        start = time.monotonic()
+        parts, total = self.loss()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        before, after = float(parts.nll / parts.targets), self.mean_loss()
+        rows, usual = "x".join(str(n) for n in self.batch["tokens"].shape), math.log(self.inputs.vocab_size)
+        text = f"loss {before:.3f} -> {after:.3f} on {rows} tokens in {time.monotonic() - start:.1f} s"
+        if self.device.type == "cuda":
+            text += f", at most {size(torch.cuda.max_memory_allocated())}"
+        if not math.isfinite(before) or not math.isfinite(after):
+            return Result("step", "fail", f"{text}; it must be finite: lower optimizer.lr, or set precision=fp32")
+        if before > usual + 1.0:
+            return Result("step", "warn", f"{text}; a fresh model starts near ln(vocabulary) = {usual:.2f}")
+        return Result("step", "pass", text)
+
+    def save_and_load(self, folder: Path) -> Result:
+        from moe.train.checkpointing.checkpoints import load_state, read_checkpoint, write_checkpoint
+
+        start, before = time.monotonic(), self.mean_loss()
+        state = {"model": self.model.state_dict(), "optimizers": self.optimizer.state_dict()}
+        manifest = {
+            "tokens": 0,
+            "config": dataclasses.asdict(self.config),
+            "data": self.inputs.fingerprint,
+            "eos_id": self.inputs.eos_id,
+            "vocab_size": self.inputs.vocab_size,
+        }
+        path = write_checkpoint(folder, 1, {"state": state}, manifest)
+        for parameter in self.model.parameters():
+            parameter.data.zero_()
+        found = load_state(read_checkpoint(path).state_file, mmap=True)["state"]
+        self.model.load_state_dict(found["model"])
+        self.optimizer.load_state_dict(found["optimizers"])
+        after, written = self.mean_loss(), (path / "state.pt").stat().st_size
+        text = f"{size(written)} written and read in {time.monotonic() - start:.1f} s"
+        if abs(after - before) > (GPU_TOLERANCE * before if self.device.type == "cuda" else 0):
+            return Result(
+                "checkpoint", "fail", f"{text}, and the loss is {after} instead of {before}: report this as a bug"
+            )
+        return Result("checkpoint", "pass", f"{text}, the same loss: {after:.6f}")

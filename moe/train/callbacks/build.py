@@ -1,0 +1,106 @@
+"""Config -> what acts at the events of a run: schedule, clipping, losses, saving; and what tells of it.
+
+Their order is the order in which they act on the same event.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from composer import Callback
+from composer.loggers import LoggerDestination
+
+from moe.common.units import say
+from moe.config import Config, Every, parse_time
+from moe.data.text.tokenizer import load_tokenizer
+from moe.train.build import build_schedule
+from moe.train.callbacks.alarms import Alarms
+from moe.train.callbacks.console import Console
+from moe.train.callbacks.events import Events
+from moe.train.callbacks.gradients import GradientClipping
+from moe.train.callbacks.learning_rate import LearningRate
+from moe.train.callbacks.losses import StepLosses
+from moe.train.callbacks.samples import Samples
+from moe.train.callbacks.saver import CheckpointSaver
+from moe.train.callbacks.seeding import StepSeed
+from moe.train.callbacks.throughput import Throughput
+from moe.train.callbacks.weights import WeightNorms
+from moe.train.checkpointing.changes import versions
+from moe.train.checkpointing.checkpoints import TOKENIZER
+from moe.train.checkpointing.run_folder import RunFolder
+from moe.train.composer_model import MoEModel
+from moe.train.inputs import Inputs
+from moe.train.stop import StopSignal
+
+
+def build_callbacks(
+    config: Config,
+    meta: Inputs,
+    folder: RunFolder,
+    stop: StopSignal,
+    model: MoEModel,
+    groups: list[dict[str, Any]],
+    every: Callable[[str], Every],
+) -> list[Callback]:
+    """What every rank needs. `groups` are the optimizer's settings as configured, `every` reads an interval."""
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
+    log = every(config.log_interval)
+    tokenizer_files = meta.tokenizer.files if meta.tokenizer is not None else {}
+    clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
+    callbacks: list[Callback] = [
+        Throughput(flops_per_token=model.flops_per_token, log=log),
+        StepSeed(config.seed),
+        LearningRate(
+            build_schedule(config),
+            total=parse_time(config.max_duration),
+            tokens_per_step=tokens_per_step,
+            groups=groups,
+        ),
+        StepLosses(model, tokens_per_step=tokens_per_step, log=log, skipped=lambda: clipping.in_a_row > 0),
+        clipping,
+        WeightNorms(model.transformer, log),
+        CheckpointSaver(
+            folder.path,
+            every=every(config.save_interval),
+            keep=config.save_num_checkpoints_to_keep,
+            keep_every=parse_time(config.keep_every) if config.keep_every else None,
+            max_failed=config.max_failed_saves,
+            stop=stop,
+            report=say,
+            event=folder.history.event,
+            remote=folder.remote,
+            more={f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
+            manifest={
+                "config": dataclasses.asdict(config),
+                "data": meta.fingerprint,
+                "eos_id": meta.eos_id,
+                "vocab_size": meta.vocab_size,
+                "tokenizer": meta.tokenizer.fingerprint if meta.tokenizer is not None else None,
+                "versions": versions(),
+                "changes": folder.history.changes,
+            },
+        ),
+    ]
+    if config.eval_data is not None and config.sample_prompts:
+        callbacks.append(
+            Samples(
+                model.transformer, load_tokenizer(meta.tokenizer_name or config.tokenizer), list(config.sample_prompts)
+            )
+        )
+    return callbacks
+
+
+def build_console(config: Config, folder: RunFolder, stop: StopSignal, log: Every) -> list[LoggerDestination]:
+    """What one rank alone does: events to the run folder, rows to the terminal, alarms."""
+    alarms = Alarms(
+        folder.path,
+        log,
+        stop=stop,
+        run_name=config.run_name,
+        command=config.alert_command,
+        use_wandb=config.loggers.wandb is not None,
+        report=say,
+    )
+    return [Events(folder.history), Console(log), alarms]

@@ -1,0 +1,51 @@
+"""What changed in mid-run: settings and versions, from what to what, after which step, by which command.
+
+- A start that goes on from a checkpoint is held against that checkpoint. What differs is an event of the run folder
+  (`change` in events.jsonl), and each manifest from then on lists all changes on the way to it: a step folder alone
+  tells under which setting each of its steps was trained.
+- Going back to a step undoes the changes after it: the list comes from the checkpoint that is gone on from.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import sys
+from typing import Any, TypedDict
+
+from moe.train.checkpointing.compatibility import OF_ONE_START, differing
+
+PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
+
+
+class Change(TypedDict):
+    """step: the last one that was trained before it."""
+
+    step: int
+    key: str
+    was: Any
+    now: Any
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def command() -> str:
+    """As it was typed, for a shell; `moe` without the folder it is installed in."""
+    program = "moe" if os.path.basename(sys.argv[0]) == "moe" else sys.argv[0]
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def new_changes(manifest: dict[str, Any], config: dict[str, Any], versions: dict[str, str]) -> list[Change]:
+    """What a start with `config` changes in the run that the checkpoint of `manifest` is of."""
+    found = {key: both for key, both in differing(manifest["config"], config).items() if key not in OF_ONE_START}
+    if manifest.get("versions"):
+        found |= {f"versions.{name}": both for name, both in differing(manifest["versions"], versions).items()}
+    return [Change(step=manifest["step"], key=key, was=was, now=now) for key, (was, now) in found.items()]
+
+
+def earlier_changes(manifest: dict[str, Any]) -> list[Change]:
+    """Those on the way to a checkpoint, oldest first; none where it is of a version that did not note them."""
+    return list(manifest.get("changes") or [])

@@ -1,0 +1,299 @@
+"""Checkpoint folders: written aside, verified, listed. Plain files; imports no Composer.
+
+    save_folder/step-00005000/state.pt        what Composer's State.state_dict() gives, tensors on CPU
+    save_folder/step-00005000/tokenizer/      the tokenizer's files: the folder needs nothing outside of it
+    save_folder/step-00005000/manifest.json   sizes and xxh64 of the files, step, tokens, config, ...
+
+Decisions:
+- A checkpoint is written in a folder with another name, every file fsynced, the manifest last, then the folder renamed:
+  a folder named step-* was complete once. Its hashes tell whether it still is.
+- The other folder carries a mark with the names of the files to come (moe/common/ownership.py): what a kill leaves of
+  it can be told from what somebody else put there, and nothing else is removed (moe/train/checkpointing/retention.py).
+- What does not verify is renamed (`set-aside-step-...`) and reported, never removed silently.
+- Files are read with weights_only: a checkpoint can carry data, not code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypedDict
+
+import torch
+import xxhash
+
+from moe.common import ownership
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.untrusted_names import OutsideName, path_below
+
+STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
+TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
+SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
+ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
+
+
+class File(TypedDict):
+    bytes: int
+    xxh64: str
+
+
+class Manifest(TypedDict):
+    """What each manifest holds, beside what a reader may want to know."""
+
+    step: int
+    tokens: int
+    config: dict[str, Any]
+    data: str  # fingerprint
+    eos_id: int
+    vocab_size: int
+    tokenizer: str | None  # fingerprint; older ones have none
+    files: dict[str, File]
+
+
+class CheckpointError(InputError):
+    """A checkpoint that a user named, or that a run needs, cannot be used."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint folder and what its manifest says."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+    @property
+    def tokens(self) -> int:
+        return self.manifest["tokens"]
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / STATE
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write_checkpoint(
+    save_folder: Path,
+    step: int,
+    state: dict[str, Any],
+    manifest: dict[str, Any],
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes one checkpoint so that it is either whole or not there, whenever the process or the machine stops.
+
+    more: files to stand beside the state, by their path in the checkpoint's folder; the manifest lists them too.
+
+    Raises:
+        OSError: the disk is full or gone; nothing is left behind then, earlier checkpoints are untouched.
+    """
+    target = save_folder / folder_name(step)
+    names = [STATE, *(more or {}), MANIFEST]
+    aside = make_aside(save_folder, "writing", step)
+    try:
+        ownership.begin(aside, KIND, names)
+        with open(aside / STATE, "wb") as file:
+            torch.save(state, file)
+            _sync(file)
+        files = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
+        for name, content in (more or {}).items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(aside / name, "wb") as file:
+                file.write(content)
+                _sync(file)
+            files[name] = {"bytes": len(content), "xxh64": xxhash.xxh64_hexdigest(content)}
+        for folder in {(aside / name).parent for name in more or {}}:
+            _sync_folder(folder)
+        with open(aside / MANIFEST, "w", encoding="utf-8") as file:
+            json.dump({**manifest, "step": step, "files": files}, file, indent=1)
+            _sync(file)
+        (aside / ownership.MARK).unlink()
+        _sync_folder(aside)
+        if target.exists():  # the same step again: the new one replaces it, housekeeping removes it
+            old = save_folder / f".replaced-{folder_name(step)}"
+            set_aside(target) if os.path.lexists(old) else target.rename(old)
+        (save_folder / SAVED_MARK).touch()
+        aside.rename(target)
+        _sync_folder(save_folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            ownership.remove_files(aside, [*names, ownership.MARK])
+        raise
+    return target
+
+
+def make_aside(save_folder: Path, doing: str, step: int) -> Path:
+    """A new folder for a checkpoint that is not whole yet, `doing` what; its name is free, whatever has been left."""
+    count, aside = 1, save_folder / f".{doing}-{folder_name(step)}"
+    while os.path.lexists(aside):
+        count, aside = count + 1, save_folder / f".{doing}-{folder_name(step)}-{count + 1}"
+    aside.mkdir(parents=True)
+    return aside
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """xxh64 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return _hash_rest(file)
+
+
+def _hash_rest(file: BinaryIO) -> str:
+    digest = xxhash.xxh64()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def open_state(checkpoint: Checkpoint) -> BinaryIO:
+    """state.pt, open at its front, its bytes verified through this very file: nothing looks the name up again.
+
+    Raises:
+        CheckpointError: they are not what the manifest says.
+    """
+    path = checkpoint.state_file
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the caller's
+        if _hash_rest(file) != checkpoint.manifest["files"][STATE]["xxh64"]:
+            file.close()
+            raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+        file.seek(0)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return file
+
+
+def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
+    """Reads the manifest and verifies sizes and, unless told otherwise, hashes of all files.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    try:
+        manifest = parse_json((folder / MANIFEST).read_bytes(), Manifest)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({reason})") from None
+    if STATE not in manifest["files"]:
+        raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
+    for name, file in manifest["files"].items():
+        try:
+            path = path_below(folder, name, str(folder / MANIFEST))
+        except OutsideName as error:
+            raise CheckpointError(str(error)) from None
+        size, digest = file["bytes"], file["xxh64"]
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: is missing")
+            if path.stat().st_size != size:
+                raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}")
+            if hashes and hash_file(path) != digest:
+                raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return Checkpoint(folder, manifest)
+
+
+def step_folders(save_folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest step first; not verified."""
+    found = [p for p in save_folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def replaced_folders(save_folder: Path) -> list[Path]:
+    """Checkpoints caught in their replacement by a kill: whole, under the name `clear_unfinished` takes from them."""
+    found = [p for p in save_folder.glob(".replaced-step-*") if re.fullmatch(r"\.replaced-step-\d{8,}", p.name)]
+    return [p for p in found if not (save_folder / p.name.removeprefix(".replaced-")).exists()]
+
+
+def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The last of `folders` (as `step_folders` lists them) that verifies, and the faults of those after it."""
+    faults: list[CheckpointError] = []
+    for folder in reversed(folders):
+        try:
+            return read_checkpoint(folder, hashes=hashes), faults
+        except CheckpointError as error:
+            faults.append(error)
+    return None, faults
+
+
+def set_aside(folder: Path) -> Path:
+    """Gives a checkpoint folder, where it is there, a name that no start takes; returns it."""
+    name = folder.name.removeprefix(".replaced-")
+    count, aside = 1, folder.with_name(f"set-aside-{name}")
+    while os.path.lexists(aside):
+        count, aside = count + 1, folder.with_name(f"set-aside-{name}-{count + 1}")
+    if os.path.lexists(folder):
+        folder.rename(aside)
+    return aside
+
+
+def find_named(path: str) -> Checkpoint:
+    """A checkpoint that a user named: a step folder, the state.pt in it, or a run folder for its newest.
+
+    Raises:
+        CheckpointError: nothing there that can be used.
+    """
+    folder = Path(path)
+    if folder.name == STATE:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: there is no such checkpoint folder")
+    if (folder / MANIFEST).exists() or (folder / STATE).exists():
+        return read_checkpoint(folder)
+    if not step_folders(folder):
+        raise CheckpointError(f"{path}: is no checkpoint and holds none (step-* folders with {STATE} and {MANIFEST})")
+    faults = []
+    for candidate in reversed(step_folders(folder)):
+        try:
+            return read_checkpoint(candidate)
+        except CheckpointError as error:
+            faults.append(str(error))
+    raise CheckpointError("no checkpoint verifies: " + "; ".join(faults))
+
+
+def load_state(path: Path | BinaryIO, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Reads state.pt, by its path or open, tensors and plain values only. `mmap` (of a path) leaves on disk what is
+    not used.
+
+    Raises:
+        CheckpointError: the file carries something else, such as code; nothing of it has been run.
+    """
+    try:
+        with torch.serialization.safe_globals(ALLOWED_TYPES):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:
+        name = path if isinstance(path, Path) else path.name
+        reason = next(
+            (line for line in str(error).splitlines() if "GLOBAL" in line or "unsupported" in line.lower()), ""
+        )
+        raise CheckpointError(
+            f"{name}: refused, it holds more than tensors and plain values, or is damaged. "
+            f"{reason or str(error).splitlines()[0]}"
+        ) from None

@@ -1,0 +1,176 @@
+"""What a run may change between two of its parts, and what it may not.
+
+Decisions: what decides the result or the shape of the state (model, tokenizer, data, batch, seed) is refused with both
+values; all else is applied and told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from moe.common.errors import InputError
+from moe.config.schema import ModelConfig
+from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
+from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
+
+OF_ONE_START = ("check", "resume_from", "time_limit")  # no change of the run
+FREE_IN_MODEL = ("dropout", "balance_loss", "balance_rate", "router_z_loss", "z_loss")
+FIXED = (
+    "global_train_batch_size",
+    "max_seq_len",
+    "optimizer.momentum_dtype",
+    "optimizer.name",
+    "seed",
+    "train_data.shuffle",
+    "train_data.split",
+)
+SHAPE = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "n_experts",
+    "expert_hidden",
+    "qk_norm",
+    "tie_embeddings",
+    "scoring_func",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "balance",
+)
+
+
+def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
+
+    A setting of the model that an earlier version did not have was at its default.
+    """
+    defaults = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
+    saved = {**saved, "model": {**defaults, **saved["model"]}}
+    applied: list[str] = []
+    refused: list[str] = []
+    for key, (was, now) in differing(saved, current).items():
+        section, _, name = key.partition(".")
+        fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
+        (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
+    return applied, refused
+
+
+def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
+    keys = sorted(before.keys() | now.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def check_continues(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    data_fingerprint: str,
+    report: Callable[[str], None],
+    tokenizer: str | None = None,
+    *,
+    former: tuple[str, ...] = (),
+) -> None:
+    """Refuses what would make the checkpoint's continuation another run, reports what has changed and is applied.
+
+    tokenizer: its fingerprint, None where it is not known.
+    former: what earlier versions called the same data; the next save writes the name of now.
+
+    Raises:
+        InputError: every setting that must not change, with both values.
+    """
+    applied, refused = compare_configs(checkpoint.manifest["config"], config)
+    known = _compared(checkpoint.manifest["data"]) in map(_compared, (data_fingerprint, *former))
+    if not known or _other_bytes(checkpoint.manifest["data"], data_fingerprint):
+        refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
+    refused += _other_tokenizer(checkpoint, config, tokenizer)
+    if refused:
+        listed = "\n".join(f"  {line}" for line in refused)
+        fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
+        weights = f" from these weights: run_name=NEW load_path={checkpoint.path}" if fits else ": run_name=NEW"
+        raise InputError(
+            f"{checkpoint.path}: this run cannot go on with other settings than it was started with:\n{listed}\n"
+            f"  set them back, or start a new run{weights}"
+        )
+    for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
+        report(f"changed since the checkpoint: {line}")
+
+
+def _compared(fingerprint: str) -> str:
+    """Of text what stands before the list of its files, which only tells what changed (moe/data/read/text_plan.py)."""
+    return fingerprint.split(" | ")[0] if fingerprint.startswith("text ") else fingerprint
+
+
+def _other_bytes(saved: str, current: str) -> bool:
+    """Whether text is not the same by the hash of all its bytes, which only some starts have (verify: full)."""
+    was, is_ = ([part for part in text.split(" | ") if part.startswith("all bytes=")] for text in (saved, current))
+    return bool(was and is_ and was != is_)
+
+
+def _told_data(saved: str, current: str) -> str:
+    """Both fingerprints; of a mixture only the streams that differ, of text its files, a line for each."""
+    if saved.startswith("text ") and current.startswith("text "):
+        (was, *old), (is_, *new) = saved.split(" | "), current.split(" | ")
+        if not (any(" whole=" in file for file in old) and any(" whole=" in file for file in new)):
+            old, new = ([file for file in files if " whole=" not in file] for files in (old, new))
+        old, new = ([file for file in files if not file.startswith("all bytes=")] for files in (old, new))
+        files = [f"    was {file}" for file in old if file not in new]
+        files += [f"    is  {file}" for file in new if file not in old]
+        more = [f"    and {len(files) - 20} more"] if len(files) > 20 else []
+        return "\n".join([f"train_data: was data {was}, is {is_}", *(files[:20] + more if old else [])])
+    before, now = saved.split("; "), current.split("; ")
+    if len(before) == len(now) == 1:
+        return f"train_data: was data {saved}, is {current}"
+    lines = [f"    was {stream}" for stream in before if stream not in now]
+    lines += [f"    is  {stream}" for stream in now if stream not in before]
+    return "\n".join(["train_data: the streams differ (name, data, split, weight)", *lines])
+
+
+def _other_tokenizer(checkpoint: Checkpoint, config: dict[str, Any], fingerprint: str | None) -> list[str]:
+    """One line where the checkpoint was trained with another tokenizer; none where it is the same, or nothing tells."""
+    saved = trained_fingerprint(checkpoint.manifest)
+    if fingerprint is None or saved is None or saved == fingerprint:
+        return []
+    kept = checkpoint.path / TOKENIZER
+    own = f"; its own is tokenizer={kept}" if kept.is_dir() else ""
+    return [
+        f"tokenizer: {config['tokenizer']} is another one than the checkpoint was trained with (fingerprint "
+        f"{fingerprint[:12]}, was {saved[:12]}){own}"
+    ]
+
+
+def check_weights_fit(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    vocab_size: int,
+    tokenizer: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Whether another run's weights fit this run's model and the `tokenizer` of this fingerprint.
+
+    Raises:
+        InputError: every setting of the model that differs, with both values.
+    """
+    _, refused = compare_configs(checkpoint.manifest["config"], config)
+    refused = [line for line in refused if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
+    if checkpoint.manifest["vocab_size"] != vocab_size:
+        refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
+    refused += _other_tokenizer(checkpoint, config, tokenizer)
+    if trained_fingerprint(checkpoint.manifest) is None and not refused:
+        report(f"load_path ({checkpoint.path}): holds no tokenizer; nothing tells whether its ids mean the same text")
+    if refused:
+        listed = "\n".join(f"  {line}" for line in refused)
+        raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")
+
+
+def _leaves(node: dict[str, Any], prefix: str = ""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,215 @@
+"""What a start would go on from, here or on the remote: read, never changed. `moe check` asks the same.
+
+Decisions:
+- A folder that holds a run is never started over: not when its checkpoints are broken, not when they are gone.
+- Of a remote checkpoint only the manifest is read; its bytes are verified as they are fetched.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.train.checkpointing.checkpoints import (
+    SAVED_MARK,
+    Checkpoint,
+    CheckpointError,
+    folder_name,
+    newest_checkpoint,
+    read_checkpoint,
+    replaced_folders,
+    step_folders,
+)
+from moe.train.checkpointing.history import now
+from moe.train.checkpointing.remote import RemoteRun
+
+RUN_FILE = "run.json"
+
+
+class Record(TypedDict):
+    """What a start reads in run.json."""
+
+    id: str
+    run_name: str
+    wandb_id: str | None
+    session: str | None
+    went_back_to: int | None
+
+
+@dataclass
+class Found:
+    """A start's way, before it is taken.
+
+    Attributes:
+        record: of run.json, as this start will go on with it.
+        checkpoint: where to go on from; None for a fresh start.
+        fetch: that checkpoint is on the remote alone.
+        upload: it is here alone.
+        logs_there: another machine has trained the run since, or this one never has: its logs are the remote's.
+        broken: local folders after the checkpoint that do not verify, each with its fault.
+        broken_there: such steps on the remote.
+        back_to: the step whose successors are left behind; None where none are.
+    """
+
+    record: dict[str, Any]
+    checkpoint: Checkpoint | None = None
+    fetch: bool = False
+    upload: bool = False
+    logs_there: bool = False
+    broken: list[tuple[Path, CheckpointError]] = field(default_factory=list)
+    broken_there: list[int] = field(default_factory=list)
+    back_to: int | None = None
+
+
+def find_run(
+    path: Path,
+    remote: RemoteRun | None,
+    *,
+    run_name: str,
+    autoresume: bool,
+    resume_from: str | None,
+    report: Callable[[str], None],
+    hashes: bool = True,
+    skip: Collection[int] = (),
+) -> Found:
+    """Args:
+        hashes: read every byte of the local checkpoint.
+        skip: remote steps that turned out not to verify.
+
+    Raises:
+        InputError: the folder holds another run, may not be resumed, or no checkpoint of it verifies.
+        OSError: what is there cannot be read; RemoteError among them.
+    """
+    record, logs_there = read_record(path, remote)
+    if record and record.get("run_name") != run_name:
+        raise InputError(
+            f"save_folder ({path}) holds another run, {record.get('run_name')!r}; "
+            f"this one is run_name ({run_name}). Give one of them another name"
+        )
+    here = {int(folder.name.rpartition("-")[2]): folder for folder in [*replaced_folders(path), *step_folders(path)]}
+    there = remote.steps() if remote is not None else []
+    if (path / SAVED_MARK).exists() and not here and not there:
+        raise InputError(
+            f"save_folder ({path}) held checkpoints of this run and they are gone; bring them back (step-* folders), "
+            "or give another save_folder to start over"
+        )
+    if (here or there) and not autoresume and resume_from is None:
+        raise InputError(
+            f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
+            "or give another save_folder to start over"
+        )
+    found = Found(
+        record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": now()},
+        logs_there=logs_there,
+        broken_there=list(skip),
+    )
+    left = [step for step in there if step not in skip]
+    if resume_from is None:
+        found.record.pop("went_back_to", None)
+        _find_newest(found, path, remote, here, left, hashes)
+    else:
+        _find_named(found, path, remote, here, left, int(resume_from.removeprefix("step:")), report, hashes)
+    if found.checkpoint is not None:  # one caught in its replacement gets its name back
+        found.checkpoint = Checkpoint(path / folder_name(found.checkpoint.step), found.checkpoint.manifest)
+    return found
+
+
+def read_record(path: Path, remote: RemoteRun | None) -> tuple[dict[str, Any], bool]:
+    """run.json, and whether it is the remote's: another machine has trained this run since, or this one never has.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        mine = _checked((path / RUN_FILE).read_bytes(), path / RUN_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        mine = {}
+    content = remote.store.read(RUN_FILE) if remote is not None else None
+    if remote is None or content is None:
+        return mine, remote is not None and not mine
+    there = _checked(content, f"{remote.store.url}/{RUN_FILE}")
+    if mine and there.get("session") in (None, mine.get("session")):
+        return mine, False
+    return there, True
+
+
+def _checked(content: bytes, where: object) -> dict[str, Any]:
+    """The id names a folder that a start empties: nothing else may stand there."""
+    try:
+        record = parse_json(content, Record)
+        if re.fullmatch(r"[0-9a-f]{8}", record["id"]) is None:
+            raise ValueError(f"id is {record['id']!r:.60}; 8 hexadecimal digits are needed")
+    except ValueError as error:
+        raise InputError(f"{where}: is damaged ({error}); restore or remove it") from None
+    return record
+
+
+def _find_newest(
+    found: Found, path: Path, remote: RemoteRun | None, here: dict[int, Path], there: list[int], hashes: bool
+) -> None:
+    folders = [here[step] for step in sorted(here)]
+    found.checkpoint, faults = newest_checkpoint(folders, hashes=hashes)
+    found.broken = list(zip(reversed(folders), faults, strict=False))
+    local = found.checkpoint.step if found.checkpoint is not None else -1
+    if remote is not None:
+        for step in sorted(there, reverse=True):
+            if step <= local:
+                break
+            try:
+                found.checkpoint, found.fetch = Checkpoint(path / folder_name(step), remote.manifest(step)), True
+                return
+            except CheckpointError as fault:
+                found.broken_there.append(step)
+                faults.append(fault)
+        found.upload = found.checkpoint is not None and local not in there
+        faults += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_there]
+    if found.checkpoint is None and faults:
+        listed = "\n".join(f"  {fault}" for fault in dict.fromkeys(map(str, faults)))
+        raise CheckpointError(
+            f"save_folder ({path if remote is None else remote.store.url}) holds {len(here) or len(there)} "
+            f"checkpoint(s) and none verifies:\n{listed}\n"
+            "  restore one from a copy, or give another save_folder to start over"
+        )
+
+
+def _find_named(
+    found: Found,
+    path: Path,
+    remote: RemoteRun | None,
+    here: dict[int, Path],
+    there: list[int],
+    step: int,
+    report: Callable[[str], None],
+    hashes: bool,
+) -> None:
+    """The checkpoint of `step`; later ones will be left behind. Once: the same command again goes on from the
+    newest.
+    """
+    if found.record.get("went_back_to") == step:
+        _find_newest(found, path, remote, here, there, hashes)
+        if found.checkpoint is not None and found.checkpoint.step > step:
+            report(
+                f"resume_from=step:{step} was done before; going on from step {found.checkpoint.step}. "
+                "(To go back once more, first run without resume_from.)"
+            )
+            return
+    if step not in here and step not in there:
+        raise InputError(
+            f"resume_from (step:{step}): no such checkpoint in {remote.store.url if remote is not None else path}; "
+            f"there are {', '.join(f'step:{s}' for s in sorted({*here, *there})) or 'none'}"
+        )
+    found.broken, found.upload, found.fetch = [], False, step not in here
+    if step in here:
+        found.checkpoint = read_checkpoint(here[step], hashes=hashes)
+    else:
+        assert remote is not None
+        found.checkpoint = Checkpoint(path / folder_name(step), remote.manifest(step))
+    found.back_to = step
+    found.record["went_back_to"] = step
+    found.record.pop("wandb_id", None)  # W&B takes no step twice: what is trained again goes to a run of its own

@@ -1,0 +1,47 @@
+"""Mends to Composer 0.32.1.
+
+- It loads what was verified, from the file that was verified, as data only. Composer itself reads a path as a template
+  and an address (`{run_name}`, `#`, `:` lead elsewhere) and runs whatever code a file carries.
+- What an earlier version called otherwise is loaded by its name of now.
+- Under automatic microbatching it never trains a batch twice: after two steps with allocator retries in a row Composer
+  goes back to the same batch although the optimizer has stepped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import composer.trainer.trainer as composer_trainer
+import composer.utils.checkpoint as composer_checkpoint
+from composer import State
+
+from moe.model.balance import with_present_names
+from moe.train.checkpointing.checkpoints import Checkpoint, load_state, open_state
+
+NO_PATH = "state.pt"  # Trainer's `load_path`: says that there is something to load, and is never looked up
+
+
+@contextmanager
+def mended_composer(checkpoint: Checkpoint | None) -> Iterator[str | None]:
+    """Within it a Trainer with the value as its `load_path` loads `checkpoint`, and counts no allocator retries."""
+
+    def load(path: str, state: State, logger: Any, *, load_weights_only: bool, **others: Any) -> None:
+        del path, others
+        assert checkpoint is not None
+        with open_state(checkpoint) as file:
+            content = load_state(file)["state"]
+        content["model"] = with_present_names(content["model"])
+        if load_weights_only:
+            state.load_model_state(content, logger, strict=True)
+        else:
+            state.load_state_dict(content, logger)
+
+    plain = composer_trainer._update_num_consecutive_thrashes, composer_checkpoint.load_checkpoint
+    composer_trainer._update_num_consecutive_thrashes = lambda *args: 0  # type: ignore[assignment]
+    composer_checkpoint.load_checkpoint = load  # type: ignore[assignment]
+    try:
+        yield None if checkpoint is None else NO_PATH
+    finally:
+        composer_trainer._update_num_consecutive_thrashes, composer_checkpoint.load_checkpoint = plain

@@ -1,0 +1,1 @@
+"""Several ranks: how the model is divided among them."""

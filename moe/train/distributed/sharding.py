@@ -1,0 +1,47 @@
+"""FSDP2: parameters, gradients and optimizer state divided among the ranks (`parallelism.fsdp2`).
+
+Decisions:
+- `fully_shard` on each block and on the rest, before the optimizer is made and before the Trainer: Composer then finds
+  a sharded model, leaves it as it is, and saves and loads the full state in DDP's format. Its own
+  `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp
+  gathers all in bf16, norms and router too.
+- Split over dim 0: experts by expert, so that Muon works on whole matrices. With more ranks than experts some hold
+  none.
+- Weights are gathered in fp32, as they are kept: a group has one dtype, and a block's norms and router must not be
+  rounded. Groups of their own would put their hooks into the middle of the block's compiled graph. Under amp without
+  `compile` a block's casts of its gathered weights stay until the backward pass; activation checkpointing frees them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from moe.common.errors import InputError
+from moe.model import Transformer
+
+TESTED = (2, 11)
+
+
+def check_torch() -> None:
+    """Raises InputError where this torch does not train the same under FSDP2: 2.7 doubles gradients on gloo."""
+    version = torch.__version__.split("+")[0]
+    if tuple(int(part) for part in version.split(".")[:2]) < TESTED:
+        raise InputError(
+            f"parallelism.fsdp2 (true) needs torch {TESTED[0]}.{TESTED[1]} or newer, and this is {version}; "
+            "update torch, or set parallelism.fsdp2=false"
+        )
+
+
+def shard_transformer(model: Transformer, *, world_size: int, on_gpu: bool) -> None:
+    """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same."""
+    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (world_size,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)

@@ -1,0 +1,104 @@
+"""A run from its config to its end: everything cheap is checked first. Under several ranks only rank 0 speaks."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import threading
+import warnings
+from contextlib import suppress
+from typing import NoReturn
+
+from moe.common.errors import InputError
+from moe.common.units import flush, say
+from moe.config import Config, ParallelismConfig
+from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_precision
+from moe.train.stop import LAST_RESORT, Stopped, StopSignal
+
+LONGEST_END = 60.0  # seconds that all exit handlers have
+DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process with `code`, exit handlers run and output flushed, the interpreter not taken apart: with torch
+    loaded that takes seconds of CPU, on a busy machine many, and a launcher that waits for a stopped rank has 30.
+
+    A handler that hangs does not hang the run: multiprocessing's waits for ever for the lock of a queue where the
+    death of a worker interrupted who held it.
+    """
+    last = threading.Timer(LONGEST_END, os._exit, (code,))
+    last.daemon = True
+    last.start()
+    atexit._run_exitfuncs()
+    with suppress(OSError):
+        flush()
+    os._exit(code)
+
+
+def train(config: Config, stop: StopSignal) -> int:
+    """Trains to `max_duration`, or goes on from the run folder's newest checkpoint.
+
+    Raises:
+        InputError: something a user can mend; nothing has been overwritten.
+        Stopped: a signal ended the run early; everything is saved.
+    """
+    from moe.train.inputs import check_data
+
+    meta = check_data(config, report=say)
+    say("starting ...")
+    warnings.filterwarnings("ignore", message=".*(is not in the state_dict|pin_memory|No batches were trained).*")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import torch
+    from composer.utils import dist, get_device
+
+    from moe.train.build import check_compiler
+    from moe.train.fit import fit
+    from moe.train.temporary_folder import temporary_folder
+    from moe.train.tf32 import forbid_tf32
+
+    forbid_tf32()
+    stop.install()  # once more: importing Composer has put its own handlers in their place
+    on_gpu = torch.cuda.is_available()
+    config = _with_sharding(with_precision(config, on_gpu))
+    check_compiler(config.compile)
+    if WORLD_SIZE > 1:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        say(f"waiting for {WORLD_SIZE - 1} other rank{'s' * (WORLD_SIZE > 2)} at {where} ...")
+        with stop.ends_waits():
+            dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
+    folder, start = open_folder(config, meta)
+
+    def last_words() -> None:
+        say(
+            f"the step did not end within {LAST_RESORT:.0f} s of {stop.reason}, and the launcher would kill it: "
+            f"it is lost; {folder.newest()}; run the same command again to go on"
+        )
+        folder.close("stopped", reason=f"{stop.reason}, in a step that did not end")
+
+    stop.last_words = last_words if RANK == 0 else None
+    try:
+        with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
+            return fit(config, meta, folder, start, stop, on_gpu)
+    except Stopped:
+        folder.end("stopped", say, reason=stop.reason)
+        say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
+        raise
+    except InputError:
+        raise
+    except BaseException as error:
+        folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
+        raise
+    finally:
+        folder.let_go()
+
+
+def _with_sharding(config: Config) -> Config:
+    from moe.train.distributed.sharding import check_torch
+
+    if config.parallelism.fsdp2 and WORLD_SIZE == 1:
+        say("parallelism.fsdp2: true -> false, because one rank has nobody to share with")
+        return dataclasses.replace(config, parallelism=ParallelismConfig())
+    if config.parallelism.fsdp2:
+        check_torch()
+    return config

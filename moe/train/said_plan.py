@@ -1,0 +1,56 @@
+"""What a start says before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from moe.common.units import short
+from moe.config import Config, parse_time
+from moe.model.flops import ParameterCount
+from moe.train.checkpointing.run_folder import RunFolder
+from moe.train.inputs import Inputs, streams_of
+
+
+def print_plan(
+    config: Config,
+    inputs: Inputs,
+    folder: RunFolder,
+    *,
+    count: ParameterCount,
+    microbatch: int | str,
+    world_size: int,
+    say: Callable[[str], None],
+) -> None:
+    """Says what the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
+    steps = parse_time(config.max_duration).to_steps(tokens_per_step)
+    first, *more = inputs.plan
+    evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
+    if config.eval_data is not None and config.eval_data.text:
+        evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    lines = {
+        "model": f"{count.total:,} parameters, {count.active:,} active per token "
+        f"({config.model.n_experts} experts, top {config.model.top_k})",
+        "steps": f"{steps:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = {tokens_per_step:,} "
+        f"tokens; {short(steps * tokens_per_step)} tokens in all",
+        "data": first
+        + (f" ({steps * tokens_per_step / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
+        + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
+        + "".join(f"\n{'':10}{line}" for line in more),
+        "device": f"{world_size} x {gpu}, {config.precision}, microbatch {microbatch}"
+        + (", FSDP2" if config.parallelism.fsdp2 else ""),
+        "folder": str(folder.path),
+        "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "
+        f"{folder.checkpoint.path.name}"
+        if folder.checkpoint
+        else f"fresh, from {config.load_path}"
+        if config.load_path
+        else "fresh",
+    }
+    say(f"\n{config.run_name}")
+    for name, text in lines.items():
+        say(f"  {name:<8}{text}")
+    say("")

@@ -1,0 +1,1 @@
+"""What was trained: loading it, exporting it, importing other weights."""

@@ -1,0 +1,123 @@
+"""A Hugging Face folder as a checkpoint to start from: `load_path` of a new run.
+
+    OUT/step-00000000/state.pt manifest.json tokenizer/      as the trainer writes them, with the weights alone
+
+- Weights become fp32, as training keeps them, in files beside the result until they are saved: the memory needed does
+  not grow with the model.
+- An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
+  cut, and that is told.
+- The same proof as for an export: transformers on the folder against our model of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.units import show
+from moe.data.hub_client import carefully
+from moe.data.text.kept_tokenizer import keep_tokenizer
+from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
+from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name, read_checkpoint, write_checkpoint
+from moe.use.export.folders import written_aside
+from moe.use.export.hf_weights import check_sizes, opened, read_weights
+from moe.use.export.proof import CannotLoad, prove, prove_import
+from moe.use.export.settings import from_config
+from moe.use.inference import PREFIX, build_skeleton, load_weights
+
+TEMPORARY = "tensors"
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = show) -> Path:
+    """Writes the checkpoint of step 0 in `out` and returns its folder.
+
+    Raises:
+        InputError: no such folder or hub name, a model that is not of this family, `out` is there already, or no space.
+        RunFailed: transformers' logits are not ours. Whatever is raised, `out` is as it was.
+    """
+    folder = _folder(source)
+    content = _read_json(folder / "config.json")
+    settings = from_config(content, f"--from-hf ({source})")
+    with opened(folder) as place:
+        check_sizes(place, content, settings, f"--from-hf ({source})")
+    tokenizer = load_tokenizer(str(folder))
+    kept, ids = keep_tokenizer(tokenizer), vocab_size(tokenizer)
+    if ids > content["vocab_size"]:
+        raise InputError(
+            f"--from-hf ({source}): its tokenizer has ids up to {ids - 1}, its vocab_size is {content['vocab_size']}"
+        )
+    if ids < content["vocab_size"]:
+        say(f"the embedding has {content['vocab_size']:,} rows, the tokenizer {ids:,} ids; the rest is cut")
+    model = build_skeleton(settings, vocab_size=ids, eos_id=tokenizer.eos_token_id)
+    max_seq_len = content.get("max_position_embeddings", 2048)
+    manifest = {
+        "config": {"run_name": out.name, "model": settings, "tokenizer": source, "max_seq_len": max_seq_len},
+        "data": "",
+        "eos_id": tokenizer.eos_token_id,
+        "vocab_size": ids,
+        "tokens": 0,
+        "tokenizer": kept.fingerprint,
+        "imported_from": source,
+    }
+    dense = settings["n_experts"] == 1
+    with written_aside(out, overwrite=overwrite, kind="import") as aside:
+        scratch = aside / TEMPORARY
+        scratch.mkdir()
+        with opened(folder) as place:
+            weights = read_weights(
+                place,
+                model.state_dict(),
+                source=f"--from-hf ({folder})",
+                dense=dense,
+                scratch=scratch,
+            )
+        state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
+        shape = (settings["n_layers"], settings["n_experts"])
+        more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
+        state["balance.share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
+        write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
+        say("reading it back, comparing logits with transformers' ...")
+        with opened(folder) as place:
+            prove_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
+        model.load_state_dict(weights, assign=True)
+        try:
+            difference = prove(folder, model.eval())
+        except CannotLoad as error:  # the folder is the user's here
+            raise InputError(f"--from-hf ({source}): {error}") from error
+        say(f"proven: largest difference of a logit {difference:.1e}")
+        del weights, state
+        shutil.rmtree(scratch)
+    say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")
+    say(yaml.safe_dump({"tokenizer": source, "model": settings}, sort_keys=False))
+    return out / folder_name(0)
+
+
+def _folder(source: str) -> Path:
+    """The folder of that name, or what the hub has under it."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not is_hub_name(source):
+        raise InputError(f"--from-hf ({source}): there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(carefully(source, lambda: snapshot_download(source, allow_patterns=PATTERNS)))
+    except Exception as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--from-hf ({source}): is no folder, and the hub does not give it ({cause})") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return parse_json(path.read_bytes(), dict)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--from-hf: {path} cannot be read ({error})") from None

@@ -1,0 +1,177 @@
+"""The safetensors of a Hugging Face folder: all there, of the sizes that config.json says, finite; as our parameters.
+
+- Sizes are held against the files' headers before anything is built of them: a wrong number costs no memory.
+- The space that our parameters need on disk is reserved first: a mapped file that finds none kills the process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
+from moe.common.untrusted_names import OutsideName, file_name
+from moe.use.export.names import hf_parts
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+IGNORED_NAMES = ("rotary_emb.inv_freq",)  # older files hold the table of rotary embeddings
+Place = dict[str, Any]  # a tensor's name -> the open file that holds it
+
+
+class Index(TypedDict):
+    weight_map: dict[str, str]
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Place]:
+    """The tensors of a folder, each with the file that holds it.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    _check_index(folder)
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"--from-hf ({folder}): has no weights (*.safetensors)")
+    with ExitStack() as stack:
+        place: Place = {}
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, "pt"))
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"--from-hf ({path}): its weights cannot be read ({error})") from None
+            place |= dict.fromkeys(file.keys(), file)
+        yield place
+
+
+def _check_index(folder: Path) -> None:
+    path = folder / INDEX
+    if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the whole file then
+        return
+    try:
+        names = set(parse_json(path.read_bytes(), Index)["weight_map"].values())
+        listed = sorted(file_name(name, f"--from-hf: {path}") for name in names)
+    except OutsideName:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"--from-hf: {path} cannot be read ({error})") from None
+    if lost := [name for name in listed if not (folder / name).is_file()]:
+        more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+        raise InputError(
+            f"--from-hf ({folder}): {', '.join(lost[:10])}{more} is missing, though {INDEX} lists it; fetch it again"
+        )
+
+
+def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any], source: str) -> None:
+    """Holds the sizes in config.json (`content`, our `settings` of it) against the weights' shapes.
+
+    Raises:
+        InputError: names each key, its value and the one of the weights.
+    """
+    dense = settings["n_experts"] == 1
+    embed, first = "model.embed_tokens.weight", "model.layers.0."
+    q_norm, gate = (
+        first + "self_attn.q_norm.weight",
+        first + ("mlp." if dense else "mlp.experts.0.") + "gate_proj.weight",
+    )
+    width = _size(place, q_norm, 0) or 1
+    held = {
+        "vocab_size": _size(place, embed, 0),
+        "hidden_size": _size(place, embed, 1),
+        "num_hidden_layers": _count(place, "model.layers."),
+        "head_dim": _size(place, q_norm, 0),
+        "num_attention_heads": _size(place, first + "self_attn.q_proj.weight", 0) // width,
+        "num_key_value_heads": _size(place, first + "self_attn.k_proj.weight", 0) // width,
+        "intermediate_size" if dense else "moe_intermediate_size": _size(place, gate, 0),
+    }
+    if not dense:
+        held["num_experts" if "num_experts" in content else "num_local_experts"] = _count(place, first + "mlp.experts.")
+    faults = [
+        f"{key} ({content[key]}): must be {size}, as in the weights"
+        if size
+        else f"{key} ({content[key]}): the weights lack the tensors that it describes"
+        for key, size in held.items()
+        if size != content[key]
+    ]
+    if faults:
+        raise InputError(f"{source}: its config.json describes other weights:\n" + _listed(faults))
+
+
+def _size(place: Place, name: str, axis: int) -> int:
+    """A size of a tensor; 0 where there is no such tensor."""
+    shape = place[name].get_slice(name).get_shape() if name in place else []
+    return shape[axis] if axis < len(shape) else 0
+
+
+def _count(place: Place, prefix: str) -> int:
+    """How many numbers follow `prefix` in the tensors' names."""
+    words = {name.removeprefix(prefix).partition(".")[0] for name in place if name.startswith(prefix)}
+    return len({word for word in words if word.isdigit()})
+
+
+def read_weights(
+    place: Place, wanted: dict[str, Tensor], *, source: str, dense: bool, scratch: Path
+) -> dict[str, Tensor]:
+    """Our parameters, fp32, each in a file of its own in `scratch`.
+
+    wanted: our names with the shapes they must have.
+
+    Raises:
+        InputError: names that are missing, that this model has no place for, whose shape is another, or that hold NaN.
+        OSError: there is no space for them.
+    """
+    needed = {n: s for name, shape in wanted.items() for n, s in hf_parts(name, shape, dense=dense).items()}
+    tied = "lm_head.weight" not in needed
+    extra = [name for name in place if name not in needed and not name.endswith(IGNORED_NAMES)]
+    extra = [name for name in extra if not (tied and name == "lm_head.weight")]
+    faults = [f"{name}: is missing" for name in needed if name not in place]
+    faults += [f"{name}: has no place in this model" for name in extra]
+    for name, part in needed.items():
+        found = list(place[name].get_slice(name).get_shape()) if name in place else list(part.shape)
+        rows_may_differ = name in ("model.embed_tokens.weight", "lm_head.weight")
+        fits = len(found) == part.ndim and (found[0] >= part.shape[0] if rows_may_differ else found[0] == part.shape[0])
+        if not fits or found[1:] != list(part.shape[1:]):
+            faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
+    if faults:
+        raise InputError(f"{source}: is no model of this family; its weights differ:\n{_listed(faults)}")
+    weights = {name: _on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
+    for name, weight in weights.items():
+        for theirs, part in hf_parts(name, weight, dense=dense).items():
+            part.copy_(place[theirs].get_slice(theirs)[: part.shape[0]])
+            if not is_finite(part):
+                faults.append(theirs)
+    check_finite(faults, source)
+    return weights
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; needs no memory of its size."""
+    return all(bool(edge.isfinite()) for edge in weight.aminmax())
+
+
+def check_finite(names: list[str], source: str) -> None:
+    """Raises InputError where `names`, those of tensors that are not finite, names any."""
+    if names:
+        raise InputError(f"{source}: weights that hold NaN or infinity are of no use:\n{_listed(names)}")
+
+
+def _listed(faults: list[str]) -> str:
+    more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+    return "\n".join(f"  {fault}" for fault in faults[:10]) + more
+
+
+def _on_disk(path: Path, shape: torch.Size) -> Tensor:
+    """Zeros that live in a file."""
+    size = math.prod(shape)
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * size)
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)

@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe.cli.main import main
+from moe.config import load_config
+from moe.data.meta import read_meta
+from moe.model.flops import count_parameters, flops_per_token, model_shape
+from moe.plan.profile import deal_out, profile_run
+from moe.plan.profile_parts import part_flops
+from moe.train.build import build_model
+from moe.train.inputs import check_data
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parts_flops_add_up_to_those_of_the_model(tiny: Path, tied: bool) -> None:
+    settings = load_config(tiny / "tiny.yaml", [f"model.tie_embeddings={str(tied).lower()}"]).model
+    shape = model_shape(settings, 300)
+    width = settings.n_layers * settings.n_heads * (settings.d_model // settings.n_heads)
+    share = settings.top_k / settings.n_experts
+    parts = part_flops(count_parameters(**shape), attention_width=width, seq_len=32, top_share=share)
+    assert sum(parts.values()) == pytest.approx(flops_per_token(**shape, seq_len=32))
+
+
+def test_rows_add_up_to_the_step_and_the_parts_keep_what_they_keep_in_the_model(tiny: Path, tmp_path: Path) -> None:
+    config = load_config(tiny / "tiny.yaml", ["precision=fp32", "num_workers=0", "device_train_microbatch_size=4"])
+    inputs = check_data(config, report=lambda line: None)
+    told: list[str] = []
+    found = profile_run(config, inputs, steps=2, trace=tmp_path / "trace.json", say=told.append)
+    parts = [f"timing the {part}" for part in ("attention", "router", "experts", "loss")]
+    begins = ["building", "taking 3 steps of 8 x 32", "  the first", "  step 1 of 2", "  step 2", "tracing", *parts]
+    begins.append("timing a matrix product")
+    assert len(told) == len(begins) and all(map(str.startswith, told, begins)), told
+    names = ["attention", "router", "experts", "loss", "optimizer", "waiting for data", "the rest"]
+    assert [row.part for row in found.rows] == names
+    assert sum(row.seconds for row in found.rows) == pytest.approx(found.step_seconds)
+    assert all(row.seconds > 0 for row in found.rows[:6])
+    assert sum(row.flops for row in found.rows) == pytest.approx(found.step_flops)
+    # an expert's hidden layer of each assignment is kept: 2 (gate, up) x top_k x tokens x expert_hidden x 4 bytes
+    assert (
+        found.rows[2].saved >= 2 * config.model.n_layers * config.model.top_k * 4 * 32 * config.model.expert_hidden * 4
+    )
+    weights = sum(p.numel() * 4 for p in build_model(config, read_meta(tiny / "data")).parameters())
+    assert found.memory["weights"] == found.memory["gradients"] == weights < found.memory["optimizer"] < 2 * weights
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert any(event.get("name", "").startswith("aten::mm") for event in events)
+
+
+def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_path: Path, capsys) -> None:
+    config = str(tiny / "tiny.yaml")
+    assert main(["profile", config, "--steps", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = {line[2:20].strip(): line[20:].split() for line in lines if line.startswith("  ")}
+    assert {"attention", "experts", "the step"} <= table.keys() and table["the step"][1] == "100.0%"
+    assert main(["profile", config, "--steps", "0"]) == 2
+    assert main(["profile", config, "--trace", str(tmp_path / "no/t.json")]) == 2
+    assert main(["profile", config, "--trace", str(tmp_path)]) == 2
+    assert tmp_path.is_dir()
+    err = capsys.readouterr().err
+    assert "is a folder; name a file" in err
+    assert "--steps (0)" in err and "there is no folder" in err and "Traceback" not in err
+
+
+def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> None:
+    config = load_config(tiny / "tiny.yaml")
+    model = build_model(config, read_meta(tiny / "data"))
+    tokens = torch.full((2, 32), 5)  # all alike: the router would send them all to the same experts
+    with torch.no_grad():
+        plain = model.transformer(tokens, tokens)
+        deal_out(model)
+        dealt = model.transformer(tokens, tokens)
+    fair = 2 * 32 * config.model.top_k // config.model.n_experts
+    assert (dealt.routers.counts_E == fair).all() and plain.routers.counts_E.max() > fair
+    assert main(["profile", str(tiny / "tiny.yaml"), "--steps", "1", "--balanced"]) == 0
+    assert "tokens dealt out evenly" in capsys.readouterr().out

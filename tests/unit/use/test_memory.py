@@ -1,0 +1,59 @@
+"""What export and import need of memory beside the files they map: not a share of the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+MEASURE = """
+import json, sys, threading, time
+import torch, transformers.models.qwen3_moe.modeling_qwen3_moe, matplotlib.figure
+from pathlib import Path
+from moe.use.export.from_hf import import_folder
+from moe.use.export.to_hf import export
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def peak(action):
+    before, seen, stop = anonymous(), [], threading.Event()
+    def watch():
+        while not stop.is_set():
+            seen.append(anonymous())
+            time.sleep(0.002)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    action()
+    stop.set()
+    thread.join()
+    return max(seen) - before
+
+run, folder = sys.argv[1], Path(sys.argv[2])
+quiet = lambda line: None
+there = peak(lambda: export(run, out=folder / "hf", shard_bytes=30_000_000, say=quiet))
+back = peak(lambda: import_folder(str(folder / "hf"), out=folder / "back", say=quiet))
+print(json.dumps([there, back]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(transformers.__version__.startswith("5"), reason="transformers 5 gathers the experts in memory")
+def test_memory_does_not_grow_with_the_model(make_run: Callable, tmp_path: Path) -> None:
+    shape = {"d_model": 256, "n_layers": 2, "n_experts": 16, "expert_hidden": 1024, "head_dim": 16}
+    run = make_run(**shape)
+    size = (run / "step-00000010" / "state.pt").stat().st_size
+    assert size > 100_000_000
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(run), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    there, back = json.loads(done.stdout.splitlines()[-1])
+    print(f"model {size:,} bytes; anonymous memory beyond the start: export {there:,}, import {back:,}")
+    assert there < size / 4 and back < size / 4
+    assert torch.load(tmp_path / "back" / "step-00000000" / "state.pt", mmap=True)
