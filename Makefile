@@ -1,6 +1,6 @@
 # make setup   the environment in .venv (PYTHON=python3.12: with that one)
 # make demo    text, tokenizer, shards, a small MoE, in minutes
-# make test    the whole suite                     make check   linter, formatter, type checker
+# make test    the whole suite                     make check   linter, formatter, type checker, links of the docs
 # make test-wheel   builds the wheel, installs it in an empty environment elsewhere, and runs its commands there
 # make constraints  the versions of make setup, renewed: the newest that fit together; run the suite before they are kept
 # make format  fixes what the linter can           make bench-step   a training step against transformers'
@@ -11,19 +11,19 @@
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
-# make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
+# make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
-# make docs        the site of docs/ in .site-docs (mkdocs-material, in an environment of its own: .venv-docs); a broken
-#                  link is an error
-# make tutorial    runs the commands of docs/tutorial.md and writes what they print; make try-tutorial: with small numbers
+# make docs        tries the tutorial's commands with small numbers, then builds the site of docs/ in .site-docs
+#                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
+# make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
 # make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup docs tutorial try-tutorial constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
+.PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
+.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -70,6 +70,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -p no:xdist tests/unit/test_docs.py -k 'link or named or map'
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -96,8 +97,8 @@ bench-convert: setup
 	$(BIN)/uv pip install --quiet --no-config --python .venv-docs/bin/python --group docs
 	@touch $@
 
-docs: .venv-docs/ready
-	.venv-docs/bin/mkdocs build --quiet --strict
+docs: .venv-docs/ready try-tutorial
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo 'the site is .site-docs/index.html'
 
 tutorial: setup

@@ -4,6 +4,7 @@
   what it printed. So no command of the page can differ from what was run.
 - `# Ctrl+C at step N` behind a command: it gets SIGINT when it has told of that step, and must end with 75; all others
   must end with 0.
+- Of the lines that only say how far a slow step is, none is kept: they are as many as the machine is busy.
 - Everything happens in a new folder. Its path, and the home folder's, are written as `~/tutorial` and `~`.
 - `--tiny` (`make try-tutorial`): the same commands with smaller numbers, and nothing is written.
 """
@@ -91,7 +92,7 @@ def run(command: str, folder: Path) -> list[str]:
 
 def shown(lines: list[str], folder: Path) -> Iterator[str]:
     """The output as the page has it: cut in its middle, without this machine's paths."""
-    lines = "\n".join(lines).strip("\n").splitlines()
+    lines = "\n".join(line for line in lines if not line.startswith("... in step ")).strip("\n").splitlines()
     if len(lines) > FIRST + LAST + 1:
         lines = [*lines[:FIRST], "...", *lines[-LAST:]]
     for line in lines:
