@@ -58,7 +58,8 @@ def unwatched_router(self: Router, x_TD: torch.Tensor) -> Routing:
     counts_E.scatter_add_(0, chosen_N, torch.ones_like(chosen_N))
     zero = torch.zeros(())
     z = logits_TE.logsumexp(-1).square().sum()
-    stats = RouterStats(counts_E=counts_E, score_E=prob_TE.sum(0), z=z, entropy=zero, logit_max=zero)
+    stats = RouterStats(counts_E=counts_E, score_E=prob_TE.sum(0), z=z, entropy=zero, logit_max=zero,
+                        needed_EB=counts_E.new_zeros(counts_E.shape[0], 0))  # fmt: skip
     return Routing(weight_TK, expert_TK, stats)
 
 
@@ -115,6 +116,7 @@ class Bench:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.timestamp.batch = number
         marks.append(time.process_time())
+        self.losses.batch_end(self.state, self.logger)
         self.norms.batch_end(self.state, self.logger)
         self.throughput.batch_end(self.state, self.logger)
         for logger in self.loggers:

@@ -27,6 +27,7 @@ RUN_SHAPE = {
     "tie_embeddings": True,
     "document_mask": True,
     "dropout": 0.1,
+    "norm_topk_prob": True,
     "balance_loss": 0.01,
     "router_z_loss": 0.001,
     "z_loss": 0.0001,
@@ -118,7 +119,9 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
     more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
     manifest = {"config": config, "data": "d", "eos_id": tokenizer.eos_token_id, "vocab_size": size}
     manifest["tokenizer"] = kept.fingerprint
-    shape = {key: value for key, value in settings.items() if key not in ("balance_loss", "router_z_loss")}
+    shape = {
+        key: value for key, value in settings.items() if key not in ("balance_loss", "balance_rate", "router_z_loss")
+    }
     for step in steps:
         torch.manual_seed(step)
         model = Transformer(vocab_size=size, eos_id=tokenizer.eos_token_id, **shape)

@@ -1,8 +1,8 @@
 """JSON that a user may have damaged: it comes back in the shape it should have, or the fault is told by its place.
 
-The shape is written as a type: int (a whole number from 0), float, str, bool, None and unions of them, Any, list[...],
-dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may hold more than its class
-names, and may lack what may be None.
+The shape is written as a type: int (a whole number from 0), float, str, bool, None and unions of them, Literal[...] of
+text, Any, list[...], dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may
+hold more than its class names, and may lack what may be None.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 SCALARS = {
     int: "a whole number from 0",
@@ -40,9 +40,12 @@ def fault_in(value: Any, shape: Any, place: str = "") -> str | None:
     """What keeps `value` from being of this shape, None where nothing does. `place`: what it is called."""
     if shape is Any:
         return None
-    if isinstance(shape, UnionType):
+    if get_origin(shape) in (Union, UnionType):
         faults = [fault_in(value, part, place) for part in get_args(shape)]
         return None if None in faults else faults[0]
+    if get_origin(shape) is Literal:
+        known = isinstance(value, str) and value in get_args(shape)
+        return None if known else _told(place, value, f"one of {', '.join(get_args(shape))}")
     if shape in SCALARS:
         return None if _is_scalar(value, shape) else _told(place, value, SCALARS[shape])
     wanted = list if (get_origin(shape) or shape) is list else dict

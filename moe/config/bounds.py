@@ -41,6 +41,8 @@ ABOVE_ZERO: dict[str, float] = {  # at most
     "optimizer.adamw.eps": 1,
     "gradient_clip_norm": 1e12,
     "model.rope_theta": 1e12,
+    "model.routed_scaling_factor": 1000,
+    "model.balance_rate": 1,
     "model.norm_eps": 1,
 }
 
@@ -66,7 +68,7 @@ def check_dimensions(config: Config, faults: list[str]) -> bool:
 def check_ranges(config: Config, faults: list[str]) -> None:
     for path, (low, high) in CLOSED.items():
         value = get(config, path)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             faults.append(f"{path} ({brief(value)}) must be at least {low} and at most {high:,}")
     for path, high in ABOVE_ZERO.items():
         value = get(config, path)

@@ -92,6 +92,15 @@ def _check_model(config: Config, faults: list[str]) -> None:
         return
     if model.top_k > model.n_experts:
         faults.append(f"model.top_k ({model.top_k}) exceeds model.n_experts ({model.n_experts}); lower top_k")
+    if model.balance == "quantile" and model.top_k == model.n_experts:
+        faults.append(
+            f"model.balance (quantile) needs model.top_k ({model.top_k}) below model.n_experts ({model.n_experts}); "
+            "where every token passes all experts, use loss with model.balance_loss 0"
+        )
+    if model.balance_rate is not None and model.balance != "sign":
+        faults.append(
+            f"model.balance_rate ({model.balance_rate:g}) goes with model.balance sign (is {model.balance}); remove it"
+        )
     if model.n_heads % model.n_kv_heads:
         faults.append(
             f"model.n_heads ({model.n_heads}) is not divisible by model.n_kv_heads ({model.n_kv_heads}); "

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from moe.common.errors import InputError
 from moe.common.paths import local_path
 from moe.config.checks import find_faults
+from moe.config.derived import with_derived
 from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
@@ -204,7 +205,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     if faults:
         raise ConfigError(source, faults)
     assert isinstance(result, Config)
-    return result
+    return with_derived(result)
 
 
 def _nested(path: tuple[str, ...], value: Any) -> Any:

@@ -38,8 +38,18 @@ class ModelConfig:
     "Documents packed in one sample do not attend to each other, and the token after an EOS is no target."
     dropout: float = 0.0
     "Dropout on the embedding and on both residual branches."
-    balance_loss: float = 0.01
-    "Weight of the load-balance loss, per layer, over the global batch (arXiv 2501.11873)."
+    scoring_func: Literal["softmax", "sigmoid"] = "softmax"
+    "What makes scores of the router's logits: over all experts, or each expert alone (DeepSeek-V3)."
+    norm_topk_prob: bool = True
+    "The weights of a token's experts are divided by their sum."
+    routed_scaling_factor: float = 1.0
+    "Then multiplied by this."
+    balance: Literal["loss", "sign", "quantile"] = "loss"
+    "What loads experts evenly: `loss` (`balance_loss`) or a bias of the choice, `sign` (arXiv 2408.15664), `quantile`."
+    balance_rate: float | None = None
+    "What a bias moves in a step, `sign` only. null means 0.001, in a run of less than 1,000 steps 0.01."
+    balance_loss: float | None = None
+    "Weight of each layer's load-balance loss (arXiv 2501.11873). null means 0.01, and 0 where `balance` is another."
     router_z_loss: float = 0.001
     "Weight of the router z-loss, per layer (arXiv 2202.08906)."
     z_loss: float = 0.0001

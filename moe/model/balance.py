@@ -19,18 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe.model.router import LayerMetric, Router, RouterStats
+from moe.model.router import LayerMetric, Router, RouterStats, bias_range
 
 
 class Balance(nn.Module):
-    """No rule at all, and what a rule may have."""
+    """No rule at all, and what a rule may have.
+
+    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB.
+    """
+
+    uses_bias = False
+    bins = 0
 
     def loss(self, stats: RouterStats, tokens: int) -> Tensor | float:
         """What is added to a microbatch's loss. tokens: of the global batch."""
         return 0.0
 
     def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
-        """After each step. total: of the step's global batch, the same on every rank."""
+        """After each step that was not skipped. total: of the step's global batch, the same on every rank."""
 
     def metrics(self, total: RouterStats, tokens: int) -> dict[str, LayerMetric]:
         """Of a step's global batch, which holds `tokens`; called before `end_step`."""
@@ -41,17 +47,20 @@ class BalanceLoss(Balance):
     """weight * sum over layers of E * sum over experts of f_e * P_e.
 
     f_e, the expert's share of all assignments, is that of the previous step's global batch (arXiv 2501.11873), uniform
-    at step 0; P_e, its mean probability, is that of the current one. 1 in each layer is perfect balance.
+    at step 0; P_e, its mean score, is that of the current one. 1 in each layer is perfect balance.
 
     The formula is that of Switch Transformer (arXiv 2101.03961, eq. 4), of Megatron's `aux_loss` and of OLMo-core's
     `lb_loss`. Layers are summed here as in Switch and Megatron; OLMo-core takes their mean: 0.01 here is its 0.01 L.
+
+    rate: of the rules that have one.
     """
 
     share_LE: Tensor
 
-    def __init__(self, *, n_layers: int, n_experts: int, weight: float) -> None:
+    def __init__(self, *, n_layers: int, n_experts: int, weight: float, rate: float | None = None) -> None:
         super().__init__()
         self.weight = weight
+        self.rate = rate
         self.register_buffer("share_LE", torch.full((n_layers, n_experts), 1.0 / n_experts))
 
     def loss(self, stats: RouterStats, tokens: int) -> Tensor:
@@ -65,7 +74,47 @@ class BalanceLoss(Balance):
         return {"train/balance_loss": LayerMetric(value_L, fmean)}
 
 
-RULES = {"loss": BalanceLoss}
+class BiasSign(BalanceLoss):
+    """b_e += rate * sign(mean count - count of e), then the biases less their mean (arXiv 2408.15664, DeepSeek-V3 with
+    0.001; the mean as in torchtitan). The loss may be there beside it.
+    """
+
+    uses_bias = True
+
+    @torch.no_grad()
+    def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
+        super().end_step(total, routers)
+        for counts_E, router in zip(total.counts_E, routers, strict=True):
+            _set_bias(router, router.bias_E + self.rate * (counts_E.mean() - counts_E).sign())
+
+
+class BiasQuantile(BalanceLoss):
+    """b_e such that in the step just taken, all other biases as they were, K/E of its tokens had chosen e: the K/E
+    quantile over tokens of what e's score lacked (torchtitan #4577, kexue.fm/archives/11619). No rate. The quantile is
+    that of a histogram, whose integers are the same for any number of ranks and microbatches.
+    """
+
+    uses_bias = True
+    bins = 1000
+
+    @torch.no_grad()
+    def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
+        super().end_step(total, routers)
+        for needed_EB, router in zip(total.needed_EB, routers, strict=True):
+            assert router.bias_E is not None
+            low, high = bias_range(router.bias_E)
+            wanted = needed_EB[0].sum() * router.top_k / router.n_experts
+            bin_E = (needed_EB.cumsum(-1) < wanted).sum(-1)
+            _set_bias(router, low + (bin_E + 0.5) / self.bins * (high - low))
+
+
+def _set_bias(router: Router, bias_E: Tensor) -> None:
+    """Less its mean, which decides no choice and would drift."""
+    assert router.bias_E is not None
+    router.bias_E.copy_(bias_E - bias_E.mean())
+
+
+RULES: dict[str, type[BalanceLoss]] = {"loss": BalanceLoss, "sign": BiasSign, "quantile": BiasQuantile}
 
 FORMER_NAMES = {"expert_share_LE": "balance.share_LE"}  # of entries in the checkpoints of version 0.1
 

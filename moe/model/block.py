@@ -5,6 +5,8 @@
 B batch, S sequence, T = B*S tokens, D width, E experts, F expert hidden.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +19,13 @@ from moe.model.router import Router, RouterStats
 
 
 class MoE(nn.Module):
-    """Router and experts of one layer. w13 holds the gate rows, then the up rows."""
+    """Router and experts of one layer. w13 holds the gate rows, then the up rows. routing: other settings of Router."""
 
-    def __init__(self, *, d_model: int, n_experts: int, top_k: int, expert_hidden: int) -> None:
+    def __init__(
+        self, *, d_model: int, n_experts: int, top_k: int, expert_hidden: int, routing: dict[str, Any]
+    ) -> None:
         super().__init__()
-        self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k)
+        self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k, **routing)
         self.w13 = nn.Parameter(torch.empty(n_experts, 2 * expert_hidden, d_model))
         self.w2 = nn.Parameter(torch.empty(n_experts, d_model, expert_hidden))
 
@@ -46,6 +50,7 @@ class Block(nn.Module):
         norm_eps: float,
         qk_norm: bool,
         dropout: float,
+        routing: dict[str, Any],
     ) -> None:
         super().__init__()
         self.dropout = dropout
@@ -59,7 +64,7 @@ class Block(nn.Module):
             qk_norm=qk_norm,
         )
         self.moe_norm = RMSNorm(dim=d_model, eps=norm_eps)
-        self.moe = MoE(d_model=d_model, n_experts=n_experts, top_k=top_k, expert_hidden=expert_hidden)
+        self.moe = MoE(d_model=d_model, n_experts=n_experts, top_k=top_k, expert_hidden=expert_hidden, routing=routing)
 
     def forward(
         self,

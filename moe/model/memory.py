@@ -39,6 +39,7 @@ from moe.model.flops import ParameterCount, count_parameters
 CHUNK_LOGITS_CPU = 2**22
 CHUNK_LOGITS_GPU = 2**26
 CPU_QUERY_BLOCK = 128  # as in attention.py
+QUANTILE_BINS = 1000  # as in balance.py
 TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sample: FineWeb's batches have 32 to 128 at 2,048 tokens
 
 
@@ -80,6 +81,7 @@ class Step:
     tie_embeddings: bool = True
     document_mask: bool = True
     dropout: float = 0.0
+    quantile: bool = False
     seq_len: int
     microbatch: int
     accumulated: bool = True
@@ -159,7 +161,12 @@ def activation_bytes(step: Step) -> int:
     last_norm = (4 if step.gpu else 8) * step.tokens * step.d_model
     batch = 3 * 8 * step.tokens  # tokens, labels, shifted labels
     embedding = step.tokens * step.d_model * (1 if step.gpu else 4) if step.dropout else 0
-    return mask + layers + last_norm + batch + embedding
+    return mask + layers + last_norm + batch + embedding + histogram_bytes(step)
+
+
+def histogram_bytes(step: Step) -> int:
+    """Of balance quantile: of a microbatch, twice as its layers are stacked, and of the step so far."""
+    return 3 * 8 * QUANTILE_BINS * step.n_experts * step.n_layers if step.quantile else 0
 
 
 def copy_bytes(step: Step) -> tuple[int, int]:

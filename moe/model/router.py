@@ -1,13 +1,16 @@
 """Top-k router.
 
 - fp32 logits with autocast off: bf16 ties flip the choice between ranks and between a forward and its recomputation.
-- Softmax over all experts, then top-k, then renormalised: the order of Qwen3-MoE. No token is dropped.
+- Scores of all experts, then top-k, then renormalised: the order of Qwen3-MoE, and with sigmoid that of DeepSeek-V3
+  (arXiv 2412.19437, eq. 12 to 16) and GLM-4.5. No token is dropped.
+- A bias is added for the choice alone: weights and gradients know nothing of it. It is read here; the balance rule
+  writes it after a step (moe/model/balance.py).
 - Statistics are returned, never stored: recomputation cannot double them. They travel whole, as one `RouterStats`, to
   the losses and the metrics. A further one is a field there, its value in `forward`, and a line in `metrics` where it
   is to be logged.
 - Counting by scatter_add: bincount waits for the GPU.
 
-T tokens, D width, E experts, K experts per token, L layers.
+T tokens, D width, E experts, K experts per token, L layers, B bins.
 """
 
 from __future__ import annotations
@@ -36,10 +39,12 @@ class RouterStats(NamedTuple):
     that microbatches and ranks add up; MAXIMA names the exceptions.
 
     counts_E    int64, assignments per expert; they sum to T*K
-    score_E     fp32, probabilities; carries gradient (load balance)
+    score_E     fp32, scores as shares of their sum over the experts; carries gradient (load balance)
     z           fp32, squared logsumexp of the logits; carries gradient (arXiv 2202.08906)
-    entropy     fp32, entropy of the probabilities in nats; detached
+    entropy     fp32, entropy of those shares in nats; detached
     logit_max   fp32, the largest logit; detached
+    needed_EB   int64, in how many tokens an expert would be chosen from a bias in this bin of `bias_range` on; no bins
+                where no rule asks for them, nor in evaluation
     """
 
     counts_E: Tensor
@@ -47,6 +52,7 @@ class RouterStats(NamedTuple):
     z: Tensor
     entropy: Tensor
     logit_max: Tensor
+    needed_EB: Tensor
 
     @staticmethod
     def stack(layers: Sequence[RouterStats]) -> RouterStats:
@@ -80,7 +86,7 @@ MAXIMA = ("logit_max",)
 class Routing(NamedTuple):
     """The choice of one layer.
 
-    weight_TK   fp32, sums to 1 over K
+    weight_TK   fp32; sums to 1 over K unless the router is told otherwise
     expert_TK   int64
     """
 
@@ -89,29 +95,90 @@ class Routing(NamedTuple):
     stats: RouterStats
 
 
+def bias_range(bias_E: Tensor) -> tuple[Tensor, Tensor]:
+    """The biases that an expert may be in need of, with scores between 0 and 1."""
+    return bias_E.min() - 1, bias_E.max() + 1
+
+
 class Router(nn.Module):
-    def __init__(self, *, d_model: int, n_experts: int, top_k: int) -> None:
+    """scoring_func: softmax or sigmoid of the logits. norm_topk_prob: the chosen scores are divided by their sum. Then
+    they are multiplied by routed_scaling_factor.
+
+    bias: whether there is one. bins: of RouterStats.needed_EB, which needs a bias and top_k < n_experts.
+    """
+
+    bias_E: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_experts: int,
+        top_k: int,
+        scoring_func: str = "softmax",
+        norm_topk_prob: bool = True,
+        routed_scaling_factor: float = 1.0,
+        bias: bool = False,
+        bins: int = 0,
+    ) -> None:
         super().__init__()
         self.n_experts = n_experts
         self.top_k = top_k
+        self.sigmoid = scoring_func == "sigmoid"
+        self.norm_topk_prob = norm_topk_prob
+        self.routed_scaling_factor = routed_scaling_factor
+        self.bins = bins
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
+        self.register_buffer("bias_E", torch.zeros(n_experts, dtype=torch.float32) if bias else None)
 
     def forward(self, x_TD: Tensor) -> Routing:
         with no_autocast(x_TD):
             logits_TE = F.linear(at_least_fp32(x_TD), at_least_fp32(self.weight))
-            prob_TE = logits_TE.softmax(-1)
-            weight_TK, expert_TK = prob_TE.topk(self.top_k, dim=-1)
-            weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
+            score_TE = logits_TE.sigmoid() if self.sigmoid else logits_TE.softmax(-1)
+            if self.bias_E is None:
+                weight_TK, expert_TK = score_TE.topk(self.top_k, dim=-1)
+                needed_EB = torch.zeros(self.n_experts, 0, dtype=torch.int64, device=x_TD.device)
+            else:
+                biased_TE = score_TE.detach() + self.bias_E
+                expert_TK = biased_TE.topk(self.top_k, dim=-1).indices
+                weight_TK = score_TE.gather(-1, expert_TK)
+                needed_EB = self._needed(biased_TE, score_TE.detach(), self.bias_E)
+            if self.norm_topk_prob:
+                total_T1 = weight_TK.sum(-1, keepdim=True)
+                if self.sigmoid or self.bias_E is not None:  # all of them may be 0
+                    total_T1 = total_T1 + 1e-20
+                weight_TK = weight_TK / total_T1
+            if self.routed_scaling_factor != 1.0:
+                weight_TK = weight_TK * self.routed_scaling_factor
             chosen_N = expert_TK.flatten()
             counts_E = torch.zeros(self.n_experts, dtype=torch.int64, device=x_TD.device)
             counts_E.scatter_add_(0, chosen_N, torch.ones_like(chosen_N))
             logsumexp_T = logits_TE.logsumexp(-1)
             watched_TE = logits_TE.detach()
+            if self.sigmoid:
+                share_TE = score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20)
+                entropy = torch.special.entr(share_TE.detach()).sum()
+            else:
+                share_TE = score_TE
+                entropy = logsumexp_T.detach().sum() - (score_TE.detach() * watched_TE).sum()
             stats = RouterStats(
                 counts_E=counts_E,
-                score_E=prob_TE.sum(0),
+                score_E=share_TE.sum(0),
                 z=logsumexp_T.square().sum(),
-                entropy=logsumexp_T.detach().sum() - (prob_TE.detach() * watched_TE).sum(),
+                entropy=entropy,
                 logit_max=watched_TE.max(),
+                needed_EB=needed_EB,
             )
             return Routing(weight_TK, expert_TK, stats)
+
+    def _needed(self, biased_TE: Tensor, score_TE: Tensor, bias_E: Tensor) -> Tensor:
+        """RouterStats.needed_EB: an expert is chosen where its bias lifts its score to the (K+1)th biased one."""
+        bins = self.bins if self.training else 0
+        counts_N = torch.zeros(self.n_experts * bins, dtype=torch.int64, device=bias_E.device)
+        if bins:
+            low, high = bias_range(bias_E)
+            needed_TE = biased_TE.topk(self.top_k + 1, dim=-1).values[:, -1:] - score_TE
+            bin_TE = ((needed_TE - low) / (high - low) * bins).long().clamp(0, bins - 1)
+            place_N = (bin_TE + bins * torch.arange(self.n_experts, device=bias_E.device)).flatten()
+            counts_N.scatter_add_(0, place_N, torch.ones_like(place_N))
+        return counts_N.view(self.n_experts, bins)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.model.attention import KVCache, has_varlen, rope_table
+from moe.model.balance import RULES
 from moe.model.block import Block, MoE
 from moe.model.documents import Packed, document_causal_mask, document_ends, document_ids, pack
 from moe.model.init import init_weights
@@ -69,8 +70,10 @@ class LossParts(NamedTuple):
 class Transformer(nn.Module):
     """Decoder of n_layers pre-norm blocks.
 
-    head_dim None means d_model // n_heads. z_loss is the weight of z in LossParts.loss. dropout acts on the embedding
-    and on what each block adds to the residual stream. activation_checkpointing recomputes blocks in the backward pass.
+    head_dim None means d_model // n_heads. scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of
+    moe.model.balance.RULES) decides whether routers have a bias; what the rule does is not in here. z_loss is the
+    weight of z in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
+    activation_checkpointing recomputes blocks in the backward pass.
 
     Raises ValueError where heads or experts do not fit together.
     """
@@ -92,6 +95,10 @@ class Transformer(nn.Module):
         norm_eps: float = 1e-6,
         qk_norm: bool = True,
         tie_embeddings: bool = True,
+        scoring_func: str = "softmax",
+        norm_topk_prob: bool = True,
+        routed_scaling_factor: float = 1.0,
+        balance: str = "loss",
         document_mask: bool = True,
         dropout: float = 0.0,
         z_loss: float = 0.0,
@@ -110,6 +117,16 @@ class Transformer(nn.Module):
             raise ValueError(f"n_heads ({n_heads}) is no multiple of n_kv_heads ({n_kv_heads}); change one")
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
+        rule = RULES[balance]
+        if rule.bins and top_k == n_experts:
+            raise ValueError(f"balance ({balance}) needs top_k ({top_k}) below n_experts; all experts are loaded alike")
+        routing = {
+            "scoring_func": scoring_func,
+            "norm_topk_prob": norm_topk_prob,
+            "routed_scaling_factor": routed_scaling_factor,
+            "bias": rule.uses_bias,
+            "bins": rule.bins,
+        }
         self.eos_id = eos_id
         self.head_dim = head_dim
         self.rope_theta = rope_theta
@@ -132,6 +149,7 @@ class Transformer(nn.Module):
                 norm_eps=norm_eps,
                 qk_norm=qk_norm,
                 dropout=dropout,
+                routing=routing,
             )
             for _ in range(n_layers)
         )

@@ -95,6 +95,7 @@ def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) 
         **model_shape(config.model, vocab_size),
         document_mask=config.model.document_mask,
         dropout=config.model.dropout,
+        quantile=config.model.balance == "quantile",
         seq_len=config.max_seq_len,
         microbatch=microbatch,
         accumulated=microbatch < config.global_train_batch_size // n_gpus,

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from composer.models import ComposerModel
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from moe.config import Config, ModelConfig
@@ -31,7 +32,7 @@ from moe.model.flops import flops_per_token, model_shape
 from moe.model.loss import target_bytes
 from moe.train.compiling import check_compiler, wants_compile
 
-LOSS_SETTINGS = ("balance_loss", "router_z_loss")  # of ModelConfig, used by MoEModel rather than by Transformer
+LOSS_SETTINGS = ("balance_loss", "balance_rate", "router_z_loss")  # of ModelConfig, for MoEModel, not for Transformer
 
 
 class TokenLoss(Metric):
@@ -99,6 +100,9 @@ class MoEModel(ComposerModel):
         self.flops_per_token = flops_per_token
         self.counts_bytes = token_bytes is not None
         self.register_buffer("bytes_V", torch.tensor(token_bytes or [0]), persistent=False)
+        # Buffers are the same on all ranks by what is computed of them: DDP need not send them in every forward pass.
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
 
     @property
     def device(self) -> torch.device:
@@ -160,8 +164,11 @@ def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) 
         transformer.compile_blocks()
     return MoEModel(
         transformer,
-        balance=RULES["loss"](
-            n_layers=config.model.n_layers, n_experts=config.model.n_experts, weight=config.model.balance_loss
+        balance=RULES[config.model.balance](
+            n_layers=config.model.n_layers,
+            n_experts=config.model.n_experts,
+            weight=config.model.balance_loss or 0.0,
+            rate=config.model.balance_rate,
         ),
         router_z_loss=config.model.router_z_loss,
         flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),

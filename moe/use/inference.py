@@ -27,7 +27,7 @@ from moe.train.checkpointing.checkpoints import (
 PREFIX = "transformer."
 STEP_FOLDER = re.compile(r"step-\d{8,}")
 MOST_STEPS = 20  # that a message lists
-LOSS_SETTINGS = ("balance_loss", "router_z_loss")
+LOSS_SETTINGS = ("balance_loss", "balance_rate", "router_z_loss")
 
 
 class Source(TypedDict):

@@ -49,6 +49,7 @@ def build_callbacks(
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
     log = steps.every(config.log_interval)
     tokenizer_files = meta.tokenizer.files if meta.tokenizer is not None else {}
+    clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
     callbacks: list[Callback] = [
         Throughput(flops_per_token=model.flops_per_token, log=log),
         StepSeed(config.seed),
@@ -58,8 +59,8 @@ def build_callbacks(
             tokens_per_step=steps.tokens_per_step,
             groups=optimizer.param_groups,
         ),
-        StepLosses(model, tokens_per_step=steps.tokens_per_step, log=log),
-        GradientClipping(config.gradient_clip_norm, config.max_skipped_steps),
+        StepLosses(model, tokens_per_step=steps.tokens_per_step, log=log, skipped=lambda: clipping.in_a_row > 0),
+        clipping,
         WeightNorms(model.transformer, log),
         CheckpointSaver(
             folder.path,

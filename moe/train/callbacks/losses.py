@@ -7,13 +7,13 @@
 | `train/loss_spikes` | steps so far whose loss was 6 standard deviations above the mean of the 128 before |
 | `train/spike_score` | their share of all steps |
 | `train/z_loss` | mean squared log-partition of the output logits, unweighted |
-| `train/balance_loss` | load-balance loss, mean over layers, unweighted; 1 is perfect balance |
+| `train/balance_loss` | load-balance loss, mean over layers, unweighted, whatever the rule; 1 is perfect balance |
 | `train/router_z_loss` | router z-loss, mean over layers, unweighted |
 | `experts/load_max`, `load_min` | an expert's largest and smallest load over its fair share, worst layer |
 | `experts/max_vio` | largest load over the fair share, less 1, over all steps since the last row; worst layer |
 | `experts/dead` | experts with less than 1% of their fair share since the last row, all layers |
 | `experts/idle_steps` | steps in a row in which an expert got less than 1% of its fair share; longest |
-| `router/entropy` | entropy of the router's probabilities, nats, mean over tokens and layers |
+| `router/entropy` | entropy of the router's scores as shares, nats, mean over tokens and layers |
 | `router/logit_max` | largest router logit of the step |
 | `tokens` | tokens trained on so far |
 
@@ -26,6 +26,7 @@ All of it stays on the device between two rows; a row costs one wait.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,14 +44,19 @@ IGNORED = -100
 
 
 class StepLosses(Callback):
-    def __init__(self, model: MoEModel, *, tokens_per_step: int, log: Every):
+    """skipped: whether the step's update was left out, asked at its end; it is no step of the balance rule then."""
+
+    def __init__(
+        self, model: MoEModel, *, tokens_per_step: int, log: Every, skipped: Callable[[], bool] = lambda: False
+    ):
         self.model = model
+        self.skipped = skipped
         self.tokens_per_step = tokens_per_step
         self.log = log
         self.spikes = SpikeCounter()
         routers = model.transformer.routers
         self.experts = ExpertLoad(len(routers), routers[0].n_experts)
-        self._total: LossParts | None = None  # of the step's microbatches on this rank
+        self._total: LossParts | None = None  # of the step's microbatches on this rank, at its end on all
         self._first = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +83,7 @@ class StepLosses(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         assert self._total is not None
-        total = self._total.all_reduce()
+        self._total = total = self._total.all_reduce()
         self.spikes.add(total.nll / total.targets)
         self.experts.add(total.routers.counts_E)
         if self.log.due(int(state.timestamp.batch) + 1):
@@ -86,7 +92,11 @@ class StepLosses(Callback):
             loss = (total.nll / total.targets).item()
             logger.log_metrics({"train/loss": loss, "train/perplexity": math.exp(min(loss, 700))})
         self._first = False
-        self.model.balance.end_step(total.routers, self.model.transformer.routers)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if self._total is not None and not self.skipped():
+            self.model.balance.end_step(self._total.routers, self.model.transformer.routers)
+        self._total = None
 
     def _metrics(self, total: LossParts, step: int) -> dict[str, Any]:
         load_LE = load(total.routers.counts_E)

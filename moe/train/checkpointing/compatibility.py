@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from typing import Any
 
 from moe.common.errors import InputError
+from moe.config.schema import ModelConfig
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
 OF_ONE_START = ("check", "resume_from", "time_limit")  # no change of the run
-FREE_IN_MODEL = ("dropout", "balance_loss", "router_z_loss", "z_loss")
+FREE_IN_MODEL = ("dropout", "balance_loss", "balance_rate", "router_z_loss", "z_loss")
 FIXED = (
     "global_train_batch_size",
     "max_seq_len",
@@ -35,11 +37,20 @@ SHAPE = (
     "expert_hidden",
     "qk_norm",
     "tie_embeddings",
+    "scoring_func",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "balance",
 )
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
+
+    A setting of the model that an earlier version did not have was at its default.
+    """
+    defaults = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
+    saved = {**saved, "model": {**defaults, **saved["model"]}}
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(saved, current).items():

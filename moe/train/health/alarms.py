@@ -145,7 +145,10 @@ class NonFinite(Detector):
 class DeadExpert(Detector):
     name = "dead_expert"
     cause = "the router has settled on other experts"
-    mend = "raise model.balance_loss, or lower optimizer.lr; best from a checkpoint before it: resume_from=step:N"
+    mend = (
+        "raise model.balance_loss (with balance sign model.balance_rate), or lower optimizer.lr; best from a "
+        "checkpoint before it: resume_from=step:N"
+    )
     STEPS = 200
 
     def seen(self, row: Row) -> str | None:

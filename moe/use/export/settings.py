@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe.common.errors import InputError
+from moe.model.families import hindrances
 
 MOE, DENSE = "Qwen3MoeForCausalLM", "Qwen3ForCausalLM"
 MODEL_TYPES = {MOE: "qwen3_moe", DENSE: "qwen3"}
@@ -36,7 +37,6 @@ FIXED: dict[str, tuple[Any, Any]] = {
     "use_sliding_window": (False, False),
 }
 FIXED_MOE: dict[str, tuple[Any, Any]] = {
-    "norm_topk_prob": (True, False),
     "decoder_sparse_step": (1, 1),
     "mlp_only_layers": ([], []),
 }
@@ -63,10 +63,8 @@ def to_config(settings: dict[str, Any], *, vocab_size: int, max_seq_len: int, sp
     Raises:
         InputError: the model has no counterpart in transformers.
     """
-    if not settings["qk_norm"]:
-        raise InputError(
-            f"model.qk_norm (false) has no counterpart in transformers' {MOE}; only models with qk_norm export"
-        )
+    if found := hindrances(settings):
+        raise InputError("; ".join(found) + "; a model that is to be exported needs these")
     dense = settings["n_experts"] == 1
     architecture = DENSE if dense else MOE
     settings = {**settings, "head_dim": settings["head_dim"] or settings["d_model"] // settings["n_heads"]}
@@ -93,6 +91,7 @@ def to_config(settings: dict[str, Any], *, vocab_size: int, max_seq_len: int, sp
     return {
         **config,
         **{key: value for key, (value, _) in FIXED_MOE.items()},
+        "norm_topk_prob": settings.get("norm_topk_prob", True),
         "moe_intermediate_size": settings["expert_hidden"],
         "num_experts": settings["n_experts"],
         "num_local_experts": settings["n_experts"],
@@ -141,6 +140,7 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
             "n_experts": (experts, config.get(experts)),
             "top_k": ("num_experts_per_tok", config.get("num_experts_per_tok")),
             "expert_hidden": ("moe_intermediate_size", config.get("moe_intermediate_size")),
+            "norm_topk_prob": ("norm_topk_prob", config.get("norm_topk_prob", False)),
         }
         local = config.get("num_local_experts", config.get(experts))
         if local != config.get(experts):  # transformers 4 reads the one, 5 the other
@@ -167,7 +167,7 @@ def _value_fault(key: str, value: Any) -> str | None:
     """What is wrong with a value of config.json by itself, None where nothing is."""
     if value is None:
         return f"{key}: is missing"
-    if key == "tie_word_embeddings":
+    if key in ("tie_word_embeddings", "norm_topk_prob"):
         return None if isinstance(value, bool) else f"{key} ({value!r}): must be true or false"
     kinds, most, wanted = NUMBERS.get(key, (int, 10**12, "a whole number from 1"))
     if isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= most:

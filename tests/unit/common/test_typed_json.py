@@ -1,6 +1,6 @@
 import json
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import pytest
 
@@ -51,3 +51,11 @@ def test_a_fault_is_told_by_its_place(changes: dict, fault: str) -> None:
 def test_what_is_no_object_is_a_value_error_and_nothing_else(content: str | bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(content, Whole)
+
+
+def test_a_choice_of_words_is_one_of_them() -> None:
+    shape = Literal["one", "two"]
+    assert fault_in("two", shape, "k") is None
+    assert fault_in("three", shape, "k") == "k is 'three'; one of one, two is needed"
+    assert [bool(fault_in(value, shape)) for value in (None, 1, ["one"])] == [True] * 3
+    assert fault_in(None, shape | None) is None

@@ -323,6 +323,37 @@ def test_null_is_no_text_and_settings_that_are_no_text_are_read_as_before(path: 
     assert "seed: is 1.5" in faults(path, "seed=1.5")[0] or "1.5" in faults(path, "seed=1.5")[0]
 
 
+def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: Path) -> None:
+    def found(*overrides: str) -> tuple[float | None, float | None]:
+        model = load_config(path, list(overrides)).model
+        return model.balance_loss, model.balance_rate
+
+    assert found() == found("model.balance=loss") == (0.01, None)
+    assert found("model.balance=quantile") == (0.0, None)
+    assert found("model.balance=sign") == (0.0, 0.01), "a run of 40 steps"
+    assert found("model.balance=sign", "max_duration=1000ba") == (0.0, 0.001)
+    assert found("model.balance=sign", "model.balance_loss=0.1", "model.balance_rate=0.5") == (0.1, 0.5)
+    text = to_yaml(load_config(path, ["model.balance=sign"]))
+    path.with_name("again.yaml").write_text(text)
+    assert to_yaml(load_config(path.with_name("again.yaml"))) == text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.balance=quantile", "model.top_k=4"], "model.balance (quantile) needs model.top_k (4) below"),
+        (["model.balance_rate=0.1"], "model.balance_rate (0.1) goes with model.balance sign (is loss); remove it"),
+        (["model.balance=sign", "model.balance_rate=0"], "model.balance_rate (0.0) must be above 0 and at most 1"),
+        (["model.routed_scaling_factor=-1"], "model.routed_scaling_factor (-1.0) must be above 0"),
+        (["model.balance=bias"], "model.balance: is 'bias'"),
+        (["model.scoring_func=relu"], "model.scoring_func: is 'relu'"),
+    ],
+)
+def test_faults_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
+    (fault,) = faults(path, *overrides)
+    assert fault.startswith(expected)
+
+
 def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
     """C8: ten lines that stand for ten thousand million values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]

@@ -125,3 +125,13 @@ def test_what_fsdp2_gathers_is_in_fp32_and_cast_beside_it():
     gathered = 4 * (2 * matrices // SHAPE["n_layers"] + count.embedding + count.head)
     loss = next(phase for phase in memory.phases(step) if phase.phase == "loss")
     assert loss.copies == gathered + 2 * matrices
+
+
+def test_the_histogram_of_quantile_is_in_the_activations():
+    from moe.model.balance import RULES
+
+    plain, quantile = (
+        memory.activation_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=1, gpu=True, bf16=True, quantile=on))
+        for on in (False, True)
+    )
+    assert quantile - plain == 3 * 4 * 8 * RULES["quantile"].bins * 8, "4 layers, 8 experts, 8 bytes"

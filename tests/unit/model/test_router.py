@@ -90,3 +90,61 @@ def test_a_token_gets_k_distinct_experts_whatever_ties(case, top_k):
         best = max(rows[case])
         assert rows[case][routing.expert_TK[0, 0]] == best or case == "smallest numbers"
     assert torch.isfinite(routing.weight_TK).all() and torch.isfinite(routing.stats.score_E).all()
+
+
+def settings_of(kind):
+    return {"softmax": {}, "sigmoid": {"scoring_func": "sigmoid"}, "biased": {"bias": True}}[kind]
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "biased"])
+def test_scores_that_are_all_zero_give_weights_and_statistics_that_are_numbers(kind):
+    router = Router(d_model=2, n_experts=4, top_k=2, **settings_of(kind))
+    with torch.no_grad():
+        router.weight.copy_(torch.tensor([[-300.0, 0], [-400, 0], [-500, 0], [300 if kind == "biased" else -300, 0]]))
+        if kind == "biased":
+            router.bias_E.copy_(torch.tensor([1.0, 1.5, 0.5, -2.5]))  # never the one whose probability is 1
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    routing = router(x)
+    (routing.weight_TK.sum() + routing.stats.score_E.sum() + routing.stats.z).backward()
+    assert all(torch.isfinite(value).all() for value in (*routing.stats, routing.weight_TK, x.grad))
+
+
+def test_sigmoid_statistics_are_of_the_shares_of_the_scores(x):
+    torch.manual_seed(0)
+    router = Router(d_model=16, n_experts=6, top_k=2, scoring_func="sigmoid")
+    torch.nn.init.normal_(router.weight)
+    stats = router(x).stats
+    logits = x @ router.weight.t()
+    share = logits.sigmoid() / logits.sigmoid().sum(-1, keepdim=True)
+    torch.testing.assert_close(stats.score_E, share.sum(0))
+    torch.testing.assert_close(stats.entropy, torch.distributions.Categorical(share).entropy().sum().detach())
+    torch.testing.assert_close(stats.z, logits.logsumexp(-1).square().sum())
+    assert not stats.entropy.requires_grad and stats.score_E.requires_grad
+
+
+def test_a_bias_decides_the_choice_and_neither_weights_nor_gradients_know_it(x):
+    torch.manual_seed(0)
+    router = Router(d_model=16, n_experts=6, top_k=2, bias=True)
+    torch.nn.init.normal_(router.weight)
+    before = router(x).expert_TK
+    router.bias_E[4] = 10.0
+    routing = router(x)
+    assert (routing.expert_TK == 4).any(-1).all() and not torch.equal(before, routing.expert_TK)
+    prob = (x @ router.weight.t()).softmax(-1).gather(1, routing.expert_TK)
+    torch.testing.assert_close(routing.weight_TK, prob / prob.sum(-1, keepdim=True))
+    assert not router.bias_E.requires_grad
+
+
+def test_the_histogram_holds_each_token_once_for_each_expert_and_none_in_evaluation(x):
+    torch.manual_seed(0)
+    router = Router(d_model=16, n_experts=6, top_k=2, bias=True, bins=50)
+    torch.nn.init.normal_(router.weight)
+    router.bias_E.uniform_(-0.3, 0.3)
+    stats = router(x).stats
+    assert stats.needed_EB.shape == (6, 50) and (stats.needed_EB.sum(-1) == 11).all()
+    low, high = router.bias_E.min() - 1, router.bias_E.max() + 1
+    edge = ((router.bias_E - low) / (high - low) * 50).long()  # what needs no more than this is chosen as it is
+    below = torch.stack([row[:end].sum() for row, end in zip(stats.needed_EB, edge, strict=True)])
+    upto = torch.stack([row[: end + 1].sum() for row, end in zip(stats.needed_EB, edge, strict=True)])
+    assert (below <= stats.counts_E).all() and (stats.counts_E <= upto).all()
+    assert router.eval()(x).stats.needed_EB.shape == (6, 0)

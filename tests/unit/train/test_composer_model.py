@@ -3,13 +3,15 @@
 import pytest
 import torch
 from composer.core.data_spec import default_split_batch
+from torch.nn.parallel import DistributedDataParallel
 
 from moe.model import Transformer
-from moe.model.balance import Balance, BalanceLoss
+from moe.model.balance import RULES, Balance, BalanceLoss
 from moe.model.router import LayerMetric
 from moe.train.composer_model import MoEModel, with_global_sizes
+from tests.ranks import on_ranks
 from tests.tiny import SHAPE
-from tests.unit.train.runs import SHORT, rows, train, weights
+from tests.unit.train.runs import SHORT, assert_same_run, die, rows, train, weights
 
 
 def make_model(**changes) -> MoEModel:
@@ -57,7 +59,7 @@ def test_a_batch_without_any_target_has_a_loss_of_zero_from_its_targets():
 class Pulled(Balance):
     """A rule of a kind that is not there: a loss of its own, a state, a metric."""
 
-    def __init__(self, *, n_layers, n_experts, weight):
+    def __init__(self, *, n_layers, n_experts, weight, rate):
         super().__init__()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -75,7 +77,7 @@ class Pulled(Balance):
 def test_a_further_rule_is_one_class_its_metrics_are_logged_and_its_state_is_saved_and_resumed(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(__import__("moe.model.balance").model.balance.RULES, "loss", Pulled)
+    monkeypatch.setitem(RULES, "loss", Pulled)
     settings = [*SHORT, "max_duration=4ba"]
     assert train(tiny, tmp_path, *settings)[0] == 0
     code, folder = train(tiny, tmp_path, *settings, "max_duration=6ba")
@@ -84,3 +86,52 @@ def test_a_further_rule_is_one_class_its_metrics_are_logged_and_its_state_is_sav
     model, layers = rows(folder, "train/pulled"), [rows(folder, f"train/pulled/layer_{layer:02d}") for layer in (0, 1)]
     assert list(model) == [1, 2, 3, 4, 5, 6] and model[6] == max(layer[6] for layer in layers) > 0
     assert not rows(folder, "train/balance_loss")
+
+
+def not_sent(rank):
+    transformer = Transformer(vocab_size=97, eos_id=0, balance="sign", **SHAPE)
+    rule = RULES["sign"](n_layers=2, n_experts=4, weight=0.0, rate=0.1)
+    model = MoEModel(transformer, balance=rule, router_z_loss=0.0, flops_per_token=1.0)
+    assert len(list(model.buffers())) == 4 and DistributedDataParallel(model).modules_buffers == []
+
+
+def test_ddp_sends_no_bias_in_a_forward_pass():
+    on_ranks(2, not_sent)
+
+
+BIASED = ["model.scoring_func=sigmoid", "model.routed_scaling_factor=2.0", "model.balance="]
+
+
+def biases(folder) -> torch.Tensor:
+    """[L, E] of the newest checkpoint."""
+    return torch.stack([value for name, value in weights(folder).items() if name.endswith("router.bias_E")])
+
+
+@pytest.mark.parametrize("rule", ["sign", "quantile"])
+def test_a_killed_run_resumes_with_its_biases_to_the_bit(small, tmp_path, rule):
+    settings = [*SHORT, "max_duration=9ba", "save_interval=4ba", *BIASED[:2], BIASED[2] + rule]
+    assert train(small, tmp_path, *settings, name="whole")[0] == 0
+    folder = die(small, tmp_path, 6, *settings)
+    assert biases(folder).abs().max() > 0.005, "the losses after it depend on them"
+    assert train(small, tmp_path, *settings)[0] == 0
+    assert_same_run(folder, tmp_path / "whole")
+    assert biases(folder).shape == (2, 4) and biases(folder).dtype == torch.float32
+    assert rows(folder, "train/balance_loss")[9] > 0, "watched, though it is not in the loss"
+
+
+def test_a_step_that_is_skipped_changes_no_bias_and_no_share(tiny, tmp_path, monkeypatch):
+    plain, steps = MoEModel.loss, []
+
+    def loss(self, outputs, batch):
+        steps.append(0)
+        return {"total": plain(self, outputs, batch)["total"] * (float("inf") if len(steps) == 3 else 1.0)}
+
+    monkeypatch.setattr(MoEModel, "loss", loss)
+    settings = [*SHORT, "max_duration=4ba", "save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+    code, folder = train(tiny, tmp_path, *settings, *BIASED[:2], "model.balance=sign")
+    assert code == 0 and rows(folder, "optim/skipped_steps")[4] == 1
+    kept = [torch.load(path / "state.pt", weights_only=False) for path in sorted(folder.glob("step-*"))]
+    names = ["balance.share_LE", "transformer.blocks.1.moe.router.bias_E"]
+    for name in names:
+        one, two, three, four = (state["state"]["model"][name] for state in kept)
+        assert torch.equal(two, three) and not torch.equal(one, two) and not torch.equal(three, four), name

@@ -201,6 +201,7 @@ def test_between_two_rows_nothing_waits_for_the_device_and_a_row_waits_twice(
         (StepLosses, "before_train_batch", 1),
         (StepLosses, "after_loss", 1),
         (StepLosses, "after_train_batch", 1),
+        (StepLosses, "batch_end", 0),
         (WeightNorms, "after_train_batch", 1),
         (WeightNorms, "batch_end", 0),
         (Throughput, "batch_end", 0),

@@ -22,7 +22,7 @@ GOOD: dict[str, list[Any]] = {
     "max_position_embeddings": [1_000_000_000],
     "rope_theta": [3.5, 1_000_000_000],
     "tie_word_embeddings": [True],
-    "norm_topk_prob": [True],
+    "norm_topk_prob": [True],  # false is too, as a test of its own holds
     "pad_token_id": [0, -4],
     "rope_parameters": [{}],
     "rope_scaling": [{}],  # which transformers refuses

@@ -200,9 +200,26 @@ def test_bad_flags_are_one_message_and_exit_code_2(make_run: Callable, capsys, f
     assert told in capsys.readouterr().err
 
 
-def test_a_model_without_qk_norm_is_refused(make_run: Callable, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"model.qk_norm \(false\) has no counterpart"):
-        run_export(make_run(qk_norm=False), tmp_path / "hf")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"qk_norm": False}, [r"model.qk_norm (false)"]),
+        ({"scoring_func": "sigmoid"}, ["model.scoring_func (sigmoid)"]),
+        ({"routed_scaling_factor": 2.5}, ["model.routed_scaling_factor (2.5)"]),
+        (
+            {"balance": "quantile", "scoring_func": "sigmoid"},
+            ["model.balance (quantile)", "model.scoring_func (sigmoid)"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_model_without_a_counterpart_is_refused_by_the_names_of_all_that_hinders(
+    make_run: Callable, tmp_path: Path, changes: dict, told: list[str]
+) -> None:
+    with pytest.raises(InputError) as error:
+        run_export(make_run(**changes), tmp_path / "hf")
+    assert all(f"{setting} has no counterpart" in str(error.value) for setting in told)
+    assert str(error.value).count("has no counterpart") == len(told) and not (tmp_path / "hf").exists()
 
 
 def test_the_card_tells_data_tokens_recipe_validation_and_shows_curves(make_run: Callable, tmp_path: Path) -> None:

@@ -337,3 +337,17 @@ def test_a_batch_that_the_ranks_cannot_share(check: Check, monkeypatch) -> None:
 def test_a_faulty_config_is_the_only_line(check: Check) -> None:
     code, found = check("model.top_k=9")
     assert code == 2 and list(found) == ["config"] and "exceeds model.n_experts" in found["config"][1]
+
+
+def test_a_model_that_no_export_can_express_is_told_before_it_is_trained(tmp_path: Path) -> None:
+    from moe.config import load_config
+    from moe.plan.checks.settings import check_settings
+
+    def told(*overrides: str) -> list[str]:
+        path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
+        found = check_settings(load_config(path, list(overrides)), vocab_size=300, world_size=1)
+        return [result.text for result in found if result.name == "export" and result.state == "fail"]
+
+    assert told() == told("model.norm_topk_prob=false") == []
+    (text,) = told("model.balance=sign", "model.scoring_func=sigmoid")
+    assert "model.balance (sign) has no counterpart" in text and "model.scoring_func (sigmoid)" in text

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe.config.times import Every, parse_time
 from moe.model import Transformer
-from moe.model.balance import BalanceLoss
+from moe.model.balance import RULES
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
 from moe.train.callbacks.losses import StepLosses
@@ -22,12 +22,14 @@ SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "n_experts
 VOCAB, EOS, SAMPLES, SEQ_LEN = 64, 0, 16, 32
 
 
-def make_model(*, balance_loss: float = 0.01, checkpointing: bool = False) -> MoEModel:
+def make_model(*, balance_loss: float = 0.01, checkpointing: bool = False, rule: str = "loss") -> MoEModel:
     torch.manual_seed(0)
-    transformer = Transformer(vocab_size=VOCAB, eos_id=EOS, activation_checkpointing=checkpointing, **SHAPE)
+    transformer = Transformer(
+        vocab_size=VOCAB, eos_id=EOS, activation_checkpointing=checkpointing, balance=rule, **SHAPE
+    )
     return MoEModel(
         transformer,
-        balance=BalanceLoss(n_layers=SHAPE["n_layers"], n_experts=SHAPE["n_experts"], weight=balance_loss),
+        balance=RULES[rule](n_layers=SHAPE["n_layers"], n_experts=SHAPE["n_experts"], weight=balance_loss, rate=0.01),
         router_z_loss=0.001,
         flops_per_token=1.0,
     )
@@ -65,6 +67,7 @@ class Steps:
             self.losses.after_loss(state, logger)
             (total * len(part["tokens"]) / SAMPLES).backward()
         self.losses.after_train_batch(state, logger)
+        self.losses.batch_end(state, logger)
 
 
 def counts_of(run: Callable[[Steps], None], **settings: object) -> Tensor:
@@ -194,13 +197,13 @@ def flood(steps: Steps, logit: float) -> None:
         router.weight.data[0] += logit * mean_D / mean_D.square().sum()
 
 
-def loads(balance_loss: float, *, flooded: float = 0.0) -> Tensor:
-    """Load of each expert over its fair share [60, L, E] in 60 steps."""
-    steps = Steps(make_model(balance_loss=balance_loss))
+def loads(balance_loss: float, *, flooded: float = 0.0, rule: str = "loss", number_of_steps: int = 60) -> Tensor:
+    """Load of each expert over its fair share [steps, L, E]."""
+    steps = Steps(make_model(balance_loss=balance_loss, rule=rule))
     flood(steps, flooded)
     optimizer = Muon(build_groups(steps.model.transformer, name="muon", lr=1e-2, weight_decay=0.1))
     found = []
-    for number in range(60):
+    for number in range(number_of_steps):
         optimizer.zero_grad()
         steps.run(make_batch(number))
         optimizer.step()
@@ -219,3 +222,10 @@ def test_an_expert_that_is_flooded_comes_back_and_without_the_balance_loss_it_do
     late_LE = with_it[30:].mean(0)
     assert late_LE.min() > 0.2 and late_LE.max() < 2.0
     assert without[30:].mean(0).max() > 2.0
+
+
+@pytest.mark.parametrize(("rule", "within"), [("sign", 90), ("quantile", 30)])
+def test_a_bias_brings_back_an_expert_whose_logit_is_raised_by_4_in_every_layer(rule, within):
+    found = loads(0.0, flooded=4.0, rule=rule, number_of_steps=within)
+    assert found[0].amax(-1).min() > 3.0, "4 would be every token, of which each has 2 of 8"
+    assert found[-5:].mean(0).max() < 1.3

@@ -1,0 +1,28 @@
+"""Settings that are null in the yaml and follow from others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moe.config.times import parse_time
+
+if TYPE_CHECKING:
+    from moe.config.schema import Config
+
+BALANCE_LOSS = 0.01
+# Of 32 experts, top 8, in 190 steps: loads of 0.92 to 1.08 of the fair share with 0.01; 0.001, which DeepSeek-V3 has,
+# takes hundreds of steps to get there.
+SIGN_RATE, SIGN_RATE_OF_FEW, FEW_STEPS = 0.001, 0.01, 1000
+
+
+def with_derived(config: Config) -> Config:
+    """The same with its numbers in the place of null. Settings must be without faults."""
+    model = config.model
+    weight, rate = model.balance_loss, model.balance_rate
+    if weight is None:
+        weight = BALANCE_LOSS if model.balance == "loss" else 0.0
+    if rate is None and model.balance == "sign":
+        steps = parse_time(config.max_duration).to_steps(config.global_train_batch_size * config.max_seq_len)
+        rate = SIGN_RATE if steps >= FEW_STEPS else SIGN_RATE_OF_FEW
+    return replace(config, model=replace(model, balance_loss=weight, balance_rate=rate))
