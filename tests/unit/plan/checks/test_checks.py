@@ -340,9 +340,8 @@ def test_a_faulty_config_is_the_only_line(check: Check) -> None:
 
 
 def test_a_model_that_no_export_can_express_is_told_before_it_is_trained(tmp_path: Path) -> None:
-    from moe.plan.checks.settings import check_settings
-
     from moe.config import load_config
+    from moe.plan.checks.settings import check_settings
 
     def told(*overrides: str) -> list[str]:
         path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
