@@ -1,9 +1,9 @@
 # make setup   the environment in .venv (PYTHON=python3.12: with that one)
 # make demo    text, tokenizer, shards, a small MoE, in minutes
-# make test    the whole suite                     make check   linter, formatter, type checker
+# make test    the whole suite                     make check   linter, formatter, type checker, links of the docs
 # make test-wheel   builds the wheel, installs it in an empty environment elsewhere, and runs its commands there
 # make constraints  the versions of make setup, renewed: the newest that fit together; run the suite before they are kept
-# make format  mends what the linter can           make bench-step   a training step against transformers'
+# make format  fixes what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
 # make test-newest   the tests of model, optimizer, training, export, config and checks on the newest of all packages
@@ -11,8 +11,11 @@
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
-# make pictures     the pictures of docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
+# make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
+# make docs        tries the tutorial's commands with small numbers, then builds the site of docs/ in .site-docs
+#                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
+# make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
 # make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 BIN := .venv/bin
@@ -20,7 +23,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
+.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -67,6 +70,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -p no:xdist tests/unit/test_docs.py -k 'link or named or map'
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -87,6 +91,21 @@ chaos: setup
 
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
+
+.venv-docs/ready: pyproject.toml | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
+	$(BIN)/uv pip install --quiet --no-config --python .venv-docs/bin/python --group docs
+	@touch $@
+
+docs: .venv-docs/ready try-tutorial
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo 'the site is .site-docs/index.html'
+
+tutorial: setup
+	$(BIN)/python docs/tutorial.py
+
+try-tutorial: setup
+	$(BIN)/python docs/tutorial.py --tiny
 
 pictures: setup
 	$(BIN)/python docs/pictures.py

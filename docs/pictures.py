@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/monitoring.md from two real runs of yamls/demo.yaml, made smaller: `make pictures`.
+"""Makes the pictures of README and docs/monitoring.md from two real runs of a smaller yamls/demo.yaml: `make pictures`.
 
 The first run is killed (kill -9) after 55%, stopped (SIGTERM) after 80%, and goes on each time; the second has another
 learning rate. Needs Chromium, to take pictures of the page.
@@ -112,6 +112,7 @@ def main() -> None:
         moe(["report", str(RUNS / FIRST), "--out", str(one)])
         moe(["report", str(RUNS / FIRST), "--compare", str(RUNS / SECOND), "--out", str(both)])
         photograph(one, "report.png", width=1180, height=1760)
+        photograph(one, "report-top.png", width=1180, height=728)
         photograph(one, "report-dark.png", width=1180, height=2770, top=2225, dark=True)
         photograph(both, "compare.png", width=1180, height=890)
 

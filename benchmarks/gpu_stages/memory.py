@@ -99,7 +99,7 @@ def _small(run: Run, name: str, gigabytes: int) -> None:
             run.figure(f"{name} in {gigabytes} GB", "does not fit, as computed")
             return
         size = min(sizes[0], 2 if run.dry else 16)
-        told = f"{name} in {gigabytes} GB, 512 tokens a sample, microbatch {size}{', checkpointed' * checkpointing}"
+        told = f"{name} in {gigabytes} GB, 512 tokens per sequence, microbatch {size}{', checkpointed' * checkpointing}"
         try:
             model = make_model(run, TINY if run.dry else shape, activation_checkpointing=checkpointing)
             optimizer = make_optimizer(model)

@@ -138,8 +138,9 @@ def _work(config: Config, vocab_size: int) -> Iterator[str]:
     work = find_work(config, vocab_size)
     batch = f"{config.global_train_batch_size} x {config.max_seq_len:,} = {work.tokens_per_step:,}"
     yield "WORK"
-    yield f"  steps         {work.steps:,} of {batch} tokens; {short(work.tokens)} tokens in all"
-    yield f"  FLOPs         {work.flops_per_token / 1e9:.3g} G a token (forward and backward), {work.flops:.3g} in all"
+    yield f"  steps         {work.steps:,} of {batch} tokens; {short(work.tokens)} tokens in total"
+    per_token = f"{work.flops_per_token / 1e9:.3g} G a token (forward and backward)"
+    yield f"  FLOPs         {per_token}, {work.flops:.3g} in total"
     yield (
         f"  tokens per parameter  {short(work.tokens_per_active_parameter)} active, "
         f"{short(work.tokens_per_parameter)} total "

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         show(line)
     faults = [fault for split in SPLITS for fault in verify_split(f"{args.data}/{split}", full=not args.quick)]
     for fault in faults:
-        show(f"fault        {fault}")
+        show(f"error        {fault}")
     if faults:
         show("the dataset is damaged: restore these files, or convert again with --overwrite")
         return 2

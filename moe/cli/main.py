@@ -19,7 +19,7 @@ COMMANDS = {
     "yaml": "write one of the yamls to begin with into a file of your own",
     "tokenizer": "train a tokenizer on text",
     "convert": "tokenise text into shards",
-    "train": "train what a yaml says, or go on where the run stopped",
+    "train": "train what a yaml says, or resume where the run stopped",
     "export": "write a checkpoint as a Hugging Face folder, or make one of such a folder",
     "estimate": "parameters, memory, time, cost and disk of a run, from its yaml alone",
     "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",

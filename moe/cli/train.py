@@ -14,8 +14,8 @@ from moe.common.errors import InputError, RunFailed
 from moe.common.units import complain, ready, say, show
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
+from moe.train.distributed.ranks import LOCAL_RANK, WORLD_SIZE
 from moe.train.run import end, train
-from moe.train.start import LOCAL_RANK, WORLD_SIZE
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
 USAGE = (

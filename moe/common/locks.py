@@ -103,5 +103,5 @@ def _tell_once(path: Path, error: OSError, report: Callable[[str], None]) -> Non
         _TOLD.add(folder)
         report(
             f"warning: {path} cannot be locked: {os.strerror(error.errno or 0)}. This file system has no locks (Lustre "
-            "needs the mount option flock); going on: see to it yourself that no second process works there"
+            "needs the mount option flock); continuing: see to it yourself that no second process works there"
         )

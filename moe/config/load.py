@@ -39,7 +39,7 @@ class ConfigError(InputError):
     def __init__(self, source: str, faults: list[str]):
         self.faults = faults
         super().__init__(
-            f"{source}: {len(faults)} fault{'s' if len(faults) > 1 else ''}\n" + "\n".join(f"  {f}" for f in faults)
+            f"{source}: {len(faults)} error{'s' if len(faults) > 1 else ''}\n" + "\n".join(f"  {f}" for f in faults)
         )
 
 
@@ -290,7 +290,7 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
-            return f"{'.'.join(path[: depth + 1])}: is no setting; {hint_for(path, depth) or mend}"
+            return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or mend}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     reason = str(error).splitlines()[0]

@@ -261,7 +261,7 @@ class Config:
     max_failed_saves: int = 5
     "Checkpoints in a row that could not be written (a full disk) that stop the run; 1 stops it at the first."
     autoresume: bool = True
-    "The same command goes on from the newest checkpoint that verifies. false: a folder that holds a run is refused."
+    "The same command resumes from the newest checkpoint that verifies. false: a folder that holds a run is refused."
     resume_from: str | None = None
     "`step:5000` goes back to that checkpoint of this run."
     load_path: str | None = None
@@ -286,4 +286,4 @@ class Config:
     stall_timeout: str = "30m"
     "Without progress for this long (a step, an evaluation batch) the run writes all stacks and ends. Above one step."
     check: bool = False
-    "Check what the run needs, as `moe check` does, and exit: 0 when all is well, 2 when something must be mended."
+    "Check what the run needs, as `moe check` does, and exit: 0 when all is well, 2 when something must be fixed."

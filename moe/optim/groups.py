@@ -18,6 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moe.config import OptimizerConfig
+from moe.optim.muon import Muon
+
 
 def _kind(name: str, parameter: Tensor) -> str:
     if parameter.ndim < 2:
@@ -75,3 +78,21 @@ def build_groups(
         "norms": {**adamw, "weight_decay": 0.0},
     }
     return [{"name": key, "params": params, **settings[key]} for key, params in members.items() if params]
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Muon:
+    """model: a Transformer, whose parameters are on their device, or sharded, already."""
+    return Muon(
+        build_groups(
+            model,
+            name=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            momentum_dtype=config.momentum_dtype,
+            adjust_lr_fn=config.adjust_lr_fn,
+            adamw_lr=config.adamw.lr,
+            betas=config.adamw.betas,
+            eps=config.adamw.eps,
+        )
+    )

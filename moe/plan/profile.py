@@ -26,13 +26,14 @@ from torch import Tensor
 
 from moe.config import Config
 from moe.model.router import Routing
+from moe.optim.groups import build_optimizer
 from moe.plan.profile_parts import Row, part_rows, wait
-from moe.train import build
-from moe.train.composer_model import MoEModel
+from moe.train.compiling import COMPILED
+from moe.train.composer_model import MoEModel, build_model
 from moe.train.inputs import Inputs
-from moe.train.microbatch import find_microbatch
+from moe.train.loaders import build_train_spec
+from moe.train.microbatch import find_microbatch, microbatch_size
 from moe.train.microbatch_loss import microbatch_loss
-from moe.train.start import COMPILED
 from moe.train.temporary_folder import own_temporary_folder
 from moe.train.tf32 import forbid_tf32
 
@@ -72,14 +73,14 @@ def profile_run(
     forbid_tf32()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say("building the model ...")
-    model = build.build_model(config, inputs, inputs.tokenizer_name).to(device)
+    model = build_model(config, inputs, inputs.tokenizer_name).to(device)
     if model.transformer.compiled:
         say(COMPILED)
     if balanced:
         deal_out(model)
-    optimizer, _ = build.build_optimizer(config, model)
+    optimizer = build_optimizer(config.optimizer, model.transformer)
     samples, seq_len = config.global_train_batch_size, config.max_seq_len
-    microbatch = build.microbatch_size(config, 1, device.type == "cuda")
+    microbatch = microbatch_size(config, 1, device.type == "cuda")
     if not isinstance(microbatch, int):
         say("device_train_microbatch_size: auto; trying how many sequences fit ...")
         microbatch = find_microbatch(
@@ -145,7 +146,7 @@ class _Loop:
     ):
         self.config, self.model, self.optimizer, self.microbatch = config, model, optimizer, microbatch
         self.device = model.device
-        spec = build.build_train_spec(config, inputs, 1, inputs.text)
+        spec = build_train_spec(config, inputs, 1, inputs.text)
         self.loader, self.transform = spec.dataloader, spec.batch_transforms
         self.batches: Any = iter(self.loader)
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from moe.common.units import clock, short
 from moe.runs.changes import by_restart, changes
 from moe.runs.interruptions import RATE, interruptions, parse_stamp
-from moe.runs.reading import DONE, FAILED, PREEMPTED, RUNNING, UNSURE, Run, is_number
+from moe.runs.reading import DONE, FAILED, INTERRUPTED, RUNNING, UNSURE, Run, is_number
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
 
@@ -27,7 +27,7 @@ BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 SHADES, PLAIN_SHADES = "·░▒▓█", ".:-=#"
 LOADS = (0.25, 0.7, 1.43, 2.5)  # of the fair share: below is idle, ..., above is overloaded
 LOAD_COLOURS = ("blue", "cyan", "green", "yellow", "red")
-STATE_COLOURS = {RUNNING: "blue", UNSURE: "blue", PREEMPTED: "yellow", DONE: "green", FAILED: "red"}
+STATE_COLOURS = {RUNNING: "blue", UNSURE: "blue", INTERRUPTED: "yellow", DONE: "green", FAILED: "red"}
 STILL = 120.0  # seconds without news after which the frame says so
 LABEL, VALUE = 12, 10  # width of the first two columns, the second wider for a long step
 LEAST_CURVE = 10
@@ -68,8 +68,8 @@ def _title(run: Run, now: float, width: int, waits: bool) -> Text:
     title.append("  " if cell_len(title.plain + written + place) + 2 <= width else "\n")
     title.append(written, style="yellow" if run.state == RUNNING and age > STILL else "dim")
     title.append(place, style="dim")
-    if run.state == PREEMPTED:
-        title.append("\nrun the same command again to go on", style="dim")
+    if run.state == INTERRUPTED:
+        title.append("\nrun the same command again to resume", style="dim")
     if waits:
         title.append("\nlooking whether it is started again; q leaves", style="dim")
     return title
@@ -187,7 +187,7 @@ def _interrupted(rows: Table, run: Run) -> None:
     if found := interruptions(run):
         last = found[-1]
         words = (
-            f"the last: {last.how} at step {last.step:,}, went on from {last.resumed_step:,} after {clock(last.away)}"
+            f"the last: {last.how} at step {last.step:,}, resumed from {last.resumed_step:,} after {clock(last.away)}"
         )
         rows.add_row("interrupted", f"{len(found)}x,", Text(words, style="dim"))
 

@@ -131,7 +131,7 @@ def _curves(runs: dict[str, Run], marks: Marks) -> str:
     empty = f'<p class="card empty">{next(iter(runs.values())).no_rows.capitalize()}.</p>'
     note = "Over tokens trained on; the number beside a name is the last one."
     if marks.interruptions:
-        note += " A numbered line is an interruption; what lies in the band before it was trained twice."
+        note += " A numbered line is an interruption; what lies in the band before it are retrained steps."
     if marks.changes:
         note += " At a line with a letter settings were changed."
     return _section("Curves", f'<div class="grid">{drawn}</div>' if drawn else empty, note)
@@ -189,11 +189,9 @@ def _interruptions(run: Run, found: list[Interruption]) -> str:
         for n, one in enumerate(found, 1)
     ]
     if len(rows) > 1:
-        rows.append(
-            ["", "", "in all", "", "", clock(sum(o.away for o in found)), f"{sum(o.replayed for o in found):,}"]
-        )
+        rows.append(["", "", "total", "", "", clock(sum(o.away for o in found)), f"{sum(o.replayed for o in found):,}"])
         rows[-1].append(clock(sum(one.cost for one in found)))
-    head = ["", "when (UTC)", "how", "at step", "went on from", "stood still", "trained twice", "cost"]
+    head = ["", "when (UTC)", "how", "at step", "resumed from", "downtime", "retrained steps", "cost"]
     return _section("Interruptions", _table(rows, head, numbers=True))
 
 
@@ -230,7 +228,7 @@ def _samples(run: Run) -> str:
             f"</thead><tbody>{rows}</tbody></table></div>"
         )
     grid = f'<div class="grid">{"".join(parts)}</div>' if parts else ""
-    return _section("Samples", grid, "What the model wrote at each evaluation, newest first.")
+    return _section("Generations", grid, "What the model wrote at each evaluation, newest first.")
 
 
 def _facts(run: Run) -> str:

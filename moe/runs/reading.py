@@ -32,9 +32,9 @@ from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
 
 RUN_FILE, METRICS, CONFIG = "run.json", "metrics.jsonl", "config.yaml"
-RUNNING, PREEMPTED, DONE, FAILED = "running", "preempted", "done", "failed"
+RUNNING, INTERRUPTED, DONE, FAILED = "running", "interrupted", "done", "failed"
 UNSURE = "running or interrupted"
-STATES = {"running": RUNNING, "stopped": PREEMPTED, "done": DONE, "failed": FAILED}
+STATES = {"running": RUNNING, "stopped": INTERRUPTED, "done": DONE, "failed": FAILED}
 QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
 LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
 MOST_STEPS = 10**15  # a float still counts them one by one
@@ -278,15 +278,15 @@ def _updated(path: Path) -> float:
 
 
 def _state(path: Path, record: dict[str, Any], updated: float) -> str:
-    state = STATES.get(str(record.get("state")), PREEMPTED)
+    state = STATES.get(str(record.get("state")), INTERRUPTED)
     if state != RUNNING:
         return state
     if record.get("host") not in (None, os.uname().nodename):
-        return RUNNING if time.time() - updated < QUIET else PREEMPTED
+        return RUNNING if time.time() - updated < QUIET else INTERRUPTED
     if held_by(path / ".lock"):
         return RUNNING
     if has_locks(path / ".lock") or (time.time() - updated > QUIET and not _lives(record.get("pid"))):
-        return PREEMPTED
+        return INTERRUPTED
     return UNSURE
 
 

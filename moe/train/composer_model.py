@@ -13,6 +13,7 @@ Decisions:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -22,9 +23,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
+from moe.config import Config, ModelConfig
+from moe.data.meta import Vocabulary
+from moe.data.text.tokenizer import load_tokenizer, token_bytes
 from moe.model import LossParts, Transformer
-from moe.model.balance import Balance
+from moe.model.balance import RULES, Balance
+from moe.model.flops import flops_per_token, model_shape
 from moe.model.loss import target_bytes
+from moe.train.compiling import check_compiler, wants_compile
+
+LOSS_SETTINGS = ("balance_loss", "balance_rate", "router_z_loss")  # of ModelConfig, for MoEModel, not for Transformer
 
 
 class TokenLoss(Metric):
@@ -129,3 +137,40 @@ class MoEModel(ComposerModel):
             metric.update(outputs.nll, target_bytes(batch["labels"], self.bytes_V))
         else:
             metric.update(outputs.nll, outputs.targets)
+
+
+def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
+    """The model with its initial weights, the same on every rank."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
+    torch.manual_seed(seed)
+    return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
+
+
+def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) -> MoEModel:
+    """With its initial weights, compiled where `compile` says so. `tokenizer`: where it is loaded from, if elsewhere.
+
+    Raises InputError where it is to be compiled and cannot.
+    """
+    shape = model_shape(config.model, meta.vocab_size)
+    transformer = build_transformer(
+        config.model,
+        vocab_size=meta.vocab_size,
+        eos_id=meta.eos_id,
+        seed=config.seed,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    if wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
+        check_compiler(config.compile)
+        transformer.compile_blocks()
+    return MoEModel(
+        transformer,
+        balance=RULES[config.model.balance](
+            n_layers=config.model.n_layers,
+            n_experts=config.model.n_experts,
+            weight=config.model.balance_loss or 0.0,
+            rate=config.model.balance_rate,
+        ),
+        router_z_loss=config.model.router_z_loss,
+        flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
+        token_bytes=token_bytes(load_tokenizer(tokenizer or config.tokenizer)),
+    )

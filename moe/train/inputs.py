@@ -93,7 +93,7 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
     kept = keep_tokenizer(load_tokenizer(str(own)))
     if fault is None and kept.fingerprint == named.fingerprint:
         return named, config.tokenizer
-    report(f"{fault or f'tokenizer ({config.tokenizer}) is another one by now'}; the run goes on with its own, {own}")
+    report(f"{fault or f'tokenizer ({config.tokenizer}) is another one by now'}; the run continues with its own, {own}")
     return kept, str(own)
 
 
@@ -246,7 +246,7 @@ def _check_folder(
     if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise InputError(
-            f"{key}: {len(faults)} fault(s) in {folder / data.split}\n{listed}\nRestore these files, or convert again."
+            f"{key}: {len(faults)} error(s) in {folder / data.split}\n{listed}\nRestore these files, or convert again."
         )
     found = meta.samples.get(data.split, 0)
     if found < samples:

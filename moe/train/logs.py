@@ -83,7 +83,7 @@ class RunLog(LoggerDestination):
             except OSError as error:
                 if (cause := error.strerror or str(error)) not in self._told:
                     self._told.add(cause)
-                    say(f"warning: the logs cannot be written from step {step:,} on: {cause}; training goes on")
+                    say(f"warning: the logs cannot be written from step {step:,} on: {cause}; training continues")
 
 
 def jsonl_writer(path: Path, resumed_step: int, eval_again: bool = False) -> Writer:

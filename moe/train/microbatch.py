@@ -27,15 +27,37 @@ import torch
 from composer.utils import dist, get_device
 
 from moe.common.errors import InputError
+from moe.common.units import say
 from moe.config import Config
 from moe.model.documents import document_ends
 from moe.model.memory import TOKENS_A_DOCUMENT
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.composer_model import MoEModel
+from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.distributed.sharding import is_sharded
 from moe.train.microbatch_loss import microbatch_loss
 
 SHARE_OF_MEMORY = 0.9
+CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
+
+
+def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
+    """Sequences per forward pass: as set; `auto` is found by a trial on GPU, and computed from max_seq_len on CPU."""
+    rank_batch = config.global_train_batch_size // world_size
+    size = config.device_train_microbatch_size
+    if size == "auto":
+        return "auto" if on_gpu else max(1, min(rank_batch, CPU_TOKENS_PER_MICROBATCH // config.max_seq_len))
+    return min(int(size), rank_batch)
+
+
+def choose_microbatch(
+    config: Config, folder: RunFolder, model: MoEModel, optimizer: torch.optim.Optimizer, on_gpu: bool
+) -> int:
+    """The size as set or computed; where that takes a trial, as `automatic_microbatch`."""
+    size = microbatch_size(config, WORLD_SIZE, on_gpu)
+    if isinstance(size, int):
+        return size
+    return automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
 
 
 def automatic_microbatch(

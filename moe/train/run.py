@@ -13,7 +13,8 @@ from typing import NoReturn
 from moe.common.errors import InputError
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
-from moe.train.start import LOCAL_RANK, RANK, WORLD_SIZE, open_folder, with_precision
+from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
+from moe.train.start import open_folder, with_precision
 from moe.train.stop import LAST_RESORT, Stopped, StopSignal
 
 LONGEST_END = 60.0  # seconds that all exit handlers have
@@ -52,7 +53,7 @@ def train(config: Config, stop: StopSignal) -> int:
     import torch
     from composer.utils import dist, get_device
 
-    from moe.train.build import check_compiler
+    from moe.train.compiling import check_compiler
     from moe.train.fit import fit
     from moe.train.temporary_folder import temporary_folder
     from moe.train.tf32 import forbid_tf32
@@ -72,7 +73,7 @@ def train(config: Config, stop: StopSignal) -> int:
     def last_words() -> None:
         say(
             f"the step did not end within {LAST_RESORT:.0f} s of {stop.reason}, and the launcher would kill it: "
-            f"it is lost; {folder.newest()}; run the same command again to go on"
+            f"it is lost; {folder.newest()}; run the same command again to resume"
         )
         folder.close("stopped", reason=f"{stop.reason}, in a step that did not end")
 
@@ -82,7 +83,7 @@ def train(config: Config, stop: StopSignal) -> int:
             return fit(config, meta, folder, start, stop, on_gpu)
     except Stopped:
         folder.end("stopped", say, reason=stop.reason)
-        say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to go on")
+        say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to resume")
         raise
     except InputError:
         raise

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from moe.common.units import short
-from moe.config import Config, parse_time
-from moe.model.flops import ParameterCount
+from moe.common.units import say, short
+from moe.config import Config
+from moe.config.steps import Steps
+from moe.model.flops import count_parameters, model_shape
 from moe.train.checkpointing.run_folder import RunFolder
+from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
+from moe.train.microbatch import microbatch_size
 
 
-def print_plan(
-    config: Config,
-    inputs: Inputs,
-    folder: RunFolder,
-    *,
-    count: ParameterCount,
-    microbatch: int | str,
-    world_size: int,
-    say: Callable[[str], None],
-) -> None:
-    """Says what the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    steps = parse_time(config.max_duration).to_steps(tokens_per_step)
+def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, on_gpu: bool) -> None:
+    """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
+    count = count_parameters(**model_shape(config.model, inputs.vocab_size))
+    tokens = steps.total * steps.tokens_per_step
+    microbatch = microbatch_size(config, WORLD_SIZE, on_gpu)
     first, *more = inputs.plan
     evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
     if config.eval_data is not None and config.eval_data.text:
@@ -35,13 +28,13 @@ def print_plan(
     lines = {
         "model": f"{count.total:,} parameters, {count.active:,} active per token "
         f"({config.model.n_experts} experts, top {config.model.top_k}{shared})",
-        "steps": f"{steps:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = {tokens_per_step:,} "
-        f"tokens; {short(steps * tokens_per_step)} tokens in all",
+        "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
+        f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
         "data": first
-        + (f" ({steps * tokens_per_step / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
+        + (f" ({tokens / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
         + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
         + "".join(f"\n{'':10}{line}" for line in more),
-        "device": f"{world_size} x {gpu}, {config.precision}, microbatch {microbatch}"
+        "device": f"{WORLD_SIZE} x {gpu}, {config.precision}, microbatch {microbatch}"
         + (", FSDP2" if config.parallelism.fsdp2 else ""),
         "folder": str(folder.path),
         "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from moe.common.environment import number
 from moe.common.errors import InputError
 from moe.common.units import say
 from moe.config import Config, Every, to_yaml
+from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
 
 if TYPE_CHECKING:
     from moe.train.checkpointing.checkpoints import Checkpoint
     from moe.train.checkpointing.run_folder import RunFolder
     from moe.train.inputs import Inputs
-
-T = TypeVar("T")
-RANK, WORLD_SIZE = number("RANK", 0), number("WORLD_SIZE", 1)
-COMPILED = "compile: each block is compiled where it is first used; the first steps take longer, up to minutes"
-LOCAL_RANK = number("LOCAL_RANK", 0)
 
 
 def with_precision(config: Config, on_gpu: bool) -> Config:
@@ -55,7 +49,7 @@ class Start:
 def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
     """Rank 0 reads the run folder and holds it against the config; all ranks get the same answer, or the same error.
 
-    Nothing in it has changed: `open_logs` records the start.
+    Nothing in it has changed: `record_start` does that.
     """
     from moe.train.checkpointing.remote import RemoteRun
     from moe.train.checkpointing.run_folder import RunFolder, local_folder
@@ -75,8 +69,8 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
     path = local_folder(config.save_folder, config.run_name)
     try:
-        record, checkpoint, start = _agreed(open_here, here=RANK == 0)
-        _agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
+        record, checkpoint, start = agreed(open_here, here=RANK == 0)
+        agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
     except BaseException:
         for folder in opened:
             folder.let_go()
@@ -111,28 +105,6 @@ def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tupl
             folder.let_go()
             continue
         return folder, start
-
-
-def _agreed(call: Callable[[], T], *, here: bool) -> T:
-    """What `call` gives on rank 0, after it was made on all ranks that are `here`.
-
-    Raises:
-        InputError: on every rank alike, where it failed on one.
-    """
-    from composer.utils import dist
-
-    fault = result = None
-    if here:
-        try:
-            result = call()
-        except InputError as error:
-            fault = str(error)
-        except OSError as error:  # RemoteError among them
-            fault = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    answers: list[Any] = dist.all_gather_object((fault, result))
-    if faults := [found for found, _ in answers if found is not None]:
-        raise InputError(faults[0])
-    return answers[0][1]
 
 
 def _clean_leftovers(config: Config) -> None:
@@ -176,22 +148,6 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     return Start(named, False, named.step)
 
 
-def expect_changes(config: Config, folder: RunFolder, start: Start) -> None:
-    """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
-    from moe.optim.rates import rate_change
-    from moe.train.checkpointing.changes import command, earlier_changes, new_changes, versions
-
-    if start.load is None or start.weights_only:
-        return
-    manifest, settings = start.load.manifest, dataclasses.asdict(config)
-    folder.history.expect(
-        earlier_changes(manifest),
-        new_changes(manifest, settings, versions()),
-        command=command(),
-        rate=rate_change(manifest["config"], settings, manifest["step"]),
-    )
-
-
 def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
     """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted."""
     from moe.train.inputs import streams_of
@@ -201,29 +157,30 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
         return False
     names = streams_of(config.eval_data) or [""]
     keys = [f"metrics/eval/{name}/loss" if name else "metrics/eval/loss" for name in names]
-    return _agreed(lambda: not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
+    return agreed(lambda: not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
 
 
-def open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs
+def record_start(
+    config: Config, folder: RunFolder, start: Start, eval_again: bool, inputs: Inputs
 ) -> tuple[list[Any], Any]:
-    """Records the start, and opens the places metrics go to (rank 0 only); also what to call with the exit code at the
-    end.
+    """The start is recorded, with what it changes in its run: after the last check, since what is refused changes
+    nothing. Gives the places that metrics go to (on rank 0 alone), and what to call with the exit code at the end.
 
     Raises:
         InputError: on every rank: W&B does not start, the folder is another process's, or cannot be written.
     """
+    _expect_changes(config, folder, start)
     opened: list[tuple[list[Any], Any]] = []
 
     def open_here() -> None:
         try:
-            opened.append(_open_logs(config, folder, start_step, eval_again, inputs))
+            opened.append(_open_logs(config, folder, start.step, eval_again, inputs))
         except OSError as error:
             raise InputError(
                 f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
             ) from None
 
-    _agreed(open_here, here=RANK == 0)
+    agreed(open_here, here=RANK == 0)
     return opened[0] if opened else ([], lambda code: None)
 
 
@@ -270,3 +227,19 @@ def _open_logs(
         finish(1)
         raise
     return writers + written, finish
+
+
+def _expect_changes(config: Config, folder: RunFolder, start: Start) -> None:
+    """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
+    from moe.optim.rates import rate_change
+    from moe.train.checkpointing.changes import command, earlier_changes, new_changes, versions
+
+    if start.load is None or start.weights_only:
+        return
+    manifest, settings = start.load.manifest, dataclasses.asdict(config)
+    folder.history.expect(
+        earlier_changes(manifest),
+        new_changes(manifest, settings, versions()),
+        command=command(),
+        rate=rate_change(manifest["config"], settings, manifest["step"]),
+    )

@@ -164,7 +164,7 @@ def chaos(flags: Sequence[object], folder: Path, *, kills: int, seed: int, units
     same = same and digests(out) == usual.digests and not partial.exists()
     print(
         f"last run: {end - last:.1f} s; {kills} kills landed, {late} came too late and were repeated; "
-        f"{end - began:.0f} s in all; bytes {'as undisturbed' if same else 'DIFFER'}",
+        f"{end - began:.0f} s in total; bytes {'as undisturbed' if same else 'DIFFER'}",
         flush=True,
     )
     return same

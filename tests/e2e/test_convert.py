@@ -76,7 +76,7 @@ def test_stopped_run_says_how_to_go_on(tmp_path, many_files, tokenizer_folder, n
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "the same command goes on" in err and "Traceback" not in err
+    assert "the same command resumes" in err and "Traceback" not in err
     assert not (tmp_path / "out").exists()
 
 

@@ -284,7 +284,7 @@ def test_bad_input_under_the_launcher_exits_2_without_a_traceback(config: Path) 
     log = config.with_name("bad.log")
     text = finish(start([COMPOSER, TRAIN, str(config), "model.top_k=9", "seeed=1"], log), log, code=2)
     assert "model.top_k (9) exceeds model.n_experts (4); lower top_k" in text
-    assert "seeed: is no setting; did you mean seed?" in text and "Traceback" not in text
+    assert "seeed: unknown key; did you mean seed?" in text and "Traceback" not in text
 
 
 def test_two_ranks_tokenise_the_text_of_one_as_they_go_and_go_on_from_where_one_stopped(

@@ -85,7 +85,7 @@ def open_text(
             say(f"train_data.text: {in_keys(line)}")
         units, faults = plan_units(source.files, text_column)
         if faults and (not skip_bad_files or not units):
-            mend = "Mend them, or set train_data.text.skip_bad_files=true to go on without them."
+            mend = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
             raise InputError(faults_text(faults, skipping=True) + "\n" + mend)
         for fault in faults:
             say(f"train_data.text: a file is skipped: {fault}")

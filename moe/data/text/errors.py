@@ -23,5 +23,5 @@ def faults_text(faults: list[BadFileError], *, skipping: bool) -> str:
     if len(faults) > 20:
         lines.append(f"  and {len(faults) - 20} more")
     if not skipping:
-        lines.append("Mend them and run the same command again, or add --skip-bad-files to go on without them.")
+        lines.append("Fix them and run the same command again, or add --skip-bad-files to continue without them.")
     return "\n".join(lines)

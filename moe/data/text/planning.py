@@ -62,7 +62,7 @@ def file_units(index: int, file: SourceFile, text_column: str) -> list[Unit]:
 def _units_and_rows(index: int, file: SourceFile, text_column: str) -> tuple[list[Unit], int]:
     """As `file_units`, and the file's rows; 0 where only reading would tell."""
     if not (file.remote or os.path.exists(file.path)):
-        raise BadFileError(file.name, f"is a link to {file.path}, which is not there; mend it or delete it")
+        raise BadFileError(file.name, f"is a link to {file.path}, which is not there; fix it or delete it")
     if file.size == 0:
         raise BadFileError(file.name, "the file is empty (0 bytes); delete it or fetch it again")
     if file.kind == "parquet":

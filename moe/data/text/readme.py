@@ -56,7 +56,7 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
     block = None if header is None else _configs_block(header)
     if block is None:
         return []
-    mend = "mend it, or, to use all files of a folder of yours, rename README.md"
+    mend = "fix it, or, to use all files of a folder of yours, rename README.md"
     try:
         if len(block) > MOST_CHARS:
             raise _Foreign(f"it has {len(block):,} characters, at most {MOST_CHARS:,} are read")

@@ -57,7 +57,7 @@ def select(names: list[str], readme: str | None, *, dataset: str, config: str | 
         if data and not found.files:
             raise InputError(
                 f"--split {split}: no file of {dataset} is called {', '.join(chosen.splits[split][:5])}, as config "
-                f"{printable(chosen.name)} of its README.md says; mend that, or rename README.md to use all files"
+                f"{printable(chosen.name)} of its README.md says; fix that, or rename README.md to use all files"
             )
         left_out += [LeftOut(name, OTHER_CONFIG) for name in data if not fits(name)]
     elif config not in (None, "default"):

@@ -166,11 +166,11 @@ def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int])
     rows = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items())) or "none"
     if not tokens:
         return InputError(
-            f"--dataset {request.title}: no documents in it (rows skipped: {rows}); mend it and add --overwrite"
+            f"--dataset {request.title}: no documents in it (rows skipped: {rows}); fix it and add --overwrite"
         )
     text = f"--dataset {request.title}: {tokens} tokens are less than one block of --seq-len {job.seq_len}"
     if skipped:
-        return InputError(f"{text}; rows skipped: {rows}. Mend these, or lower --seq-len and add --overwrite")
+        return InputError(f"{text}; rows skipped: {rows}. Fix these, or lower --seq-len and add --overwrite")
     return InputError(f"{text}; lower --seq-len and add --overwrite")
 
 

@@ -47,7 +47,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add = parser.add_argument
     add("--tokenizer", default="openai-community/gpt2", help="a hub name or a folder with a tokenizer.json" + SHOWN)
-    add("--seq-len", type=int, default=2048, help="tokens a sample" + SHOWN)
+    add("--seq-len", type=int, default=2048, help="tokens per sequence" + SHOWN)
     add("--out", default="data/fineweb-10bt", help="the folder to write, or s3://bucket/prefix" + SHOWN)
     add("--val-fraction", type=float, default=0.005, help="share of the documents that go to val" + SHOWN)
     add("--seed", type=int, default=17, help="decides which documents go to val, and their order" + SHOWN)
@@ -59,7 +59,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     encoders = ["auto", "gigatoken", "fastokens", "transformers"]
     add("--encoder", choices=encoders, default="auto", help="all give the same ids; auto: the fastest there is" + SHOWN)
     add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
-    add("--skip-bad-files", action="store_true", help="go on without files that cannot be read")
+    add("--skip-bad-files", action="store_true", help="continue without files that cannot be read")
     verify = "files that were read before and touched since: hash those, or all (default: %(default)s)"
     add("--verify", choices=["samples", "full"], default="samples", help=verify)
     add("--dry-run", action="store_true", help="say which files are in and out and what it would take; write nothing")
@@ -105,10 +105,10 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
             raise
         where = error.filename or out  # a write names no file
         fault = f"{where}: {error.strerror}{_free(where)}"
-        note(f"error: {fault}; mend that and run the same command: it goes on")
+        note(f"error: {fault}; fix that and run the same command: it resumes")
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
-        note("stopped; the same command goes on from here")
+        note("stopped; the same command resumes from here")
         return 75 if isinstance(stop, Stopped) else 130
     return 0
 

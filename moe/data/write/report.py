@@ -30,7 +30,7 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
     lines = [
         f"dataset      {meta.dataset}" + (f", config {meta.config}" if meta.config else "") + f", split {meta.split}",
         f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id})",
-        f"a sample     {meta.seq_len} tokens, {meta.dtype}",
+        f"sequence     {meta.seq_len} tokens, {meta.dtype}",
         f"documents    {documents:,}",
         f"tokens       {tokens:,} ({human(tokens)})",
         *(f"  {s:<10} {meta.samples[s]:,} samples from {meta.documents[s]:,} documents" for s in SPLITS),
@@ -38,8 +38,8 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         f"skipped rows {sum(meta.skipped.values()):,}"
         + (f" ({', '.join(f'{n} {reason}' for reason, n in sorted(meta.skipped.items()))})" if meta.skipped else ""),
         *_text_lines(meta),
-        f"left out     {sum(meta.dropped_tokens.values()):,} tokens that fill no block"
-        + "".join(f"\n  file {file}: {reason}" for file, reason in meta.left_out.items()),
+        f"dropped      {sum(meta.dropped_tokens.values()):,} tokens (incomplete last sequence)",
+        *(f"left out     file {file}: {reason}" for file, reason in meta.left_out.items()),
         f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
     ]
     if report is not None:

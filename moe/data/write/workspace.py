@@ -174,7 +174,7 @@ class Work:
         except ValueError:
             old = None
         if old is None or old["format"] != FORMAT:
-            cause = "was begun by an earlier version of this project, which cannot be gone on with"
+            cause = "was begun by an earlier version of this project and cannot be resumed"
             if old is None and b'"request"' not in content:
                 cause = "its plan.json is damaged, so what was begun there is not known"
             return [f"{cause}; {SAME}"]

@@ -56,7 +56,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     if memory.state == "warn" and not _on_gpu():  # the kernel would end some process
         hindered.append(memory.name)
     if inputs is None or hindered:
-        yield Result("step", "warn", f"not tried: mend {' and '.join(hindered)} first")
+        yield Result("step", "warn", f"not tried: fix {' and '.join(hindered)} first")
         return
     place = existing(local_folder(config.save_folder, config.run_name).parent)
     yield from try_step(config, inputs, place=place, report=report)

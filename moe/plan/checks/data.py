@@ -32,7 +32,7 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
     except (InputError, RunFailed) as error:
         return [Result("data", "fail", str(error))], None
     except OSError as error:
-        return [Result("data", "fail", f"{error.filename}: cannot be read: {error.strerror or error}; mend it")], None
+        return [Result("data", "fail", f"{error.filename}: cannot be read: {error.strerror or error}; fix it")], None
     remotes = [spec.remote for spec in streams_of(config.train_data).values()]
     if not remotes:
         checked = "every file can be opened"

@@ -40,7 +40,7 @@ def check_folder(config: Config, *, vocab_size: int) -> list[Result]:
             file.flush()
     except OSError as error:
         why = "is no folder" if isinstance(error, NotADirectoryError) else f"cannot be written: {error.strerror}"
-        return [Result("folder", "fail", f"save_folder ({folder}): {place} {why}; mend it or give another one")]
+        return [Result("folder", "fail", f"save_folder ({folder}): {place} {why}; fix it or give another one")]
     return [
         Result("folder", "pass", f"{folder} can be written"),
         _space(config, vocab_size, place, step_folders(folder)),
@@ -92,11 +92,11 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
     except RemoteError as error:
         return Result("resume", "fail", f"save_folder: {error}")
     except OSError as error:
-        return Result("resume", "fail", f"{error.filename or folder}: cannot be read: {error.strerror}; mend it")
+        return Result("resume", "fail", f"{error.filename or folder}: cannot be read: {error.strerror}; fix it")
     steps = parse_time(config.max_duration).to_steps(config.global_train_batch_size * config.max_seq_len)
     if found.step >= steps:
         return Result("resume", "pass", f"{folder}: is complete, at step {found.step:,} of {steps:,}{note}")
-    text = f"{folder}: goes on from step {found.step:,} of {steps:,}{note}"
+    text = f"{folder}: resumes from step {found.step:,} of {steps:,}{note}"
     return Result("resume", "warn" if changes else "pass", "; ".join([text, *changes]))
 
 
@@ -107,7 +107,7 @@ def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[C
 
     remote = RemoteRun(config.save_folder, folder, report=report) if "://" in config.save_folder else None
     if hashes:
-        report(f"verifying the checkpoint that {folder} would go on from ...")
+        report(f"verifying the checkpoint that {folder} would resume from ...")
     run = find_run(
         folder,
         remote,
@@ -121,7 +121,7 @@ def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[C
     if found is None:
         return None, ""
     if faults := [str(fault) for _, fault in run.broken]:
-        raise InputError("; ".join(faults) + f"; training would set it aside and go on from step {found.step:,}")
+        raise InputError("; ".join(faults) + f"; training would set it aside and resume from step {found.step:,}")
     if run.fetch:
         return found, f", fetched from {config.save_folder} and verified then"
     return found, "" if hashes else "; its bytes were not verified"

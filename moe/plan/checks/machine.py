@@ -55,7 +55,7 @@ def check_device(config: Config) -> Result:
     """Whether there is a GPU, whether it computes in the config's precision, and a compiler where one is needed."""
     import torch
 
-    from moe.train.build import check_compiler
+    from moe.train.compiling import check_compiler
 
     if not torch.cuda.is_available():
         if config.precision == "amp_fp16":
@@ -65,7 +65,7 @@ def check_device(config: Config) -> Result:
                 "device",
                 "fail",
                 f"there is an NVIDIA driver and torch {torch.__version__} cannot use it; "
-                "update the driver, or install a torch for it (README, FineWeb, three commands)",
+                "update the driver, or install a torch for it (docs/installation.md)",
             )
         try:
             check_compiler(config.compile)

@@ -47,11 +47,13 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
         mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
         yield Result(name, "fail", f"{str(error).splitlines()[0]}; {mend}")
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # killed, as for want of shared memory
+        from moe.train.lost import is_lost_worker
+
+        if not is_lost_worker(error):  # killed, as for want of shared memory
             raise
         yield Result(name, "fail", f"{str(error).strip().splitlines()[-1]}; more shared memory, or num_workers=0")
     except OSError as error:
-        yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; mend it or free some space")
+        yield Result(name, "fail", f"{error.filename or place}: {error.strerror or error}; fix it or free some space")
 
 
 class _Trial:
@@ -60,7 +62,10 @@ class _Trial:
     def __init__(self, config: Config, inputs: Inputs) -> None:
         import torch
 
-        from moe.train import build
+        from moe.optim.groups import build_optimizer
+        from moe.train.composer_model import build_model
+        from moe.train.loaders import build_train_spec
+        from moe.train.microbatch import microbatch_size
         from moe.train.tf32 import forbid_tf32
 
         forbid_tf32()
@@ -68,13 +73,13 @@ class _Trial:
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.precision = config.precision if on_gpu else "fp32"
-        samples = build.microbatch_size(config, 1, on_gpu)
-        spec = build.build_train_spec(config, inputs, 1, inputs.text)
+        samples = microbatch_size(config, 1, on_gpu)
+        spec = build_train_spec(config, inputs, 1, inputs.text)
         batch = spec.batch_transforms(next(iter(spec.dataloader)))  # as a run: on a GPU its documents are counted
         rows = 1 if samples == "auto" else int(samples)
         self.batch = {key: value[:rows].to(self.device) for key, value in batch.items()}
-        self.model = build.build_model(config, inputs, inputs.tokenizer_name).to(self.device)
-        self.optimizer, _ = build.build_optimizer(config, self.model)
+        self.model = build_model(config, inputs, inputs.tokenizer_name).to(self.device)
+        self.optimizer = build_optimizer(config.optimizer, self.model.transformer)
 
     def loss(self) -> Any:
         """Of the microbatch: LossParts, and the loss to differentiate."""

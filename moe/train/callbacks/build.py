@@ -6,16 +6,16 @@ Their order is the order in which they act on the same event.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 from composer import Callback
 from composer.loggers import LoggerDestination
 
 from moe.common.units import say
-from moe.config import Config, Every, parse_time
+from moe.config import Config, parse_time
+from moe.config.steps import Steps
 from moe.data.text.tokenizer import load_tokenizer
-from moe.train.build import build_schedule
+from moe.optim.muon import Muon
+from moe.optim.rates import schedule
 from moe.train.callbacks.alarms import Alarms
 from moe.train.callbacks.console import Console
 from moe.train.callbacks.events import Events
@@ -31,7 +31,9 @@ from moe.train.checkpointing.changes import versions
 from moe.train.checkpointing.checkpoints import TOKENIZER
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.composer_model import MoEModel
+from moe.train.distributed.ranks import RANK
 from moe.train.inputs import Inputs
+from moe.train.logs import RunLog, Writer
 from moe.train.stop import StopSignal
 
 
@@ -41,29 +43,28 @@ def build_callbacks(
     folder: RunFolder,
     stop: StopSignal,
     model: MoEModel,
-    groups: list[dict[str, Any]],
-    every: Callable[[str], Every],
+    optimizer: Muon,
+    steps: Steps,
 ) -> list[Callback]:
-    """What every rank needs. `groups` are the optimizer's settings as configured, `every` reads an interval."""
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    log = every(config.log_interval)
+    """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
+    log = steps.every(config.log_interval)
     tokenizer_files = meta.tokenizer.files if meta.tokenizer is not None else {}
     clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
     callbacks: list[Callback] = [
         Throughput(flops_per_token=model.flops_per_token, log=log),
         StepSeed(config.seed),
         LearningRate(
-            build_schedule(config),
+            schedule(dataclasses.asdict(config)),
             total=parse_time(config.max_duration),
-            tokens_per_step=tokens_per_step,
-            groups=groups,
+            tokens_per_step=steps.tokens_per_step,
+            groups=optimizer.param_groups,
         ),
-        StepLosses(model, tokens_per_step=tokens_per_step, log=log, skipped=lambda: clipping.in_a_row > 0),
+        StepLosses(model, tokens_per_step=steps.tokens_per_step, log=log, skipped=lambda: clipping.in_a_row > 0),
         clipping,
         WeightNorms(model.transformer, log),
         CheckpointSaver(
             folder.path,
-            every=every(config.save_interval),
+            every=steps.every(config.save_interval),
             keep=config.save_num_checkpoints_to_keep,
             keep_every=parse_time(config.keep_every) if config.keep_every else None,
             max_failed=config.max_failed_saves,
@@ -92,8 +93,14 @@ def build_callbacks(
     return callbacks
 
 
-def build_console(config: Config, folder: RunFolder, stop: StopSignal, log: Every) -> list[LoggerDestination]:
-    """What one rank alone does: events to the run folder, rows to the terminal, alarms."""
+def build_loggers(
+    config: Config, folder: RunFolder, stop: StopSignal, steps: Steps, writers: list[Writer]
+) -> list[LoggerDestination]:
+    """Rows to `writers`; and what rank 0 alone does: events to the run folder, rows to the terminal, alarms."""
+    log = steps.every(config.log_interval)
+    rows = RunLog(writers, log)
+    if RANK != 0:
+        return [rows]
     alarms = Alarms(
         folder.path,
         log,
@@ -103,4 +110,4 @@ def build_console(config: Config, folder: RunFolder, stop: StopSignal, log: Ever
         use_wandb=config.loggers.wandb is not None,
         report=say,
     )
-    return [Events(folder.history), Console(log), alarms]
+    return [rows, Events(folder.history), Console(log), alarms]

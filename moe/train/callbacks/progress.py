@@ -17,8 +17,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +26,11 @@ from composer import Callback, Logger, State
 
 from moe.common.errors import RunFailed
 from moe.common.units import clock, complain
+from moe.config import Config, parse_seconds
+from moe.train.checkpointing.run_folder import RunFolder
+from moe.train.distributed.ranks import RANK
 from moe.train.health.stacks import stacks
-from moe.train.stop import EXIT_STOPPED
+from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
 TELLING = 10.0
@@ -91,7 +94,7 @@ class Progress(Callback):
         self.note("stopped" if self.steps_done else "failed")
 
     def _print(self, text: str) -> None:
-        mend = "run the same command again" if self.steps_done else "mend what the stacks show waiting"
+        mend = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
         complain(
             f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
             f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:\n{text}"
@@ -132,6 +135,32 @@ class Progress(Callback):
                 "the loader's batches must be counted (get_num_tokens_in_batch of the DataSpec)"
             )
         self.tokens = tokens
+
+
+def build_watchdog(config: Config, folder: RunFolder, stop: StopSignal) -> Progress:
+    return Progress(
+        parse_seconds(config.stall_timeout),
+        stacks=folder.path / "stacks",
+        rank=RANK,
+        note=lambda state: folder.close(state, reason="stall_timeout"),
+        end=stop.leave,
+    )
+
+
+@contextmanager
+def watched(watchdog: Progress, finish: Callable[[int], None]) -> Iterator[None]:
+    """Within it `watchdog` watches; at its end also `finish`, which is told how it went: 0 or 1."""
+    code = 1
+    watchdog.watch()
+    try:
+        yield
+        code = 0
+    except Stopped:
+        code = 0  # for W&B: an interruption is no failure
+        raise
+    finally:
+        finish(code)
+        watchdog.stop()
 
 
 def _quietly(tell: Callable[[], None]) -> None:

@@ -202,7 +202,7 @@ class CheckpointSaver(Callback):
             if gone:
                 self._error = RunFailed(
                     f"{self.save_folder} was removed while the run trained: older checkpoints and logs are gone. "
-                    f"Step {step} is saved there anew; the same command goes on from it"
+                    f"Step {step} is saved there anew; the same command resumes from it"
                 )
         except Replaced as error:
             self._error = error
@@ -235,7 +235,7 @@ class CheckpointSaver(Callback):
             for cause in [cause for cause in causes if cause not in self._told]:
                 self._told.add(cause)
                 self._warnings.append(
-                    f"warning: older checkpoints cannot be removed and take space: {cause}; training goes on, and "
+                    f"warning: older checkpoints cannot be removed and take space: {cause}; training continues, and "
                     "each save tries again"
                 )
 
@@ -254,7 +254,7 @@ def _cause_and_mend(error: BaseException) -> tuple[str, str]:
         return "the disk is full", "free some space"
     if number == errno.EFBIG:
         return "a file may not be so large here", "raise the limit of file sizes (ulimit -f)"
-    return str(found or error), "mend what hinders writing"
+    return str(found or error), "fix what hinders writing"
 
 
 def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:

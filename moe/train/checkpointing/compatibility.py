@@ -95,7 +95,7 @@ def check_continues(
         fits = not any(line.split(":")[0] in [f"model.{name}" for name in SHAPE] for line in refused)
         weights = f" from these weights: run_name=NEW load_path={checkpoint.path}" if fits else ": run_name=NEW"
         raise InputError(
-            f"{checkpoint.path}: this run cannot go on with other settings than it was started with:\n{listed}\n"
+            f"{checkpoint.path}: this run cannot be resumed with other settings than it was started with:\n{listed}\n"
             f"  set them back, or start a new run{weights}"
         )
     for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:

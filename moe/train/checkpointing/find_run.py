@@ -101,7 +101,7 @@ def find_run(
         )
     if (here or there) and not autoresume and resume_from is None:
         raise InputError(
-            f"save_folder ({path}) holds a run and autoresume is false; set autoresume=true to go on, "
+            f"save_folder ({path}) already contains a run, and autoresume is false; set autoresume=true to resume, "
             "or give another save_folder to start over"
         )
     found = Found(
@@ -195,7 +195,7 @@ def _find_named(
         _find_newest(found, path, remote, here, there, hashes)
         if found.checkpoint is not None and found.checkpoint.step > step:
             report(
-                f"resume_from=step:{step} was done before; going on from step {found.checkpoint.step}. "
+                f"resume_from=step:{step} was done before; resuming from step {found.checkpoint.step}. "
                 "(To go back once more, first run without resume_from.)"
             )
             return

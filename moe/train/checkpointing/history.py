@@ -48,7 +48,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
     except OSError as error:
         if path not in _TOLD:
             _TOLD.add(path)
-            say(f"warning: {path} cannot be written: {error.strerror}; training goes on without its lines")
+            say(f"warning: {path} cannot be written: {error.strerror}; training continues without its lines")
 
 
 class History:

@@ -85,7 +85,7 @@ class RunFolder:
         if state_of(self.path) != self.seen:
             raise InputError(
                 f"save_folder ({self.path}): another process has trained in it since this one looked; "
-                "run the same command again to go on from there"
+                "run the same command again to resume from there"
             )
 
     def fetch(self, report: Callable[[str], None]) -> None:
@@ -277,7 +277,7 @@ def told(path: Path, remote: RemoteRun | None):
     except OSError as error:
         raise InputError(
             f"save_folder ({path}) cannot be used: {error.strerror or error} ({error.filename or path}); "
-            "mend it or give another one"
+            "fix it or give another one"
         ) from None
 
 

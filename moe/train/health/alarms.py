@@ -136,7 +136,7 @@ class NonFinite(Detector):
         skipped = int(row.get("optim/skipped_steps", self.skipped))
         new, self.skipped = skipped - self.skipped, skipped
         if new > 0:
-            return f"{new} step(s) were skipped because the gradient was not finite ({skipped} in all)"
+            return f"{new} step(s) were skipped because the gradient was not finite ({skipped} in total)"
         if not math.isfinite(row.get("train/loss", 0.0)):
             return f"the loss is {row['train/loss']}"
         return None
@@ -215,7 +215,7 @@ class TimeLimit(Detector):
 
     name = "time_limit"
     cause = "time_limit is shorter than the run"
-    mend = "nothing is lost: it saves and exits 75, and the same command goes on"
+    mend = "nothing is lost: it saves and exits 75, and the same command resumes"
 
     def seen(self, row: Row) -> str | None:
         left, limit = row.get("seconds_left"), row.get("time_limit")

@@ -93,7 +93,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
             difference = prove(folder, model.eval())
         except CannotLoad as error:  # the folder is the user's here
             raise InputError(f"--from-hf ({source}): {error}") from error
-        say(f"proven: largest difference of a logit {difference:.1e}")
+        say(f"verified: max logit difference {difference:.1e}")
         del weights, state
         shutil.rmtree(scratch)
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")

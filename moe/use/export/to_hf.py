@@ -81,7 +81,7 @@ def export(
         model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
         model.load_state_dict(weights, assign=True)
         difference = prove(folder, model.eval())
-        say(f"proven: largest difference of a logit {difference:.1e}")
+        say(f"verified: max logit difference {difference:.1e}")
     say(f"step {checkpoint.step:,} of {checkpoint.path.parent} is in {out}")
     return checkpoint
 

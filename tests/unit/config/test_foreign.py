@@ -18,20 +18,20 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("lr=1e-3", "lr: is no setting; did you mean optimizer.lr?"),
-        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate: is no setting; did you mean optimizer.lr?"),
-        ("training.learning_rate=1e-3", "training: is no setting; did you mean optimizer.lr?"),
-        ("model.hidden_size=64", "model.hidden_size: is no setting; did you mean model.d_model?"),
-        ("num_layers=2", "num_layers: is no setting; did you mean model.n_layers?"),
-        ("model.num_experts=8", "model.num_experts: is no setting; did you mean model.n_experts?"),
-        ("batch-size=8", "batch-size: is no setting; did you mean global_train_batch_size? (in sequences)"),
-        ("warmup_steps=8", "warmup_steps: is no setting; did you mean scheduler.t_warmup? (e.g. 100ba)"),
-        ("output_dir=x", "output_dir: is no setting; did you mean save_folder?"),
-        ("max_steps=8", "max_steps: is no setting; did you mean max_duration? (in tokens (10000000000tok) or steps"),
-        ("model.weight_decay=0.1", "model.weight_decay: is no setting; did you mean optimizer.weight_decay?"),
+        ("lr=1e-3", "lr: unknown key; did you mean optimizer.lr?"),
+        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate: unknown key; did you mean optimizer.lr?"),
+        ("training.learning_rate=1e-3", "training: unknown key; did you mean optimizer.lr?"),
+        ("model.hidden_size=64", "model.hidden_size: unknown key; did you mean model.d_model?"),
+        ("num_layers=2", "num_layers: unknown key; did you mean model.n_layers?"),
+        ("model.num_experts=8", "model.num_experts: unknown key; did you mean model.n_experts?"),
+        ("batch-size=8", "batch-size: unknown key; did you mean global_train_batch_size? (in sequences)"),
+        ("warmup_steps=8", "warmup_steps: unknown key; did you mean scheduler.t_warmup? (e.g. 100ba)"),
+        ("output_dir=x", "output_dir: unknown key; did you mean save_folder?"),
+        ("max_steps=8", "max_steps: unknown key; did you mean max_duration? (in tokens (10000000000tok) or steps"),
+        ("model.weight_decay=0.1", "model.weight_decay: unknown key; did you mean optimizer.weight_decay?"),
         # a misspelt name of our own is still told by its letters
-        ("max_duratoin=8ba", "max_duratoin: is no setting; did you mean max_duration?"),
-        ("model.top_kk=2", "model.top_kk: is no setting; did you mean model.top_k?"),
+        ("max_duratoin=8ba", "max_duratoin: unknown key; did you mean max_duration?"),
+        ("model.top_kk=2", "model.top_kk: unknown key; did you mean model.top_k?"),
     ],
 )
 def test_the_names_of_other_trainers_point_to_ours(path: Path, typed: str, told: str) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 
 from moe.optim.schedules import SCHEDULERS
@@ -61,13 +63,13 @@ def test_rate_never_rises_after_warmup(name):
 
 def test_warmup_and_decay_may_be_in_steps_where_the_run_is_in_tokens_and_the_other_way_round(tmp_path):
     from moe.config import load_config
-    from moe.train.build import build_schedule
+    from moe.optim.rates import schedule
     from tests.tiny import tiny_config, write_config
 
     path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path, max_duration="10240tok"))  # steps of 256 tokens
     wsd = "scheduler={name: wsd, t_warmup: %s, t_decay: %s}"
-    tokens = build_schedule(load_config(path, [wsd % ("1024tok", "2560tok")]))
-    assert build_schedule(load_config(path, [wsd % ("4ba", "10ba")])).keywords == tokens.keywords
-    steps = build_schedule(load_config(path, ["max_duration=40ba", wsd % ("1000tok", "2560tok")]))
+    tokens = schedule(asdict(load_config(path, [wsd % ("1024tok", "2560tok")])))
+    assert schedule(asdict(load_config(path, [wsd % ("4ba", "10ba")]))).keywords == tokens.keywords
+    steps = schedule(asdict(load_config(path, ["max_duration=40ba", wsd % ("1000tok", "2560tok")])))
     assert (steps.keywords["warmup"], steps.keywords["decay"]) == (4, 10)
     assert all(steps(step) == tokens(256 * step) for step in range(41))

@@ -104,8 +104,8 @@ def test_disk_counts_the_newest_those_for_ever_and_the_one_being_written() -> No
     assert find_disk(load_config(YAML, ["keep_every=null", "max_duration=200000000tok"]), 50257).most == 1
 
 
-def test_the_readme_has_the_memory_that_is_computed() -> None:
-    rows = re.findall(r"\| `(\w+)` \| .*\| ([\d.]+) GB \|", (ROOT / "README.md").read_text())
+def test_the_table_of_yamls_has_the_memory_that_is_computed() -> None:
+    rows = re.findall(r"\| `(\w+)` \| .*\| ([\d.]+) GB \|", (ROOT / "docs/training.md").read_text())
     assert {name for name, _ in rows} == {path.stem for path in (ROOT / "yamls").glob("*.yaml")}
     for name, told in rows:
         step = make_step(

@@ -10,7 +10,7 @@ from moe.data.meta import read_meta
 from moe.model.flops import count_parameters, flops_per_token, model_shape
 from moe.plan.profile import deal_out, profile_run
 from moe.plan.profile_parts import part_flops
-from moe.train.build import build_model
+from moe.train.composer_model import build_model
 from moe.train.inputs import check_data
 
 

@@ -63,8 +63,8 @@ def test_a_line_nested_too_deeply_is_left_out(tmp_path: Path, depth: int) -> Non
     ("noted", "held", "state"),
     [
         ("running", True, "running"),
-        ("running", False, "preempted"),  # killed: nobody was left to note it
-        ("stopped", False, "preempted"),
+        ("running", False, "interrupted"),  # killed: nobody was left to note it
+        ("stopped", False, "interrupted"),
         ("done", False, "done"),
         ("failed", False, "failed"),
         ("failed", True, "failed"),
@@ -87,7 +87,7 @@ def test_a_run_of_another_machine_counts_as_running_while_it_writes(tmp_path: Pa
     assert read_run(folder).state == "running"
     for path in folder.iterdir():
         os.utime(path, (0, 0))
-    assert read_run(folder).state == "preempted"
+    assert read_run(folder).state == "interrupted"
 
 
 def test_reading_leaves_lock_and_folder_as_they_are(tmp_path: Path) -> None:

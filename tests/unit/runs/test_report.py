@@ -132,7 +132,7 @@ def test_metrics_of_which_no_line_can_be_read_are_told(
 def test_the_picture_names_the_state_of_each_run(tmp_path: Path) -> None:
     done = read_run(make_run(tmp_path / "ref", steps=24))
     stopped = read_run(make_run(tmp_path / "own", steps=20, state="stopped"))
-    assert title_of({"ref": done, "own": stopped}) == "ref (done, step 24) and own (preempted, step 20)"
+    assert title_of({"ref": done, "own": stopped}) == "ref (done, step 24) and own (interrupted, step 20)"
     assert title_of({"ref": done}) == "ref   done, step 24"
 
 
@@ -213,8 +213,8 @@ def test_an_interruption_beyond_the_last_row_is_on_the_axis(tmp_path: Path) -> N
 def test_badge_and_facts_name_the_same_state(tmp_path: Path) -> None:
     for state in ("stopped", "running"):
         page = write(tmp_path, str(make_run(tmp_path / state, state=state)))
-        assert '<span class="badge preempted">preempted</span>' in page
-        assert "<th>state</th><td>preempted</td>" in page
+        assert '<span class="badge interrupted">interrupted</span>' in page
+        assert "<th>state</th><td>interrupted</td>" in page
 
 
 def test_a_run_at_step_0_has_an_axis_from_0(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

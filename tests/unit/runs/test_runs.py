@@ -26,15 +26,15 @@ def test_all_runs_are_listed_the_newest_first(tmp_path: Path, capsys: pytest.Cap
         found = json.loads(capsys.readouterr().out)
         assert main(["runs", str(tmp_path)]) == 0
     assert [one["name"] for one in found] == ["live", "killed", "broken", "finished"]
-    assert [one["state"] for one in found] == ["running", "preempted", "failed", "done"]
+    assert [one["state"] for one in found] == ["running", "interrupted", "failed", "done"]
     assert (found[0]["step"], found[0]["saved"], found[0]["seconds_left"]) == (60, 50, 20.0)
     assert found[0]["validation"] == 4.5 and found[0]["best"] == 4.5
     assert found[2]["saved"] is None
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 80
-    assert [word for word in table.split() if word in ("running", "preempted", "failed", "done")][1:] == [
+    assert [word for word in table.split() if word in ("running", "interrupted", "failed", "done")][1:] == [
         "running",
-        "preempted",
+        "interrupted",
         "failed",
         "done",
     ]
@@ -78,7 +78,7 @@ def test_a_run_is_one_line_whatever_the_length_of_its_path(tmp_path: Path, width
     console.file.flush()
     lines = raw.getvalue().decode(encoding).splitlines()
     assert max(map(len, lines)) <= width
-    (line,) = [line for line in lines if "preempted" in line]
+    (line,) = [line for line in lines if "interrupted" in line]
     name = line.strip(" |").split()[0]
     dots = "…" if encoding == "utf-8" else "..."
     assert name.startswith(dots) and name.endswith("-long-name-7") and line.count(dots) == 1
@@ -200,7 +200,7 @@ def test_what_was_changed_in_mid_run_is_told_in_words(tmp_path: Path, capsys: py
 
 
 def test_without_locks_a_run_is_not_called_dead(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    """B7: on Lustre or NFS a run at work was listed as preempted. (Simulated: fcntl's errors.)"""
+    """B7: on Lustre or NFS a run at work was listed as interrupted. (Simulated: fcntl's errors.)"""
     monkeypatch.setattr(fcntl, "flock", lambda file, operation: raise_(OSError(errno.ENOLCK, "No locks available")))
     runs = {"works": os.getpid(), "long-quiet": os.getpid(), "just-died": GONE, "died": GONE}
     for name, pid in runs.items():
@@ -215,7 +215,7 @@ def test_without_locks_a_run_is_not_called_dead(tmp_path: Path, monkeypatch, cap
     shown = capsys.readouterr()
     states = {one["name"]: one["state"] for one in json.loads(shown.out)}
     unsure = "running or interrupted"
-    assert states == {"works": unsure, "long-quiet": unsure, "just-died": unsure, "died": "preempted"}
+    assert states == {"works": unsure, "long-quiet": unsure, "just-died": unsure, "died": "interrupted"}
     assert shown.err.count("running or interrupted: this file system has no locks") == 3
     for command in (["runs", str(tmp_path)], ["watch", str(tmp_path / "works"), "--once"]):
         assert main(command) == 0

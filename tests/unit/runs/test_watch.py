@@ -102,7 +102,7 @@ def test_a_pipe_gets_one_frame_and_the_command_ends(tmp_path: Path, capsys: pyte
     folder = make_run(tmp_path / "run", state="stopped", steps=60)
     assert main(["watch", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "preempted" in out and "same command again" in out and "\x1b" not in out
+    assert "interrupted" in out and "same command again" in out and "\x1b" not in out
 
 
 def test_what_cannot_be_watched_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

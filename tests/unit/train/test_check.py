@@ -43,10 +43,10 @@ def test_check_reads_every_byte_of_data_and_checkpoints_and_changes_nothing(
     assert main(["check", *arguments, *settings]) == 0 and "is complete, at step 4 of 4" in capsys.readouterr().out
     assert main(["check", *arguments, "--fast"]) == 0
     out = capsys.readouterr().out
-    assert "warn  resume" in out and "goes on from step 4 of 40" in out and "max_duration: was 4ba" in out
+    assert "warn  resume" in out and "resumes from step 4 of 40" in out and "max_duration: was 4ba" in out
     assert files(tmp_path / "runs/one") == run and files(tmp_path / "data") == before
     state = tmp_path / "runs/one/step-00000004/state.pt"
-    for path, fault in ((state, "go on from step 2"), (tmp_path / "data/train/shard.00000.mds", "its bytes changed")):
+    for path, fault in ((state, "resume from step 2"), (tmp_path / "data/train/shard.00000.mds", "its bytes changed")):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
@@ -64,20 +64,20 @@ def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, argum
     assert "warn  tokens" in capsys.readouterr().out
     assert run([*arguments, "check=true", "train_data.local=nowhere"]) == 2
     out = capsys.readouterr().out
-    assert "fail  data" in out and "not tried: mend data first" in out
+    assert "fail  data" in out and "not tried: fix data first" in out
 
 
 def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
-    from moe.train import build
+    from moe.train import composer_model
 
-    sound = build.build_model
+    sound = composer_model.build_model
 
     def broken(*args):
         model = sound(*args)
         model.transformer.norm.weight.data.fill_(float("nan"))
         return model
 
-    monkeypatch.setattr(build, "build_model", broken)
+    monkeypatch.setattr(composer_model, "build_model", broken)
     assert main(["check", *arguments]) == 2
     assert "it must be finite: lower optimizer.lr" in capsys.readouterr().out
 
@@ -108,5 +108,5 @@ def test_a_disk_that_fills_up_while_the_checkpoint_is_written_is_a_fault(
 
     monkeypatch.setattr(torch, "save", full)
     assert main(["check", *arguments]) == 2
-    assert "No space left on device; mend it or free some space" in capsys.readouterr().out
+    assert "No space left on device; fix it or free some space" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["check.yaml", "data"], "nothing is left"

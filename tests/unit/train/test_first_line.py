@@ -9,7 +9,7 @@ import pytest
 
 from moe.cli.train import main
 from moe.model import Transformer
-from moe.train.start import COMPILED
+from moe.train.compiling import COMPILED
 from tests.unit.train.runs import rows, train
 
 
@@ -58,7 +58,7 @@ def test_the_console_tells_the_first_step_of_each_start_and_the_logs_that_of_the
 @pytest.mark.parametrize("setting", ["true", "false"])
 def test_a_compiled_run_says_so_before_its_first_step(tiny: Path, tmp_path: Path, capsys, monkeypatch, setting) -> None:
     monkeypatch.setattr(Transformer, "compile_blocks", lambda self: setattr(self, "compiled", True))
-    monkeypatch.setattr("moe.train.build.check_compiler", lambda setting: None)
+    monkeypatch.setattr("moe.train.composer_model.check_compiler", lambda setting: None)
     assert train(tiny, tmp_path, f"compile={setting}", "scheduler.t_warmup=1ba", "max_duration=2ba")[0] == 0
     lines = capsys.readouterr().out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("eval at step 0"))

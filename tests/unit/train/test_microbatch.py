@@ -10,8 +10,9 @@ import torch
 
 from moe.config import load_config
 from moe.data.meta import read_meta
-from moe.train import build, microbatch
-from moe.train.composer_model import MoEModel
+from moe.optim.groups import build_optimizer
+from moe.train import microbatch
+from moe.train.composer_model import MoEModel, build_model
 from moe.train.distributed.sharding import shard_transformer
 from moe.train.microbatch import find_microbatch
 from tests.ranks import on_ranks
@@ -21,8 +22,8 @@ from tests.unit.train.runs import assert_same_run, die_after, rows, train
 @pytest.fixture
 def made(tiny: Path):
     config = load_config(tiny / "tiny.yaml")
-    model = build.build_model(config, read_meta(tiny / "data"))
-    return model, build.build_optimizer(config, model)[0]
+    model = build_model(config, read_meta(tiny / "data"))
+    return model, build_optimizer(config.optimizer, model.transformer)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_sharded_model_is_tried_only_where_memory_is_expected_to_do_on_every_r
     def work(rank):
         model, _ = made
         shard_transformer(model.transformer, world_size=2, on_gpu=False)
-        optimizer, sizes = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0], []
+        optimizer, sizes = build_optimizer(load_config(tiny / "tiny.yaml").optimizer, model.transformer), []
 
         def peak(model, optimizer, size, seq_len, precision):
             sizes.append(size * seq_len / 32)
@@ -151,7 +152,7 @@ def test_a_sharded_trial_that_runs_out_of_memory_ends_the_run_with_the_size_to_s
     def work(rank):
         model, _ = made
         shard_transformer(model.transformer, world_size=2, on_gpu=False)
-        optimizer = build.build_optimizer(load_config(tiny / "tiny.yaml"), model)[0]
+        optimizer = build_optimizer(load_config(tiny / "tiny.yaml").optimizer, model.transformer)
         limit = 0
 
         def step(model, optimizer, size, *others):
@@ -177,8 +178,10 @@ def test_nothing_that_fits_is_told_with_what_to_do(made, memory_for) -> None:
 def test_a_resumed_run_uses_the_size_that_was_found_and_does_not_search(
     tiny: Path, tmp_path: Path, memory_for, monkeypatch
 ) -> None:
-    plain = build.microbatch_size
-    monkeypatch.setattr(build, "microbatch_size", lambda config, world_size, on_gpu: plain(config, world_size, True))
+    plain = microbatch.microbatch_size
+    monkeypatch.setattr(
+        microbatch, "microbatch_size", lambda config, world_size, on_gpu: plain(config, world_size, True)
+    )
     settings = ["device_train_microbatch_size=auto", "max_duration=8ba", "scheduler.t_warmup=1ba"]
     settings += ["eval_interval=4ba", "save_interval=4ba"]
     tried = memory_for(5)

@@ -37,7 +37,7 @@ def test_a_run_goes_on_with_its_own_tokenizer(tiny: Path, own: Path, tmp_path: P
     """A13: trained anew in place, then gone; another one that is named is refused as before."""
     assert train(tiny, tmp_path, f"tokenizer={own}", "max_duration=2ba", *SHORT)[0] == 0
     train_anew(own)
-    told = f"the run goes on with its own, {tmp_path / 'run' / 'tokenizer'}"
+    told = f"the run continues with its own, {tmp_path / 'run' / 'tokenizer'}"
     assert train(tiny, tmp_path, f"tokenizer={own}", "max_duration=4ba", *SHORT)[0] == 0
     out = capsys.readouterr().out
     assert f"tokenizer ({own}) is another one by now; {told}" in out and "resumed from step 2" in out

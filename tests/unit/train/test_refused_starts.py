@@ -50,7 +50,7 @@ def bucket_snapshot(url: str) -> dict[str, bytes | None]:
 
 
 def test_a_refused_start_leaves_a_finished_run_as_it_is(tiny: Path, tmp_path: Path, capsys) -> None:
-    """A16: a start with seed=99 on a finished run made it one that is running, later listed as preempted."""
+    """A16: a start with seed=99 on a finished run made it one that is running, later listed as interrupted."""
     place = tmp_path / "place"
     assert start(tiny, f"{place}/run") == 0
     before = snapshot(place)

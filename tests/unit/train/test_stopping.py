@@ -24,9 +24,9 @@ def test_row09_a_token_count_that_does_not_advance_stops_the_run(
     small: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Stock asks the batch for `input_ids`, counts 0 without, and a duration in tokens never ends."""
-    from moe.train import build
+    from moe.train import loaders
 
-    monkeypatch.setattr(build, "_count_tokens", lambda batch: 0)
+    monkeypatch.setattr(loaders, "_count_tokens", lambda batch: 0)
     assert train(small, tmp_path, "eval_data=null", "max_duration=2560tok")[0] == 1
     assert "the token count stays at 0, so max_duration would never be reached" in capsys.readouterr().err
 
@@ -318,16 +318,17 @@ def test_a_signal_does_not_cut_short_a_save_that_waits_for_the_one_before(
 def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_an_interruption(
     small: Path, tmp_path: Path, monkeypatch, capsys, fault
 ) -> None:
-    from moe.train.callbacks.console import Console
+    from moe.data.read.batches import Collate
 
-    plain = Console.batch_end
+    plain, made = Collate.__call__, []
 
-    def broken(self, state, logger):
-        plain(self, state, logger)
-        if int(state.timestamp.batch) == 3:
+    def broken(self, rows):
+        made.append(None)
+        if len(made) > 3:
             raise fault
+        return plain(self, rows)
 
-    monkeypatch.setattr(Console, "batch_end", broken)
+    monkeypatch.setattr(Collate, "__call__", broken)
     code, folder = train(small, tmp_path, "eval_data=null")
     err = capsys.readouterr().err
     assert code == STOPPED and "worker exited unexpectedly" in err and "Traceback" not in err

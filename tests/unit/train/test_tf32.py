@@ -34,19 +34,19 @@ def test_no_device_that_composer_makes_allows_tf32(a_gpu) -> None:
 
 def test_a_run_forbids_it_before_anything_is_built(tiny, tmp_path, monkeypatch) -> None:
     """In a whole run: when the model is built, and in the last step."""
-    from moe.train import build
+    from moe.train import fit
     from moe.train.callbacks.console import Console
     from tests.unit.train.runs import SHORT, train
 
     seen = []
     flags = torch.backends.cuda.matmul.allow_tf32, dict(DeviceGPU.__init__.__kwdefaults__)
-    plain_build, plain_end = build.build_model, Console.batch_end
+    plain_build, plain_end = fit.build_model, Console.batch_end
 
     def look(*args, plain, **kwargs):
         seen.append((torch.backends.cuda.matmul.allow_tf32, DeviceGPU.__init__.__kwdefaults__["allow_tf32"]))
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(build, "build_model", lambda *a: look(*a, plain=plain_build))
+    monkeypatch.setattr(fit, "build_model", lambda *a: look(*a, plain=plain_build))
     monkeypatch.setattr(Console, "batch_end", lambda *a: look(*a, plain=plain_end))
     try:
         torch.backends.cuda.matmul.allow_tf32 = True

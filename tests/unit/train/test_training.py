@@ -62,13 +62,14 @@ def test_the_loss_and_the_weights_do_not_depend_on_the_microbatch(tiny: Path, tm
 def test_the_first_loss_is_the_mean_over_targets_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
     from moe.config import load_config
     from moe.data.meta import read_meta
-    from moe.train import build
+    from moe.train.composer_model import build_model
+    from moe.train.loaders import build_train_spec
 
     settings = ["model.dropout=0", "max_duration=1ba", "scheduler.t_warmup=0ba", "device_train_microbatch_size=3"]
     folder = train(tiny, tmp_path, *settings)[1]
     config, meta = load_config(tmp_path / "c.yaml", settings), read_meta(tiny / "data")
-    batch = next(iter(build.build_train_spec(config, meta, 1).dataloader))
-    logits = build.build_model(config, meta).transformer(batch["tokens"])
+    batch = next(iter(build_train_spec(config, meta, 1).dataloader))
+    logits = build_model(config, meta).transformer(batch["tokens"])
     plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert (batch["labels"] == -100).any()
     assert rows(folder, "train/loss")[1] == pytest.approx(plain.item(), abs=1e-5)
@@ -337,19 +338,19 @@ def test_batches_for_a_gpu_count_their_documents_before_they_leave(tiny: Path) -
     from moe.config import load_config
     from moe.data.meta import read_meta
     from moe.model.documents import document_ends
-    from moe.train import build
+    from moe.train import loaders
 
     config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
-    spec = build.build_train_spec(config, meta, 1)
+    spec = loaders.build_train_spec(config, meta, 1)
     batch = next(iter(spec.dataloader))
     assert spec.batch_transforms(batch).keys() == {"tokens", "labels"}
-    transform = build.batch_transforms(config, meta, on_gpu=True)
+    transform = loaders.batch_transforms(config, meta, on_gpu=True)
     parts = spec.split_batch(transform(batch), 3)
     assert [len(part["document_ends"]) for part in parts] == [3, 3, 2]
     assert torch.equal(parts[0]["document_ends"], document_ends(batch["tokens"], meta.eos_id)[:3])
     assert spec.get_num_samples_in_batch(transform(batch)) == 8
     apart = load_config(tiny / "tiny.yaml", ["model.document_mask=false"])
-    assert build.batch_transforms(apart, meta, on_gpu=True)(batch).keys() == {"tokens", "labels"}
+    assert loaders.batch_transforms(apart, meta, on_gpu=True)(batch).keys() == {"tokens", "labels"}
 
 
 def test_a_compiled_run_with_recomputed_blocks_equals_a_plain_one(
@@ -370,7 +371,7 @@ def test_a_compiled_run_with_recomputed_blocks_equals_a_plain_one(
 def test_compile_is_automatic_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from moe.train.build import wants_compile
+    from moe.train.compiling import wants_compile
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert [wants_compile("auto", on_gpu=on_gpu) for on_gpu in (True, False)] == [True, False]

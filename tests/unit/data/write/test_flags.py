@@ -63,4 +63,4 @@ def test_full_disk_is_told_with_the_path_and_what_is_free_and_code_2(tmp_path, c
         assert exit_code(fail, out) == 2
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert f"error: {out}: No space left on device (12,345 bytes free); mend that" in capsys.readouterr().err
+    assert f"error: {out}: No space left on device (12,345 bytes free); fix that" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The pool and Ctrl+C: the whole group gets it, the parent alone acts on it."""
 
-import os
 import signal
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,7 @@ def test_ctrl_c_is_heard_again_whatever_happens_while_workers_start(monkeypatch)
     """It ends the work, be it that moment or the next; and so does a pool that breaks."""
 
     def interrupted() -> Future:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread: another one of the process might hear it late
         return Future()
 
     def broken() -> Future:

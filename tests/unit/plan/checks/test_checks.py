@@ -97,7 +97,13 @@ def test_another_tokenizer_than_the_datas(check: Check, tmp_path: Path) -> None:
 def test_a_run_folder_with_other_settings(check: Check, tiny: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "run", tiny / "tokenizer")
     assert_told(
-        check, [], "resume", "fail", "cannot go on with other settings", "model.n_heads: was 4, is 2", "run_name=NEW"
+        check,
+        [],
+        "resume",
+        "fail",
+        "cannot be resumed with other settings",
+        "model.n_heads: was 4, is 2",
+        "run_name=NEW",
     )
 
 

@@ -52,7 +52,7 @@ def test_a_run_file_with_a_wrong_type_is_refused(tmp_path: Path, key: str) -> No
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
     hindering = tmp_path / (f".{name}" if name.endswith("tmp") else name)
     hindering.mkdir()
-    with pytest.raises(InputError, match=rf"cannot be used: Is a directory \({hindering}\); mend it or give another"):
+    with pytest.raises(InputError, match=rf"cannot be used: Is a directory \({hindering}\); fix it or give another"):
         open_folder(tmp_path)
 
 
@@ -125,16 +125,16 @@ def test_one_rank_that_fails_ends_all_with_its_message(monkeypatch) -> None:
     from composer.utils import dist
 
     from moe.common.s3 import RemoteError
-    from moe.train.start import _agreed
+    from moe.train.distributed.ranks import agreed
 
     def fails() -> None:
         raise RemoteError("s3://b/run: cannot read step-00000001/state.pt: refused")
 
     with pytest.raises(InputError, match=r"^s3://b/run: cannot read step-00000001/state.pt: refused$"):
-        _agreed(fails, here=True)
+        agreed(fails, here=True)
     other = ("another rank's message", None)
     monkeypatch.setattr(dist, "all_gather_object", lambda answer: [answer, other])
     with pytest.raises(InputError, match="another rank's message"):
-        _agreed(lambda: 1, here=True)
+        agreed(lambda: 1, here=True)
     monkeypatch.setattr(dist, "all_gather_object", lambda answer: [(None, 5), answer])
-    assert _agreed(lambda: 1, here=False) == 5, "what rank 0 has found"
+    assert agreed(lambda: 1, here=False) == 5, "what rank 0 has found"

@@ -171,7 +171,7 @@ def test_a_run_on_a_full_disk_ends_with_a_warning_that_its_state_is_not_noted(tm
     assert said == [f"warning: {tmp_path}/run/run.json cannot be written: File too large"]
     assert (tmp_path / "run/run.json").read_text() == before
     folder.lock.close()
-    with largest_file(50), pytest.raises(InputError, match=r"cannot be used: File too large .*mend it or give another"):
+    with largest_file(50), pytest.raises(InputError, match=r"cannot be used: File too large .*fix it or give another"):
         open_folder(tmp_path / "run")
 
 

@@ -83,5 +83,5 @@ def test_a_file_of_events_that_cannot_be_written_is_told_once_and_ends_no_run(tm
         append(path, {"event": "start"})
         append(path, {"event": "resume"})
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"warning: {tmp_path}/events.jsonl cannot be written: Is a directory; training goes on")
+    assert first.startswith(f"warning: {tmp_path}/events.jsonl cannot be written: Is a directory; training continues")
     assert second.startswith(f"warning: {tmp_path}/no/alarms.jsonl cannot be written: No such file or directory")

@@ -49,7 +49,7 @@ def test_another_runs_folder_is_refused_with_both_names(tmp_path: Path) -> None:
 
 def test_without_autoresume_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    with pytest.raises(InputError, match="holds a run and autoresume is false"):
+    with pytest.raises(InputError, match="already contains a run, and autoresume is false"):
         open_folder(tmp_path, autoresume=False)
 
 

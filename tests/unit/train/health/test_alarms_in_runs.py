@@ -26,7 +26,7 @@ def test_a_learning_rate_four_hundred_times_too_high_is_told(tiny: Path, tmp_pat
     code, folder = train(tiny, tmp_path, *SHORT, "optimizer.lr=2.0")
     told = alarms(folder)["loss_rising"]
     assert code == 0 and told["step"] < 10 and "optimizer.lr" in told["mend"]
-    assert f"alarm: {told['message']}\n       mend: halve optimizer.lr" in capsys.readouterr().out
+    assert f"alarm: {told['message']}\n       fix: halve optimizer.lr" in capsys.readouterr().out
     assert not alarms(train(tiny, tmp_path, *SHORT, name="healthy")[1]).keys() & {"loss_rising", "loss_not_falling"}
 
 

@@ -29,7 +29,7 @@ def test_the_alert_command_gets_the_message_as_it_is(tmp_path: Path) -> None:
     said: list[str] = []
     alarm = Alarm("throughput", nasty, "look 'here'")
     run_command(f"{script} 'two words'", alarm, run_name="r", step=1200, report=said.append)
-    message = f"r, step 1,200: {nasty}. Mend: look 'here'"
+    message = f"r, step 1,200: {nasty}. Fix: look 'here'"
     assert wait_for(out).splitlines() == ["2", "two words", message, message, "throughput", "1200", "r"]
     assert not (tmp_path / "never").exists() and not said
 
@@ -63,7 +63,7 @@ def test_wandb_gets_the_alarm_and_its_failure_is_a_warning(monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(wandb, "run", SimpleNamespace(alert=lambda **alert: got.append(alert)))
     wandb_alert(Alarm("throughput", "slow", "look"), report=said.append)
-    assert got == [{"title": "throughput", "text": "slow. Mend: look"}] and not said
+    assert got == [{"title": "throughput", "text": "slow. Fix: look"}] and not said
     monkeypatch.setattr(wandb, "run", SimpleNamespace(alert=None))
     wandb_alert(Alarm("throughput", "slow", "look"), report=said.append)
     assert len(said) == 1 and "W&B took no alert" in said[0]

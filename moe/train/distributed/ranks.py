@@ -1,0 +1,34 @@
+"""Which rank this process is, and how all ranks come to one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from moe.common.environment import number
+from moe.common.errors import InputError
+
+T = TypeVar("T")
+RANK, LOCAL_RANK, WORLD_SIZE = number("RANK", 0), number("LOCAL_RANK", 0), number("WORLD_SIZE", 1)
+
+
+def agreed(call: Callable[[], T], *, here: bool) -> T:
+    """What `call` gives on rank 0, after it was made on all ranks that are `here`.
+
+    Raises:
+        InputError: on every rank alike, where it failed on one.
+    """
+    from composer.utils import dist
+
+    fault = result = None
+    if here:
+        try:
+            result = call()
+        except InputError as error:
+            fault = str(error)
+        except OSError as error:  # RemoteError among them
+            fault = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    answers: list[Any] = dist.all_gather_object((fault, result))
+    if faults := [found for found, _ in answers if found is not None]:
+        raise InputError(faults[0])
+    return answers[0][1]
