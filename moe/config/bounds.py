@@ -20,6 +20,7 @@ DIMENSIONS = {  # of the model, each at least 1: the most
     "expert_hidden": 1_000_000,
 }
 CLOSED: dict[str, tuple[float, float]] = {  # at least, at most
+    "model.n_shared_experts": (0, 1000),
     "model.dropout": (0, 0.999),
     "model.balance_loss": (0, 1000),
     "model.router_z_loss": (0, 1000),

@@ -24,6 +24,8 @@ class ModelConfig:
     "Experts that each token passes through."
     expert_hidden: int
     "Hidden width of one expert (SwiGLU)."
+    n_shared_experts: int = 0
+    "Beside the chosen experts, one for all tokens, as wide as this many (DeepSeekMoE, arXiv 2401.06066)."
     head_dim: int | None = None
     "Width of one head; null means `d_model / n_heads`."
     qk_norm: bool = True

@@ -12,6 +12,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "qk_norm": (True,),
     "scoring_func": ("softmax",),
     "routed_scaling_factor": (1.0,),
+    "n_shared_experts": (0,),
     "balance": ("loss",),  # the others add a bias to the choice
 }
 

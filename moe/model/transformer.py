@@ -71,9 +71,9 @@ class Transformer(nn.Module):
     """Decoder of n_layers pre-norm blocks.
 
     head_dim None means d_model // n_heads. scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of
-    moe.model.balance.RULES) decides whether routers have a bias; what the rule does is not in here. z_loss is the
-    weight of z in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
-    activation_checkpointing recomputes blocks in the backward pass.
+    moe.model.balance.RULES) decides whether routers have a bias; what the rule does is not in here. n_shared_experts:
+    see MoE. z_loss is the weight of z in LossParts.loss. dropout acts on the embedding and on what each block adds to
+    the residual stream. activation_checkpointing recomputes blocks in the backward pass.
 
     Raises ValueError where heads or experts do not fit together.
     """
@@ -99,6 +99,7 @@ class Transformer(nn.Module):
         norm_topk_prob: bool = True,
         routed_scaling_factor: float = 1.0,
         balance: str = "loss",
+        n_shared_experts: int = 0,
         document_mask: bool = True,
         dropout: float = 0.0,
         z_loss: float = 0.0,
@@ -146,6 +147,7 @@ class Transformer(nn.Module):
                 n_experts=n_experts,
                 top_k=top_k,
                 expert_hidden=expert_hidden,
+                n_shared_experts=n_shared_experts,
                 norm_eps=norm_eps,
                 qk_norm=qk_norm,
                 dropout=dropout,

@@ -47,7 +47,7 @@ def part_flops(count: ParameterCount, *, attention_width: int, seq_len: int, top
     return {
         "attention": 6.0 * count.attention + 6.0 * attention_width * seq_len,
         "router": 6.0 * count.router,
-        "experts": 6.0 * count.experts * top_share,
+        "experts": 6.0 * (count.experts * top_share + count.shared),
         "loss": 6.0 * (count.head or count.embedding),
     }
 
@@ -81,7 +81,8 @@ def part_rows(
         return found.weight_TK.sum() + found.stats.score_E.sum() + found.stats.z
 
     def experts(x: Tensor) -> Tensor:
-        return moe_experts(x, weight_TK, routing.expert_TK, moe.w13, moe.w2, routing.stats.counts_E)
+        out = moe_experts(x, weight_TK, routing.expert_TK, moe.w13, moe.w2, routing.stats.counts_E)
+        return out if moe.shared is None else out + moe.shared(x)
 
     def loss(x: Tensor) -> Tensor:
         fused = net.loss_backend if x.is_cuda else None

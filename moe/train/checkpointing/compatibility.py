@@ -37,6 +37,7 @@ SHAPE = (
     "expert_hidden",
     "qk_norm",
     "tie_embeddings",
+    "n_shared_experts",
     "scoring_func",
     "norm_topk_prob",
     "routed_scaling_factor",

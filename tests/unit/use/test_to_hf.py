@@ -206,6 +206,7 @@ def test_bad_flags_are_one_message_and_exit_code_2(make_run: Callable, capsys, f
         ({"qk_norm": False}, [r"model.qk_norm (false)"]),
         ({"scoring_func": "sigmoid"}, ["model.scoring_func (sigmoid)"]),
         ({"routed_scaling_factor": 2.5}, ["model.routed_scaling_factor (2.5)"]),
+        ({"n_shared_experts": 1}, ["model.n_shared_experts (1)"]),
         (
             {"balance": "quantile", "scoring_func": "sigmoid"},
             ["model.balance (quantile)", "model.scoring_func (sigmoid)"],
