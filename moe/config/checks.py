@@ -1,4 +1,4 @@
-"""What must hold between settings. Each fault: path (value), what is wrong; the mend."""
+"""What must hold between settings. Each fault: path (value), what is wrong; the fix."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_the_script_exports_a_step(make_run: Callable, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "convert" / "checkpoint_to_hf.py"), str(make_run(steps=(10, 20)))]
     command += ["--step", "10", "--out", "hf"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "proven: largest difference" in done.stdout and "step 10 of" in done.stdout
+    assert done.returncode == 0 and "verified: max logit difference" in done.stdout and "step 10 of" in done.stdout
     assert (tmp_path / "hf" / "model.safetensors").is_file()
 
 
