@@ -45,6 +45,7 @@ ABOVE_ZERO: dict[str, float] = {  # at most
     "model.routed_scaling_factor": 1000,
     "model.balance_rate": 1,
     "model.norm_eps": 1,
+    "model.partial_rotary_factor": 1,
 }
 
 

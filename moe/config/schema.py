@@ -32,6 +32,8 @@ class ModelConfig:
     "RMSNorm on each head's query and key."
     rope_theta: float = 10000.0
     "Base of the rotary position embedding."
+    partial_rotary_factor: float = 1.0
+    "Share of a head's channels that it turns."
     norm_eps: float = 1e-6
     "Epsilon of every RMSNorm."
     tie_embeddings: bool = True

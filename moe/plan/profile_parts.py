@@ -69,7 +69,7 @@ def part_rows(
     with get_precision_context(Precision(config.precision)):
         x_BSD = torch.randn(*tokens_BS.shape, settings.d_model, device=device)
         dtype = compute_dtype(x_BSD)
-        cos, sin = rope_table(seq_len=tokens_BS.shape[1], head_dim=net.head_dim, theta=net.rope_theta, device=device)
+        cos, sin = rope_table(seq_len=tokens_BS.shape[1], head_dim=net.rotary_dim, theta=net.rope_theta, device=device)
         documents = net._documents(tokens_BS, part.get("document_ends"), dtype) if settings.document_mask else None
     rope, x_TD = (cos.to(dtype), sin.to(dtype)), x_BSD.flatten(0, 1)
     with torch.no_grad():

@@ -38,6 +38,7 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
     "n_shared_experts",
+    "partial_rotary_factor",
     "scoring_func",
     "norm_topk_prob",
     "routed_scaling_factor",

@@ -57,10 +57,14 @@ def glm4_moe(model, shape, **changes):
         routed_scaling_factor=shape.get("routed_scaling_factor", 1.0),
         n_shared_experts=shape.get("n_shared_experts", 0),
         first_k_dense_replace=0,
-        partial_rotary_factor=1.0,
+        partial_rotary_factor=shape.get("partial_rotary_factor", 1.0),
         use_qk_norm=True,
         rope_theta=model.rope_theta,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta, "partial_rotary_factor": 1.0},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": model.rope_theta,
+            "partial_rotary_factor": shape.get("partial_rotary_factor", 1.0),
+        },
         rms_norm_eps=1e-6,
         tie_word_embeddings=model.lm_head is None,
         max_position_embeddings=256,
@@ -114,6 +118,7 @@ SIGMOIDS = [
     SIGMOID,
     {**SIGMOID, "balance": "sign", "norm_topk_prob": False},
     {**SIGMOID, "n_shared_experts": 1},
+    {**SIGMOID, "n_kv_heads": 1, "head_dim": 16, "partial_rotary_factor": 0.5},
     {**SIGMOID, "balance": "sign", "routed_scaling_factor": 1.5, "n_shared_experts": 3},
     {**SIGMOID, "balance": "quantile", "routed_scaling_factor": 2.5, "n_experts": 6, "top_k": 3},
 ]
@@ -151,6 +156,8 @@ def test_sigmoid_scores_a_bias_and_scaled_weights_equal_transformers_with_gradie
             w13, peers = block.moe.shared.w13.grad, layer.mlp.shared_experts
             theirs = torch.cat([peers.gate_proj.weight.grad, peers.up_proj.weight.grad])
             torch.testing.assert_close(w13, theirs, atol=1e-5, rtol=1e-3)
+        ours, theirs = block.attn.q_proj.weight.grad, layer.self_attn.q_proj.weight.grad
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(model.embed.weight.grad, peer.model.embed_tokens.weight.grad, atol=1e-5, rtol=1e-3)
 
 
