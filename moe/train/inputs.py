@@ -65,8 +65,8 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
         inputs = _check_text(config, config.train_data.text, name, report)
     else:
         inputs = _check_streams(config, wanted, report)
-    for name, spec in streams_of(config.eval_data).items():
-        key = f"eval_data.streams.{name}" if name else "eval_data"
+    for stream, spec in streams_of(config.eval_data).items():
+        key = f"eval_data.streams.{stream}" if stream else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
     return replace(inputs, tokenizer=tokenizer, tokenizer_name=name)
 
