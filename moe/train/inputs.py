@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from moe.common.errors import InputError
+from moe.common.paths import refuse_irregular
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
+from moe.config.load import BAD_YAML
 from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
@@ -100,8 +102,9 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
 def _went_by(folder: Path, name: str) -> bool:
     """Whether the run of this folder was last started with the tokenizer of this name, and has kept it."""
     try:
+        refuse_irregular(folder / "config.yaml")
         settings = yaml.safe_load((folder / "config.yaml").read_bytes())
-    except (OSError, yaml.YAMLError):
+    except (OSError, *BAD_YAML):
         return False
     return (folder / "tokenizer").is_dir() and isinstance(settings, dict) and settings.get("tokenizer") == name
 
