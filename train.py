@@ -1,4 +1,4 @@
-"""Trains, or goes on where the run stopped: composer train.py yamls/500m.yaml [key=value ...]"""
+"""Trains, or resumes where the run stopped: composer train.py yamls/500m.yaml [key=value ...]"""
 
 import sys
 

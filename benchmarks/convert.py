@@ -57,7 +57,7 @@ def foundry_python() -> Path:
 
 
 def make_text(folder: Path, source: Path, *, copies: int, files: int) -> Path:
-    """A folder with `files` parquet files that hold the rows of `source` `copies` times in all."""
+    """A folder with `files` parquet files that hold the rows of `source` `copies` times in total."""
     found = sorted(source.rglob("*.parquet"))
     if not found:
         sys.exit(f"error: --text {source}: no parquet files there")

@@ -10,7 +10,7 @@
 - No network and nothing outside this folder: benchmarks/gpu_pack.sh makes the tokenizer and the data before.
 - --dry runs every stage on the CPU with tiny shapes and made-up text. Its figures mean nothing and no page takes them.
 
-Exit code 0: every stage asked for is done and no check failed; 1: not so; 2: input to mend.
+Exit code 0: every stage asked for is done and no check failed; 1: not so; 2: invalid input.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python benchmarks/learning.py --report           docs/learning.md and docs/learning.png from the results alone
 
 - One run is a few minutes on one core. Its result is one JSON in benchmarks/results/learning, kept in git: nothing is
-  trained twice, and whoever starts this goes on where it stopped. A run that was killed starts over.
+  retrained, and whoever starts this resumes where it stopped. A run that was killed starts over.
 - Processes share the work through the file system alone: a run is claimed by a lock, which dies with its process. So
   `--jobs 2` is a second process of the same command, and starting the command twice is the same.
 - The text is cut, tokenised and hashed into `--data` once. Results of other text are refused.

@@ -1,4 +1,4 @@
-"""Write a checkpoint as a Hugging Face folder, proven by transformers; or with --from-hf make a checkpoint of one."""
+"""Write a checkpoint as a Hugging Face folder, verified by transformers; or with --from-hf make a checkpoint of one."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Tokenise text into MDS shards. Without flags: FineWeb's 10B-token sample, GPT-2's tokenizer, 2048 tokens a sample."""
+"""Tokenise text into MDS shards. Without flags: FineWeb's 10B-token sample, GPT-2's tokenizer, sequences of 2048."""
 
 import argparse
 import sys

@@ -17,7 +17,7 @@ from gpu_stages.step import expected_memory
 from moe.model.memory import phases, step_memory
 
 WITHIN = 0.10
-SMALL = (("500m", 8), ("1b", 14), ("1_5b", 25))  # GB, at 512 tokens a sample
+SMALL = (("500m", 8), ("1b", 14), ("1_5b", 25))  # GB, at 512 tokens per sequence
 
 
 def memory(run: Run) -> None:

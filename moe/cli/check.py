@@ -1,4 +1,4 @@
-"""Checks what a run needs, each line pass, warn or fail with the mend: config, machine, data, services, run folder, one
+"""Checks what a run needs, each line pass, warn or fail with the fix: config, machine, data, services, run folder, one
 real step, a checkpoint written and read. Leaves data and run folder as they are. Exit code 0, or 2 where a line fails.
 """
 

@@ -51,7 +51,7 @@ class Version(argparse.Action):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `moe COMMAND ...`; returns the exit code (2 for input that can be mended)."""
+    """Runs `moe COMMAND ...`; returns the exit code (2 for invalid input)."""
     ready()
     argv = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())

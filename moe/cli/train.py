@@ -1,6 +1,6 @@
-"""Train, or go on where the run stopped, as `train.py` does; several GPUs: composer -n N -c moe train CONFIG.yaml
+"""Train, or resume where the run stopped, as `train.py` does; several GPUs: composer -n N -c moe train CONFIG.yaml
 
-Exit codes: 0 done (also: already complete), 1 failed, 2 input a user can mend, 75 stopped early (run the same command
+Exit codes: 0 done (also: already complete), 1 failed, 2 invalid input, 75 stopped early (run the same command
 again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
 """
 

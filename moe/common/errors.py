@@ -12,11 +12,11 @@ MOST_WORDS = 1000  # characters
 
 
 class InputError(ValueError):
-    """A setting, flag, path or file that cannot be used. The message names it, its value and the mend. Exit code 2."""
+    """A setting, flag, path or file that cannot be used. The message names it, its value and the fix. Exit code 2."""
 
 
 class RunFailed(RuntimeError):
-    """Training cannot go on, through no fault of the input. The message says why and the mend. Exit code 1."""
+    """Training cannot go on, through no fault of the input. The message says why and the fix. Exit code 1."""
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Decisions:
 - "In use by another process" is said for EWOULDBLOCK alone. A file system that has no locks (ENOLCK, ENOSYS,
   EOPNOTSUPP: Lustre without `-o flock`, NFS without a lock manager) is told by its own words, once for each folder, and
-  the work goes on without.
+  the work continues without.
 - A file is opened for reading and writing: NFSv4 makes a shared lock of a file that cannot be read, or an exclusive one
   of a file that cannot be written, an EBADF.
 - A lock file may be removed by its holder: a lock counts only where the name still leads to the locked file.

@@ -4,7 +4,7 @@ Decisions:
 - Credentials and region are found as boto3 finds them; the endpoint is S3_ENDPOINT_URL, as for Streaming, or
   AWS_ENDPOINT_URL.
 - botocore tries each request again with growing random pauses: throttling, 5xx, lost connections, timeouts.
-- Faults are told with the address and the mend, never with a credential.
+- Faults are told with the address and the fix, never with a credential.
 - What cannot be done is a RemoteError, which is an OSError: a full disk and a lost bucket are handled alike.
 """
 

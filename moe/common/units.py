@@ -77,7 +77,7 @@ def show(text: Any = "", *, end: str = "\n", to: TextIO | None = None) -> None:
 
 
 def tell(text: Any, *, end: str = "\n", to: TextIO | None = None) -> None:
-    """As `show`, for how far the work is: it goes on where nobody can read that."""
+    """As `show`, for how far the work is: it continues where nobody can read that."""
     with contextlib.suppress(OSError):
         show(text, end=end, to=to)
 

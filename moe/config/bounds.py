@@ -20,6 +20,7 @@ DIMENSIONS = {  # of the model, each at least 1: the most
     "expert_hidden": 1_000_000,
 }
 CLOSED: dict[str, tuple[float, float]] = {  # at least, at most
+    "model.n_shared_experts": (0, 1000),
     "model.dropout": (0, 0.999),
     "model.balance_loss": (0, 1000),
     "model.router_z_loss": (0, 1000),
@@ -44,6 +45,7 @@ ABOVE_ZERO: dict[str, float] = {  # at most
     "model.routed_scaling_factor": 1000,
     "model.balance_rate": 1,
     "model.norm_eps": 1,
+    "model.partial_rotary_factor": 1,
 }
 
 

@@ -1,4 +1,4 @@
-"""What must hold between settings. Each fault: path (value), what is wrong; the mend."""
+"""What must hold between settings. Each fault: path (value), what is wrong; the fix."""
 
 from __future__ import annotations
 
@@ -115,6 +115,13 @@ def _check_model(config: Config, faults: list[str]) -> None:
     if not 2 <= head_dim <= DIMENSIONS["d_model"] or head_dim % 2:
         source = "" if model.head_dim is not None else ", which is model.d_model / model.n_heads,"
         faults.append(f"model.head_dim ({brief(head_dim)}){source} must be an even number from 2 for rotary embeddings")
+    elif 0 < model.partial_rotary_factor <= 1:
+        turned = int(head_dim * model.partial_rotary_factor)
+        if turned < 2 or turned % 2:
+            faults.append(
+                f"model.partial_rotary_factor ({model.partial_rotary_factor:g}) of a head's {head_dim} channels makes "
+                f"{turned}; it must be an even number of them from 2"
+            )
 
 
 def _check_ranges(config: Config, faults: list[str]) -> None:

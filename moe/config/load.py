@@ -1,4 +1,4 @@
-"""yaml + key=value overrides -> Config, or one ConfigError that lists every fault with its path, value and mend.
+"""yaml + key=value overrides -> Config, or one ConfigError that lists every fault with its path, value and fix.
 
 OmegaConf raises only the first fault and a frozen config takes no update, so the input is flattened to leaves and
 merged leaf by leaf, each fault collected. Interpolations such as ${run_name} are resolved at the end.
@@ -339,7 +339,7 @@ def _fields_at(path: tuple[str, ...]) -> list[str] | None:
 
 
 def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
-    """`path: value, what is wrong, the mend` from what OmegaConf says."""
+    """`path: value, what is wrong, the fix` from what OmegaConf says."""
     dotted = ".".join(path)
     for depth, key in enumerate(path):
         known = _fields_at(path[:depth])

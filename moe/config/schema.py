@@ -24,12 +24,16 @@ class ModelConfig:
     "Experts that each token passes through."
     expert_hidden: int
     "Hidden width of one expert (SwiGLU)."
+    n_shared_experts: int = 0
+    "Beside the chosen experts, one for all tokens, as wide as this many (DeepSeekMoE, arXiv 2401.06066)."
     head_dim: int | None = None
     "Width of one head; null means `d_model / n_heads`."
     qk_norm: bool = True
     "RMSNorm on each head's query and key."
     rope_theta: float = 10000.0
     "Base of the rotary position embedding."
+    partial_rotary_factor: float = 1.0
+    "Share of a head's channels that it turns."
     norm_eps: float = 1e-6
     "Epsilon of every RMSNorm."
     tie_embeddings: bool = True

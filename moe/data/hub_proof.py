@@ -4,7 +4,7 @@
   `blob SIZE`, NUL and the bytes, or of an LFS file's pointer, which holds its sha256 and size. Where a listing has no
   sha256 both are tried, as a mirror may leave out that a file is one of LFS.
 - A file whose parts this process reads one after the other, as units of work, is hashed whole, however large it is:
-  the next part goes on from the hash at its first byte, so that what is read again there is hashed as it came again.
+  the next part resumes from the hash at its first byte, so that what is read again there is hashed as it came again.
 """
 
 from __future__ import annotations

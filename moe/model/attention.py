@@ -49,7 +49,10 @@ def rope_table(*, seq_len: int, head_dim: int, theta: float, device: torch.devic
 
 
 def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
-    """Turns channel i with channel i + C/2 by the position's angle."""
+    """Turns channel i with channel i + C/2 by the position's angle, of the first C channels; those after them stay."""
+    turned = 2 * cos_SC2.shape[-1]
+    if turned < x_BSHC.shape[-1]:
+        return torch.cat((apply_rope(x_BSHC[..., :turned], cos_SC2, sin_SC2), x_BSHC[..., turned:]), dim=-1)
     cos, sin = cos_SC2[:, None], sin_SC2[:, None]
     a, b = x_BSHC.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

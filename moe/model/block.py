@@ -15,24 +15,51 @@ from moe.model.attention import Attention, KVCache
 from moe.model.documents import Packed
 from moe.model.experts import moe_experts
 from moe.model.norm import RMSNorm
+from moe.model.precision import linear
 from moe.model.router import Router, RouterStats
 
 
+class SwiGLU(nn.Module):
+    """w2(silu(gate(x)) * up(x)); w13 holds the gate rows, then the up rows, as the experts' does."""
+
+    def __init__(self, *, d_model: int, hidden: int) -> None:
+        super().__init__()
+        self.w13 = nn.Parameter(torch.empty(2 * hidden, d_model))
+        self.w2 = nn.Parameter(torch.empty(d_model, hidden))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate, up = linear(x_TD, self.w13).chunk(2, dim=-1)
+        return linear(F.silu(gate) * up, self.w2)
+
+
 class MoE(nn.Module):
-    """Router and experts of one layer. w13 holds the gate rows, then the up rows. routing: other settings of Router."""
+    """Router and experts of one layer, and beside them one that every token passes, as wide as n_shared_experts of them
+    (DeepSeekMoE, arXiv 2401.06066). w13 holds the gate rows, then the up rows. routing: other settings of Router.
+    """
 
     def __init__(
-        self, *, d_model: int, n_experts: int, top_k: int, expert_hidden: int, routing: dict[str, Any]
+        self,
+        *,
+        d_model: int,
+        n_experts: int,
+        top_k: int,
+        expert_hidden: int,
+        n_shared_experts: int,
+        routing: dict[str, Any],
     ) -> None:
         super().__init__()
         self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k, **routing)
         self.w13 = nn.Parameter(torch.empty(n_experts, 2 * expert_hidden, d_model))
         self.w2 = nn.Parameter(torch.empty(n_experts, d_model, expert_hidden))
+        shared = n_shared_experts * expert_hidden
+        self.shared = SwiGLU(d_model=d_model, hidden=shared) if shared else None
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
         x_TD = x_BSD.flatten(0, 1)
         weight_TK, expert_TK, stats = self.router(x_TD)
         out_TD = moe_experts(x_TD, weight_TK, expert_TK, self.w13, self.w2, stats.counts_E)
+        if self.shared is not None:
+            out_TD = out_TD + self.shared(x_TD)
         return out_TD.view(x_BSD.shape), stats
 
 
@@ -47,6 +74,7 @@ class Block(nn.Module):
         n_experts: int,
         top_k: int,
         expert_hidden: int,
+        n_shared_experts: int,
         norm_eps: float,
         qk_norm: bool,
         dropout: float,
@@ -64,7 +92,14 @@ class Block(nn.Module):
             qk_norm=qk_norm,
         )
         self.moe_norm = RMSNorm(dim=d_model, eps=norm_eps)
-        self.moe = MoE(d_model=d_model, n_experts=n_experts, top_k=top_k, expert_hidden=expert_hidden, routing=routing)
+        self.moe = MoE(
+            d_model=d_model,
+            n_experts=n_experts,
+            top_k=top_k,
+            expert_hidden=expert_hidden,
+            n_shared_experts=n_shared_experts,
+            routing=routing,
+        )
 
     def forward(
         self,

@@ -12,16 +12,21 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "qk_norm": (True,),
     "scoring_func": ("softmax",),
     "routed_scaling_factor": (1.0,),
+    "n_shared_experts": (0,),
+    "partial_rotary_factor": (1.0,),
     "balance": ("loss",),  # the others add a bias to the choice
 }
 
 
 def hindrances(settings: dict[str, Any]) -> list[str]:
     """Why a model of these settings (a manifest's `model` section) has no counterpart; none where it has one."""
-    told = {True: "true", False: "false"}
     return [
-        f"model.{name} ({told.get(settings[name], settings[name])}) has no counterpart in transformers' "
-        f"Qwen3MoeForCausalLM, which is as {told.get(values[0], values[0])}"
+        f"model.{name} ({_told(settings[name])}) has no counterpart in transformers' Qwen3MoeForCausalLM, which is as "
+        f"{_told(values[0])}"
         for name, values in EXPRESSIBLE.items()
         if name in settings and settings[name] not in values
     ]
+
+
+def _told(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -50,7 +50,8 @@ class ParameterCount(NamedTuple):
     head        head matrix; 0 when tied
     attention   q, k, v and o projections
     router      routers
-    experts     all experts
+    experts     all experts that are chosen
+    shared      shared experts
     norms       norm weights
     """
 
@@ -61,6 +62,7 @@ class ParameterCount(NamedTuple):
     attention: int
     router: int
     experts: int
+    shared: int
     norms: int
 
 
@@ -77,6 +79,7 @@ def count_parameters(
     head_dim: int | None = None,
     qk_norm: bool = True,
     tie_embeddings: bool = True,
+    n_shared_experts: int = 0,
 ) -> ParameterCount:
     """Parameters of a Transformer of this shape (arguments as Transformer's)."""
     head_dim = d_model // n_heads if head_dim is None else head_dim
@@ -86,7 +89,8 @@ def count_parameters(
     router = n_layers * n_experts * d_model
     expert = n_layers * 3 * expert_hidden * d_model
     norms = n_layers * (2 * d_model + (2 * head_dim if qk_norm else 0)) + d_model
-    total = embedding + head + attention + router + n_experts * expert + norms
+    shared = n_shared_experts * expert
+    total = embedding + head + attention + router + n_experts * expert + shared + norms
     return ParameterCount(
         total=total,
         active=total - (n_experts - top_k) * expert,
@@ -95,6 +99,7 @@ def count_parameters(
         attention=attention,
         router=router,
         experts=n_experts * expert,
+        shared=shared,
         norms=norms,
     )
 
@@ -119,6 +124,7 @@ def flops_per_token(
     head_dim: int | None = None,
     qk_norm: bool = True,
     tie_embeddings: bool = True,
+    n_shared_experts: int = 0,
 ) -> float:
     """FLOPs of forward and backward per token at sequence length seq_len, without recomputation."""
     head_dim = d_model // n_heads if head_dim is None else head_dim
@@ -134,6 +140,7 @@ def flops_per_token(
         head_dim=head_dim,
         qk_norm=qk_norm,
         tie_embeddings=tie_embeddings,
+        n_shared_experts=n_shared_experts,
     )
     # A tied head is the embedding used as a matrix; untied, the embedding is only looked up.
     matrices = count.active - count.norms - (0 if tie_embeddings else count.embedding)

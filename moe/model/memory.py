@@ -79,6 +79,7 @@ class Step:
     head_dim: int | None = None
     qk_norm: bool = True
     tie_embeddings: bool = True
+    n_shared_experts: int = 0
     document_mask: bool = True
     dropout: float = 0.0
     quantile: bool = False
@@ -120,13 +121,14 @@ class Step:
             head_dim=self.head_dim,
             qk_norm=self.qk_norm,
             tie_embeddings=self.tie_embeddings,
+            n_shared_experts=self.n_shared_experts,
         )
 
 
 def optimizer_bytes(step: Step) -> int:
     """Momentum of Muon's matrices, two moments of what AdamW trains."""
     count = step.count
-    muon = count.attention + count.router + count.experts if step.muon else 0
+    muon = count.attention + count.router + count.experts + count.shared if step.muon else 0
     return muon * step.momentum_bytes + 8 * (count.total - muon)
 
 
@@ -145,7 +147,9 @@ def layer_bytes(step: Step) -> int:
     hidden = (4 if step.gpu else 2) * step.expert_hidden
     experts = c * step.top_k * (2 * d + hidden)
     dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
-    return step.tokens * (residuals + normed + qk + attended + router + experts + dropout)
+    # gate and up, silu(gate), its product with up; of a GPU under bf16 also x, cast
+    shared = step.n_shared_experts * c * 4 * step.expert_hidden + (2 * d if step.bf16 and step.n_shared_experts else 0)
+    return step.tokens * (residuals + normed + qk + attended + router + experts + shared + dropout)
 
 
 def activation_bytes(step: Step) -> int:
@@ -171,7 +175,7 @@ def histogram_bytes(step: Step) -> int:
 
 def copy_bytes(step: Step) -> tuple[int, int]:
     """Weights that exist beside the fp32 ones, without and with those of one block that is recomputed."""
-    matrices = step.count.attention + step.count.experts
+    matrices = step.count.attention + step.count.experts + step.count.shared
     block = matrices // step.n_layers
     if not step.bf16:
         casts = (0, 0)
@@ -232,6 +236,8 @@ def update_bytes(step: Step) -> int:
         sizes[shape] = sizes.get(shape, 0) + n
     batches = [(number, rows, cols, True) for (rows, cols), number in sizes.items()]
     batches += [(2 * step.n_experts, f, d, False), (step.n_experts, d, f, False)]
+    if shared := step.n_shared_experts * f:
+        batches += [(2 * n, shared, d, True), (n, d, shared, True)]
     largest = 0
     for number, rows, cols, joined in batches:
         elements, gram = number * rows * cols, number * min(rows, cols) ** 2

@@ -70,9 +70,10 @@ class LossParts(NamedTuple):
 class Transformer(nn.Module):
     """Decoder of n_layers pre-norm blocks.
 
-    head_dim None means d_model // n_heads. scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of
-    moe.model.balance.RULES) decides whether routers have a bias; what the rule does is not in here. z_loss is the
-    weight of z in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
+    head_dim None means d_model // n_heads; RoPE turns the first partial_rotary_factor of a head's channels.
+    scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of moe.model.balance.RULES) decides
+    whether routers have a bias; what the rule does is not in here. n_shared_experts: see MoE. z_loss is the weight of z
+    in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
     activation_checkpointing recomputes blocks in the backward pass.
 
     Raises ValueError where heads or experts do not fit together.
@@ -99,6 +100,8 @@ class Transformer(nn.Module):
         norm_topk_prob: bool = True,
         routed_scaling_factor: float = 1.0,
         balance: str = "loss",
+        n_shared_experts: int = 0,
+        partial_rotary_factor: float = 1.0,
         document_mask: bool = True,
         dropout: float = 0.0,
         z_loss: float = 0.0,
@@ -113,6 +116,12 @@ class Transformer(nn.Module):
             head_dim = d_model // n_heads
         if head_dim % 2:
             raise ValueError(f"head_dim ({head_dim}) is odd; RoPE turns pairs of channels, make it even")
+        rotary_dim = int(head_dim * partial_rotary_factor)
+        if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
+            raise ValueError(
+                f"partial_rotary_factor ({partial_rotary_factor}) of head_dim ({head_dim}) makes {rotary_dim} channels "
+                "to turn; it must be an even number of them"
+            )
         if n_heads % n_kv_heads:
             raise ValueError(f"n_heads ({n_heads}) is no multiple of n_kv_heads ({n_kv_heads}); change one")
         if not 1 <= top_k <= n_experts:
@@ -129,6 +138,7 @@ class Transformer(nn.Module):
         }
         self.eos_id = eos_id
         self.head_dim = head_dim
+        self.rotary_dim = rotary_dim
         self.rope_theta = rope_theta
         self.document_mask = document_mask
         self.dropout = dropout
@@ -146,6 +156,7 @@ class Transformer(nn.Module):
                 n_experts=n_experts,
                 top_k=top_k,
                 expert_hidden=expert_hidden,
+                n_shared_experts=n_shared_experts,
                 norm_eps=norm_eps,
                 qk_norm=qk_norm,
                 dropout=dropout,
@@ -202,7 +213,7 @@ class Transformer(nn.Module):
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
         cos, sin = rope_table(
-            seq_len=start + tokens_BS.shape[1], head_dim=self.head_dim, theta=self.rope_theta, device=x_BSD.device
+            seq_len=start + tokens_BS.shape[1], head_dim=self.rotary_dim, theta=self.rope_theta, device=x_BSD.device
         )
         rope = (cos[start:].to(dtype), sin[start:].to(dtype))
         masked = self.document_mask and caches is None

@@ -27,7 +27,7 @@ def _kind(name: str, parameter: Tensor) -> str:
         return "norms"
     if not name.startswith("blocks."):
         return "adamw"
-    return "muon_gate_up" if name.endswith("moe.w13") else "muon"
+    return "muon_gate_up" if name.endswith(".w13") else "muon"
 
 
 def build_groups(

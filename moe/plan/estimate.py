@@ -179,7 +179,8 @@ class DenseTwin:
 
 def find_dense_twin(config: Config, vocab_size: int, gpu: Gpu, *, mfu: float) -> DenseTwin:
     shape = model_shape(config.model, vocab_size)
-    dense = {**shape, "n_experts": 1, "top_k": 1, "expert_hidden": shape["top_k"] * shape["expert_hidden"]}
+    hidden = (shape["top_k"] + shape["n_shared_experts"]) * shape["expert_hidden"]
+    dense = {**shape, "n_experts": 1, "top_k": 1, "expert_hidden": hidden, "n_shared_experts": 0}
     peak = 1e12 * (gpu.fp32 if config.precision == "fp32" else gpu.bf16)
     seconds = flops_per_token(**dense, seq_len=config.max_seq_len) / (peak * DENSE_MFU)
     moe_seconds = flops_per_token(**shape, seq_len=config.max_seq_len) / (peak * mfu)

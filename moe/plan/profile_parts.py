@@ -47,7 +47,7 @@ def part_flops(count: ParameterCount, *, attention_width: int, seq_len: int, top
     return {
         "attention": 6.0 * count.attention + 6.0 * attention_width * seq_len,
         "router": 6.0 * count.router,
-        "experts": 6.0 * count.experts * top_share,
+        "experts": 6.0 * (count.experts * top_share + count.shared),
         "loss": 6.0 * (count.head or count.embedding),
     }
 
@@ -69,7 +69,7 @@ def part_rows(
     with get_precision_context(Precision(config.precision)):
         x_BSD = torch.randn(*tokens_BS.shape, settings.d_model, device=device)
         dtype = compute_dtype(x_BSD)
-        cos, sin = rope_table(seq_len=tokens_BS.shape[1], head_dim=net.head_dim, theta=net.rope_theta, device=device)
+        cos, sin = rope_table(seq_len=tokens_BS.shape[1], head_dim=net.rotary_dim, theta=net.rope_theta, device=device)
         documents = net._documents(tokens_BS, part.get("document_ends"), dtype) if settings.document_mask else None
     rope, x_TD = (cos.to(dtype), sin.to(dtype)), x_BSD.flatten(0, 1)
     with torch.no_grad():
@@ -81,7 +81,8 @@ def part_rows(
         return found.weight_TK.sum() + found.stats.score_E.sum() + found.stats.z
 
     def experts(x: Tensor) -> Tensor:
-        return moe_experts(x, weight_TK, routing.expert_TK, moe.w13, moe.w2, routing.stats.counts_E)
+        out = moe_experts(x, weight_TK, routing.expert_TK, moe.w13, moe.w2, routing.stats.counts_E)
+        return out if moe.shared is None else out + moe.shared(x)
 
     def loss(x: Tensor) -> Tensor:
         fused = net.loss_backend if x.is_cuda else None

@@ -1,4 +1,4 @@
-"""Where a run was interrupted and what that cost: the time it stood still, and the steps it trained a second time."""
+"""Where a run was interrupted and what that cost: the downtime, and the steps it trained a second time."""
 
 from __future__ import annotations
 

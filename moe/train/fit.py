@@ -29,7 +29,7 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     """Trains to `max_duration`; returns the exit code, 0.
 
     Raises:
-        InputError: something a user can mend; nothing has been overwritten.
+        InputError: something a user can fix; nothing has been overwritten.
         Stopped: ended early, by a signal or with a lost worker or rank; what can be saved is saved.
     """
     steps = Steps.of(config)

@@ -32,7 +32,7 @@ class Inputs:
 
     vocab_size: int
     eos_id: int
-    fingerprint: str  # of the training data: a run goes on only with the same
+    fingerprint: str  # of the training data: a run resumes only with the same
     plan: list[str]
     epoch_tokens: int | None = None  # None: not known before the text is read
     text: TextPlan | None = None
@@ -77,7 +77,7 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
     """(the tokenizer, the name or folder that gives it): the run's own copy, told, where what the config names is the
     same as before and is gone, or was made anew in the same place.
 
-    A run that goes on is held against its checkpoint and its data all the same. Raises InputError.
+    A resumed run is held against its checkpoint and its data all the same. Raises InputError.
     """
     from moe.train.checkpointing.run_folder import local_folder
 

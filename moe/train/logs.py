@@ -163,10 +163,10 @@ def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
 def wandb_writer(
     *, project: str, entity: str | None, mode: str, tags: list[str], run_id: str, name: str, folder: Path, config: dict
 ) -> tuple[Writer, Callable[[int], None]]:
-    """Starts or goes on with the W&B run `run_id`. Returns the writer and the function that ends the run.
+    """Starts or resumes the W&B run `run_id`. Returns the writer and the function that ends the run.
 
     Raises:
-        InputError: W&B cannot be reached or has no login; the message tells how to go on without.
+        InputError: W&B cannot be reached or has no login; the message tells how to continue without.
     """
     import wandb
 

@@ -38,10 +38,10 @@ def end(code: int) -> NoReturn:
 
 
 def train(config: Config, stop: StopSignal) -> int:
-    """Trains to `max_duration`, or goes on from the run folder's newest checkpoint.
+    """Trains to `max_duration`, or resumes from the run folder's newest checkpoint.
 
     Raises:
-        InputError: something a user can mend; nothing has been overwritten.
+        InputError: something a user can fix; nothing has been overwritten.
         Stopped: a signal ended the run early; everything is saved.
     """
     from moe.train.inputs import check_data

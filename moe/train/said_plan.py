@@ -24,9 +24,10 @@ def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, on
     if config.eval_data is not None and config.eval_data.text:
         evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    shared = f", {config.model.n_shared_experts} shared" if config.model.n_shared_experts else ""
     lines = {
         "model": f"{count.total:,} parameters, {count.active:,} active per token "
-        f"({config.model.n_experts} experts, top {config.model.top_k})",
+        f"({config.model.n_experts} experts, top {config.model.top_k}{shared})",
         "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
         f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
         "data": first

@@ -1,4 +1,4 @@
-"""Where one start of the command stands: its run folder, the checkpoint it goes on from, its logs.
+"""Where one start of the command stands: its run folder, the checkpoint it resumes from, its logs.
 
 Rank 0 decides and the others are told: all go on alike, or all end with the same message. Heavy imports are inside:
 the first messages must not wait for them.

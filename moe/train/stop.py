@@ -36,7 +36,7 @@ LOOK = 0.5  # seconds
 
 
 class Stopped(Exception):
-    """The run stopped early, with everything saved: the same command goes on."""
+    """The run stopped early, with everything saved: the same command resumes."""
 
 
 def _launched() -> bool:

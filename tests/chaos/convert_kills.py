@@ -144,7 +144,7 @@ def chaos(flags: Sequence[object], folder: Path, *, kills: int, seed: int, units
             shutil.copytree(partial, saved)
         landed = False
         while not landed:
-            if out.exists():  # nothing is left to kill: go on from before the merges
+            if out.exists():  # nothing is left to kill: resume from before the merges
                 same = same and digests(out) == usual.digests
                 shutil.rmtree(out)
                 shutil.rmtree(partial, ignore_errors=True)

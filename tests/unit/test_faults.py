@@ -1,5 +1,5 @@
 """tests/faults.md is true: every test it names exists and begins its docstring with the fault's number, and each row
-says what happened before the mend.
+says what happened before the fix.
 """
 
 import ast

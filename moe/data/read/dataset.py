@@ -5,7 +5,7 @@ in time, also where all shards are here. It also waits for ever, or ends the epo
 is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
 A map holds a descriptor and page tables: only the MOST_OPEN that were read last stay, however many shards there are.
 Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
-The position to go on from stays in the object, which workers inherit. Stock passes it through shared memory by name:
+The position to resume from stays in the object, which workers inherit. Stock passes it through shared memory by name:
 what a killed run left under that name is taken for it, and where another process clears it, the epoch begins anew.
 """
 

@@ -39,7 +39,7 @@ class LaneReader(IterableDataset):
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
             yield from self._chunks()
-        except InputError as error:  # a file or the hub: nothing to mend in the config
+        except InputError as error:  # a file or the hub: nothing to fix in the config
             raise DataFault(f"train_data.text: {in_keys(error)}") from None
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,6 @@
 """A tokenizer's files from the hub, through the one client (moe/data/hub_client.py), into Hugging Face's own cache.
 
-- transformers takes a file that it could not fetch for one that is not there, and goes on with another tokenizer. So
+- transformers takes a file that it could not fetch for one that is not there, and continues with another tokenizer. So
   the files are fetched here, all of one commit, and it is given the cache alone.
 - What the cache has of the newest commit is not fetched again; where the hub does not answer in CACHED_PATIENCE_S,
   what it has of an older one is used, and a line says so.

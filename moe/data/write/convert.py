@@ -1,7 +1,7 @@
 """Text to an MDS dataset of tokens: plan, make the units, merge.
 
 - Work happens in `<out>.partial`; `<out>` is a dataset only when it is complete. Killed at any moment, the same command
-  goes on with the units that are not done, and the bytes are those of an uninterrupted run.
+  resumes with the units that are not done, and the bytes are those of an uninterrupted run.
 - A plan that differs from the partial work's is refused with both values, and an existing `<out>` is never touched
   without `--overwrite`, and then only replaced when its successor is complete (on a bucket: when all its units are).
 - A dataset too small for a val block at `--val-fraction` gets the smallest fraction that gives one, and a line says so.
@@ -37,7 +37,7 @@ from moe.data.write.unit_store import UnitStore
 def convert(request: Request) -> Meta | None:
     """Convert, or go on with a conversion. Returns what the dataset holds; None for one shard of a sharded run.
 
-    Raises InputError for what the user can mend.
+    Raises InputError for what the user can fix.
     """
     started = time.monotonic()
     space = open_workspace(request.out, overwrite=request.overwrite)

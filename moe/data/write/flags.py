@@ -1,7 +1,7 @@
 """Flags of the conversion scripts, and their exit codes.
 
-0 done, 2 input a user can mend (one message, no traceback), 75 stopped by SIGTERM and 130 by Ctrl+C: the same command
-goes on.
+0 done, 2 invalid input (one message, no traceback), 75 stopped by SIGTERM and 130 by Ctrl+C: the same command
+resumes.
 """
 
 from __future__ import annotations

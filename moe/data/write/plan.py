@@ -1,7 +1,7 @@
 """A request with everything looked up: files, units, tokenizer and encoder.
 
 - Whatever is left out of a dataset is told here, before any work.
-- A hub dataset goes on with the commit that a begun conversion recorded; whether ids tell documents apart is judged
+- A hub dataset resumes with the commit that a begun conversion recorded; whether ids tell documents apart is judged
   once.
 """
 
@@ -37,7 +37,7 @@ class Plan:
 
     request: Request
     source: Source
-    identity: dict[str, Any]  # what a run that goes on must agree with
+    identity: dict[str, Any]  # what a resumed run must agree with
     planning: Planning
     job: Job
     vocab_size: int
@@ -120,7 +120,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         say=say,
     )
     id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
-    identity["id_column"] = id_column  # judged once: a run that goes on keeps it
+    identity["id_column"] = id_column  # judged once: a resumed run keeps it
     job = Job(
         seq_len=request.seq_len,
         dtype=token_dtype(size),

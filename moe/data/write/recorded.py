@@ -1,7 +1,7 @@
 """What a conversion read, recorded by its bytes, and held against files that were touched since.
 
 Files are known by samples (content.py). Where a file's stat is not the recorded one and its samples are, its bytes are
-hashed again and compared, up to MOST_REREAD bytes in all; beyond that it is taken for the same, and a line says so.
+hashed again and compared, up to MOST_REREAD bytes in total; beyond that it is taken for the same, and a line says so.
 """
 
 from __future__ import annotations

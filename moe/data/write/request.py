@@ -48,7 +48,7 @@ class Request:
         return printable(" ".join(self.dataset))
 
     def identity(self, tokenizer_fingerprint: str) -> dict[str, Any]:
-        """All but the files that decides the result: a run that goes on must agree in each. No path is in it."""
+        """All but the files that decides the result: a resumed run must agree in each. No path is in it."""
         return {
             "text_column": self.text_column,
             "tokenizer": tokenizer_fingerprint,

@@ -2,7 +2,7 @@
 
 `plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's version and
 a hash of what was read, so a file that changed after its units were made is refused too, while a broken file may be
-mended. Of a hub dataset the commit is recorded, and a run that goes on takes that one.
+fixed. Of a hub dataset the commit is recorded, and a resumed run takes that one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The run folder: can it be written, has it space, what would the run go on from. Leaves it as it is."""
+"""The run folder: can it be written, has it space, what would the run resume from. Leaves it as it is."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _space(config: Config, vocab_size: int, place: Path, there: list[Path]) -> R
 
 
 def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report: Report) -> Result:
-    """Fresh, or the step that the run goes on from; with `hashes` every byte of its checkpoint is read."""
+    """Fresh, or the step that the run resumes from; with `hashes` every byte of its checkpoint is read."""
     from moe.train.checkpointing.run_folder import local_folder
 
     folder = local_folder(config.save_folder, config.run_name)
@@ -101,7 +101,7 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
 
 
 def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[Checkpoint | None, str]:
-    """What a start would go on from, found as a start finds it, and what is to be said of it."""
+    """What a start would resume from, found as a start finds it, and what is to be said of it."""
     from moe.train.checkpointing.find_run import find_run
     from moe.train.checkpointing.remote import RemoteRun
 

@@ -19,7 +19,7 @@ ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": 
 
 
 def show_checks(load: Callable[[], Config], source: str, *, fast: bool = False, as_json: bool = False) -> int:
-    """0 when the run can start, 2 when something must be mended first. Under a launcher rank 0 checks, as if alone.
+    """0 when the run can start, 2 when something must be fixed first. Under a launcher rank 0 checks, as if alone.
 
     load: gives the config that was read from `source`, or raises InputError.
     """

@@ -13,7 +13,7 @@ class Result(NamedTuple):
     """pass: all is well. warn: the run would start, look at it first. fail: it would not start, or what it trains could
     not be saved or not be exported.
 
-    text: what was found; for warn and fail also the mend.
+    text: what was found; for warn and fail also the fix.
     """
 
     name: str

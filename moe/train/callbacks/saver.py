@@ -2,7 +2,7 @@
 
 | metric | meaning |
 |---|---|
-| `checkpoint/blocked_seconds` | how long the training thread stood still for the last save |
+| `checkpoint/blocked_seconds` | how long the training thread waited for the last save |
 
 Composer's own saver writes in place, forgets older files after a resume, and its saved position is an epoch too early
 at an epoch's end. Here the state is copied to host memory (the only part that blocks), and a thread writes, verifies
@@ -138,7 +138,7 @@ class CheckpointSaver(Callback):
             raise error
 
     def _report_failure(self, wait: bool = False) -> None:
-        """Tells of a write that failed in the background; training goes on, and the next save tries again.
+        """Tells of a write that failed in the background; training continues, and the next save tries again.
 
         Raises:
             SaveError: `max_failed` saves in a row have failed.

@@ -1,9 +1,9 @@
 """What changed in mid-run: settings and versions, from what to what, after which step, by which command.
 
-- A start that goes on from a checkpoint is held against that checkpoint. What differs is an event of the run folder
+- A start that resumes from a checkpoint is held against that checkpoint. What differs is an event of the run folder
   (`change` in events.jsonl), and each manifest from then on lists all changes on the way to it: a step folder alone
   tells under which setting each of its steps was trained.
-- Going back to a step undoes the changes after it: the list comes from the checkpoint that is gone on from.
+- Going back to a step undoes the changes after it: the list comes from the checkpoint that is resumed from.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ SHAPE = (
     "expert_hidden",
     "qk_norm",
     "tie_embeddings",
+    "n_shared_experts",
+    "partial_rotary_factor",
     "scoring_func",
     "norm_topk_prob",
     "routed_scaling_factor",

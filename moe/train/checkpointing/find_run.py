@@ -1,4 +1,4 @@
-"""What a start would go on from, here or on the remote: read, never changed. `moe check` asks the same.
+"""What a start would resume from, here or on the remote: read, never changed. `moe check` asks the same.
 
 Decisions:
 - A folder that holds a run is never started over: not when its checkpoints are broken, not when they are gone.
@@ -55,7 +55,7 @@ class Found:
 
     Attributes:
         record: of run.json, as this start will go on with it.
-        checkpoint: where to go on from; None for a fresh start.
+        checkpoint: where to resume from; None for a fresh start.
         fetch: that checkpoint is on the remote alone.
         upload: it is here alone.
         logs_there: another machine has trained the run since, or this one never has: its logs are the remote's.
@@ -227,7 +227,7 @@ def _find_named(
     report: Callable[[str], None],
     hashes: bool,
 ) -> None:
-    """The checkpoint of `step`; later ones will be left behind. Once: the same command again goes on from the
+    """The checkpoint of `step`; later ones will be left behind. Once: the same command resumes from the
     newest.
     """
     if found.record.get("went_back_to") == step:

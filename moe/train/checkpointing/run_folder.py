@@ -1,4 +1,4 @@
-"""The run folder: whose it is, where to go on from, and that only one process trains in it.
+"""The run folder: whose it is, where to resume from, and that only one process trains in it.
 
     save_folder/run.json     id, run_name, W&B run id, state (running, stopped, done, failed), where it was resumed from
     save_folder/config.yaml  the configuration in force
@@ -41,7 +41,7 @@ class RunFolder:
     """A run folder as a start has found it.
 
     Attributes:
-        checkpoint: where to go on from; None for a fresh start.
+        checkpoint: where to resume from; None for a fresh start.
         record: the content of run.json, once the start is recorded.
         remote: its copy on s3, on the rank that records the start.
         found: what the start will change; None on ranks that change nothing.
@@ -64,7 +64,7 @@ class RunFolder:
         self.history = History(self.path, mine=False)
 
     def metrics(self) -> bytes:
-        """metrics.jsonl as the run goes on with it; on another machine that of the remote."""
+        """metrics.jsonl as the run resumes with it; on another machine that of the remote."""
         if self.found is not None and self.found.logs_there and self.remote is not None and not self.recorded:
             return self.remote.store.read("metrics.jsonl") or b""
         file = self.path / "metrics.jsonl"
@@ -236,7 +236,7 @@ def open_run_folder(
     report: Callable[[str], None],
     skip: Collection[int] = (),
 ) -> RunFolder:
-    """Finds what a start would go on from, here or on the remote. Locks the folder where it holds a lock file; changes
+    """Finds what a start would resume from, here or on the remote. Locks the folder where it holds a lock file; changes
     nothing.
 
     Args:

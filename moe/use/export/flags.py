@@ -1,4 +1,4 @@
-"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the proof failed, 2 input to mend or a full disk,
+"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the proof failed, 2 invalid input or a full disk,
 130 Ctrl+C.
 """
 

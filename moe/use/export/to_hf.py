@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder, proven by transformers before it gets its name.
+"""A checkpoint as a Hugging Face folder, verified by transformers before it gets its name.
 
     config.json generation_config.json  tokenizer.json tokenizer_config.json ...
     model.safetensors, or over 5 GB model-00001-of-00003.safetensors ... and model.safetensors.index.json

@@ -175,7 +175,7 @@ def test_a_file_system_without_locks_is_told_by_its_own_words_and_the_work_goes_
     folder = open_run_folder(str(tmp_path / "a"), run_name="a", autoresume=True, resume_from=None, report=said.append)
     folder.begin(said.append)
     assert folder.lock is not None and folder.recorded
-    assert len(said) == 1 and os.strerror(number) in said[0] and "going on" in said[0]
+    assert len(said) == 1 and os.strerror(number) in said[0] and "continuing" in said[0]
     assert held_by(tmp_path / "a/.lock") is None, "nobody is known to hold it"
 
 

@@ -61,7 +61,7 @@ def test_a_reader_that_has_gone_stops_nothing(stream: str, tmp_path: Path) -> No
     """C14: `| head -1` ends the lines, not the work; no traceback, no complaint at exit, exit code of the work."""
     speak = {"stdout": "units.tell", "stderr": "units.note"}[stream]
     code = (
-        "import pathlib, sys; from moe import units\n"
+        "import pathlib, sys; from moe.common import units\n"
         f"for i in range(20000): {speak}(f'line {{i}}')\n"
         f"pathlib.Path({str(tmp_path / 'done')!r}).touch()"
     )
@@ -82,7 +82,7 @@ def test_a_result_on_a_full_disk_is_an_error() -> None:
         pytest.skip("needs /dev/full")
     code = "import sys; from moe.cli.main import main; sys.exit(main(['runs', 'nowhere', '--json']))"
     assert run(code).returncode == 2
-    code = "from moe import units; units.tell('a'); units.note('b'); units.tell('c')"
+    code = "from moe.common import units; units.tell('a'); units.note('b'); units.tell('c')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 0 and done.stderr == b"b\n"

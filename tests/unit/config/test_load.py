@@ -344,6 +344,8 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.balance=quantile", "model.top_k=4"], "model.balance (quantile) needs model.top_k (4) below"),
         (["model.balance_rate=0.1"], "model.balance_rate (0.1) goes with model.balance sign (is loss); remove it"),
         (["model.balance=sign", "model.balance_rate=0"], "model.balance_rate (0.0) must be above 0 and at most 1"),
+        (["model.partial_rotary_factor=0.2"], "model.partial_rotary_factor (0.2) of a head's 16 channels makes 3"),
+        (["model.partial_rotary_factor=1.5"], "model.partial_rotary_factor (1.5) must be above 0 and at most 1"),
         (["model.routed_scaling_factor=-1"], "model.routed_scaling_factor (-1.0) must be above 0"),
         (["model.balance=bias"], "model.balance: is 'bias'"),
         (["model.scoring_func=relu"], "model.scoring_func: is 'relu'"),

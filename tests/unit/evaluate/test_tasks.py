@@ -77,12 +77,12 @@ def test_a_task_of_ones_own_is_scored_as_the_model_answers(
     results = json.loads(out.read_text())
     assert results["step"] == 20 and results["results"]["own_choice"]["acc,none"] == sum(expected) / len(expected)
     shown = capsys.readouterr().out
-    assert "own_choice" in shown and "proven: largest difference" in shown
+    assert "own_choice" in shown and "verified: max logit difference" in shown
     (exported,) = (run / "hf").iterdir()
     assert exported.name.startswith("step-00000020-")
     assert main([*command, "--limit", "5"]) == 0
     again = capsys.readouterr().out
-    assert "proven" not in again, "the export is used again"
+    assert "verified" not in again, "the export is used again"
     assert json.loads(out.read_text())["results"]["own_choice"]["acc,none"] == sum(expected[:5]) / 5
 
 

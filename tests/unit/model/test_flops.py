@@ -24,7 +24,14 @@ def test_counts_of_the_named_sizes_equal_the_real_module(name):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tie_embeddings": False}, {"qk_norm": False}, {"head_dim": 16, "top_k": 3}, {"n_layers": 5, "n_experts": 7}],
+    [
+        {},
+        {"tie_embeddings": False},
+        {"qk_norm": False},
+        {"head_dim": 16, "top_k": 3},
+        {"n_shared_experts": 3},
+        {"n_layers": 5, "n_experts": 7},
+    ],
     ids=str,
 )
 def test_every_part_equals_the_real_module(shape, changes):
@@ -43,6 +50,7 @@ def test_every_part_equals_the_real_module(shape, changes):
     assert count.attention == of("_proj.")
     assert count.router == of("router.")
     assert count.experts == of("moe.w13", "moe.w2")
+    assert count.shared == of("moe.shared.")
     assert count.norms == of("norm.")
     idle = count.experts // shape["n_experts"] * (shape["n_experts"] - shape["top_k"])
     assert count.active == count.total - idle
@@ -52,9 +60,9 @@ def test_500m_takes_1_14_gflop_per_token():
     assert flops_per_token(**NAMED["500m"], seq_len=2048) == pytest.approx(1.14e9, rel=2e-3)
 
 
-@pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_flops_equal_those_that_torch_counts(shape, tie_embeddings):
-    shape["tie_embeddings"] = tie_embeddings
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"n_shared_experts": 2}], ids=str)
+def test_flops_equal_those_that_torch_counts(shape, changes):
+    shape.update(changes)
     batch, seq_len = 3, 20
     with torch.device("meta"):
         model = Transformer(**shape, eos_id=0)

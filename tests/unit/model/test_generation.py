@@ -4,8 +4,10 @@ import torch
 from moe.model.attention import KVCache
 from moe.model.generation import generate
 
+MODERN = {"scoring_func": "sigmoid", "balance": "sign", "n_shared_experts": 1, "partial_rotary_factor": 0.5}
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 1, "head_dim": 16}, {"n_kv_heads": 4}], ids=str)
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 1, "head_dim": 16}, {"n_kv_heads": 4}, MODERN], ids=str)
 def test_cached_logits_equal_one_pass_over_the_whole_text(build, tokens, changes):
     model = build(document_mask=False, **changes).eval()
     caches = [KVCache() for _ in model.blocks]

@@ -31,7 +31,8 @@ def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
     cast = torch.autocast("cpu", torch.bfloat16) if step.bf16 else contextlib.nullcontext()
     torch.manual_seed(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model = Transformer(**SHAPE, eos_id=0, activation_checkpointing=step.activation_checkpointing)
+        more = {"n_shared_experts": step.n_shared_experts, "activation_checkpointing": step.activation_checkpointing}
+        model = Transformer(**SHAPE, **more, eos_id=0)
         muon = Muon(build_groups(model, name=optimizer, lr=1e-3, weight_decay=0.1))
         for samples in (1, *[step.microbatch] * (2 if step.accumulated else 1)):
             tokens = torch.randint(1, step.vocab_size, (samples, SEQ_LEN))
@@ -56,6 +57,7 @@ def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
     [
         (1, {}, "muon"),
         (4, {}, "muon"),
+        (4, {"n_shared_experts": 3, "accumulated": False}, "muon"),
         (1, {"activation_checkpointing": True}, "muon"),
         (4, {"activation_checkpointing": True}, "muon"),
         (4, {"accumulated": False}, "adamw"),

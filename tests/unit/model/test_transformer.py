@@ -188,6 +188,8 @@ def test_without_qk_norm_there_are_no_such_parameters(build, tokens):
         ({"n_kv_heads": 3}, r"n_heads \(4\).*n_kv_heads \(3\)"),
         ({"top_k": 5}, r"top_k \(5\).*n_experts \(4\)"),
         ({"head_dim": 7}, r"head_dim \(7\)"),
+        ({"partial_rotary_factor": 0.4}, r"partial_rotary_factor \(0.4\) of head_dim \(8\) makes 3 channels"),
+        ({"partial_rotary_factor": 0.1}, r"partial_rotary_factor \(0.1\) of head_dim \(8\) makes 0 channels"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_by_name(build, changes, message):

@@ -41,7 +41,7 @@ def qwen3_moe(model, shape, **changes):
 
 
 def glm4_moe(model, shape, **changes):
-    """A Glm4MoeForCausalLM that holds the weights of `model`; without a shared expert."""
+    """A Glm4MoeForCausalLM that holds the weights of `model`."""
     shape = {**shape, **changes}
     config = transformers.Glm4MoeConfig(
         vocab_size=shape["vocab_size"],
@@ -55,12 +55,16 @@ def glm4_moe(model, shape, **changes):
         moe_intermediate_size=shape["expert_hidden"],
         norm_topk_prob=shape.get("norm_topk_prob", True),
         routed_scaling_factor=shape.get("routed_scaling_factor", 1.0),
-        n_shared_experts=0,
+        n_shared_experts=shape.get("n_shared_experts", 0),
         first_k_dense_replace=0,
-        partial_rotary_factor=1.0,
+        partial_rotary_factor=shape.get("partial_rotary_factor", 1.0),
         use_qk_norm=True,
         rope_theta=model.rope_theta,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta, "partial_rotary_factor": 1.0},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": model.rope_theta,
+            "partial_rotary_factor": shape.get("partial_rotary_factor", 1.0),
+        },
         rms_norm_eps=1e-6,
         tie_word_embeddings=model.lm_head is None,
         max_position_embeddings=256,
@@ -80,6 +84,14 @@ def loaded(model, architecture, config):
             for expert, (gate, up) in enumerate(w.chunk(2) for w in weight):
                 renamed[name.replace("moe.w13", f"mlp.experts.{expert}.gate_proj.weight")] = gate
                 renamed[name.replace("moe.w13", f"mlp.experts.{expert}.up_proj.weight")] = up
+        elif "moe.shared." in name:
+            prefix = name.replace("moe.shared.", "mlp.shared_experts.")
+            if name.endswith("w2"):
+                renamed[prefix.replace("w2", "down_proj.weight")] = weight
+            else:
+                gate, up = weight.chunk(2)
+                renamed[prefix.replace("w13", "gate_proj.weight")] = gate
+                renamed[prefix.replace("w13", "up_proj.weight")] = up
         elif name.endswith("moe.w2"):
             for expert, down in enumerate(weight):
                 renamed[name.replace("moe.w2", f"mlp.experts.{expert}.down_proj.weight")] = down
@@ -105,6 +117,9 @@ SIGMOID = {"scoring_func": "sigmoid"}
 SIGMOIDS = [
     SIGMOID,
     {**SIGMOID, "balance": "sign", "norm_topk_prob": False},
+    {**SIGMOID, "n_shared_experts": 1},
+    {**SIGMOID, "n_kv_heads": 1, "head_dim": 16, "partial_rotary_factor": 0.5},
+    {**SIGMOID, "balance": "sign", "routed_scaling_factor": 1.5, "n_shared_experts": 3},
     {**SIGMOID, "balance": "quantile", "routed_scaling_factor": 2.5, "n_experts": 6, "top_k": 3},
 ]
 
@@ -136,6 +151,12 @@ def test_sigmoid_scores_a_bias_and_scaled_weights_equal_transformers_with_gradie
     for layer, block in zip(peer.model.layers, model.blocks, strict=True):
         ours, theirs = block.moe.router.weight.grad, layer.mlp.gate.weight.grad
         assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+        if block.moe.shared is not None:
+            w13, peers = block.moe.shared.w13.grad, layer.mlp.shared_experts
+            theirs = torch.cat([peers.gate_proj.weight.grad, peers.up_proj.weight.grad])
+            torch.testing.assert_close(w13, theirs, atol=1e-5, rtol=1e-3)
+        ours, theirs = block.attn.q_proj.weight.grad, layer.self_attn.q_proj.weight.grad
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(model.embed.weight.grad, peer.model.embed_tokens.weight.grad, atol=1e-5, rtol=1e-3)
 

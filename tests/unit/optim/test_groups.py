@@ -13,6 +13,8 @@ SHAPES = {
     "blocks.0.moe.router.weight": (2, 8),
     "blocks.0.moe.w13": (2, 12, 8),
     "blocks.0.moe.w2": (2, 8, 6),
+    "blocks.0.moe.shared.w13": (12, 8),
+    "blocks.0.moe.shared.w2": (8, 6),
     "norm.weight": (8,),
     "lm_head.weight": (11, 8),
 }
@@ -41,8 +43,13 @@ def test_muon_takes_the_matrices_of_the_blocks():
     model = Names()
     groups = build_groups(model, name="muon", lr=1e-3, weight_decay=0.1)
     assert members(model, groups) == {
-        "muon": {"blocks.0.attn.q_proj.weight", "blocks.0.moe.router.weight", "blocks.0.moe.w2"},
-        "muon_gate_up": {"blocks.0.moe.w13"},
+        "muon": {
+            "blocks.0.attn.q_proj.weight",
+            "blocks.0.moe.router.weight",
+            "blocks.0.moe.w2",
+            "blocks.0.moe.shared.w2",
+        },
+        "muon_gate_up": {"blocks.0.moe.w13", "blocks.0.moe.shared.w13"},
         "adamw": {"embed.weight", "lm_head.weight"},
         "norms": NORMS,
     }

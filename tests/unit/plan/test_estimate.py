@@ -191,3 +191,21 @@ def test_the_dense_twin_has_the_active_parameters_and_says_on_how_many_tokens_to
     dense = ["model.n_experts=1", "model.top_k=1"]
     assert main(["estimate", YAML, *dense]) == 0
     assert "TWIN" not in capsys.readouterr().out, "it is one"
+
+
+def test_a_shared_expert_is_in_parameters_flops_memory_and_the_page(capsys) -> None:
+    plain, shared = estimate(capsys), estimate(capsys, "model.n_shared_experts=1")
+    count = shared["parameters"]
+    of_one = count["experts"] // 8
+    assert count["shared"] == of_one and plain["parameters"]["shared"] == 0
+    assert count["total"] - plain["parameters"]["total"] == of_one
+    assert count["active"] - plain["parameters"]["active"] == of_one
+    assert shared["work"]["flops_per_token"] - plain["work"]["flops_per_token"] == pytest.approx(6 * of_one)
+    twin, of_layers = shared["dense_twin"]["parameters"], count["router"]
+    assert twin == count["active"] - of_layers + of_layers // 8
+    for one, other in zip(shared["memory"]["bytes"], plain["memory"]["bytes"], strict=True):
+        assert one["weights"] - other["weights"] == 4 * of_one // one["n_gpus"]
+        assert one["activations"] > other["activations"]
+    assert main(["estimate", YAML, "model.n_shared_experts=1"]) == 0
+    page = capsys.readouterr().out
+    assert f"{of_one:,}" in page and "8 experts, top 2, 1 shared" in page

@@ -73,7 +73,7 @@ def test_the_page_holds_all_it_needs_and_tells_what_happened(tmp_path: Path) -> 
         assert words in text, words
     for words in ("killed", ALARM["message"], ALARM["mend"], " upon a time", "optimizer.lr", "torch", "fingerprint"):
         assert words in text, words
-    assert "1m10s" in text  # 60 s until it went on, 10 s for 20 steps trained twice
+    assert "1m10s" in text  # 60 s until it went on, 10 s for 20 steps retrained
     assert (tmp_path / "out" / "page.png").read_bytes().startswith(b"\x89PNG")
 
 

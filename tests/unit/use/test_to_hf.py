@@ -166,7 +166,7 @@ def test_the_script_exports_a_step(make_run: Callable, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "convert" / "checkpoint_to_hf.py"), str(make_run(steps=(10, 20)))]
     command += ["--step", "10", "--out", "hf"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "proven: largest difference" in done.stdout and "step 10 of" in done.stdout
+    assert done.returncode == 0 and "verified: max logit difference" in done.stdout and "step 10 of" in done.stdout
     assert (tmp_path / "hf" / "model.safetensors").is_file()
 
 
@@ -206,6 +206,8 @@ def test_bad_flags_are_one_message_and_exit_code_2(make_run: Callable, capsys, f
         ({"qk_norm": False}, [r"model.qk_norm (false)"]),
         ({"scoring_func": "sigmoid"}, ["model.scoring_func (sigmoid)"]),
         ({"routed_scaling_factor": 2.5}, ["model.routed_scaling_factor (2.5)"]),
+        ({"n_shared_experts": 1}, ["model.n_shared_experts (1)"]),
+        ({"partial_rotary_factor": 0.5}, ["model.partial_rotary_factor (0.5)"]),
         (
             {"balance": "quantile", "scoring_func": "sigmoid"},
             ["model.balance (quantile)", "model.scoring_func (sigmoid)"],
@@ -219,6 +221,7 @@ def test_a_model_without_a_counterpart_is_refused_by_the_names_of_all_that_hinde
     with pytest.raises(InputError) as error:
         run_export(make_run(**changes), tmp_path / "hf")
     assert all(f"{setting} has no counterpart" in str(error.value) for setting in told)
+    assert "which is as true" in str(error.value) if "qk_norm" in changes else "as true" not in str(error.value)
     assert str(error.value).count("has no counterpart") == len(told) and not (tmp_path / "hf").exists()
 
 

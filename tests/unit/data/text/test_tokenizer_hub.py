@@ -59,7 +59,7 @@ def test_the_true_cause_is_told_where_it_does_not_pass(serve, monkeypatch):
 
 
 def test_a_file_that_was_not_fetched_is_never_taken_for_one_that_is_not_there(serve, monkeypatch):
-    """B10: transformers goes on without the file, with another tokenizer."""
+    """B10: transformers continues without the file, with another tokenizer."""
     monkeypatch.setattr(hub_client, "PATIENCE_S", 0.1)
     serve(lambda path, count: "503" if path.endswith("special_tokens_map.json") else None)
     with pytest.raises(InputError, match=r"special_tokens_map\.json .*HTTP 503"):

@@ -1,4 +1,4 @@
-"""Rows, files and datasets that cannot be used: counted, named or refused; and what a mended one gives."""
+"""Rows, files and datasets that cannot be used: counted, named or refused; and what a fixed one gives."""
 
 import gzip
 import json

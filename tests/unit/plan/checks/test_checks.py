@@ -1,4 +1,4 @@
-"""The checklist with `--fast`, and faults planted one at a time: the line it belongs to tells each, with its mend."""
+"""The checklist with `--fast`, and faults planted one at a time: the line it belongs to tells each, with its fix."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a user can break in a run folder is told in one message, or mended; never a traceback."""
+"""What a user can break in a run folder is told in one message, or fixed; never a traceback."""
 
 from pathlib import Path
 

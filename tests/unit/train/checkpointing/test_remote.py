@@ -1,4 +1,4 @@
-"""A run folder on s3: it goes on from another machine, with the guarantees of a local one."""
+"""A run folder on s3: it resumes from another machine, with the guarantees of a local one."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Detectors fed with numbers: a fault is told once, with cause and mend; a healthy run is not."""
+"""Detectors fed with numbers: a fault is told once, with cause and fix; a healthy run is not."""
 
 import random
 from typing import Any
