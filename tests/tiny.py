@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -137,3 +140,19 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
         rows.append({"step": step, "metrics/eval/loss": 6.0 - step / 10, "metrics/eval/bits_per_byte": 2.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@contextlib.contextmanager
+def in_time(seconds: int = 5) -> Iterator[None]:
+    """Fails where the block waits for a pipe that nobody writes into."""
+
+    def late(*args: object) -> None:
+        raise AssertionError(f"not done after {seconds} s")  # no OSError: those are caught
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -7,7 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from moe.common.paths import local_path
+from moe.common.paths import local_path, refuse_irregular
 from moe.common.units import clean_line, note, show
 
 
@@ -65,6 +65,7 @@ def _refuse_foreign(out: Path) -> None:
         try:
             if not os.path.lexists(path):
                 continue
+            refuse_irregular(path)
             with open(path, "rb") as file:
                 start = file.read(4096)
         except OSError as error:

@@ -5,6 +5,7 @@ Decisions:
   is refused by its name, not waited for.
 - A user id without an entry in the user database (`docker run -u 1234`) gets a name, and where it has no home that it
   can write, one in the temporary folder: torch's compiler and others ask for both.
+- COLUMNS of 0 or 1, as some launchers set it, is no width of a terminal: 80 is taken.
 - The soft limit of open files is raised to the hard one.
 """
 
@@ -22,6 +23,7 @@ from moe.common.errors import InputError
 
 LEAST = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": 0, "MASTER_PORT": 1}
 MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what ranks need
+LINE = 80  # columns
 LEAST_FILES = 128  # open at once by a run with two loader workers
 
 
@@ -34,6 +36,8 @@ def settle() -> None:
     for name in (*LEAST, *MEETING):
         if os.environ.get(name, "x").strip() == "":
             del os.environ[name]
+    if number("COLUMNS", LINE) < 2:
+        os.environ["COLUMNS"] = str(LINE)
     _check_ranks(os.environ)
     _name_the_user()
     _raise_file_limit()

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from moe.common.paths import refuse_irregular
+
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN)
 _TOLD: set[str] = set()
 
@@ -74,6 +76,7 @@ def holder_of(lock: TextIO) -> str:
 def held_by(path: Path) -> str | None:
     """Who holds the lock of `path`; None where nobody does or it cannot be known."""
     try:
+        refuse_irregular(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go as the file is closed
@@ -87,6 +90,7 @@ def held_by(path: Path) -> str | None:
 def has_locks(path: Path) -> bool:
     """False where the file system says of the lock file `path` that it has none: who holds it cannot be known."""
     try:
+        refuse_irregular(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from pathlib import Path
 
 from moe.common.errors import InputError
@@ -39,10 +41,23 @@ def path_or_address(value: str | os.PathLike[str], name: str) -> str:
     return expanded(text, name)
 
 
+def refuse_irregular(path: Path) -> None:
+    """Call before a file is opened that a reader would wait for: a pipe that nobody writes into has no end.
+
+    Raises:
+        OSError: it is a pipe, a socket or a device; or as `stat` does. A folder is told of by what opens it.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "a pipe, socket or device, no regular file", str(path))
+
+
 def expanded(text: str, name: str) -> str:
     """`text` with the home folder in the place of `~`. Raises InputError for one that cannot be a path."""
     if not text.strip() or "\0" in text:
         raise InputError(f"{name} ({text!r}) is no path; give one, or leave {name} out")
+    if re.match(r"~(/|$)", text) and not os.environ.get("HOME", "x").strip():
+        raise InputError(f"{name} ({text}): the environment's HOME is empty; set it, or write the path in full")
     found = os.path.expanduser(text)
     if found == text and re.match(r"~[^/]*(/|$)", text):
         raise InputError(

@@ -4,7 +4,9 @@ OmegaConf raises only the first fault and a frozen config takes no update, so th
 merged leaf by leaf, each fault collected. Interpolations such as ${run_name} are resolved at the end.
 
 Text is what was typed: yaml reads 1.10, 007, on and 2024-05-01 as numbers, a truth value and a date, and a setting that
-is text gets their letters, not what they were read as. `null` stays null.
+is text gets their letters, not what they were read as. `null` stays null. On the command line a setting that is text
+gets all that was typed, where yaml sees a comment or a key too; it may stand in quotes. A number that yaml reads
+otherwise than Python (0100 is 64, 1:00 is 60) is a fault.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moe.common.errors import InputError
@@ -30,6 +33,8 @@ from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
 
+# what yaml.safe_load raises: no UTF-8 and a date there is not, `!!bool abc`, `!!timestamp abc`, too deeply nested
+BAD_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 MOST_VALUES = 100_000  # of a yaml, its aliases written out
 
 
@@ -57,7 +62,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             faults.append(f"{override}: is no override; write key=value, e.g. optimizer.lr=5e-4")
             continue
         try:
-            _set(tree, key.strip().split("."), _parse_yaml(text))
+            keys = key.strip().split(".")
+            _set(tree, keys, _parse_override(keys, text))
         except (yaml.YAMLError, TypeError) as error:
             faults.append(f"{key}: {text!r} cannot be set: {str(error).splitlines()[0]}")
     return _build(tree, faults, str(path))
@@ -92,6 +98,10 @@ class _Loader(yaml.SafeLoader):
             return _Scalar(super().construct_object(node, deep), node.value)
         except ValueError:  # a date that is none, such as 2024-02-31
             return node.value
+        except (LookupError, AttributeError):  # of a tag that was written out: !!bool abc
+            raise yaml.YAMLError(
+                f"{node.value!r} is no {node.tag.rpartition(':')[2]} (line {node.start_mark.line + 1})"
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -105,7 +115,11 @@ def _typed(value: Any) -> Any:
 
 
 def _read_as(value: Any, hint: Any) -> Any:
-    """A leaf for a setting of type `hint`: its text where that is text, else what yaml read."""
+    """A leaf for a setting of type `hint`: its text where that is text, else what yaml read.
+
+    Raises:
+        ValueError: a number that Python reads otherwise, or not at all.
+    """
     if isinstance(value, list):
         part = next(iter(get_args(hint)), None)
         return [_read_as(item, part) for item in value]
@@ -113,7 +127,20 @@ def _read_as(value: Any, hint: Any) -> Any:
         return {key: _read_as(item, None) for key, item in value.items()}
     if not isinstance(value, _Scalar):
         return value
-    return value.text if _is_text(hint) else value.value
+    if _is_text(hint):
+        return value.text
+    if not _reads_alike(value):
+        raise ValueError(f"is {value.text!r}, which yaml reads as {value.value}; write the number in plain digits")
+    return value.value
+
+
+def _reads_alike(number: _Scalar) -> bool:
+    if isinstance(number.value, bool) or not isinstance(number.value, (int, float)) or not math.isfinite(number.value):
+        return True  # .inf and .nan are yaml's own; the checks tell where they may not stand
+    try:
+        return type(number.value)(number.text) == number.value
+    except ValueError:
+        return False
 
 
 def _is_text(hint: Any) -> bool:
@@ -122,6 +149,30 @@ def _is_text(hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return all(_is_text(part) for part in get_args(hint) if part is not NoneType)
     return hint is str
+
+
+def _parse_override(keys: list[str], text: str) -> Any:
+    """The value of `key=text`. Raises YAMLError where yaml would leave out a part of it."""
+    path = tuple(keys)
+    typed = text.strip()
+    if _is_setting(path) and _is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
+        if typed[0] not in "\"'[{":
+            return text
+        if typed[0] in "\"'" and not _is_whole(text):
+            return text
+    value = _parse_yaml(text)
+    if typed and not _is_whole(text):
+        raise yaml.YAMLError("all from ' #' on would be left out as a comment; leave it away, or put it in quotes")
+    return value
+
+
+def _is_whole(text: str) -> bool:
+    """Whether yaml reads all of `text` as one value."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return False
+    return node is not None and not text[node.end_mark.index :].strip()
 
 
 def _parse_yaml(text: str) -> Any:
@@ -185,7 +236,16 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     wrong: set[str] = set()
     for path, value in _leaves(tree):
         dotted = ".".join(path)
-        value = _read_as(value, _hint_at(path) if _is_setting(path) else None)
+        try:
+            value = _read_as(value, _hint_at(path) if _is_setting(path) else None)
+        except ValueError as error:
+            wrong.add(dotted)
+            faults.append(f"{dotted}: {error}")
+            continue
+        if value == MISSING and _is_setting(path):
+            wrong.add(dotted)
+            faults.append(f"{dotted}: is {MISSING!r}, which stands for no value; give one, or leave the key out")
+            continue
         try:
             config = OmegaConf.merge(config, _nested(path, value))
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moe.common.paths import refuse_irregular
 from moe.common.units import clean_line
 from moe.runs.text import MOST_NESTED, clean_all
 
@@ -29,6 +30,7 @@ class Lines:
     def read(self) -> list[dict[str, Any]]:
         self.fault = ""
         try:
+            refuse_irregular(self.path)
             with open(self.path, "rb") as file:
                 stat = os.fstat(file.fileno())
                 if stat.st_ino != self._inode or stat.st_size < self._offset:  # a resumed run has cut its rows

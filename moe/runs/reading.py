@@ -25,9 +25,10 @@ import yaml
 
 from moe.common.errors import InputError
 from moe.common.locks import has_locks, held_by
-from moe.common.paths import expanded
+from moe.common.paths import expanded, refuse_irregular
 from moe.common.units import clean_line
 from moe.config import parse_time
+from moe.config.load import BAD_YAML
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
 
@@ -214,6 +215,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
+        refuse_irregular(path / RUN_FILE)
         record = json_object((path / RUN_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
@@ -244,8 +246,9 @@ def _instead(path: Path) -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
+        refuse_irregular(path)
         content = clean_all(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # ValueError: no UTF-8, or a date there is not
+    except (OSError, *BAD_YAML):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -258,8 +261,10 @@ def _steps(path: Path) -> list[int]:
 def _manifest(path: Path, saved: list[int]) -> dict[str, Any]:
     """The newest that can be read."""
     for step in reversed(saved):
+        manifest = path / f"step-{step:08d}" / "manifest.json"
         try:
-            found = json_object((path / f"step-{step:08d}" / "manifest.json").read_bytes())
+            refuse_irregular(manifest)
+            found = json_object(manifest.read_bytes())
         except OSError:
             continue
         if found is not None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from moe.common.errors import InputError
+from moe.common.paths import refuse_irregular
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
+from moe.config.load import BAD_YAML
 from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
@@ -65,8 +67,8 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
         inputs = _check_text(config, config.train_data.text, name, report)
     else:
         inputs = _check_streams(config, wanted, report)
-    for name, spec in streams_of(config.eval_data).items():
-        key = f"eval_data.streams.{name}" if name else "eval_data"
+    for stream, spec in streams_of(config.eval_data).items():
+        key = f"eval_data.streams.{stream}" if stream else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
     return replace(inputs, tokenizer=tokenizer, tokenizer_name=name)
 
@@ -100,8 +102,9 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
 def _went_by(folder: Path, name: str) -> bool:
     """Whether the run of this folder was last started with the tokenizer of this name, and has kept it."""
     try:
+        refuse_irregular(folder / "config.yaml")
         settings = yaml.safe_load((folder / "config.yaml").read_bytes())
-    except (OSError, yaml.YAMLError):
+    except (OSError, *BAD_YAML):
         return False
     return (folder / "tokenizer").is_dir() and isinstance(settings, dict) and settings.get("tokenizer") == name
 

@@ -30,6 +30,7 @@ import xxhash
 
 from moe.common import ownership
 from moe.common.errors import InputError
+from moe.common.paths import refuse_irregular
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, path_below
 
@@ -194,6 +195,7 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
         CheckpointError: names the file and what is wrong with it.
     """
     try:
+        refuse_irregular(folder / MANIFEST)
         manifest = parse_json((folder / MANIFEST).read_bytes(), Manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: has no {MANIFEST}") from None

@@ -2,11 +2,14 @@
 
 Decisions:
 - A folder that holds a run is never started over: not when its checkpoints are broken, not when they are gone.
+- A folder without run.json and checkpoints is no run's: a file in it that a run would write over or cut is the user's.
+- A step folder whose manifest tells another step was renamed: what is saved, kept and removed goes by its name.
 - Of a remote checkpoint only the manifest is read; its bytes are verified as they are fetched.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Callable, Collection
@@ -15,21 +18,25 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from moe.common.errors import InputError
+from moe.common.paths import refuse_irregular
 from moe.common.typed_json import parse_json
 from moe.train.checkpointing.checkpoints import (
+    MANIFEST,
     SAVED_MARK,
     Checkpoint,
     CheckpointError,
+    Manifest,
     folder_name,
     newest_checkpoint,
     read_checkpoint,
     replaced_folders,
     step_folders,
 )
-from moe.train.checkpointing.history import now
+from moe.train.checkpointing.history import ALARMS, EVENTS, now
 from moe.train.checkpointing.remote import RemoteRun
 
 RUN_FILE = "run.json"
+WRITTEN = ("config.yaml", "metrics.jsonl", EVENTS, ALARMS)  # by a start, over or into what is there
 
 
 class Record(TypedDict):
@@ -86,6 +93,7 @@ def find_run(
         InputError: the folder holds another run, may not be resumed, or no checkpoint of it verifies.
         OSError: what is there cannot be read; RemoteError among them.
     """
+    _refuse_pipes(path)
     record, logs_there = read_record(path, remote)
     if record and record.get("run_name") != run_name:
         raise InputError(
@@ -93,6 +101,9 @@ def find_run(
             f"this one is run_name ({run_name}). Give one of them another name"
         )
     here = {int(folder.name.rpartition("-")[2]): folder for folder in [*replaced_folders(path), *step_folders(path)]}
+    if not here and not (path / RUN_FILE).exists() and not (path / SAVED_MARK).exists():
+        _refuse_foreign(path)
+    _refuse_renamed(here)
     there = remote.steps() if remote is not None else []
     if (path / SAVED_MARK).exists() and not here and not there:
         raise InputError(
@@ -118,6 +129,34 @@ def find_run(
     if found.checkpoint is not None:  # one caught in its replacement gets its name back
         found.checkpoint = Checkpoint(path / folder_name(found.checkpoint.step), found.checkpoint.manifest)
     return found
+
+
+def _refuse_pipes(path: Path) -> None:
+    for name in (RUN_FILE, *WRITTEN):
+        if (path / name).exists():
+            refuse_irregular(path / name)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if found := next((path / name for name in WRITTEN if os.path.lexists(path / name)), None):
+        raise InputError(
+            f"save_folder ({path}) holds no run ({RUN_FILE}), but {found}, which a run would write over; "
+            "give another save_folder, or move it away"
+        )
+
+
+def _refuse_renamed(here: dict[int, Path]) -> None:
+    for step, folder in here.items():
+        try:
+            refuse_irregular(folder / MANIFEST)
+            found = parse_json((folder / MANIFEST).read_bytes(), Manifest)["step"]
+        except (OSError, ValueError):  # told of where it is read
+            continue
+        if found != step:
+            raise CheckpointError(
+                f"{folder} holds step {found} by its {MANIFEST}; give it its name {folder_name(found)} back, "
+                "or move it out of the run folder"
+            )
 
 
 def read_record(path: Path, remote: RemoteRun | None) -> tuple[dict[str, Any], bool]:

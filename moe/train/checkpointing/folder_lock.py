@@ -11,6 +11,7 @@ from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.locks import Busy, take_lock
+from moe.common.paths import refuse_irregular
 from moe.train.checkpointing.checkpoints import step_folders
 from moe.train.checkpointing.find_run import RUN_FILE
 from moe.train.checkpointing.retention import remove_checkpoint
@@ -36,6 +37,8 @@ def lock_folder(path: Path, report: Callable[[str], None], *, create: bool = Tru
 def state_of(path: Path) -> tuple[bytes, ...]:
     """What another process would change first."""
     record = path / RUN_FILE
+    if record.exists():
+        refuse_irregular(record)
     return record.read_bytes() if record.exists() else b"", *[os.fsencode(folder) for folder in step_folders(path)]
 
 

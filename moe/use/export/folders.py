@@ -93,7 +93,10 @@ def _lock(path: Path, out: Path) -> Any:
 
 def _bring_back(out: Path, old: Path, kind: str) -> None:
     """What stood at `out` before, where nothing has taken its place; else it goes."""
-    if old.exists() and not out.exists():
+    if not os.path.lexists(old):
+        return
+    refuse_unless_own(old, kind, "--out")  # first: it may be the user's
+    if not out.exists():
         old.rename(out)
     remove_own(old, kind, "--out")
 

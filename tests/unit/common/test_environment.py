@@ -217,3 +217,13 @@ def test_only_a_held_lock_is_another_process(tmp_path: Path) -> None:
     take_lock(tmp_path / "b", print, shared=True)
     with pytest.raises(FileNotFoundError):
         take_lock(tmp_path / "c", print, create=False)
+
+
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_terminal_of_no_width_has_eighty_columns(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    settle()
+    assert os.environ["COLUMNS"] == "80"
+    monkeypatch.setenv("COLUMNS", "40")
+    settle()
+    assert os.environ["COLUMNS"] == "40"

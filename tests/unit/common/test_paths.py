@@ -298,3 +298,12 @@ def test_a_librarys_error_is_one_message_and_ours_a_traceback() -> None:
         raise AssertionError
     with pytest.raises(TypeError), told_by("lm-eval", "--tasks (x)"):
         clock("no number")  # type: ignore[arg-type]
+
+
+def test_an_empty_home_is_not_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`HOME= moe yaml demo --out '~/x.yaml'` wrote /x.yaml."""
+    monkeypatch.setenv("HOME", "")
+    for text in ("~", "~/x.yaml"):
+        with pytest.raises(InputError, match="HOME is empty"):
+            local_path(text, "--out")
+    assert local_path("a/~", "--out") == Path("a/~")

@@ -364,3 +364,30 @@ def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=r"not valid yaml: its aliases \(\*name\) make more than 100,000 values"):
         load_config(path)
+
+
+@pytest.mark.parametrize("typed", ["/data/run #2", "a: b", "@x", "- a", "#1", "0100", "x # y"])
+def test_text_on_the_command_line_is_all_that_was_typed(path: Path, typed: str) -> None:
+    """All from ' #' on was left out as a yaml comment."""
+    assert load_config(path, [f"load_path={typed}"]).load_path == typed
+    assert load_config(path, [f'load_path="{typed}"']).load_path == typed
+    assert load_config(path, ["load_path=null"]).load_path is None
+
+
+@pytest.mark.parametrize("typed", ["0100", "1:00", "0x40", "0b11", "64 # or 128", "???"])
+def test_a_number_that_yaml_reads_otherwise_is_a_fault(path: Path, typed: str) -> None:
+    """0100 was 64, 1:00 was 60, ??? was the default."""
+    for key in ("global_train_batch_size", "seed"):
+        (found,) = faults(path, f"{key}={typed}")
+        assert found.startswith(f"{key}: ") and repr(typed) in found
+    (found,) = faults(path, "optimizer.betas=[0.9, 1:00.5]")
+    assert found.startswith("optimizer.betas: is '1:00.5'")
+    assert load_config(path, ["seed=1_000", "optimizer.lr=1e-3", "max_seq_len=+64"]).seed == 1000
+
+
+@pytest.mark.parametrize("value", ["!!bool abc", "!!timestamp abc", '!!int ""', '!!float ""'])
+def test_a_tag_that_its_value_does_not_fit_is_one_fault(path: Path, value: str) -> None:
+    """A KeyError or AttributeError of yaml's own came through."""
+    path.write_text(path.read_text() + f"seed: {value}\n")
+    (found,) = faults(path)
+    assert "is no" in found or "seed: is ''" in found

@@ -12,6 +12,7 @@ from moe.common.errors import InputError
 from moe.runs.interruptions import interruptions
 from moe.runs.lines import Lines
 from moe.runs.reading import RunReader, find_runs, read_run
+from tests.tiny import in_time
 from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, row, stamp, training_in, write_lines
 
 
@@ -241,3 +242,29 @@ print([name for name in ("torch", "composer", "streaming", "transformers") if na
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "events.jsonl", ".lock", "run.json"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(tmp_path: Path, name: str, capsys) -> None:
+    run = make_run(tmp_path / "a", state="running")
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    with in_time():
+        code = main(["runs", str(tmp_path)])
+    assert code == (2 if name == "run.json" else 0)
+    told = capsys.readouterr().err
+    assert ("no regular file" in told) == (name not in ("config.yaml", ".lock")) and "Traceback" not in told
+
+
+def test_a_report_is_not_written_into_a_pipe(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "r.html")
+    with in_time(20):
+        assert main(["report", str(make_run(tmp_path / "a")), "--out", str(tmp_path / "r.html")]) == 2
+    assert "r.html cannot be replaced (a pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["!!bool abc", "!!timestamp abc"])
+def test_a_config_that_yaml_stumbles_over_counts_as_absent(tmp_path: Path, value: str) -> None:
+    (make_run(tmp_path / "a") / "config.yaml").write_text(f"tokenizer: {value}\n")
+    assert read_run(tmp_path / "a").config == {}
+    assert main(["runs", str(tmp_path), "--json"]) == 0

@@ -9,9 +9,10 @@ from transformers import AutoTokenizer
 
 from moe.cli.main import main as moe
 from moe.common.s3 import RemoteFolder
-from moe.train.inputs import data_fingerprint, shards_fingerprint
+from moe.config import load_config
+from moe.train.inputs import check_data, data_fingerprint, shards_fingerprint
 from moe.use.export.to_hf import export
-from tests.tiny import write_tokenizer
+from tests.tiny import tiny_config, write_config, write_tokenizer
 from tests.unit.train.runs import train
 
 SHORT = ["scheduler.t_warmup=1ba", "eval_data=null", "save_interval=2ba"]
@@ -104,3 +105,18 @@ def test_a_checkpoint_that_names_its_data_as_earlier_versions_did(tiny: Path, tm
     else:
         assert code == 2 and "train_data: was data" in capsys.readouterr().err
         assert not (folder / "step-00000004").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_validation_data_leaves_the_tokenizer_its_name(tiny: Path, own: Path, tmp_path: Path, named) -> None:
+    """The name of a validation stream, or none, took the place of the tokenizer's, from which bytes are counted."""
+    data = str(tiny / "data")
+    streams = {"web": {"local": data, "split": "val"}}
+    changes = {"eval_data": {"streams": streams} if named else {"local": data}, "save_folder": str(tmp_path / "run")}
+    path = write_config(tmp_path / "c.yaml", tiny_config(tiny, tokenizer=str(own), **changes))
+    assert check_data(load_config(path), lambda line: None).tokenizer_name == str(own)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"tokenizer: {own}\n")
+    kept = shutil.copytree(own, tmp_path / "run" / "tokenizer")
+    train_anew(own)
+    assert check_data(load_config(path), lambda line: None).tokenizer_name == str(kept), "resumed with its own"

@@ -1,6 +1,7 @@
 """What is refused changes nothing: not the run folder, not its place, not the bucket."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from moe.cli.train import main
 from moe.common.s3 import RemoteFolder
-from tests.tiny import tiny_config, write_config
+from tests.tiny import in_time, tiny_config, write_config
 
 SETTINGS = ["max_duration=4ba", "scheduler.t_warmup=1ba", "save_interval=2ba", "eval_data=null"]
 OF_A_RUN = [
@@ -176,3 +177,35 @@ def test_a_folder_that_another_process_filled_meanwhile_is_not_taken(tmp_path: P
     before = snapshot(tmp_path)
     slow.let_go()
     assert {name for name in snapshot(tmp_path)} == {name for name in before} and (tmp_path / "run/run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "events.jsonl", "alarms.jsonl"])
+def test_a_folder_that_holds_no_run_keeps_what_a_user_has_in_it(tmp_path: Path, name: str) -> None:
+    """A start cut a user's metrics.jsonl, wrote over a config.yaml and added to an events.jsonl."""
+    from moe.common.errors import InputError
+    from moe.train.checkpointing.run_folder import open_run_folder
+
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / name).write_text("mine: 1\n")
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=f"{name}, which a run would write over; give another save_folder, or move"):
+        open_run_folder(str(tmp_path / "place"), run_name="a", autoresume=True, resume_from=None, report=print)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "metrics.jsonl"])
+def test_a_pipe_where_a_file_of_the_run_belongs_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    from moe.common.errors import InputError
+    from moe.train.checkpointing.run_folder import open_run_folder
+    from moe.train.inputs import _went_by
+
+    settings = {"run_name": "a", "autoresume": True, "resume_from": None, "report": print}
+    folder = open_run_folder(str(tmp_path), **settings)
+    folder.begin(print)
+    folder.let_go()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with in_time(), pytest.raises(InputError, match=f"no regular file .*{name}"):
+        open_run_folder(str(tmp_path), **settings)
+    with in_time():
+        assert not _went_by(tmp_path, "x")

@@ -178,3 +178,13 @@ def test_an_output_that_nobody_reads_ends_neither_export_nor_import(
         monkeypatch.undo()
         assert capsys.readouterr().err == ""
     assert names(tmp_path) == ["back", "hf", "run"]
+
+
+def test_a_users_folder_of_the_name_of_ours_stays_where_it_is(tmp_path: Path) -> None:
+    """It was renamed to --out before its mark was asked for."""
+    old = tmp_path / ".replaced-hf"
+    old.mkdir()
+    (old / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="replaced-hf holds something else"), writing(tmp_path / "hf"):
+        pass
+    assert names(tmp_path) == [".replaced-hf"] and names(old) == ["mine.txt"]

@@ -144,3 +144,25 @@ def test_a_damaged_run_file_is_named(tmp_path: Path, content: str) -> None:
 def test_a_changed_batch_size_is_refused_because_steps_would_mean_other_tokens() -> None:
     refused = compare_configs({"global_train_batch_size": 8}, {"global_train_batch_size": 16})[1]
     assert refused == ["global_train_batch_size: was 8, is 16"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"resume_from": "step:9"}])
+def test_a_step_folder_of_another_name_is_refused_by_it(tmp_path: Path, changes: dict) -> None:
+    """The manifest's step was taken and the name it had on disk never looked at."""
+    open_folder(tmp_path).lock.close()
+    write(tmp_path, 1)
+    write(tmp_path, 2).rename(tmp_path / "step-00000009")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(
+        InputError, match=r"step-00000009 holds step 2 by its manifest\.json; give it its name step-0000"
+    ):
+        open_folder(tmp_path, **changes)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_step_folders_without_run_json_are_a_run_whatever_else_is_there(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    folder = open_folder(tmp_path)
+    folder.lock.close()
+    assert folder.checkpoint is not None and folder.checkpoint.step == 1
