@@ -226,6 +226,28 @@ def test_a_text_that_is_named_twice_is_counted(tmp_path):
     assert documents(tmp_path, "a.json", array) == found
 
 
+@pytest.mark.parametrize(
+    ("column", "line"),
+    [
+        ("content", r'{"content": "a", "c\u006Fntent": "b"}'),
+        ("content", r'{"\u0063ontent": "a", "\u0063ontent": "b"}'),
+        ("größe", '{"größe": "a", "größe": "b"}'),
+        ("größe", r'{"größe": "a", "gr\u00f6\u00DFe": "b"}'),
+        ("本文😀", r'{"本文😀": "a", "\u672c\u6587\ud83d\uDE00": "b"}'),
+        ("a/b", r'{"a/b": "a", "a\u002fb": "b"}'),
+        ("doc.text", '{"doc": {"text": "a"}, "doc": {"text": "b"}}'),
+        ("doc.text", '{"doc.text": "a", "doc.text": "b"}'),
+    ],
+)
+def test_a_text_that_is_named_twice_in_any_spelling_is_counted(tmp_path, column, line):
+    r"""Keys beyond ASCII and keys with escapes, as in {"text": .., "te\u0078t": ..}."""
+    once = json.dumps({column: f'b "{column}" "{column}"'})
+    for name, content in (("a.jsonl", f"{line}\n{once}\n"), ("a.json", f"[{line}, {once}]")):
+        skipped = Skipped()
+        found = documents(tmp_path, name, content.encode(), text_column=column, skipped=skipped)
+        assert skipped.counts == {"duplicate_key": 1} and len(found) == 1
+
+
 def test_a_nested_column_is_read_or_refused_by_name(tmp_path):
     """C2: doc.text."""
     rows = [{"doc": {"text": "one", "n": 1}, "id": "a"}, {"doc": None, "id": "b"}, {"doc": {"text": "two"}, "id": "c"}]
