@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import IO, Any
 
 import pyarrow as pa
@@ -68,16 +70,43 @@ def row_of(value: Any, text_column: str, id_column: str | None) -> Row:
     return text, None if id_column in (None, text_column) else key_text(value.get(id_column)), None
 
 
+@lru_cache(maxsize=16)
+def _spelled(key: str) -> tuple[str, re.Pattern[str], re.Pattern[bytes]]:
+    """A key in quotes, and patterns of it with any of its characters escaped."""
+
+    def ways(char: str) -> str:
+        units = char.encode("utf-16-be", "surrogatepass").hex()
+        escaped = "".join(rf"\\u(?i:{units[i : i + 4]})" for i in range(0, len(units), 4))
+        short = {json.dumps(char)[1:-1], json.dumps(char, ensure_ascii=False)[1:-1], *([r"\/"] if char == "/" else [])}
+        return f"(?:{'|'.join([escaped, *map(re.escape, sorted(short))])})"
+
+    pattern = f'"{"".join(map(ways, key))}"'
+    return f'"{key}"', re.compile(pattern), re.compile(pattern.encode("utf-8", "surrogateescape"))
+
+
+def _may_name_twice(line: str | bytes, key: str) -> bool:
+    quoted, of_text, of_bytes = _spelled(key)
+    if isinstance(line, str):
+        count = len(of_text.findall(line)) if "\\u" in line else line.count(quoted)
+    else:
+        count = len(of_bytes.findall(line)) if b"\\u" in line else line.count(quoted.encode("utf-8", "surrogateescape"))
+    return count > 1
+
+
 def names_twice(line: str | bytes, text_column: str) -> bool:
-    """Whether the object names its text twice: a parser takes the last one and says nothing."""
-    quoted = json.dumps(text_column.rpartition(".")[2])
-    if (line.count(quoted) if isinstance(line, str) else line.count(quoted.encode())) < 2:
+    """Whether the object names its text twice: a parser takes the last one and says nothing.
+
+    A key may be written with escapes. Of a nested column the folders of the path count, too.
+    """
+    names = {text_column, *text_column.split(".")} if "." in text_column else (text_column,)
+    if not any(_may_name_twice(line, name) for name in names):
         return False  # nearly all; an escaped quote inside of a text does not count
     twice = False
 
     def look(pairs: list[tuple[str, Any]]) -> None:
         nonlocal twice  # the outermost object comes last, and alone counts unless the column lies deeper
-        twice = (twice and "." in text_column) or [key for key, _ in pairs].count(json.loads(quoted)) > 1
+        keys = [key for key, _ in pairs]
+        twice = (twice and "." in text_column) or any(keys.count(name) > 1 for name in names)
 
     json.loads(line, object_pairs_hook=look)
     return twice

@@ -2,7 +2,8 @@
 
 - Read in small steps, as rows may be large; handed on in larger ones, as each costs the encoder 2 ms.
 - csv: the first row names the columns, a quoted value may hold line ends, a row with another number of values is
-  skipped and counted (`bad_csv`). An empty value is an empty document, not a missing one.
+  skipped and counted (`bad_csv`); a file with a quote inside of a quoted value is refused. An empty value is an empty
+  document, not a missing one.
 - Arrow: a stream or a file, one record batch in memory at a time.
 """
 
@@ -13,7 +14,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
@@ -25,6 +26,7 @@ from moe.data.text.files import SourceFile, Unit
 from moe.data.text.looks import HEAD_BYTES, pointer_or_page
 from moe.data.text.rows import Batch
 from moe.data.text.streams import BLOCK_BYTES, BROKEN, BUFFER_BYTES, first_line, open_source, open_stream
+from moe.data.text.whole import Quotes, ipc_file_fault, ipc_stream_fault, parquet_fault
 
 BATCH_ROWS = 1024
 READ_ROWS = 128
@@ -40,7 +42,10 @@ def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterato
     try:
         with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold whole column chunks of every row group in memory
-            yield pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+            parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+            if not file.remote and (fault := parquet_fault(raw, parquet.metadata)):
+                raise BadFileError(file.name, fault)
+            yield parquet
     except BROKEN as error:
         raise BadFileError(file.name, _not_readable(file, "parquet", error)) from error
 
@@ -121,12 +126,20 @@ def _open_ipc(
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
             if is_file:
                 reader = pa.ipc.open_file(raw, options=options)
+                if fault := ipc_file_fault(raw):
+                    raise BadFileError(file.name, fault)
                 yield reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
             else:
                 stream = pa.ipc.open_stream(raw, options=options)
-                yield stream.schema, iter(stream)
+                yield stream.schema, _whole_stream(file, raw, stream)
     except BROKEN as error:
         raise BadFileError(file.name, _not_readable(file, "Arrow", error)) from error
+
+
+def _whole_stream(file: SourceFile, raw: BinaryIO, stream: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield from stream
+    if fault := ipc_stream_fault(raw):
+        raise BadFileError(file.name, fault)
 
 
 def peek_arrow(file: SourceFile, text_column: str) -> None:
@@ -189,10 +202,15 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
         bad.append(("bad_csv", (row.number or 2) - 2))  # numbered from 1, the header being the first
         return "skip"
 
+    def whole() -> None:
+        if quotes.fault:
+            raise BadFileError(unit.file.name, quotes.fault)
+
     with _unheard(skip) as failed, open_stream(unit.file) as (unpacked, raw):
+        quotes = Quotes(unpacked, _delimiter(unit.file))
         try:
             parts = arrow_csv.open_csv(
-                unpacked,
+                quotes,
                 arrow_csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES),
                 arrow_csv.ParseOptions(
                     delimiter=_delimiter(unit.file), newlines_in_values=True, invalid_row_handler=skip
@@ -204,15 +222,18 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
             small = (part.slice(i, READ_ROWS) for part in parts for i in range(0, part.num_rows, READ_ROWS))
             columns = ((part.column(0), part.column(1) if len(wanted) > 1 else None) for part in small)
             for batch in batches(columns, progress=raw.tell):
+                whole()
                 batch.bad, bad = bad, []
                 seen += len(batch.texts)
                 yield batch
         except pa.ArrowException as error:
+            whole()
             if failed:
                 bare = "a row with another number of values than names is no UTF-8 either"
                 mend = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
                 raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {mend}") from error
             mend = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"
             raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {mend}") from error
+        whole()
         if bad:
             yield Batch(pa.array([], pa.binary()), None, range(0), 0, bad)

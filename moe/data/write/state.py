@@ -66,6 +66,9 @@ class LocalWorkspace(Work):
     def _work_names(self) -> set[str]:
         return set(os.listdir(self._partial)) if self._partial.is_dir() else set()
 
+    def _work_entries(self) -> list[str]:
+        return entries(self._partial)
+
     def _clear(self) -> None:
         self._remove(self._work_names() - {".lock"})
 

@@ -34,13 +34,30 @@ from moe.data.write.differences import (
 from moe.data.write.recorded import edited
 from moe.data.write.unit_store import UnitStore
 
-# what a conversion writes: in <out>, and at the top of <out>.partial
+# what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
 WORK = re.compile(
     r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.plan\.json\.\d+"
 )
+UNIT = re.compile(
+    r"units[^/]*/\.?\d{5}-\d{13}(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
+)
+MERGED = re.compile(
+    rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\d+"
+    r"|(train|val)/\.(shard|index)\.\w+(/(shard|index\.json))?)"
+)
+META_KEYS = frozenset({"dataset", "dtype", "seq_len", "tokenizer_fingerprint", "vocab_size"})  # in that of any version
 
 SAME = "the same command with --overwrite starts again"
+
+
+def _json_keys(content: bytes | None) -> set[str] | None:
+    """The keys of a JSON object, none for other JSON; None for what is no JSON."""
+    try:
+        value = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return None
+    return set(value) if isinstance(value, dict) else set()
 
 
 class Work:
@@ -86,11 +103,38 @@ class Work:
         refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
         if names - {".lock"} and "plan.json" not in names:
             raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
+        if names - {".lock"}:
+            self._check_work()
+
+    def _check_work(self) -> None:
+        """By content: others call their files so, too."""
+        names = self._work_entries()
+        refuse_strangers(
+            self.partial,
+            names,
+            lambda name: any(ours.fullmatch(name) for ours in (WORK, UNIT, MERGED)),
+            f"--out {self.out}",
+        )
+        plan = _json_keys(self.partial.read("plan.json"))
+        damaged = plan is None and any(UNIT.fullmatch(name) for name in names)
+        if not damaged and not {"request", "files"} <= (plan or set()):
+            raise InputError(
+                f"{self.partial}: its plan.json is not of a conversion; move it away, or choose another --out"
+            )
 
     def _check_result(self) -> None:
-        if self.out.read("meta.json") is not None or self._is_begun():
+        content = self.out.read("meta.json")
+        if content is not None or self._is_begun():
             names = self._result_names()
             refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
+        if content is not None:
+            keys = _json_keys(content)
+            damaged = keys is None and "request" in (_json_keys(self.out.read("conversion.json")) or set())
+            if not damaged and not (keys or set()) >= META_KEYS:
+                raise InputError(
+                    f"--out {self.out}: its meta.json is not of a conversion, so what is there was not made here and "
+                    "is not replaced; choose another folder, or move it away"
+                )
 
     def _result_names(self) -> list[str]:
         return sorted(self.out.sizes())
@@ -98,6 +142,10 @@ class Work:
     def _work_names(self) -> set[str]:
         """Files and folders at the top of <out>.partial."""
         return {name.split("/")[0] for name in self.partial.sizes()}
+
+    def _work_entries(self) -> list[str]:
+        """All that lies in <out>.partial."""
+        return sorted(self.partial.sizes())
 
     def is_complete(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool = False) -> bool:
         """Whether <out> is the finished result of this request.

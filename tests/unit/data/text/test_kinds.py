@@ -16,6 +16,7 @@ from moe.data.text.files import SourceFile, kind_of
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
+from moe.data.text.whole import Quotes
 from moe.data.write.convert import convert
 from tests.unit.data.conftest import make_texts
 
@@ -154,6 +155,62 @@ def test_rows_of_csv_that_are_not_whole_are_counted(tmp_path):
     assert skipped.counts == {"bad_csv": 2, "empty": 1, "invalid_utf8": 1}
 
 
+def parquet(texts, **how):
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": texts}), out, **how)
+    return out.getvalue().to_pybytes()
+
+
+STREAM, FILE = CONTENTS["a.arrow"], CONTENTS["b.arrow"]
+TWO = "several files behind each other"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.arrow", STREAM[:-8], "no end mark"),
+        ("a.arrow", STREAM * 2, TWO),
+        ("a.arrow", STREAM + b"junk", "more bytes behind"),
+        ("a.arrow", FILE * 2, TWO),
+        ("a.parquet", parquet(["a", "b"]) + parquet(["c", "d"]), TWO),
+        ("a.parquet", parquet(["a", "b"], write_page_index=True) + parquet(["c", "d"], write_page_index=True), TWO),
+    ],
+)
+def test_rows_behind_a_table_are_not_left_out_in_silence(tmp_path, name, content, told):
+    """`cat a b > c` of tables, and a stream that was not closed: readers give some of the rows, and no fault."""
+    with pytest.raises(InputError, match=rf"{name}: .*{told}"):
+        documents(tmp_path, name, content)
+
+
+def test_a_parquet_file_with_a_page_index_is_read(tmp_path):
+    content = parquet(["a", "b"] * 500, write_page_index=True, row_group_size=100)
+    assert len(documents(tmp_path, "a.parquet", content)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (b'"say \\"hi\\"",1\nlast,2\n', "line 2: a quote inside of a quoted value"),
+        (b'good,0\n"a"b,1\nlast,2\n', "line 3: a quote inside of a quoted value"),
+        (b'good,0\n"open,1\nlast,2\n', "ends inside a quote, which line 3 opens"),
+        (b'good,0\nx,"1\nmid,2\n"y",3\n', "line 3: a quote inside of a quoted value"),
+        (b'good,0\n"open,1\nmid,2\n', "ends inside a quote, which line 3 opens"),
+    ],
+)
+def test_a_quote_that_is_none_is_named_by_its_line(tmp_path, rows, told):
+    """Readers drop the quote and go on, or take rows together."""
+    with pytest.raises(InputError, match=rf"a\.csv: .*{told}"):
+        documents(tmp_path, "a.csv", b"text,id\n" + rows)
+    good = b'\xef\xbb\xbf"text",id\r\n"a ""b"", c\nd",1\r\n5" disk,2\r\na""b,3\r\n"""",4\r\n"end","5"'
+    found = documents(tmp_path, "b.csv", good)
+    for content in (b"text,id\n" + rows, good):  # cut at any byte
+        quotes = Quotes(io.BytesIO(content), ",")
+        while quotes.read(1):
+            pass
+        assert (content is good) == (quotes.fault is None)
+    assert found == [('a "b", c\nd', "1"), ('5" disk', "2"), ('a""b', "3"), ('"', "4"), ("end", "5")]
+
+
 def test_a_text_that_is_named_twice_is_counted(tmp_path):
     """A JSON object with two texts: a parser takes the last and says nothing."""
     skipped = Skipped()
@@ -167,6 +224,28 @@ def test_a_text_that_is_named_twice_is_counted(tmp_path):
     assert skipped.counts == {"duplicate_key": 1}
     array = b"[" + b",".join(lines) + b"]"
     assert documents(tmp_path, "a.json", array) == found
+
+
+@pytest.mark.parametrize(
+    ("column", "line"),
+    [
+        ("content", r'{"content": "a", "c\u006Fntent": "b"}'),
+        ("content", r'{"\u0063ontent": "a", "\u0063ontent": "b"}'),
+        ("größe", '{"größe": "a", "größe": "b"}'),
+        ("größe", r'{"größe": "a", "gr\u00f6\u00DFe": "b"}'),
+        ("本文😀", r'{"本文😀": "a", "\u672c\u6587\ud83d\uDE00": "b"}'),
+        ("a/b", r'{"a/b": "a", "a\u002fb": "b"}'),
+        ("doc.text", '{"doc": {"text": "a"}, "doc": {"text": "b"}}'),
+        ("doc.text", '{"doc.text": "a", "doc.text": "b"}'),
+    ],
+)
+def test_a_text_that_is_named_twice_in_any_spelling_is_counted(tmp_path, column, line):
+    r"""Keys beyond ASCII and keys with escapes, as in {"text": .., "te\u0078t": ..}."""
+    once = json.dumps({column: f'b "{column}" "{column}"'})
+    for name, content in (("a.jsonl", f"{line}\n{once}\n"), ("a.json", f"[{line}, {once}]")):
+        skipped = Skipped()
+        found = documents(tmp_path, name, content.encode(), text_column=column, skipped=skipped)
+        assert skipped.counts == {"duplicate_key": 1} and len(found) == 1
 
 
 def test_a_nested_column_is_read_or_refused_by_name(tmp_path):

@@ -69,6 +69,54 @@ def test_foreign_folder_is_never_replaced(tmp_path, make_request):
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"plan.json": '{"a": 1}', "units/mine.txt": "x", "merged/mine.txt": "y"}, "merged/mine.txt, units/mine.txt"),
+        ({"plan.json": '{"a": 1}'}, "plan.json is not of a conversion"),
+        ({"plan.json": "buy milk"}, "plan.json is not of a conversion"),
+        ({"plan.json": '{"request": {}, "files": []}', "units/00000-0000000000000/mine.txt": "x"}, "mine.txt"),
+    ],
+)
+def test_work_that_only_has_our_names_is_never_removed(tmp_path, make_request, files, told):
+    """A folder OUT.partial of somebody else's, with a plan.json, units/ and merged/ of its own."""
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    for name, content in files.items():
+        (tmp_path / "out.partial" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out.partial" / name).write_text(content)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=told) as caught:
+            convert(make_request(overwrite=overwrite))
+        assert "--overwrite" not in str(caught.value)
+    for name, content in files.items():
+        assert (tmp_path / "out.partial" / name).read_text() == content
+
+
+def test_damaged_work_of_ours_is_still_replaced(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    (tmp_path / "text" / "b.parquet").write_bytes(b"broken")
+    with pytest.raises(InputError):
+        convert(make_request())
+    (tmp_path / "out.partial" / "plan.json").write_text("{")
+    convert(make_request(overwrite=True, skip_bad_files=True))
+    (tmp_path / "out" / "meta.json").write_text("{")
+    convert(make_request(overwrite=True, skip_bad_files=True))
+    assert read_meta(tmp_path / "out").seed == 17
+
+
+@pytest.mark.parametrize("content", ['{"my": "notes"}', "[]", "notes"])
+def test_a_dataset_with_a_meta_json_of_others_is_never_replaced(tmp_path, make_request, content):
+    """A folder of MDS shards and a meta.json that no conversion wrote."""
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    convert(make_request())
+    (tmp_path / "out" / "conversion.json").unlink()
+    (tmp_path / "out" / "meta.json").write_text(content)
+    before = folder_bytes(tmp_path / "out")
+    with pytest.raises(InputError, match=r"meta\.json is not of a conversion"):
+        convert(make_request(overwrite=True))
+    assert folder_bytes(tmp_path / "out") == before
+
+
 def test_second_conversion_into_the_same_folder_is_refused_while_one_runs(tmp_path, make_request):
     import fcntl
 
