@@ -14,6 +14,7 @@ from pathlib import Path
 
 from moe.common.errors import InputError
 
+MOST_NAME, MOST_PATH = 255, 4095  # bytes, on Linux and macOS (there a path has fewer)
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -21,7 +22,7 @@ def local_path(value: str | os.PathLike[str], name: str) -> Path:
     """`value`, which the flag or setting `name` gives, as a path of this machine.
 
     Raises:
-        InputError: it is an address, empty, of a user that is not known, or holds a NUL.
+        InputError: it is an address, empty, of a user that is not known, holds a NUL, or is too long.
     """
     text = os.fspath(value)
     if ADDRESS.match(text):
@@ -43,6 +44,10 @@ def expanded(text: str, name: str) -> str:
     """`text` with the home folder in the place of `~`. Raises InputError for one that cannot be a path."""
     if not text.strip() or "\0" in text:
         raise InputError(f"{name} ({text!r}) is no path; give one, or leave {name} out")
+    if max(len(os.fsencode(part)) for part in text.split("/")) > MOST_NAME or len(os.fsencode(text)) > MOST_PATH:
+        raise InputError(
+            f"{name} ({text[:40]}...) is too long: names of files have at most {MOST_NAME} bytes, paths {MOST_PATH:,}"
+        )
     found = os.path.expanduser(text)
     if found == text and re.match(r"~[^/]*(/|$)", text):
         raise InputError(
