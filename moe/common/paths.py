@@ -16,6 +16,7 @@ from pathlib import Path
 
 from moe.common.errors import InputError
 
+MOST_NAME, MOST_PATH = 255, 4095  # bytes, on Linux and macOS (there a path has fewer)
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -23,7 +24,7 @@ def local_path(value: str | os.PathLike[str], name: str) -> Path:
     """`value`, which the flag or setting `name` gives, as a path of this machine.
 
     Raises:
-        InputError: it is an address, empty, of a user that is not known, or holds a NUL.
+        InputError: it is an address, empty, of a user that is not known, holds a NUL, or is too long.
     """
     text = os.fspath(value)
     if ADDRESS.match(text):
@@ -58,6 +59,10 @@ def expanded(text: str, name: str) -> str:
         raise InputError(f"{name} ({text!r}) is no path; give one, or leave {name} out")
     if re.match(r"~(/|$)", text) and not os.environ.get("HOME", "x").strip():
         raise InputError(f"{name} ({text}): the environment's HOME is empty; set it, or write the path in full")
+    if max(len(os.fsencode(part)) for part in text.split("/")) > MOST_NAME or len(os.fsencode(text)) > MOST_PATH:
+        raise InputError(
+            f"{name} ({text[:40]}...) is too long: names of files have at most {MOST_NAME} bytes, paths {MOST_PATH:,}"
+        )
     found = os.path.expanduser(text)
     if found == text and re.match(r"~[^/]*(/|$)", text):
         raise InputError(

@@ -11,7 +11,7 @@ from moe.common.errors import InputError
 from moe.common.units import printable
 from moe.data.text.content import Known, versions_of
 from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
-from moe.data.text.selection import select
+from moe.data.text.selection import by_names, select
 from moe.data.text.walk import OUTPUT, TWICE, walk
 
 MOST_README = 4 << 20
@@ -48,15 +48,22 @@ def local_source(
             if not where and any(one.reason == TWICE for one in listed.left_out):
                 left_out += listed.left_out
                 continue
-            chosen = select(list(where), _readme(root), dataset=shown, config=config, split=split)
+            chosen = select(
+                list(where), _readme(root), dataset=shown, config=config, split=split, passed=listed.left_out
+            )
             found += [_Found(os.path.realpath(root), name, where[name]) for name in chosen.files]
             left_out += listed.left_out + chosen.left_out
             notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in chosen.notes]
+        elif root.exists() and not root.is_file():
+            raise InputError(
+                f"--dataset {shown}: is no regular file but a pipe, socket or device; write its text to a file first"
+            )
         elif kind_of(root.name) is None:
             raise InputError(f"--dataset {shown}: cannot read this kind of file; {KNOWN} are known")
         elif (key := _key(root)) is not None and key in seen:
             left_out.append(LeftOut(str(root), TWICE))
         else:
+            _refuse_choice(root, shown, config, split)
             seen |= {key} if key is not None else set()
             found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
     if any(one.reason == OUTPUT for one in left_out):
@@ -74,6 +81,14 @@ def local_source(
         for name, path, kind, (size, version, times) in zip(names, real, kinds_of, versions, strict=True)
     ]
     return Source(files, None, left_out, notes)
+
+
+def _refuse_choice(root: Path, shown: str, config: str | None, split: str) -> None:
+    """A file is named itself: --config chooses nothing of it, and --split only says again what its name says."""
+    if config not in (None, "default"):
+        raise InputError(f"--config {config}: {shown} is a file, which has no configs; leave --config out")
+    if split != "train":
+        by_names([root.name], split, dataset=shown)
 
 
 def _key(path: Path) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from moe.common.errors import InputError
@@ -33,8 +34,16 @@ class Selection:
     notes: list[str] = field(default_factory=list)
 
 
-def select(names: list[str], readme: str | None, *, dataset: str, config: str | None, split: str) -> Selection:
-    """The files of `config` and `split` among `names`.
+def select(
+    names: list[str],
+    readme: str | None,
+    *,
+    dataset: str,
+    config: str | None,
+    split: str,
+    passed: Sequence[LeftOut] = (),
+) -> Selection:
+    """The files of `config` and `split` among `names`. passed: what else was met, told where nothing is left.
 
     Raises InputError for a config or split that is not there, for names whose meaning would be a guess that loses
     files, and where nothing is left.
@@ -67,7 +76,7 @@ def select(names: list[str], readme: str | None, *, dataset: str, config: str | 
     if not found.files:
         raise InputError(
             f"--dataset {dataset}: no file that can be read ({KNOWN}) for {asked(config, split)}"
-            + "".join(f"; {line}" for line in left_out_lines(left_out))
+            + "".join(f"; {line}" for line in left_out_lines([*passed, *left_out]))
         )
     return Selection(found.files, left_out + found.left_out, found.notes)
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from moe.common.errors import InputError
+from moe.common.paths import expanded
 from moe.common.units import printable
 from moe.data.hub import dataset_listing
 from moe.data.text.content import Known
@@ -60,9 +61,15 @@ def resolve(
 
     outputs: folders that are written, so never read. known: what was read of files here before, and need not be again.
     """
+    for flag, value in (("--split", split), ("--config", config)):
+        if value is not None and not value.strip():
+            raise InputError(f"{flag} {value!r}: is no name; give one, or leave {flag} out")
+    if "/" in split:
+        raise InputError(f"--split {split}: is no name of a split, such as train; give a folder with --dataset")
+    places = [expanded(name, "--dataset") for name in dataset]
     if len(dataset) == 1 and is_hub_name(dataset[0]):
         return hub_source(dataset[0], config=config, split=split, revision=revision)
     if revision is not None:
         raise InputError(f"--revision {revision}: {' '.join(dataset)} is on this machine; leave --revision out")
-    paths = [Path(name).expanduser() for name in dataset]
+    paths = [Path(place) for place in places]
     return local_source(paths, config=config, split=split, outputs=outputs, known=known)

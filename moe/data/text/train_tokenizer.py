@@ -26,8 +26,8 @@ KIND = "tokenizer"
 LEAST_VOCAB = 257  # all bytes and EOS
 
 
-def text_batches(source: Source, text_column: str, max_bytes: int) -> Iterator[list[str]]:
-    """Texts from the front of the dataset until `max_bytes` of them.
+def text_batches(source: Source, text_column: str, max_bytes: int, skipped: Skipped) -> Iterator[list[str]]:
+    """Texts from the front of the dataset until `max_bytes` of them; `skipped` gets the rows without text.
 
     Raises BadFileError for a file that cannot be read.
     """
@@ -37,7 +37,7 @@ def text_batches(source: Source, text_column: str, max_bytes: int) -> Iterator[l
     size = 0
     for unit in units:
         for batch in read_batches(unit, text_column, id_column=None, separator=EOS):
-            texts = clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist()
+            texts = clean(batch, file=unit.file.name, skipped=skipped)[0].to_pylist()
             size += sum(map(len, texts))
             yield texts
             if size >= max_bytes:
@@ -89,8 +89,9 @@ def train_tokenizer(
         special_tokens=[EOS],
         show_progress=True,
     )
+    skipped = Skipped()
     try:
-        tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes), trainer)
+        tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes, skipped), trainer)
     except BadFileError as error:
         raise InputError(f"a file cannot be used: {error}") from error
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, clean_up_tokenization_spaces=False)
@@ -109,6 +110,9 @@ def train_tokenizer(
         if old.exists() and not place.exists():
             old.rename(place)
         remove_own(scratch, KIND, "--out")
+    if skipped.counts:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.counts.items()))
+        tell(f"skipped rows {sum(skipped.counts.values()):,} ({reasons})")
     tell(f"tokenizer: {wrapped.vocab_size:,} tokens in {out}")
     return out
 

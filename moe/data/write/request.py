@@ -77,4 +77,4 @@ class Request:
                 "give both, the index from 0 to one less than the number"
             )
         if not 0 <= self.seed < 1 << 63:
-            raise InputError(f"--seed {self.seed}: must be at least 0")
+            raise InputError(f"--seed {self.seed}: must be at least 0 and below 2**63")

@@ -136,6 +136,7 @@ Workspace = LocalWorkspace | BucketWorkspace
 def open_workspace(out: str | Path, *, overwrite: bool) -> Workspace:
     """Raises InputError for a place that must not be replaced, or that holds what no conversion wrote."""
     folder = open_folder(path_or_address(out, "--out"))
+    path_or_address(f"{out}.partial", "--out")  # that name has to fit, too
     space: Workspace
     if isinstance(folder, LocalFolder):
         space = LocalWorkspace(LocalFolder(replaceable_place(folder.path, "--out")), overwrite=overwrite)

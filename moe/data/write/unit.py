@@ -17,8 +17,10 @@ import numpy as np
 from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.hub_proof import proven
+from moe.data.text.content import stat_of
 from moe.data.text.encoders import Encoder, build_encoder
-from moe.data.text.files import Unit
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import SourceFile, Unit
 from moe.data.text.losses import Counting, Lossy
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean, document_hashes
@@ -87,6 +89,7 @@ def convert_unit(job: Job, unit: Unit, folder: Folder, report: Report) -> None:
 
 
 def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
+    before = None if unit.file.remote else stat_of(unit.file.path)
     encoder = _encoder(job.encoder, job.spec_json, job.tokenizer)
     packer = Packer(folder, layout=job.layout, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
     skipped = Skipped()
@@ -136,6 +139,8 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         report(int(sizes.sum()), batch.weight, count)
         if full:
             break
+    if not full and not unit.file.remote:
+        _refuse_changed(unit.file, before)
     report(0, unit.weight - seen, 0)
     splits = packer.finish()
     np.save(folder / "lengths.npy", np.concatenate(lengths) if lengths else np.empty(0, np.uint32))
@@ -157,6 +162,23 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
         "limited": full,
         **({"proof": proof_of(unit)} if unit.file.remote else {}),
     }
+
+
+def _refuse_changed(file: SourceFile, before: list[int] | None) -> None:
+    """Raises BadFileError for a file that is not as it was planned, or as it was before its unit was read.
+
+    before: its stat record (content.stat_of) then. Times of the plan count where they are of the same inode.
+    """
+    now = stat_of(file.path)
+    planned = list(file.stat) if file.stat and before and list(file.stat[3:]) == before[3:] else before
+    if now is None or before is None or now[:2] != before[:2] or before[:2] != (planned or before)[:2]:
+        raise BadFileError(file.name, "changed while it was read; let its writer finish, then run again")
+    if now[0] != file.size:
+        raise BadFileError(
+            file.name,
+            f"changed while it was read ({file.size:,} bytes when this began, {now[0]:,} now); "
+            "let its writer finish, then run again",
+        )
 
 
 def proof_of(unit: Unit) -> str:
