@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
-import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -32,10 +28,7 @@ from moe.config.derived import with_derived
 from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
-
-# what yaml.safe_load raises: no UTF-8 and a date there is not, `!!bool abc`, `!!timestamp abc`, too deeply nested
-BAD_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-MOST_VALUES = 100_000  # of a yaml, its aliases written out
+from moe.config.values import is_text, is_whole, parse_yaml, read_as
 
 
 class ConfigError(InputError):
@@ -80,126 +73,24 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scalar:
-    """A number, truth value or date as yaml reads it, and as it was typed."""
-
-    value: Any
-    text: str
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain yaml lets a key stand twice and takes the last; here it is a fault. Scalars keep their text."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in SCALARS:
-            return super().construct_object(node, deep)
-        try:
-            return _Scalar(super().construct_object(node, deep), node.value)
-        except ValueError:  # a date that is none, such as 2024-02-31
-            return node.value
-        except (LookupError, AttributeError):  # of a tag that was written out: !!bool abc
-            raise yaml.YAMLError(
-                f"{node.value!r} is no {node.tag.rpartition(':')[2]} (line {node.start_mark.line + 1})"
-            ) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"key {twice!r} stands twice (line {node.start_mark.line + 1})")
-        return {_typed(key): value for key, value in super().construct_mapping(node, deep).items()}
-
-
-def _typed(value: Any) -> Any:
-    return value.text if isinstance(value, _Scalar) else value
-
-
-def _read_as(value: Any, hint: Any) -> Any:
-    """A leaf for a setting of type `hint`: its text where that is text, else what yaml read.
-
-    Raises:
-        ValueError: a number that Python reads otherwise, or not at all.
-    """
-    if isinstance(value, list):
-        part = next(iter(get_args(hint)), None)
-        return [_read_as(item, part) for item in value]
-    if isinstance(value, dict):
-        return {key: _read_as(item, None) for key, item in value.items()}
-    if not isinstance(value, _Scalar):
-        return value
-    if _is_text(hint):
-        return value.text
-    if not _reads_alike(value):
-        raise ValueError(f"is {value.text!r}, which yaml reads as {value.value}; write the number in plain digits")
-    return value.value
-
-
-def _reads_alike(number: _Scalar) -> bool:
-    if isinstance(number.value, bool) or not isinstance(number.value, (int, float)) or not math.isfinite(number.value):
-        return True  # .inf and .nan are yaml's own; the checks tell where they may not stand
-    try:
-        return type(number.value)(number.text) == number.value
-    except ValueError:
-        return False
-
-
-def _is_text(hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return all(isinstance(choice, str) for choice in get_args(hint))
-    if get_origin(hint) in (Union, UnionType):
-        return all(_is_text(part) for part in get_args(hint) if part is not NoneType)
-    return hint is str
-
-
 def _parse_override(keys: list[str], text: str) -> Any:
     """The value of `key=text`. Raises YAMLError where yaml would leave out a part of it."""
     path = tuple(keys)
     typed = text.strip()
-    if _is_setting(path) and _is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
+    if _is_setting(path) and is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
         if typed[0] not in "\"'[{":
             return text
-        if typed[0] in "\"'" and not _is_whole(text):
+        if typed[0] in "\"'" and not is_whole(text):
             return text
-    value = _parse_yaml(text)
-    if typed and not _is_whole(text):
+    value = parse_yaml(text)
+    if typed and not is_whole(text):
         raise yaml.YAMLError("all from ' #' on would be left out as a comment; leave it away, or put it in quotes")
     return value
 
 
-def _is_whole(text: str) -> bool:
-    """Whether yaml reads all of `text` as one value."""
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError:
-        return False
-    return node is not None and not text[node.end_mark.index :].strip()
-
-
-def _parse_yaml(text: str) -> Any:
-    try:
-        value = yaml.load(text, _Loader)
-        _refuse_loops(value, (), itertools.count(1))
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:
-        raise yaml.YAMLError(str(error)) from None
-    return value
-
-
-def _refuse_loops(node: Any, above: tuple[int, ...], seen: Iterator[int]) -> None:
-    """Also what aliases of aliases make of a few lines: more values than can be gone through."""
-    if next(seen) > MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases (*name) make more than {MOST_VALUES:,} values of it")
-    if id(node) in above:
-        raise yaml.YAMLError("an alias (*name) stands inside of what it is an alias of")
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
-        _refuse_loops(child, (*above, id(node)), seen)
-
-
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = _parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -237,7 +128,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
     for path, value in _leaves(tree):
         dotted = ".".join(path)
         try:
-            value = _read_as(value, _hint_at(path) if _is_setting(path) else None)
+            value = read_as(value, _hint_at(path) if _is_setting(path) else None)
         except ValueError as error:
             wrong.add(dotted)
             faults.append(f"{dotted}: {error}")
@@ -274,7 +165,6 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
-SCALARS = ("int", "float", "bool", "timestamp")  # yaml's tags
 STAND_INS: dict[Any, Any] = {str: "1ba", int: 1, float: 1.0}
 
 

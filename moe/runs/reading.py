@@ -28,7 +28,7 @@ from moe.common.locks import has_locks, held_by
 from moe.common.paths import expanded, refuse_irregular
 from moe.common.units import clean_line
 from moe.config import parse_time
-from moe.config.load import BAD_YAML
+from moe.config.values import BAD_YAML
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
 

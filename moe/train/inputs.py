@@ -15,7 +15,7 @@ from moe.common.errors import InputError
 from moe.common.paths import refuse_irregular
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
-from moe.config.load import BAD_YAML
+from moe.config.values import BAD_YAML
 from moe.data.meta import SPLITS, Meta, read_meta
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split

@@ -9,8 +9,7 @@ Decisions:
   a folder named step-* was complete once. Its hashes tell whether it still is.
 - The other folder carries a mark with the names of the files to come (moe/common/ownership.py): what a kill leaves of
   it can be told from what somebody else put there, and nothing else is removed (moe/train/checkpointing/retention.py).
-- What does not verify is renamed (`set-aside-step-...`) and reported, never removed silently.
-- Files are read with weights_only: a checkpoint can carry data, not code.
+- What does not verify is renamed (`set-aside-step-...`) and reported. Files are read with weights_only: data, not code.
 """
 
 from __future__ import annotations

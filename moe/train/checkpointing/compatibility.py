@@ -52,7 +52,7 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
     A setting of the model that an earlier version did not have was at its default.
     """
     defaults = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
-    saved, current = ({**config, "model": {**defaults, **config["model"]}} for config in (saved, current))
+    saved, current = ({**config, "model": {**defaults, **config.get("model", {})}} for config in (saved, current))
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(saved, current).items():
