@@ -1,7 +1,10 @@
 """What all tests share."""
 
 import atexit
+import gc
+import multiprocessing
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -16,6 +19,25 @@ if not os.path.exists("/dev/nvidiactl"):  # with a GPU the kernels run there
     os.environ.setdefault("TRITON_INTERPRET", "1")  # on the CPU; read when Triton is first imported
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def signals_of_this_test() -> Iterator[None]:
+    """A start puts its own handlers in the place of Python's; the next test gets Python's again."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def loader_workers_of_this_test() -> Iterator[None]:
+    """A loader with workers that is cleared in a later test, just as that one kills a worker of its own, hangs: torch
+    raises the worker's death wherever the process is, also where it holds the lock of a queue.
+    """
+    yield
+    if multiprocessing.active_children():
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,7 @@ def test_ctrl_c_is_heard_again_whatever_happens_while_workers_start(monkeypatch)
     def broken() -> Future:
         raise BrokenProcessPool("a worker died")
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a launcher may have had it ignored
     for submit, outcome in ((interrupted, KeyboardInterrupt), (broken, InputError)):
         executor = SimpleNamespace(submit=lambda *task, submit=submit: submit(), shutdown=nothing)
         monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda *_, executor=executor, **__: executor)
