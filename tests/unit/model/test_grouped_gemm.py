@@ -108,7 +108,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from moe.model import grouped_gemm, triton_kernels
+from moe.model.kernels import grouped_gemm, triton_kernels
 
 targets = [(80, "bf16", 2), (80, "fp32", 4), (90, "bf16", 2)]
 targets += [(120, "bf16", 2)] * (tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 4))  # older: unknown
