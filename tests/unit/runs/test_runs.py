@@ -182,8 +182,11 @@ def test_a_mixture_shows_each_validation_set_with_its_name(tmp_path: Path, capsy
     assert "<td>code 2.750, web 3.250</td>" in page and "<td>4.500</td>" in page
 
 
-def test_what_was_changed_in_mid_run_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_was_changed_in_mid_run_is_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """D1: it was a number, and that only with --json."""
+    monkeypatch.setenv("COLUMNS", "400")  # where a line breaks hangs on how long the folder's name is
     many = [{"key": f"versions.p{n}", "was": "1", "now": "2"} for n in range(9)]
     later = ({**CHANGED[2], "step": 60}, {**CHANGED[3], "step": 60, "changes": many, "rate": "learning rate 1 -> 2"})
     make_run(tmp_path / "changed", events=(*CHANGED, *later))
