@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from moe.common.ownership import MARK, finish
 from moe.use.export import from_hf, hf_weights, to_hf
 from moe.use.export.flags import add_arguments, export_from
 from moe.use.export.folders import written_aside
+from tests.damage import largest_file
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,16 +30,6 @@ def run_script(*words: object) -> int:
 
 def writing(out: Path, *, overwrite: bool = False):
     return written_aside(out, overwrite=overwrite, kind="export")
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def names(folder: Path) -> list[str]:

@@ -3,11 +3,8 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,21 +16,11 @@ from moe.train.callbacks.saver import CheckpointSaver, SaveError
 from moe.train.checkpointing.run_folder import write_json
 from moe.train.logs import RunLog, jsonl_writer, tensorboard_writer
 from moe.train.stop import StopSignal
+from tests.damage import largest_file
 from tests.unit.train.checkpointing.test_run_folder import open_folder
 from tests.unit.train.runs import rows, train
 
 EVERY = Every(parse_time("1ba"), 1, 100)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes: fails as a full disk does, with another number."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_run_folder_that_is_removed_gets_the_next_checkpoint_and_the_run_says_so(
