@@ -10,6 +10,7 @@ from moe.config.steps import Steps
 from moe.optim.groups import build_optimizer
 from moe.train.callbacks.build import build_callbacks, build_loggers
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
+from moe.train.callbacks.user import build_user_callbacks
 from moe.train.checkpointing.loading import mended_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.compiling import COMPILED
@@ -34,10 +35,14 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     """
     steps = Steps.of(config)
     say_plan(config, inputs, folder, steps, on_gpu)
-    eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval))
-    if start.step >= steps.total and not eval_first:
+    more_steps = start.step < steps.total
+    # callbacks of the user's are loaded as they were before the evaluation of that step: they must see it again
+    again = bool(config.callbacks) and more_steps
+    eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval), again=again)
+    if not more_steps and not eval_first:
         return _nothing_left(config, folder, start, steps)
 
+    users = build_user_callbacks(config)
     model = build_model(config, inputs, inputs.tokenizer_name)
     if model.transformer.compiled:
         say(COMPILED)
@@ -47,9 +52,9 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     microbatch = choose_microbatch(config, folder, model, optimizer, on_gpu)
     evaluators = build_evaluators(config, inputs, steps, microbatch)
     train_data = build_train_spec(config, inputs, WORLD_SIZE, inputs.text)
-    writers, finish_logs = record_start(config, folder, start, eval_first, inputs)
+    writers, finish_logs = record_start(config, folder, start, eval_first, inputs, users)
     watchdog = build_watchdog(config, folder, stop)
-    callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps)
+    callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps, users)
     loggers = build_loggers(config, folder, stop, steps, writers)
     with watched(watchdog, finish_logs), mended_composer(start.load) as load_path:
         trainer = Trainer(
@@ -70,7 +75,12 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
             load_progress_bar=False,
             progress_bar=False,
         )
-        _train(trainer, watchdog, eval_first=eval_first, more_steps=start.step < steps.total)
+        _train(trainer, watchdog, eval_first=eval_first, more_steps=more_steps)
+    if more_steps and (reached := int(trainer.state.timestamp.batch)) < steps.total:
+        folder.end("stopped", say, reason="a callback")
+        say(f"stopped by a callback at step {reached:,} of {steps.total:,}; {folder.newest()}")
+        say("the same command resumes from there; to end the run for good set max_duration to that step")
+        return 0
     folder.end("done", say)
     say(f"done: {steps.total:,} steps; checkpoint and logs are in {folder.path}")
     return 0
@@ -91,7 +101,9 @@ def _train(trainer: Trainer, watchdog: Progress, *, eval_first: bool, more_steps
         with interrupted_by_losses(watchdog):
             if eval_first:
                 trainer.eval()
-            if more_steps:
+            end = trainer.state.max_duration
+            assert end is not None
+            if more_steps and trainer.state.timestamp.get(end.unit) < end:  # else a callback has stopped it
                 trainer.fit()
     finally:
         trainer.engine.close()  # not trainer.close(), which waits for all ranks: one of them may have failed alone

@@ -106,5 +106,5 @@ def test_the_run_folder_and_its_checkpoints_hold_the_tokenizer(changed: Path, ti
 def test_other_versions_are_a_change_and_flags_of_one_start_are_none() -> None:
     """D1: what may change without a word of the user's is told too."""
     saved = {"step": 3, "config": {"seed": 1, "time_limit": None}, "versions": {"torch": "2.10.0", "numpy": "2.0"}}
-    found = new_changes(saved, {"seed": 1, "time_limit": "1h"}, {"torch": "2.11.0", "numpy": "2.0"})
+    found = new_changes(saved, {"seed": 1, "time_limit": "1h"}, {"torch": "2.11.0", "numpy": "2.0"}, {})
     assert found == [{"step": 3, "key": "versions.torch", "was": "2.10.0", "now": "2.11.0"}]
