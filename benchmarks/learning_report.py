@@ -202,7 +202,7 @@ def token_goal(results: Results, compared: Comparison | None) -> list[str]:
     clear = 0.0 not in found and math.inf not in found
     mean, half = interval(found) if clear else (max(found), 0.0)
     met = mean + (half or 0.0) <= GOAL_TOKENS
-    return [shown_shares(found, compared.share(compared.muons[-1])), "yes (the whole interval)" if met else "no"]
+    return [shown_shares(found, compared.share(compared.muons[-1])), "yes (the entire interval)" if met else "no"]
 
 
 def goal_table(results: Results) -> str:

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 SCALARS = {
-    int: "a whole number from 0",
+    int: "an integer of at least 0",
     float: "a number",
     str: "text",
     bool: "true or false",

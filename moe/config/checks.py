@@ -54,7 +54,7 @@ def check_ranks(config: Config, world_size: int) -> list[str]:
 def _check_characters(path: str, value: Any, faults: list[str]) -> None:
     """NUL, and halves of a character, which yaml and a shell can give: no file's name and no text holds them."""
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        faults.append(f"{path} ({value!a}) holds a character that is none in UTF-8; write it anew")
+        faults.append(f"{path} ({value!a}) holds a character that is not valid UTF-8; retype it")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, item in items:
         _check_characters(f"{path}.{key}" if path else str(key), item, faults)

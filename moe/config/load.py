@@ -84,7 +84,7 @@ def _parse_override(keys: list[str], text: str) -> Any:
             return text
     value = parse_yaml(text)
     if typed and not is_whole(text):
-        raise yaml.YAMLError("all from ' #' on would be left out as a comment; leave it away, or put it in quotes")
+        raise yaml.YAMLError("all from ' #' on would be dropped as a comment; remove it, or put it in quotes")
     return value
 
 

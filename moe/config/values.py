@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"key {twice!r} stands twice (line {node.start_mark.line + 1})")
+            raise yaml.YAMLError(f"key {twice!r} is given twice (line {node.start_mark.line + 1})")
         return {_typed(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 

@@ -76,7 +76,7 @@ def warnings_of(meta: Meta) -> list[str]:
     """Losses above WORTH_A_WARNING: rows skipped, tokens unknown, characters gone, ids that are not unique."""
     documents, tokens = sum(meta.documents.values()), sum(meta.tokens.values())
     skipped = sum(meta.skipped.values())
-    same = "documents have the id of another" + (", by estimate" if meta.duplicates_estimated else "")
+    same = "documents share their id with another" + (", by estimate" if meta.duplicates_estimated else "")
     shares = (
         (skipped, documents + skipped, "rows were skipped", "see skipped_examples in meta.json"),
         (meta.unknown_tokens, tokens, "tokens are unknown to the tokenizer", "take one with byte fallback"),

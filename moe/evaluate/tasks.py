@@ -46,7 +46,7 @@ def find_tasks(tasks: list[str], include_path: Path | None) -> Any:
                 manager.load([name])
         except OSError as error:  # also the errors of datasets and of the hub's client
             raise InputError(
-                f"--tasks: the data of {name} cannot be had: {str(error).splitlines()[0]}; where no hub can be "
+                f"--tasks: the data of {name} is not available: {str(error).splitlines()[0]}; where no hub can be "
                 "reached, use a task on files of your own (--include-path, docs/serving.md)"
             ) from None
     return manager

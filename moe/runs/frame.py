@@ -198,7 +198,7 @@ def _changed(rows: Table, run: Run) -> None:
     for step in list(found)[-MOST_CHANGES:]:
         rows.add_row("changed", f"step {step:,}", Text(found[step], style="dim"))
     if len(found) > MOST_CHANGES:
-        rows.add_row("", "", Text(f"earlier ones: {len(found) - MOST_CHANGES} (moe runs tells them)", style="dim"))
+        rows.add_row("", "", Text(f"earlier ones: {len(found) - MOST_CHANGES} (moe runs lists them)", style="dim"))
 
 
 def _alarms(rows: Table, run: Run) -> None:

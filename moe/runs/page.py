@@ -171,7 +171,7 @@ def _changes(changed: list[Change], marks: Marks) -> str:
 def _interruptions(run: Run, found: list[Interruption]) -> str:
     if not run.events:
         return _section(
-            "Interruptions", '<p class="card empty">The run folder has no events.jsonl that tells of them.</p>'
+            "Interruptions", '<p class="card empty">The run folder has no events.jsonl, which records them.</p>'
         )
     if not found:
         return _section("Interruptions", '<p class="card empty">None.</p>')

@@ -254,7 +254,7 @@ def _check_folder(
     found = meta.samples.get(data.split, 0)
     if found < samples:
         raise InputError(
-            f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, "
+            f"{key}.local ({data.local}) holds {found} sequences of {meta.seq_len} tokens in {data.split}, "
             f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
         )
     return meta

@@ -101,7 +101,7 @@ class TokenDataset(StreamingDataset):
         held, start = np.fromfile(path, np.uint32, 2).tolist()
         if shard.samples > held:
             raise DataFault(
-                f"{path}: holds {held} samples, index.json says {shard.samples}; restore the file or convert again"
+                f"{path}: holds {held} sequences, index.json says {shard.samples}; restore the file or convert again"
             )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
         return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
@@ -141,7 +141,7 @@ class TokenDataset(StreamingDataset):
         tokens = np.array(rows[row])
         if (largest := int(tokens.max())) >= self.vocab_size:
             raise DataFault(
-                f"{self._path(shard_id)}: token id {largest} in sample {row}, the vocabulary has {self.vocab_size}; "
+                f"{self._path(shard_id)}: token id {largest} in sequence {row}, the vocabulary has {self.vocab_size}; "
                 "the shard is damaged (moe inspect verifies it) or was made with another tokenizer"
             )
         return tokens

@@ -67,7 +67,7 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         file_name(name, f"{spec.remote or spec.local}/{spec.split}/index.json")
     if not samples:
         raise InputError(
-            f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"
+            f"{folder} holds no sequences; convert more text, or with a larger --val-fraction where this is val"
         )
     return stream, samples
 

@@ -55,14 +55,14 @@ def epoch_samples(
         total = int(sum(wanted.values()))
     epoch = total - total % global_batch
     if not epoch:
-        held = ", ".join(f"{spec.local}/{spec.split}: {available[name]} samples" for name, spec in specs.items())
+        held = ", ".join(f"{spec.local}/{spec.split}: {available[name]} sequences" for name, spec in specs.items())
         raise InputError(
             f"{held}, fewer than one global batch of {global_batch}; lower global_train_batch_size or convert more text"
         )
     counts = _apportion(wanted, epoch)
     if empty := [name for name, count in counts.items() if not count]:
         raise InputError(
-            f"train_data.streams.{empty[0]}: gets none of an epoch's {epoch} samples; raise its share or leave it out"
+            f"train_data.streams.{empty[0]}: gets none of an epoch's {epoch} sequences; raise its share or leave it out"
         )
     return counts
 

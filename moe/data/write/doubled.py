@@ -1,4 +1,4 @@
-"""How many documents have the id of another one, in all units together, in constant memory.
+"""How many documents share their id with another one, in all units together, in constant memory.
 
 The hashes of the ids are a sample by value: those below a bound, which is halved whenever more than MOST different ones
 are held. Both of a pair fall on the same side of it, so pairs are seen however far apart they are. Up to MOST different

@@ -97,7 +97,7 @@ class Progress(Callback):
         mend = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
         complain(
             f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
-            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:\n{text}"
+            f"{self.rank}; checkpoints are complete; {mend}. Stacks of all threads:\n{text}"
         )
         for worker in multiprocessing.active_children():
             if worker.pid is not None:

@@ -214,7 +214,7 @@ class CheckpointSaver(Callback):
             cause, mend = _cause_and_mend(error)
             self._error = SaveError(
                 f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
-                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are whole; {mend}"
+                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are complete; {mend}"
             )
 
     def _retain(self) -> None:

@@ -50,4 +50,4 @@ def wandb_alert(alarm: Alarm, *, report: Callable[[str], None]) -> None:
         if wandb.run is not None:
             wandb.run.alert(title=alarm.name, text=f"{alarm.message}. Fix: {alarm.mend}")
     except Exception as error:  # whatever the network or wandb does
-        report(f"warning: W&B took no alert: {error}")
+        report(f"warning: W&B did not accept the alert: {error}")

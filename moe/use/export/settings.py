@@ -169,7 +169,7 @@ def _value_fault(key: str, value: Any) -> str | None:
         return f"{key}: is missing"
     if key in ("tie_word_embeddings", "norm_topk_prob"):
         return None if isinstance(value, bool) else f"{key} ({value!r}): must be true or false"
-    kinds, most, wanted = NUMBERS.get(key, (int, 10**12, "a whole number from 1"))
+    kinds, most, wanted = NUMBERS.get(key, (int, 10**12, "an integer of at least 1"))
     if isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= most:
         return None
     return f"{key} ({value!r}): must be {wanted}"
@@ -190,7 +190,7 @@ def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[st
         )
     pad, rows = config.get("pad_token_id"), config["vocab_size"]
     if pad is not None and (type(pad) is not int or not -rows <= pad < rows):
-        faults.append(f"pad_token_id ({pad!r}): must be null or a whole number below vocab_size ({rows})")
+        faults.append(f"pad_token_id ({pad!r}): must be null or an integer below vocab_size ({rows})")
     wanted = ["full_attention"]
     if layer_types is not None and (
         not isinstance(layer_types, list)

@@ -102,7 +102,7 @@ def test_a_task_whose_data_cannot_be_had_is_told_before_the_export(run: Path, ta
     (tasks / "data.jsonl").unlink()
     assert main(["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks)]) == 2
     told = capsys.readouterr().err
-    assert "--tasks: the data of own_choice cannot be had: " in told and "docs/serving.md" in told
+    assert "--tasks: the data of own_choice is not available: " in told and "docs/serving.md" in told
     assert "Traceback" not in told and not (run / "hf").exists()
 
 

@@ -142,7 +142,7 @@ def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pyte
     for more, words in (
         (["--out", str(tmp_path / "page.txt")], "must end in .html"),
         (["--out", str(tmp_path / "file" / "page.html")], "cannot be written"),
-        (["--compare", folder], "stands twice"),
+        (["--compare", folder], "is given twice"),
         (["--compare", str(tmp_path / "nowhere")], "no such folder"),
     ):
         assert main(["report", folder, *more]) == 2

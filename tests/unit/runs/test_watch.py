@@ -226,5 +226,5 @@ def test_changes_are_shown_in_words_a_row_for_each_restart(tmp_path: Path) -> No
     text = " ".join(text_of(make_run(tmp_path / "one", events=CHANGED), 120).split())
     assert "changed step 50 optimizer.lr 0.002 -> 0.001, alert_command null -> <a>" in text and "2x" not in text
     text = " ".join(text_of(make_run(tmp_path / "many", events=tuple(events)), 120).split())
-    assert "changed step 80 save_interval 1ba -> 80ba earlier ones: 1 (moe runs tells them)" in text
+    assert "changed step 80 save_interval 1ba -> 80ba earlier ones: 1 (moe runs lists them)" in text
     assert "optimizer.lr 0.002" not in text

@@ -238,13 +238,13 @@ def test_other_sequence_length_is_refused_with_both_values(token_folder):
 
 
 def test_fewer_samples_than_a_global_batch_are_refused(token_folder):
-    with pytest.raises(InputError, match="230 samples, fewer than one global batch of 256"):
+    with pytest.raises(InputError, match="230 sequences, fewer than one global batch of 256"):
         train_loader(token_folder, batch=256)
 
 
 def test_empty_split_is_refused(tmp_path):
     write_split(tmp_path / "val", np.empty((0, SEQ_LEN), np.uint16))
-    with pytest.raises(InputError, match="holds no samples"):
+    with pytest.raises(InputError, match="holds no sequences"):
         eval_batches(tmp_path)
 
 
