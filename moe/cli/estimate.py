@@ -40,12 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="H100", help="the GPU of the table of memory (default: H100)")
     add("--gpu-memory", metavar="SIZE", help="of a --gpu that the table does not have, e.g. 48GB")
     add("--gpu-tflops", type=float, help="its peak, dense, in the run's precision, e.g. 180")
-    add(
-        "--vocab-size",
-        type=int,
-        default=None,
-        help="tokens in the vocabulary, where it cannot be read from the data or the tokenizer",
-    )
+    add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing on disk gives it")
     add("--json", action="store_true", help="print everything as JSON")
 
 
@@ -181,7 +176,7 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
     yield f"  {'the peak is in':<44}" + "".join(f"{found.step.phase:>10}" for found in memory)
     if any(not found.step.gradients for found in memory):
         yield "  Gradients are 0 where the microbatch is the full batch: they grow as activations are freed."
-    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and two unsharded blocks, embedding and head."
+    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and 2 unsharded blocks, embedding and head."
 
 
 def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool, gpus: tuple[Gpu, ...]) -> Iterator[str]:

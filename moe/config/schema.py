@@ -263,7 +263,7 @@ class Config:
     max_failed_saves: int = 5
     "Checkpoints in a row that could not be written (a full disk) that stop the run; 1 stops it at the first."
     autoresume: bool = True
-    "The same command resumes from the newest checkpoint that verifies. false: a folder that already contains a run is refused."
+    "The same command resumes from the newest checkpoint that verifies. false: a folder with a run in it is refused."
     resume_from: str | None = None
     "`step:5000` goes back to that checkpoint of this run."
     load_path: str | None = None

@@ -155,7 +155,7 @@ def fetch_range(url: str, first: int, count: int, size: int) -> tuple[bytes, str
         if answer.status == 200 and body is None:
             length = answer.headers.get("content-length", "an unknown number of")
             raise InputError(
-                f"{name}: the server ignores ranges and answers with the complete file of {length} bytes, {size} in the "
+                f"{name}: the server ignores ranges and answers with all {length} bytes of the file, {size} in the "
                 f"listing; that is done for at most {WHOLE_BYTES >> 20} MB. Use another HF_ENDPOINT, or fetch the "
                 "dataset with `hf download` and give its folder"
             )

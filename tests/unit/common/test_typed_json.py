@@ -35,7 +35,7 @@ def test_what_has_the_shape_comes_back_as_it_is() -> None:
         ({"parts": [7]}, "parts[0] is 7; an object is needed"),
         ({"parts": [{"size": -1, "share": 0.5}]}, "parts[0].size is -1; an integer of at least 0 is needed"),
         ({"parts": [{"size": True, "share": 0.5}]}, "parts[0].size is True; an integer"),
-        ({"parts": [{"size": 2**63, "share": 0.5}]}, "parts[0].size is 9223372036854775808; a whole"),
+        ({"parts": [{"size": 2**63, "share": 0.5}]}, "parts[0].size is 9223372036854775808; an integer"),
         ({"parts": [{"size": 1, "share": "x"}]}, "parts[0].share is 'x'; a number is needed"),
         ({"parts": [{"size": 1, "share": 1, "name": 3}]}, "parts[0].name is 3; text is needed"),
         ({"counts": {"a": "1"}}, "counts.a is '1'; an integer"),
