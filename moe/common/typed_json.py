@@ -1,7 +1,7 @@
-"""JSON that a user may have damaged: it comes back in the shape it should have, or the fault is told by its place.
+"""JSON that a user may have damaged: it comes back in the shape it should have, or the error names its place.
 
-The shape is written as a type: int (a whole number from 0), float, str, bool, None and unions of them, Literal[...] of
-text, Any, list[...], dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may
+The shape is written as a type: int (an integer of at least 0), float, str, bool, None and unions of them, Literal[...]
+of text, Any, list[...], dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may
 hold more than its class names, and may lack what may be None.
 """
 

@@ -2,7 +2,7 @@
 
 - A name is not a path. It becomes one here or nowhere, and only where it stays below the folder that it belongs to.
 - Who may write the name may be somebody else than who runs the command. What no file of ours is called is refused
-  whole, not repaired: a repaired name could be that of another file.
+  as they are, not repaired: a repaired name could be that of another file.
 - Links that lie in a folder are its owner's: no name from outside can make one.
 """
 

@@ -1,4 +1,4 @@
-"""What must hold between settings. Each fault: path (value), what is wrong; the fix."""
+"""What must hold between settings. Each error: path (value), what is wrong; the fix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_LANES = 1024  # each holds a window of text in memory
 
 
 def find_faults(config: Config) -> list[str]:
-    """Every fault between the settings of `config`, none where all is well."""
+    """Every error between the settings of `config`, none where all is well."""
     faults: list[str] = []
     _check_characters("", dataclasses.asdict(config), faults)
     times = _parse_times(config, faults)
@@ -34,7 +34,7 @@ def find_faults(config: Config) -> list[str]:
 
 
 def check_ranks(config: Config, world_size: int) -> list[str]:
-    """Faults that depend on the number of ranks."""
+    """Errors that depend on the number of ranks."""
     text = config.train_data.text
     if text is not None and text.lanes % world_size:
         higher = -(-text.lanes // world_size) * world_size

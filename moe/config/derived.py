@@ -17,7 +17,7 @@ SIGN_RATE, SIGN_RATE_OF_FEW, FEW_STEPS = 0.001, 0.01, 1000
 
 
 def with_derived(config: Config) -> Config:
-    """The same with its numbers in the place of null. Settings must be without faults."""
+    """The same with its numbers in the place of null. Settings must be valid."""
     model = config.model
     weight, rate = model.balance_loss, model.balance_rate
     if weight is None:

@@ -1,12 +1,12 @@
-"""yaml + key=value overrides -> Config, or one ConfigError that lists every fault with its path, value and fix.
+"""yaml + key=value overrides -> Config, or one ConfigError that lists every error with its path, value and fix.
 
-OmegaConf raises only the first fault and a frozen config takes no update, so the input is flattened to leaves and
-merged leaf by leaf, each fault collected. Interpolations such as ${run_name} are resolved at the end.
+OmegaConf raises only the first error and a frozen config takes no update, so the input is flattened to leaves and
+merged leaf by leaf, each error collected. Interpolations such as ${run_name} are resolved at the end.
 
 Text is what was typed: yaml reads 1.10, 007, on and 2024-05-01 as numbers, a truth value and a date, and a setting that
 is text gets their letters, not what they were read as. `null` stays null. On the command line a setting that is text
 gets all that was typed, where yaml sees a comment or a key too; it may stand in quotes. A number that yaml reads
-otherwise than Python (0100 is 64, 1:00 is 60) is a fault.
+otherwise than Python (0100 is 64, 1:00 is 60) is an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moe.config.values import is_text, is_whole, parse_yaml, read_as
 
 
 class ConfigError(InputError):
-    """All faults of a configuration, one line each."""
+    """All errors of a configuration, one line each."""
 
     def __init__(self, source: str, faults: list[str]):
         self.faults = faults
@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads `path`, applies `key=value` overrides in order, checks everything.
 
     Raises:
-        ConfigError: every fault of the file, of the overrides and between settings.
+        ConfigError: every error of the file, of the overrides and between settings.
     """
     tree = _read_yaml(local_path(path, "the config"))
     faults: list[str] = []
@@ -63,7 +63,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included, as yaml that `load_config` reads back."""
+    """The complete configuration, defaults included, as yaml that `load_config` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
 
 
@@ -74,7 +74,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parse_override(keys: list[str], text: str) -> Any:
-    """The value of `key=text`. Raises YAMLError where yaml would leave out a part of it."""
+    """The value of `key=text`. Raises YAMLError where yaml would drop a part of it."""
     path = tuple(keys)
     typed = text.strip()
     if _is_setting(path) and is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
@@ -179,13 +179,13 @@ def _filled(config: Any) -> Any:
 
 
 def _is_about(fault: str, unknown: set[str]) -> bool:
-    """Whether a fault between settings has to do with one that is missing or wrong, which is told already."""
+    """Whether an error between settings has to do with one that is missing or wrong, which is reported already."""
     head = re.split(r"[: (]", fault, maxsplit=1)[0]
     return any(key.startswith(f"{head}.") or re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", fault) for key in unknown)
 
 
 def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
-    """A section that is not there at all is one fault, not one for each of its keys; a wrong value is not missing."""
+    """A section that is not there at all is one error, not one for each of its keys; a wrong value is not missing."""
     told = [key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)]
     return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
 

@@ -28,7 +28,7 @@ class _Scalar:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain yaml lets a key stand twice and takes the last; here it is a fault. Scalars keep their text."""
+    """Plain yaml lets a key be given twice and takes the last; here it is an error. Scalars keep their text."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in SCALARS:

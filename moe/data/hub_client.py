@@ -1,6 +1,6 @@
 """Requests to the hub: the one way that anything of it is asked for.
 
-- A request is tried again after 429, 5xx, a dropped or short body and a stall, for PATIENCE_S from its first fault:
+- A request is tried again after 429, 5xx, a dropped or short body and a stall, for PATIENCE_S from its first error:
   time is counted, not tries. The server's own wish (Retry-After, the RateLimit header) is followed; one that is longer
   than what is left ends the wait at once. All pauses are random in part: many processes must not come back together.
 - Where nobody is there from the start (no network, a wrong HF_ENDPOINT) it waits UNREACHED_S only.
@@ -158,9 +158,9 @@ def shown(text: str) -> str:
 
 
 def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]], patience_s: float) -> T:
-    """The first answer that is not None of `attempt_once() -> (answer, fault, seconds the server asks to wait)`.
+    """The first answer that is not None of `attempt_once() -> (answer, error, seconds the server asks to wait)`.
 
-    what: named in messages. Raises InputError when `patience_s` have passed, with the last fault, and at once where the
+    what: named in messages. Raises InputError when `patience_s` have passed, with the last error, and at once where the
     server asks for a longer pause than that.
     """
     begun, attempt = time.monotonic(), 0
@@ -223,7 +223,7 @@ def request(
 
 
 def carefully(what: str, call: Callable[[], T]) -> T:
-    """`call()` of a library that asks the hub itself, again after the faults that `request` asks again after.
+    """`call()` of a library that asks the hub itself, again after the errors after which `request` does so.
 
     Raises InputError where they do not pass, and at once whatever else `call` raises.
     """

@@ -63,7 +63,7 @@ class Meta:
     # counted since these fields are there; None in an older meta.json
     proofs: dict[str, list[str]] | None = None  # files of the hub, by what their bytes were held against
     id_column: str | None = None  # what names documents; None: their text
-    duplicate_ids: int | None = None  # documents whose id an earlier one has, in the whole dataset
+    duplicate_ids: int | None = None  # documents whose id an earlier one has, over all of the dataset
     duplicates_estimated: bool | None = None  # by a sample of the ids: above a million different ones
     separators: int | None = None  # EOS lines of .txt files, which ended documents
     unknown_tokens: int | None = None  # among `tokens`

@@ -2,7 +2,7 @@
 
 - Requests, endpoint and credentials are those of moe/common/s3.py; a body that breaks off is asked for again here.
 - What is being made lies in the folder for temporary files (TMPDIR), locked by its process, so that what a killed one
-  left can be told and removed.
+  left can be recognised and removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEW_S = 60  # a scratch folder younger than this may not be locked yet
 
 @contextmanager
 def told(where: str) -> Iterator[None]:
-    """Turns the faults of requests about `where` into InputError."""
+    """Turns the errors of requests about `where` into InputError."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

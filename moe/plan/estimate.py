@@ -115,7 +115,7 @@ def gpu_memory(step: Step) -> GpuMemory:
 
 
 def largest_microbatch(step: Step, memory: int, rank_batch: int) -> int:
-    """The largest power of two, or the device's whole batch, whose step fits into `memory` bytes; 0 where none does.
+    """The largest power of two, or the device's full batch, whose step fits into `memory` bytes; 0 where none does.
 
     So `device_train_microbatch_size: auto` chooses, too.
     """

@@ -90,7 +90,7 @@ def _progress(one: Summary, width: int, plain: bool) -> Text:
 
 
 def _curves(rows: Table, run: Run, room: int, plain: bool) -> None:
-    """Each with its range, which is left out where it leaves the curve no room."""
+    """Each with its range, which is dropped where it leaves the curve no room."""
     keys = [*CURVES, *((f"val {split}".strip(), key) for split, key in run.validation().items())]
     series = {label: [value for _, value in run.series(key)] for label, key in keys}
     spans = {label: f"  {number(min(of))} to {number(max(of))}" for label, of in series.items() if of}

@@ -113,7 +113,7 @@ class Run:
         return "no row of metrics can be read" if unread else "no row of metrics is written yet"
 
     def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is left out."""
+        """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is dropped."""
         return [(row["step"], float(row[key])) for row in self.rows if is_number(row.get(key))]
 
     def last(self, key: str) -> float | None:
@@ -208,7 +208,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in (Path(expanded(os.fspath(folder), "the folder")) for folder in folders):
         for path in [folder, *sorted(folder.glob("*"))]:
-            if os.path.lexists(path / RUN_FILE):  # one that cannot be read is told of, not left out
+            if os.path.lexists(path / RUN_FILE):  # one that cannot be read is reported, not dropped
                 found[path] = None
     return list(found)
 

@@ -74,7 +74,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
 
 
 def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTokenizer, str]:
-    """(the tokenizer, the name or folder that gives it): the run's own copy, told, where what the config names is the
+    """(the tokenizer, the name or folder that gives it): the run's own copy, where what the config names is the
     same as before and is gone, or was made anew in the same place.
 
     A resumed run is held against its checkpoint and its data all the same. Raises InputError.

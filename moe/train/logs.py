@@ -10,7 +10,8 @@ Decisions:
 - Lists (the load of each expert) stand in metrics.jsonl alone: as scalars they would be thousands.
 - After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
   step is lost or doubled.
-- A disk that takes no row is told once and does not end the run; metrics.jsonl catches up when there is space again.
+- A disk that takes no row is reported once and does not end the run; metrics.jsonl catches up when there is space
+  again.
 - W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
 """
 

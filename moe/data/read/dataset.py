@@ -74,7 +74,7 @@ class TokenDataset(StreamingDataset):
         }  # maps are per process: a spawned worker opens its own
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Where to go on, as `state_dict` gives it. Call it before the first worker starts."""
+        """Where to resume, as `state_dict` gives it. Call it before the first worker starts."""
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:

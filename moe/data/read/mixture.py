@@ -3,7 +3,7 @@
 - `proportion` is a share of the epoch, whose length is that of all streams together, as in Streaming and LLM Foundry.
   Streams without one share the rest by their size; where all have one, they are relative to each other.
 - `repeat` (times) and `choose` (samples) are absolute; a stream without either is read once.
-- The counts are worked out here and handed to Streaming as `choose`, so that they are exact, add up to whole global
+- The counts are worked out here and given to Streaming as `choose`, so that they are exact, add up to complete global
   batches, and stand in the printed plan. Which samples a part of a stream is, Streaming draws anew in each epoch.
 """
 
@@ -68,7 +68,7 @@ def epoch_samples(
 
 
 def _apportion(wanted: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers that add up to `total`, each within one of its share (largest remainders)."""
+    """Integers that add up to `total`, each within one of its share (largest remainders)."""
     scale = total / sum(wanted.values())
     counts = {name: int(value * scale) for name, value in wanted.items()}
     by_remainder = sorted(wanted, key=lambda name: (counts[name] - wanted[name] * scale, name))

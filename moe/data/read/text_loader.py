@@ -2,7 +2,7 @@
 
 - Ranks own lanes (see lanes.py): rank r of R has lanes r, r + R, ..., so R must divide them; its workers share these.
   Global batch i holds samples [i*G, (i+1)*G) whatever the ranks and workers.
-- The workers hand over blocks lane by lane; here they are put into order and made into batches, so that the position of
+- The workers send blocks lane by lane; here they are put into order and made into batches, so that the position of
   every lane is known behind each batch. There is no end: epochs follow each other inside the lanes.
 """
 
@@ -23,7 +23,7 @@ from moe.data.read.text_plan import TextPlan, in_keys
 from moe.data.shared_value import HandedOver
 from moe.data.text.encoders import settle_process
 
-CHUNK_ROWS = 64  # blocks a worker hands over at once
+CHUNK_ROWS = 64  # blocks a worker sends at once
 
 
 class LaneReader(IterableDataset):
@@ -160,7 +160,7 @@ def build_text_eval_loader(
     world_size: int,
     max_batches: int | None,
 ) -> DataLoader:
-    """Evaluation batches of this rank, of the documents that training leaves out, read once and kept in memory.
+    """Evaluation batches of this rank, of the documents held out of training, read once and kept in memory.
 
     Raises InputError where they hold no block, or a file cannot be read.
     """

@@ -52,7 +52,7 @@ def read_index(place: Folder) -> list[Shard]:
 
 
 def verify_split(folder: str | Path, full: bool = False) -> list[str]:
-    """Faults of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
+    """Errors of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
     place = open_folder(folder)
     try:
         shards = read_index(place)

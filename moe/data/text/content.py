@@ -1,8 +1,8 @@
 """What a file on this machine holds, named by its bytes: no path, time or owner decides.
 
-- A sample names a file: its size, its first and last 64 KiB (of parquet its whole footer) and 16 blocks of 64 KiB at
-  places that follow from the size. A file no larger than all these together is read whole. 500 GB in files of 2 GB cost
-  300 MB of reading.
+- A sample names a file: its size, its first and last 64 KiB (of parquet its complete footer) and 16 blocks of 64 KiB at
+  places that follow from the size. A file no larger than all these together is read completely. 500 GB in files of 2 GB
+  cost 300 MB of reading.
 - An edit between the samples that keeps the size is not seen by them. A conversion reads every byte anyway, so it
   records a hash of them, and holds files against it whose stat (size, times, inode) is another since
   (moe/data/write/recorded.py). A stat record says when to look, never what is the same file.
@@ -126,7 +126,7 @@ def versions_of(files: Iterable[tuple[str, str]], known: Known) -> list[tuple[in
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return size, "none: no regular file", None
             return size, sample_of(path, kind), found
-        except OSError as error:  # told with the other files that cannot be read
+        except OSError as error:  # reported with the other files that cannot be read
             return size, f"none: {error.strerror}", None
 
     with ThreadPoolExecutor(THREADS) as threads:

@@ -129,7 +129,7 @@ def groups_of(texts: list[str]) -> Iterator[list[str]]:
 class Transformers:
     """Its memory is 130 bytes a character, so a long text is encoded in pieces: cut before a word, where a tokenizer
     that splits at spaces has a boundary anyhow. One that gives other ids for a probe cut at any such place, as it
-    joins words or adds to a text's front, gets its texts whole.
+    joins words or adds to a text's front, gets its texts uncut.
     """
 
     name = "transformers"

@@ -1,4 +1,4 @@
-"""Faults of one source file, kept apart from other input errors: the run continues with the other files."""
+"""Errors of one source file, kept apart from other input errors: the run continues with the other files."""
 
 from __future__ import annotations
 

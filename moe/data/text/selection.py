@@ -1,11 +1,11 @@
 """Which files of a dataset are meant: a function of their names, the README's header, the config and the split.
 
-- With configs in the README, its patterns decide. Without, a split is told from names, and only as far as that is no
-  guess: files that name no split are `train`; a file is left out for another split's name only where files of the split
+- With configs in the README, its patterns decide. Without, a split is read from names, and only as far as that is no
+  guess: files that name no split are `train`; a file is skipped for another split's name only where files of the split
   asked for are named too. `strangers-on-a-train` is a book among books.
 - A mark is strong where it stands for itself (`train/`, `train-00000.parquet`, `wiki.train.txt`) and weak inside of
   other words (`my-train.jsonl`), where it counts if every file has one.
-- Licences and other files about files are left out where there are data files. All that is left out is returned.
+- Licences and other files about files are skipped where there are data files. All that is skipped is returned.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def select(
     split: str,
     passed: Sequence[LeftOut] = (),
 ) -> Selection:
-    """The files of `config` and `split` among `names`. passed: what else was met, told where nothing is left.
+    """The files of `config` and `split` among `names`. passed: what else was met, reported where nothing is left.
 
     Raises InputError for a config or split that is not there, for names whose meaning would be a guess that loses
     files, and where nothing is left.

@@ -38,10 +38,10 @@ IPC_FILE = b"ARROW1"
 
 @contextmanager
 def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[pq.ParquetFile]:
-    """The open file, read through a small buffer. Faults of the file become BadFileError."""
+    """The open file, read through a small buffer. Errors of the file become BadFileError."""
     try:
         with open_source(file, block_bytes=block_bytes) as raw:
-            # pre_buffer would hold whole column chunks of every row group in memory
+            # pre_buffer would hold complete column chunks of every row group in memory
             parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
             if not file.remote and (fault := parquet_fault(raw, parquet.metadata)):
                 raise BadFileError(file.name, fault)

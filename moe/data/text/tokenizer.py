@@ -74,7 +74,7 @@ def load_tokenizer(name_or_folder: str) -> Any:
     try:
         if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_fault(name_or_folder)) is None:
             fetch_tokenizer(name_or_folder)
-        # by its folder: of a name transformers may ask the hub, whatever it is told
+        # by its folder: of a name transformers may ask the hub, whatever its arguments say
         place = name_or_folder if folder.is_dir() else str(cached_folder(name_or_folder) or name_or_folder)
         tokenizer = _lone_tokenizer(place) or AutoTokenizer.from_pretrained(
             place, trust_remote_code=False, local_files_only=True

@@ -130,7 +130,7 @@ def _fetch_all(name: str, patience_s: float | None) -> None:
 
 
 def _get(name: str, file: str, patience_s: float | None) -> Answer:
-    """A file of the branch main, whole; or an answer of status 404."""
+    """A complete file of the branch main; or an answer of status 404."""
     url = url_of(name, "resolve/main", file)
 
     def accept(answer: Answer) -> Answer | None:
@@ -150,7 +150,7 @@ def _get(name: str, file: str, patience_s: float | None) -> Answer:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: other processes fetch the same."""
+    """Complete or not at all: other processes fetch the same."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

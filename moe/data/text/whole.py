@@ -1,10 +1,10 @@
-"""Whether a table's file is one table up to its last byte: what readers pass over in silence is told here.
+"""Whether a table's file is one table up to its last byte: what readers silently pass over is reported here.
 
 - Parquet and Arrow files are read from their end. Of two behind each other (`cat a b`) the places in the last footer
   are those of the first's bytes, so the first's rows would be read as the last's, and the others not at all.
 - An Arrow stream ends with a mark. Without it the file is cut, and behind it nobody reads.
 - csv: a quoted value ends at its quote. With more behind that (an escaped `\\"`, a stray quote), readers drop the quote
-  and go on, or take rows together; which was meant cannot be told.
+  and continue, or take rows together; which was meant is unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEVERAL = "several files behind each other; split it into the files that it was 
 
 
 def parquet_fault(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
-    """What is wrong with the file as a whole; None for nothing."""
+    """What is wrong with the file beyond its rows; None for nothing."""
     end = 4
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
@@ -39,7 +39,7 @@ def parquet_fault(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
 
 
 def ipc_file_fault(raw: BinaryIO) -> str | None:
-    """What is wrong with an Arrow file as a whole; None for nothing. Arrow itself has read its footer."""
+    """What is wrong with an Arrow file beyond its batches; None for nothing. Arrow itself has read its footer."""
     size = raw.seek(0, io.SEEK_END)
     raw.seek(size - IPC_TAIL)
     length = int.from_bytes(raw.read(4), "little")

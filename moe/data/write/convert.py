@@ -35,7 +35,7 @@ from moe.data.write.unit_store import UnitStore
 
 
 def convert(request: Request) -> Meta | None:
-    """Convert, or go on with a conversion. Returns what the dataset holds; None for one shard of a sharded run.
+    """Convert, or resume a conversion. Returns what the dataset holds; None for one shard of a sharded run.
 
     Raises InputError for what the user can fix.
     """
@@ -79,7 +79,7 @@ def foresee(request: Request, space: Workspace) -> None:
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
-    """Every unit the request needs. Returns the files left out. Raises InputError for them without --skip-bad-files."""
+    """Every unit the request needs. Returns the files skipped. Raises InputError for them without --skip-bad-files."""
     request, left_out = plan.request, dict(plan.bad)
     make = partial(run, engine=request.engine, workers=request.workers)
     if request.merge_only:
@@ -92,7 +92,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
                 f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
             )
     else:
-        # again after a fault: a limit may now need units behind those it counted on
+        # again after an error: a limit may now need units behind those it counted on
         while True:
             while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
                 left_out |= {error.file: error.reason for error in faults}
@@ -162,7 +162,7 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
 
 
 def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int]) -> InputError:
-    """Less than one block came out. What was made is kept: it is no fault of the units."""
+    """Less than one block came out. What was made is kept: the units are right."""
     rows = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items())) or "none"
     if not tokens:
         return InputError(

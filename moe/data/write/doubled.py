@@ -2,7 +2,7 @@
 
 The hashes of the ids are a sample by value: those below a bound, which is halved whenever more than MOST different ones
 are held. Both of a pair fall on the same side of it, so pairs are seen however far apart they are. Up to MOST different
-ids the count is exact; beyond, it is scaled up, and is told as an estimate.
+ids the count is exact; beyond, it is scaled up, and is reported as an estimate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A request with everything looked up: files, units, tokenizer and encoder.
 
-- Whatever is left out of a dataset is told here, before any work.
+- Whatever is skipped of a dataset is reported here, before any work.
 - A hub dataset resumes with the commit that a begun conversion recorded; whether ids tell documents apart is judged
   once.
 """
@@ -91,7 +91,7 @@ def look_up(request: Request, commit: str | None, known: Known) -> tuple[Any, So
 
 
 def asked_for(request: Request) -> dict[str, Any]:
-    """The dataset as it was typed: told, not compared, as the files themselves are."""
+    """The dataset as it was typed: reported, not compared, as the files themselves are."""
     return {
         "dataset": request.title,
         "config": request.config,

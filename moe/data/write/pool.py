@@ -1,8 +1,8 @@
 """Run the unit function over units: in this process with one worker, else one spawned process a worker, one thread
 each.
 
-- A worker whose parent dies exits at once (kill -9 leaves no orphan that goes on writing).
-- A unit whose file cannot be read is reported, not raised: the others go on.
+- A worker whose parent dies exits at once (kill -9 leaves no orphan that keeps writing).
+- A unit whose file cannot be read is reported, not raised: the others continue.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run_units(
     counter: Any,
     finished: Callable[[Unit, BadFileError | None], bool],
 ) -> None:
-    """Convert units in order; `finished(unit, fault)` after each says whether to go on.
+    """Convert units in order; `finished(unit, fault)` after each says whether to continue.
 
     Raises InputError when a worker dies.
     """
@@ -99,7 +99,7 @@ def run_units(
     try:
         going = True
         while going:
-            # Ctrl+C reaches the whole group; a worker is born deaf to it, or a traceback would end its imports
+            # Ctrl+C reaches the process group; a worker starts with it ignored, or a traceback would end its imports
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 for following in itertools.islice(todo, 2 * workers - len(running)):

@@ -43,7 +43,7 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
     ]
     if report is not None:
-        # no rate: for little text the seconds are mostly imports, and a run that went on made only a part
+        # no rate: for little text the seconds are mostly imports, and a run that resumed made only a part
         lines.append(f"last run     {clock(report['seconds'])} from start to end, encoder {report['encoder']}")
     lines.append(f"folder       {folder}")
     return lines + [f"warning      {warning}" for warning in warnings_of(meta)]

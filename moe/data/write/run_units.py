@@ -72,7 +72,7 @@ def run(
     left_out: set[str],
     all_of_them: bool = False,
 ) -> list[BadFileError]:
-    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the faults of files."""
+    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the errors of files."""
     faults: list[BadFileError] = []
     pending = [unit for unit in units if unit.file.name not in left_out and store.done(unit) is None]
     limits = Limits(units, store, job, left_out)

@@ -91,7 +91,7 @@ class Work:
         for content in (self.out.read("conversion.json"), self.partial.read("plan.json")):
             try:
                 known |= known_files(parse_json(content or b"", Plan))
-            except (ValueError, TypeError):  # damaged: told where it decides
+            except (ValueError, TypeError):  # damaged: reported where it decides
                 continue
         return known
 

@@ -2,7 +2,7 @@
 
 Decisions:
 - Built as a run builds it, on real data, in a temporary folder beside the run folder, on its disk; nothing stays.
-- One microbatch, not the whole batch, with fresh weights and without Composer's Trainer: a check is to take a minute.
+- One microbatch, not the full batch, with fresh weights and without Composer's Trainer: a check is to take a minute.
 - The weights are zeroed before they are read back: what is compared must have come from the file.
 """
 

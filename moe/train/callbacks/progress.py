@@ -4,7 +4,7 @@
   batch. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main one first, to stderr and
   to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs
   in C cannot be interrupted.
-- What is told may hang as the run does, on its disk or a terminal that nobody reads: each part has TELLING seconds.
+- A report may hang as the run does, on its disk or a terminal that nobody reads: each part has TELLING seconds.
 - The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
   first step would stall again.
 - Composer counts tokens by asking the batch and takes 0 for an answer; a `max_duration` in tokens would then never end.
@@ -149,7 +149,7 @@ def build_watchdog(config: Config, folder: RunFolder, stop: StopSignal) -> Progr
 
 @contextmanager
 def watched(watchdog: Progress, finish: Callable[[int], None]) -> Iterator[None]:
-    """Within it `watchdog` watches; at its end also `finish`, which is told how it went: 0 or 1."""
+    """Within it `watchdog` watches; at its end also `finish`, which gets how it went: 0 or 1."""
     code = 1
     watchdog.watch()
     try:

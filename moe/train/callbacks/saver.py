@@ -76,7 +76,7 @@ class CheckpointSaver(Callback):
         self.saved_step = -1
         self._thread: threading.Thread | None = None
         self._error: RunFailed | None = None
-        self._warnings: list[str] = []  # told in the training thread
+        self._warnings: list[str] = []  # reported in the training thread
         self._told: set[str] = set()
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -208,7 +208,7 @@ class CheckpointSaver(Callback):
             self._error = error
         except RemoteError as error:
             self._error = SaveError(f"the checkpoint of step {step} is not on the remote, only in {folder}: {error}")
-        except Exception as error:  # told in the training thread
+        except Exception as error:  # reported in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
             free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
             cause, mend = _cause_and_mend(error)
@@ -218,7 +218,7 @@ class CheckpointSaver(Callback):
             )
 
     def _retain(self) -> None:
-        """The checkpoint is saved whatever becomes of older ones: those that cannot be removed are told of, once for
+        """The checkpoint is saved whatever becomes of older ones: those that cannot be removed are reported, once for
         each cause, and the next save tries again.
         """
         rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}

@@ -1,7 +1,7 @@
 """What a run may change between two of its parts, and what it may not.
 
 Decisions: what decides the result or the shape of the state (model, tokenizer, data, batch, seed) is refused with both
-values; all else is applied and told.
+values; all else is applied and reported.
 """
 
 from __future__ import annotations

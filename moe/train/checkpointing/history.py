@@ -28,7 +28,7 @@ from moe.common.units import say
 
 EVENTS, ALARMS = "events.jsonl", "alarms.jsonl"
 ENDED = {"stopped": "stop", "done": "done", "failed": "failed"}  # a run's state -> event
-_TOLD: set[Path] = set()  # files that could not be written, each told once
+_TOLD: set[Path] = set()  # files that could not be written, each reported once
 
 
 def now() -> str:
@@ -38,7 +38,7 @@ def now() -> str:
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds a line, after one that a kill has left half written too.
 
-    A disk that takes none is told once and does not end a run.
+    A disk that takes none is reported once and does not end a run.
     """
     try:
         with open(path, "ab+") as file:

@@ -1,4 +1,4 @@
-"""Mends to Composer 0.32.1.
+"""Patches of Composer 0.32.1.
 
 - It loads what was verified, from the file that was verified, as data only. Composer itself reads a path as a template
   and an address (`{run_name}`, `#`, `:` lead elsewhere) and runs whatever code a file carries.

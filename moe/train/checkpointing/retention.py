@@ -2,9 +2,9 @@
 
 Decisions:
 - A folder goes only where all that is in it was made here: what its manifest lists, or, before there is one, its mark
-  (moe/common/ownership.py). One that holds anything else stays whole; why is told in one line.
+  (moe/common/ownership.py). One that holds anything else stays as it is; why is reported in one line.
 - The manifest goes last: what a removal that broke off has left can still be known.
-- Nothing here fails a save or a start: what a disk refuses is told like the rest.
+- Nothing here fails a save or a start: what a disk refuses is reported like the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moe.train.checkpointing.checkpoints import (
 
 
 def why_not_ours(folder: Path) -> str | None:
-    """What is in a checkpoint's folder, whole or unfinished, that was not made here; None where nothing is."""
+    """What is in a checkpoint's folder, complete or unfinished, that was not made here; None where nothing is."""
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder}: is no folder that was made here"
     ours = _ours(folder)
@@ -61,7 +61,7 @@ def _ours(folder: Path) -> list[str]:
 
 
 def remove_checkpoint(folder: Path) -> str | None:
-    """Removes a checkpoint's folder, whole or unfinished; returns, in a line, why it stays, or None.
+    """Removes a checkpoint's folder, complete or unfinished; returns, in a line, why it stays, or None.
 
     One with a name that a start takes gets another before anything of it goes.
     """

@@ -180,7 +180,7 @@ class RunFolder:
             self.lock.close()
 
     def note(self, **changes: Any) -> None:
-        """Updates run.json, whole or not at all; before the start is recorded only what `begin` will write there."""
+        """Updates run.json, atomically; before the start is recorded only what `begin` will write there."""
         self.record.update(changes, updated_at=now())
         if self.recorded:
             write_json(self.path / RUN_FILE, self.record)
@@ -192,7 +192,7 @@ class RunFolder:
             self.note(state=state)
 
     def newest(self) -> str:
-        """Where the run would go on, for people."""
+        """Where the run would resume, for people."""
         folders = step_folders(self.path)
         if not folders:
             return f"nothing is saved in {self.path} yet"

@@ -3,7 +3,7 @@
 - Each detector looks at the rows of metrics as they are logged, and says in plain words what it sees, or None.
 - An alarm speaks when it starts, and again only after QUIET rows in a row without it.
 - Medians are those of this start of the command, after a warm-up: what a resumed run was like on another machine says
-  nothing about this one. Only the losses and the count of skipped steps go on over a resume.
+  nothing about this one. Only the losses and the count of skipped steps survive a resume.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A result is whole or not there: written aside, renamed when it has been proven.
+"""A result is complete or not there: written aside, renamed when it has been verified.
 
 .writing-NAME       the result while it is made
 .writing-NAME.lock  held by the process that makes it; the kernel frees it when that process dies

@@ -5,8 +5,8 @@
 - Weights become fp32, as training keeps them, in files beside the result until they are saved: the memory needed does
   not grow with the model.
 - An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
-  cut, and that is told.
-- The same proof as for an export: transformers on the folder against our model of the checkpoint.
+  cut, and that is reported.
+- The same verification as for an export: transformers on the folder against our model of the checkpoint.
 """
 
 from __future__ import annotations

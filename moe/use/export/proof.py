@@ -2,7 +2,7 @@
 sequence, fp32.
 
 - Tensors are compared by their bits, one after another, as read back from the files. Logits alone would not tell: a
-  short sequence leaves out most rows of the embedding and many experts, and one small value moves no logit by 1e-4.
+  short sequence misses most rows of the embedding and many experts, and one small value moves no logit by 1e-4.
 - Logits tell what bits cannot: that names and settings mean to transformers what they mean here.
 - Weights stay on disk on both sides until they are used (transformers 4.57 maps safetensors; 5.x gathers the experts of
   a Mixture-of-Experts model in memory).

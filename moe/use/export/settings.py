@@ -1,6 +1,6 @@
 """The `model` section of our configuration and transformers' config.json, both ways.
 
-- Written by hand, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
+- Written here, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
   `num_local_experts`, `rope_theta` and `rope_parameters`, and states what either takes a default for.
 - Read with the defaults of transformers, so that a key that is absent means here what it means there. Every key that
   asks for something this model does not have is named, all at once.
@@ -25,7 +25,7 @@ NAMES: dict[str, tuple[str, Any]] = {
     "norm_eps": ("rms_norm_eps", 1e-6),
     "tie_embeddings": ("tie_word_embeddings", False),
 }
-# Kind, largest value and its words; every other number is a whole one from 1.
+# Kind, largest value and its words; every other number is an integer of at least 1.
 NUMBERS: dict[str, tuple[Any, float, str]] = {
     "rms_norm_eps": ((int, float), 1, "a number above 0, at most 1"),
     "rope_theta": ((int, float), 1e12, "a number above 0, at most 1e12"),
