@@ -195,7 +195,7 @@ def verdict(value: float | None, limit: float) -> str:
 
 
 def token_goal(results: Results, compared: Comparison | None) -> list[str]:
-    """What Muon needs of AdamW's tokens, and whether the whole interval lies within the goal."""
+    """What Muon needs of AdamW's tokens, and whether the entire interval lies within the goal."""
     found = token_shares(results, compared)
     if compared is None or len(found) < len(SEEDS):
         return [NOT_RUN, "open"]

@@ -92,7 +92,7 @@ class Bench:
         )
 
     def step(self, number: int) -> tuple[float, float, float]:
-        """CPU seconds of the whole step, of what only measures in it, and of its optimizer."""
+        """CPU seconds of the full step, of what only measures in it, and of its optimizer."""
         tokens = torch.randint(1, VOCAB, (BATCH, SEQ_LEN))
         self.state.batch = {"tokens": tokens, "labels": tokens}
         self.state.timestamp.batch = number - 1

@@ -99,11 +99,11 @@ def first_look(reader: RunReader, every: float, wait: Wait) -> Run | None:
     Raises:
         InputError: there is something, and it is no run folder.
     """
-    told = False
+    reported = False
     while not is_there(reader.path):
-        if not told:
+        if not reported:
             note(f"{reader.path}: there is no such run yet; waiting for it (q leaves)")
-            told = True
+            reported = True
         if not wait(every):
             return None
     return reader.read()

@@ -22,7 +22,7 @@ from typing import TextIO
 from moe.common.paths import refuse_irregular
 
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN)
-_TOLD: set[str] = set()
+_REPORTED: set[str] = set()
 
 
 class Busy(Exception):
@@ -103,8 +103,8 @@ def has_locks(path: Path) -> bool:
 
 def _tell_once(path: Path, error: OSError, report: Callable[[str], None]) -> None:
     folder = str(path.parent)
-    if folder not in _TOLD:
-        _TOLD.add(folder)
+    if folder not in _REPORTED:
+        _REPORTED.add(folder)
         report(
             f"warning: {path} cannot be locked: {os.strerror(error.errno or 0)}. This file system has no locks (Lustre "
             "needs the mount option flock); continuing: see to it yourself that no second process works there"

@@ -59,7 +59,7 @@ def code_of(error: Exception) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def reason_and_mend(error: Exception) -> str:
+def reason_and_fix(error: Exception) -> str:
     from botocore import exceptions
 
     code = code_of(error)
@@ -96,7 +96,7 @@ class RemoteFolder:
         try:
             return call()
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise RemoteError(f"{self.url}: cannot {what}: {reason_and_mend(error)}") from None
+            raise RemoteError(f"{self.url}: cannot {what}: {reason_and_fix(error)}") from None
 
     def list(self, under: str = "") -> dict[str, int]:
         """Names and bytes of all files whose name starts with `under`. Whoever may write to the bucket chose the

@@ -20,7 +20,7 @@ WEIGHTS = {"proportion": 1_000_000, "repeat": 10_000, "choose": 2**31 - 1}  # of
 MOST_LANES = 1024  # each holds a window of text in memory
 
 
-def find_faults(config: Config) -> list[str]:
+def find_errors(config: Config) -> list[str]:
     """Every error between the settings of `config`, none where all is well."""
     faults: list[str] = []
     _check_characters("", dataclasses.asdict(config), faults)

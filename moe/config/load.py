@@ -23,12 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moe.common.errors import InputError
 from moe.common.paths import local_path
-from moe.config.checks import find_faults
+from moe.config.checks import find_errors
 from moe.config.derived import with_derived
 from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
-from moe.config.values import is_text, is_whole, parse_yaml, read_as
+from moe.config.values import is_one_value, is_text, parse_yaml, read_as
 
 
 class ConfigError(InputError):
@@ -80,10 +80,10 @@ def _parse_override(keys: list[str], text: str) -> Any:
     if _is_setting(path) and is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
         if typed[0] not in "\"'[{":
             return text
-        if typed[0] in "\"'" and not is_whole(text):
+        if typed[0] in "\"'" and not is_one_value(text):
             return text
     value = parse_yaml(text)
-    if typed and not is_whole(text):
+    if typed and not is_one_value(text):
         raise yaml.YAMLError("all from ' #' on would be dropped as a comment; remove it, or put it in quotes")
     return value
 
@@ -150,7 +150,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
         ]
         result = with_paths(OmegaConf.to_object(_filled(config)), faults)  # type: ignore[arg-type]
         unknown = {*missing, *wrong}
-        faults += [fault for fault in find_faults(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
+        faults += [fault for fault in find_errors(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         faults.append(" ".join(str(error).split()))
     if faults:
@@ -186,8 +186,10 @@ def _is_about(fault: str, unknown: set[str]) -> bool:
 
 def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
     """A section that is not there at all is one error, not one for each of its keys; a wrong value is not missing."""
-    told = [key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)]
-    return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
+    reported = [
+        key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)
+    ]
+    return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in reported))
 
 
 def _is_setting(path: tuple[str, ...]) -> bool:

@@ -90,7 +90,7 @@ def is_text(hint: Any) -> bool:
     return hint is str
 
 
-def is_whole(text: str) -> bool:
+def is_one_value(text: str) -> bool:
     """Whether yaml reads all of `text` as one value."""
     try:
         node = yaml.compose(text, yaml.SafeLoader)

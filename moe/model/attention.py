@@ -35,7 +35,7 @@ except ImportError:
 else:
     VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
 HAS_VARLEN = "window_size" in VARLEN_ARGUMENTS  # torch 2.10 has it with other arguments
-VARLEN_IS_TOLD_OF_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse without it
+VARLEN_TAKES_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse without it
 
 CPU_QUERY_BLOCK = 128
 
@@ -91,8 +91,8 @@ def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Pac
     starts_N, longest = documents
     q_THC, k_TGC, v_TGC = (x.flatten(0, 1) for x in (q_BSHC, k_BSGC, v_BSGC))
     causal = (-1, 0)
-    told: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_IS_TOLD_OF_GROUPS else {}
-    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **told)
+    groups: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_TAKES_GROUPS else {}
+    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **groups)
     assert isinstance(out_THC, Tensor)  # with return_aux it would be two
     return out_THC.view(q_BSHC.shape)
 

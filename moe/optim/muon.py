@@ -14,8 +14,8 @@
   full step, at every step, for ever. This is seen in the gradient, which is the global batch's on whichever rank holds
   the expert: nothing is sent, and nothing waits for the device.
 - Of a sharded parameter (DTensor, split by rows or, experts, by expert) each rank updates its own part. Experts are
-  whole there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none is
-  orthogonalised twice: two all-to-alls.
+  complete there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none
+  is orthogonalised twice: two all-to-alls.
 - The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
   need a copy of the model.
 - Loading keeps the dtypes of the saved state, and puts all of it where the parameter is. torch casts state to the

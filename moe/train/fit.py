@@ -10,7 +10,7 @@ from moe.config.steps import Steps
 from moe.optim.groups import build_optimizer
 from moe.train.callbacks.build import build_callbacks, build_loggers
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
-from moe.train.checkpointing.loading import mended_composer
+from moe.train.checkpointing.loading import patched_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.compiling import COMPILED
 from moe.train.composer_model import build_model
@@ -51,7 +51,7 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     watchdog = build_watchdog(config, folder, stop)
     callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps)
     loggers = build_loggers(config, folder, stop, steps, writers)
-    with watched(watchdog, finish_logs), mended_composer(start.load) as load_path:
+    with watched(watchdog, finish_logs), patched_composer(start.load) as load_path:
         trainer = Trainer(
             model=model,
             optimizers=optimizer,

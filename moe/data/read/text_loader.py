@@ -16,11 +16,11 @@ import torch
 from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
 from moe.data.read.text_plan import TextPlan, in_keys
-from moe.data.shared_value import HandedOver
+from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 
 CHUNK_ROWS = 64  # blocks a worker sends at once
@@ -33,14 +33,14 @@ class LaneReader(IterableDataset):
     """
 
     def __init__(self, job: TextJob, lanes: list[int], positions: np.ndarray, ahead: int, chunk: int) -> None:
-        self.job = HandedOver(job)
+        self.job = SharedValue(job)
         self.lanes, self.positions, self.ahead, self.chunk = lanes, positions, ahead, chunk
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
             yield from self._chunks()
         except InputError as error:  # a file or the hub: nothing to fix in the config
-            raise DataFault(f"train_data.text: {in_keys(error)}") from None
+            raise DataError(f"train_data.text: {in_keys(error)}") from None
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         info = get_worker_info()

@@ -63,7 +63,7 @@ def sample_of(path: str, kind: str) -> str:
     return str(digest.intdigest())
 
 
-def whole_of(path: str, begin: int = 0, end: int | None = None) -> str:
+def hash_of(path: str, begin: int = 0, end: int | None = None) -> str:
     """xxh128 (hex) of the file's bytes [begin, end). Raises OSError."""
     digest = xxhash.xxh128()
     with open(path, "rb") as file:
@@ -73,12 +73,12 @@ def whole_of(path: str, begin: int = 0, end: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def wholes_of(paths: Sequence[str]) -> list[str]:
+def hashes_of(paths: Sequence[str]) -> list[str]:
     """xxh128 (hex) of all bytes of each file; for one that cannot be read, why."""
 
     def whole(path: str) -> str:
         try:
-            return whole_of(path)
+            return hash_of(path)
         except OSError as error:
             return f"none: {error.strerror}"
 

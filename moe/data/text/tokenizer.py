@@ -21,7 +21,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.paths import local_path
 from moe.data.text.plain_ids import encode_plain, plain_json, written_specials
-from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_fault
+from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_error
 
 PROBES = (
     "Hello world",
@@ -72,7 +72,7 @@ def load_tokenizer(name_or_folder: str) -> Any:
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
     fault = None
     try:
-        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_fault(name_or_folder)) is None:
+        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_error(name_or_folder)) is None:
             fetch_tokenizer(name_or_folder)
         # by its folder: of a name transformers may ask the hub, whatever its arguments say
         place = name_or_folder if folder.is_dir() else str(cached_folder(name_or_folder) or name_or_folder)

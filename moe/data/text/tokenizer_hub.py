@@ -17,7 +17,7 @@ from pathlib import Path
 
 from moe.common.errors import InputError
 from moe.common.units import note
-from moe.data.hub_client import Answer, endpoint, nobody_there, request, told, url_of
+from moe.data.hub_client import Answer, endpoint, nobody_there, report_line, request, url_of
 
 FIRST = "tokenizer_config.json"
 FILES = (
@@ -38,7 +38,7 @@ REACH_S, REACH_TRIES = 4.0, 2
 ROUNDS = 3  # a push between two requests mixes commits
 
 
-def hub_fault(name: str) -> str | None:
+def hub_error(name: str) -> str | None:
     """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
 
     That is not waited for: what is cached is used then.
@@ -96,7 +96,7 @@ def fetch_tokenizer(name: str) -> None:
     except InputError as error:
         if not cached:
             raise
-        told(f"tokenizer {name}: the cached one is used ({error})", at_once=True)
+        report_line(f"tokenizer {name}: the cached one is used ({error})", at_once=True)
 
 
 def _fetch_all(name: str, patience_s: float | None) -> None:

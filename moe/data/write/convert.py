@@ -18,7 +18,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
-from moe.data.text.errors import BadFileError, faults_text
+from moe.data.text.errors import BadFileError, errors_text
 from moe.data.write import merge
 from moe.data.write.differences import FORMAT
 from moe.data.write.differences import stats as stats_of
@@ -75,7 +75,7 @@ def foresee(request: Request, space: Workspace) -> None:
         say(f"begun: {done} of {len(plan.units)} units are done and would be kept, unless what they came from changed")
     say("nothing was written (--dry-run)")
     if plan.bad and not request.skip_bad_files:
-        raise InputError(faults_text(plan.planning.bad, skipping=False))
+        raise InputError(errors_text(plan.planning.bad, skipping=False))
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
@@ -105,7 +105,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
         left_out = {file: reason for file, reason in left_out.items() if file in needed}
     if left_out and not request.skip_bad_files:
         every = [BadFileError(file, reason) for file, reason in left_out.items()]
-        raise InputError(faults_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+        raise InputError(errors_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     return left_out
 
 
@@ -124,7 +124,7 @@ def make_shard(plan: Plan, space: Workspace) -> None:
         all_of_them=True,
     )
     if faults and not request.skip_bad_files:
-        raise InputError(faults_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+        raise InputError(errors_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(
         f"shard {request.shard_index} of {request.num_shards} is done: {len(mine)} units; "
         "when all shards are, run once with --merge-only"

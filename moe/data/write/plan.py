@@ -15,7 +15,7 @@ from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.text.content import Known
 from moe.data.text.encoders import choose_encoder
-from moe.data.text.errors import faults_text
+from moe.data.text.errors import errors_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import lossy, measured, warning_of
@@ -108,7 +108,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
     planning.more()
     units = planning.units
     if not units:
-        raise InputError(faults_text(planning.bad, skipping=True))
+        raise InputError(errors_text(planning.bad, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
     documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(

@@ -20,7 +20,7 @@ from typing import Any
 
 from moe.common.errors import InputError
 from moe.data.folders import Folder
-from moe.data.shared_value import HandedOver
+from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
@@ -38,7 +38,7 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker(work: HandedOver[tuple[Job, Folder]], counter: Any) -> None:
+def _start_worker(work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
     global _job, _folder, _counter
     _job, _folder = work.get()
     _counter = counter
@@ -93,7 +93,7 @@ def run_units(
                 return
         return
     context = multiprocessing.get_context("spawn")
-    work = HandedOver((job, folder))
+    work = SharedValue((job, folder))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work, counter))
     running: dict[Future, Unit] = {}
     try:

@@ -4,7 +4,7 @@
   batch. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main one first, to stderr and
   to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs
   in C cannot be interrupted.
-- A report may hang as the run does, on its disk or a terminal that nobody reads: each part has TELLING seconds.
+- A report may hang as the run does, on its disk or a terminal that nobody reads: each part has REPORT_S seconds.
 - The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
   first step would stall again.
 - Composer counts tokens by asking the batch and takes 0 for an answer; a `max_duration` in tokens would then never end.
@@ -33,7 +33,7 @@ from moe.train.health.stacks import stacks
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
-TELLING = 10.0
+REPORT_S = 10.0
 
 
 class Progress(Callback):
@@ -84,7 +84,7 @@ class Progress(Callback):
             for tell in (partial(self._print, text), partial(self._write, text), self._note):
                 telling = threading.Thread(target=_quietly, args=(tell,), name="telling", daemon=True)
                 telling.start()
-                telling.join(TELLING)
+                telling.join(REPORT_S)
             for worker in multiprocessing.active_children():
                 worker.kill()
         finally:

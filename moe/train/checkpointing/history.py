@@ -28,7 +28,7 @@ from moe.common.units import say
 
 EVENTS, ALARMS = "events.jsonl", "alarms.jsonl"
 ENDED = {"stopped": "stop", "done": "done", "failed": "failed"}  # a run's state -> event
-_TOLD: set[Path] = set()  # files that could not be written, each reported once
+_REPORTED: set[Path] = set()  # files that could not be written, each reported once
 
 
 def now() -> str:
@@ -46,8 +46,8 @@ def append(path: Path, record: dict[str, Any]) -> None:
             whole = file.read(1) in (b"", b"\n")
             file.write((b"" if whole else b"\n") + json.dumps({"time": now(), **record}).encode() + b"\n")
     except OSError as error:
-        if path not in _TOLD:
-            _TOLD.add(path)
+        if path not in _REPORTED:
+            _REPORTED.add(path)
             say(f"warning: {path} cannot be written: {error.strerror}; training continues without its lines")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from moe.common import ownership
 from moe.common.typed_json import parse_json
 from moe.common.units import clean_line
-from moe.common.untrusted_names import fault_of
+from moe.common.untrusted_names import name_error
 from moe.config.times import Time
 from moe.train.checkpointing.checkpoints import (
     KIND,
@@ -56,7 +56,7 @@ def _ours(folder: Path) -> list[str]:
         found = list(parse_json((folder / MANIFEST).read_bytes(), Manifest)["files"])
     except (OSError, ValueError):
         found = ownership.marked_files(folder, KIND) or [STATE] * folder.name.startswith(".")
-    names = [name for name in found if fault_of(name) is None and name not in (ownership.MARK, MANIFEST)]
+    names = [name for name in found if name_error(name) is None and name not in (ownership.MARK, MANIFEST)]
     return [*names, ownership.MARK, MANIFEST]
 
 

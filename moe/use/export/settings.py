@@ -145,14 +145,14 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
         local = config.get("num_local_experts", config.get(experts))
         if local != config.get(experts):  # transformers 4 reads the one, 5 the other
             faults.append(f"{experts} ({config[experts]!r}): must be num_local_experts ({local!r})")
-    told = dict(values.values()) | {
+    found_values = dict(values.values()) | {
         "vocab_size": config.get("vocab_size"),
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
     }
-    faults += [fault for key, value in told.items() if (fault := _value_fault(key, value))]
+    faults += [fault for key, value in found_values.items() if (fault := _value_error(key, value))]
     settings = {"n_experts": 1, "top_k": 1} | {ours: value for ours, (_, value) in values.items()}
     if not faults:
-        faults = _faults_between(settings, config)
+        faults = _errors_between(settings, config)
     if faults:
         raise InputError(
             f"{source}: is no model of this family; its config.json differs:\n"
@@ -163,7 +163,7 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
     return {**settings, "rope_theta": float(settings["rope_theta"]), "qk_norm": True}
 
 
-def _value_fault(key: str, value: Any) -> str | None:
+def _value_error(key: str, value: Any) -> str | None:
     """What is wrong with a value of config.json by itself, None where nothing is."""
     if value is None:
         return f"{key}: is missing"
@@ -175,7 +175,7 @@ def _value_fault(key: str, value: Any) -> str | None:
     return f"{key} ({value!r}): must be {wanted}"
 
 
-def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _errors_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Values that are good each and do not go together."""
     faults, layer_types = [], config.get("layer_types")
     if settings["head_dim"] % 2:

@@ -4,7 +4,7 @@ from typing import Literal, TypedDict
 
 import pytest
 
-from moe.common.typed_json import fault_in, parse_json
+from moe.common.typed_json import error_in, parse_json
 
 
 class Part(TypedDict):
@@ -44,7 +44,7 @@ def test_what_has_the_shape_comes_back_as_it_is() -> None:
     ],
 )
 def test_a_fault_is_told_by_its_place(changes: dict, fault: str) -> None:
-    assert (fault_in({**GOOD, **changes}, Whole) or "").startswith(fault)
+    assert (error_in({**GOOD, **changes}, Whole) or "").startswith(fault)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, b"\xff\xfe", "1" * 5000])
@@ -55,7 +55,7 @@ def test_what_is_no_object_is_a_value_error_and_nothing_else(content: str | byte
 
 def test_a_choice_of_words_is_one_of_them() -> None:
     shape = Literal["one", "two"]
-    assert fault_in("two", shape, "k") is None
-    assert fault_in("three", shape, "k") == "k is 'three'; one of one, two is needed"
-    assert [bool(fault_in(value, shape)) for value in (None, 1, ["one"])] == [True] * 3
-    assert fault_in(None, shape | None) is None
+    assert error_in("two", shape, "k") is None
+    assert error_in("three", shape, "k") == "k is 'three'; one of one, two is needed"
+    assert [bool(error_in(value, shape)) for value in (None, 1, ["one"])] == [True] * 3
+    assert error_in(None, shape | None) is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data import StreamSpec, build_eval_loader
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 from tests.unit.data.read.loaders import COMMON, begun, numbers, run_ranks, train_loader
@@ -228,7 +228,7 @@ def test_a_shard_cut_short_while_it_is_read_is_named_and_kills_no_process(token_
         next(batches)
     for shard in (token_folder / "train").glob("*.mds"):
         os.truncate(shard, 100)
-    with pytest.raises((DataFault, RuntimeError), match=r"shard\.\d+\.mds: 100 bytes, index\.json says \d+"):
+    with pytest.raises((DataError, RuntimeError), match=r"shard\.\d+\.mds: 100 bytes, index\.json says \d+"):
         list(batches)
 
 

@@ -23,7 +23,7 @@ GAP_BYTES = 1 << 20  # page indexes and the like between the last page and the f
 SEVERAL = "several files behind each other; split it into the files that it was made of"
 
 
-def parquet_fault(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
+def parquet_error(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
     """What is wrong with the file beyond its rows; None for nothing."""
     end = 4
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
@@ -38,7 +38,7 @@ def parquet_fault(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
     return SEVERAL if JOINT in raw.read(gap - first + len(JOINT)) else None
 
 
-def ipc_file_fault(raw: BinaryIO) -> str | None:
+def ipc_file_error(raw: BinaryIO) -> str | None:
     """What is wrong with an Arrow file beyond its batches; None for nothing. Arrow itself has read its footer."""
     size = raw.seek(0, io.SEEK_END)
     raw.seek(size - IPC_TAIL)
@@ -67,7 +67,7 @@ def _block_ends(footer: bytes) -> list[int]:
     return ends
 
 
-def ipc_stream_fault(raw: BinaryIO) -> str | None:
+def ipc_stream_error(raw: BinaryIO) -> str | None:
     """What is wrong with an Arrow stream whose last batch was just read."""
     end = raw.tell()
     raw.seek(0)
