@@ -1,7 +1,8 @@
 """What a stage found: one JSON file, complete at any moment.
 
 - Written anew with every figure, aside and renamed: whenever the machine goes, what was found until then is readable.
-- A figure stands beside what was expected of it. A check that fails is an error; a goal that is missed is a measurement.
+- A figure stands beside what was expected of it. A check that fails is an error; a goal that is missed is a
+  measurement.
 - `running` is what a killed stage leaves. Only what is `done`, on the same card and torch, is not done again.
 
 state       running, done, failed, or timed out

@@ -147,14 +147,14 @@ def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -
             f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
         )
     if (config.scheduler.name == "wsd") != (config.scheduler.t_decay is not None):
-        mend = (
+        fix = (
             "set it, e.g. to a fifth of max_duration"
             if config.scheduler.name == "wsd"
             else "remove it, or use scheduler.name: wsd"
         )
         faults.append(
             f"scheduler.t_decay ({config.scheduler.t_decay}) goes with scheduler.name wsd "
-            f"(is {config.scheduler.name}); {mend}"
+            f"(is {config.scheduler.name}); {fix}"
         )
 
 
@@ -226,8 +226,8 @@ def _check_run(config: Config, faults: list[str]) -> None:
             "(quote it in yaml if it looks like a number)"
         )
     if not config.save_folder.strip():
-        mend = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
-        faults.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {mend}")
+        fix = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
+        faults.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {fix}")
     if "://" in config.save_folder and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
         faults.append(f"save_folder ({config.save_folder}) must be a folder, or s3://bucket/prefix")
     limit, data = config.train_data.cache_limit, config.train_data

@@ -241,8 +241,8 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
             return f"{'.'.join(path[:depth])}: takes one value, not a section (found {key!r} in it)"
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
-            return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or mend}"
+            fix = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
+            return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or fix}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     reason = str(error).splitlines()[0]

@@ -84,8 +84,8 @@ def warnings_of(meta: Meta) -> list[str]:
         (meta.duplicate_ids, documents, same, "duplicates, or ids that name no document"),
     )
     return [
-        f"{count / total:.1%} of the {what} ({count:,} of {total:,}); {mend}"
-        for count, total, what, mend in shares
+        f"{count / total:.1%} of the {what} ({count:,} of {total:,}); {fix}"
+        for count, total, what, fix in shares
         if count and total and count > WORTH_A_WARNING * total
     ]
 
@@ -123,16 +123,16 @@ def read_meta(folder: str | Path) -> Meta:
     """
     place = open_folder(folder)
     text = place.read("meta.json")
-    mend = "give the folder that convert/fineweb_to_mds.py wrote (--out), or convert first"
+    fix = "give the folder that convert/fineweb_to_mds.py wrote (--out), or convert first"
     if text is None:
         state = "is empty or not there" if place.is_empty() else "has no meta.json"
-        raise InputError(f"{folder} {state}: {mend}")
+        raise InputError(f"{folder} {state}: {fix}")
     path = f"{folder}/meta.json"
     try:
         version = parse_json(text, _Versioned)["format"]
         content: Any = {**parse_json(text, _Counts), **parse_json(text, Meta)} if version == FORMAT else {}
     except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}): {mend}") from None
+        raise InputError(f"{path} cannot be read ({error}): {fix}") from None
     if version != FORMAT:
         raise InputError(f"{path}: format {version}, this version reads {FORMAT}; convert again")
     return Meta(**{f.name: content.get(f.name) for f in fields(Meta)})

@@ -209,7 +209,7 @@ def _alarms(rows: Table, run: Run) -> None:
         kinds[name] = [*kinds.pop(name, []), alarm]
     for same in list(kinds.values())[-MOST_ALARMS:]:
         text = Text(str(same[-1].get("message", "")), style="red")
-        text.append(f"  {same[-1]['mend']}" if same[-1].get("mend") else "", style="default")
+        text.append(f"  {same[-1]['fix']}" if same[-1].get("fix") else "", style="default")
         text.append(f"  ({len(same)} times)" if len(same) > 1 else "", style="dim")
         rows.add_row(Text("alarm", style="red"), Text(f"step {same[-1].get('step', '?')}"), text)
     if not run.alarms:

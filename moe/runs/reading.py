@@ -52,7 +52,7 @@ class Run:
         rows: metrics.jsonl, each with its `step`.
         keys: names of all metrics, in the order in which they appeared.
         events: start, resume, change, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
-        alarms: step, time, name, message, mend.
+        alarms: step, time, name, message, fix.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.
         notes: which files could not be read.
@@ -175,7 +175,7 @@ class RunReader:
         record = _record(self.path)
         rows = [row for row in self._logs["metrics"].read() if is_step(row.get("step"))]
         events = [row for row in self._logs["events"].read() if isinstance(row.get("event"), str)]
-        alarms = self._logs["alarms"].read()
+        alarms = [{"fix": alarm.get("mend"), **alarm} for alarm in self._logs["alarms"].read()]  # 0.1 wrote "mend"
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
         state = _state(self.path, record, updated)

@@ -85,8 +85,8 @@ def open_text(
             say(f"train_data.text: {in_keys(line)}")
         units, faults = plan_units(source.files, text_column)
         if faults and (not skip_bad_files or not units):
-            mend = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
-            raise InputError(errors_text(faults, skipping=True) + "\n" + mend)
+            fix = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
+            raise InputError(errors_text(faults, skipping=True) + "\n" + fix)
         for fault in faults:
             say(f"train_data.text: a file is skipped: {fault}")
     except InputError as error:

@@ -230,10 +230,10 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
             whole()
             if failed:
                 bare = "a row with another number of values than names is no UTF-8 either"
-                mend = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
-                raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {mend}") from error
-            mend = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"
-            raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {mend}") from error
+                fix = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
+                raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {fix}") from error
+            fix = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"
+            raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {fix}") from error
         whole()
         if bad:
             yield Batch(pa.array([], pa.binary()), None, range(0), 0, bad)

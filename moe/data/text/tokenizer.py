@@ -86,13 +86,13 @@ def load_tokenizer(name_or_folder: str) -> Any:
     except Exception as error:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
-            mend = f"the folder holds {files}; it needs a tokenizer.json"
+            fix = f"the folder holds {files}; it needs a tokenizer.json"
             if (Path(name_or_folder) / "tokenizer.json").is_file():
-                mend = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
+                fix = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
         else:
-            mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
+            fix = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
         cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {mend} ({cause})") from error
+        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {fix} ({cause})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"tokenizer '{name_or_folder}' has no EOS token, which marks where documents end; "

@@ -245,13 +245,13 @@ class Work:
         if not changed:
             return []
         typed = asked_differences(old["request"], identity)
-        mend = "Run it as it was begun, or --overwrite to start again."
+        fix = "Run it as it was begun, or --overwrite to start again."
         return [
             cause,
             *changed[:6],
             *[f"  and {len(changed) - 6} more"] * (len(changed) > 6),
             *typed,
-            mend,
+            fix,
         ]
 
     def _clear(self) -> None:

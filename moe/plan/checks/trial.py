@@ -44,8 +44,8 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
     except (InputError, RunFailed) as error:
         yield Result(name, "fail", str(error))
     except torch.OutOfMemoryError as error:
-        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        yield Result(name, "fail", f"{str(error).splitlines()[0]}; {mend}")
+        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        yield Result(name, "fail", f"{str(error).splitlines()[0]}; {fix}")
     except RuntimeError as error:
         from moe.train.lost import is_lost_worker
 

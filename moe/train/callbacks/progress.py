@@ -94,10 +94,10 @@ class Progress(Callback):
         self.note("stopped" if self.steps_done else "failed")
 
     def _print(self, text: str) -> None:
-        mend = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
+        fix = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
         complain(
             f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
-            f"{self.rank}; checkpoints are complete; {mend}. Stacks of all threads:\n{text}"
+            f"{self.rank}; checkpoints are complete; {fix}. Stacks of all threads:\n{text}"
         )
         for worker in multiprocessing.active_children():
             if worker.pid is not None:

@@ -211,10 +211,10 @@ class CheckpointSaver(Callback):
         except Exception as error:  # reported in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
             free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
-            cause, mend = _cause_and_fix(error)
+            cause, fix = _cause_and_fix(error)
             self._error = SaveError(
                 f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
-                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are complete; {mend}"
+                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are complete; {fix}"
             )
 
     def _retain(self) -> None:

@@ -1,7 +1,7 @@
 """Files that only grow: what happened to a run, one JSON object a line. Never cut, unlike metrics.jsonl.
 
     save_folder/events.jsonl    {"time", "event", "step", ...}
-    save_folder/alarms.jsonl    {"time", "step", "name", "message", "mend"}
+    save_folder/alarms.jsonl    {"time", "step", "name", "message", "fix"}
 
 | event | beside the step |
 |---|---|

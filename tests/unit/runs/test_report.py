@@ -71,7 +71,7 @@ def test_the_page_holds_all_it_needs_and_tells_what_happened(tmp_path: Path) -> 
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", page)
     for words in ("Loss", "Learning rate", "Gradient norm", "Throughput", "Layer 0", "Layer 1", "odd/metric"):
         assert words in text, words
-    for words in ("killed", ALARM["message"], ALARM["mend"], " upon a time", "optimizer.lr", "torch", "fingerprint"):
+    for words in ("killed", ALARM["message"], ALARM["fix"], " upon a time", "optimizer.lr", "torch", "fingerprint"):
         assert words in text, words
     assert "1m10s" in text  # 60 s until it went on, 10 s for 20 steps retrained
     assert (tmp_path / "out" / "page.png").read_bytes().startswith(b"\x89PNG")

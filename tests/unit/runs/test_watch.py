@@ -36,7 +36,7 @@ def test_a_frame_tells_state_progress_curves_experts_checkpoint_and_alarms(tmp_p
     for words in ("loss", "4.181", "grad norm", "tokens/s", "val", "step 50", "2MB, 1 kept", "killed at step 70"):
         assert words in text, words
     words = " ".join(text.split())
-    assert ALARM["message"] in words and ALARM["mend"] in words
+    assert ALARM["message"] in words and ALARM["fix"] in words
     assert "layer 1" in text and "0.00 to 1.33" in text
 
 
