@@ -51,10 +51,9 @@ def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
 
 
 def choose_microbatch(
-    config: Config, folder: RunFolder, model: MoEModel, optimizer: torch.optim.Optimizer, on_gpu: bool
+    size: int | str, config: Config, folder: RunFolder, model: MoEModel, optimizer: torch.optim.Optimizer
 ) -> int:
-    """The size as set or computed; where that takes a trial, as `automatic_microbatch`."""
-    size = microbatch_size(config, WORLD_SIZE, on_gpu)
+    """`size`, as `microbatch_size` gives it; where that takes a trial, as `automatic_microbatch`."""
     if isinstance(size, int):
         return size
     return automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
