@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moe.common.errors import InputError, library_errors
+from moe.common.extras import install_command
 
-INSTALL = "pip install -e '.[eval]'"
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of lm-eval's results, in a file
 
 
@@ -23,7 +23,7 @@ def find_tasks(tasks: list[str], include_path: Path | None) -> Any:
     try:
         import lm_eval.tasks
     except ImportError as error:
-        raise InputError(f"--tasks needs lm-eval, which is not here ({error}); {INSTALL}") from None
+        raise InputError(f"--tasks needs lm-eval, which is not here ({error}); {install_command('eval')}") from None
     if include_path is not None and not include_path.is_dir():
         raise InputError(f"--include-path ({include_path}): there is no such folder")
     unknown, manager = tasks, None

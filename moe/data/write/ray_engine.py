@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from moe.common.errors import InputError
+from moe.common.extras import install_command
 from moe.data.folders import Folder
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
@@ -82,7 +83,7 @@ def run_units(
         import ray
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
-        raise InputError(f"--engine ray: {error}; pip install -e '.[ray]'") from error
+        raise InputError(f"--engine ray: {error}; {install_command('ray')}") from error
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, workers)

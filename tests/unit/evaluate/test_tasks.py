@@ -109,7 +109,7 @@ def test_a_task_whose_data_cannot_be_had_is_told_before_the_export(run: Path, ta
 def test_without_lm_eval_the_command_to_install_it_is_told(run: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     assert main(["eval", str(run), "--tasks", "hellaswag"]) == 2
-    assert "pip install -e '.[eval]'" in capsys.readouterr().err
+    assert "; pip install 'lm-eval[hf]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
