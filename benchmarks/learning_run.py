@@ -4,8 +4,8 @@
   takes 2 s instead of 11.
 - Everything that decides the result stands in `Run` or below as a constant: the same run gives the same losses on the
   same machine with one thread.
-- The seed decides the initial weights and the order of the samples. A run on a share of the tokens sees the first part
-  of that order, with a full schedule of its own.
+- The seed decides the initial weights and the order of the sequences. A run on a share of the tokens sees the first
+  part of that order, with a full schedule of its own.
 - Validation is the same tokens for every run; the token after an EOS is no target of it, whatever was trained.
 """
 
@@ -31,11 +31,11 @@ from moe.optim.muon import Muon
 from moe.optim.schedules import SCHEDULERS
 
 SEQ_LEN = 256
-BATCH = 8  # samples a step: 2,048 tokens
+BATCH = 8  # sequences a step: 2,048 tokens
 STEPS = 384  # 786,432 tokens at share 1
 N_LAYERS = 4
 HEAD_DIM = 32
-MICROBATCH = 2  # samples, where expert shares are those of a microbatch
+MICROBATCH = 2  # sequences, where expert shares are those of a microbatch
 EVALUATIONS = 6
 EVAL_SAMPLES = 160  # spread evenly over the validation split
 ALPHA_F, CLIP, BALANCE_LOSS, ROUTER_Z_LOSS, Z_LOSS = 0.1, 1.0, 0.01, 0.001, 1e-4  # the yamls' own values
@@ -196,7 +196,7 @@ def train(run: Run, data: Data) -> dict[str, Any]:
     optimizer = Muon(optimizer_groups(model, run))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     order = np.random.default_rng(run.seed).permutation(len(data.train))
-    assert run.steps * BATCH <= len(order), "no sample is read twice"
+    assert run.steps * BATCH <= len(order), "no sequence is read twice"
     balance = Balance(run)
     microbatch = BATCH if run.balance == "lagged" else MICROBATCH
     evaluate_at = {round(run.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}

@@ -115,5 +115,5 @@ def _padding(run: Run) -> None:
             lambda padded=padded: forward(run, model, {**batch, "ends": padded})[0].backward(),
             run.device, repeats=5 if not run.dry else 1,
         )  # fmt: skip
-        run.figure(f"two layers, room for {room} documents a sample", 1e3 * seconds, "ms")
+        run.figure(f"two layers, room for {room} documents a sequence", 1e3 * seconds, "ms")
         room *= 4

@@ -194,7 +194,7 @@ class Transformer(nn.Module):
             block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)  # type: ignore[method-assign]
 
     def _documents(self, tokens_BS: Tensor, ends_BM: Tensor | None, dtype: torch.dtype) -> Tensor | Packed:
-        """What keeps the documents of a sample apart, in the form that suits the device."""
+        """What keeps the documents of a sequence apart, in the form that suits the device."""
         if not has_varlen(tokens_BS.device, dtype, self.head_dim):
             return document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype)
         seq_len = tokens_BS.shape[1]

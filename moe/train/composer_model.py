@@ -3,7 +3,7 @@
 Decisions:
 - Every term is normalised by what the *global* batch holds, known before the first microbatch, so the gradient is the
   same for any number of ranks and microbatches. What it holds comes with the batch (`with_global_sizes`); a batch
-  without it is the global one. Composer then scales a microbatch by its share of the rank's samples and DDP/FSDP
+  without it is the global one. Composer then scales a microbatch by its share of the rank's sequences and DDP/FSDP
   average over ranks; `loss` undoes both.
 - `loss` keeps nothing. What steps add up is the callbacks' business (moe/train/callbacks/losses.py).
 - No logits leave the transformer, so metrics add up sums and counts.

@@ -1,4 +1,4 @@
-"""StreamingDataset over blocks of tokens: same samples and order as stock, read through one memmap per shard.
+"""StreamingDataset over blocks of tokens: same sequences and order as stock, read through one memmap per shard.
 
 Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
@@ -78,7 +78,7 @@ class TokenDataset(StreamingDataset):
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
-        """The epoch, and the samples of it that are done, at its start."""
+        """The epoch, and the sequences of it that are done, at its start."""
         at = self._position
         goes_on = at is not None and at["epoch"] >= epoch
         if at is not None and goes_on:
@@ -104,7 +104,7 @@ class TokenDataset(StreamingDataset):
                 f"{path}: holds {held} sequences, index.json says {shard.samples}; restore the file or convert again"
             )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
-        return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
+        return np.asarray(rows)  # memmap's own indexing costs 4 us a sequence
 
     def _check_size(self, shard_id: int) -> None:
         path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
@@ -147,7 +147,7 @@ class TokenDataset(StreamingDataset):
         return tokens
 
     def _prepare_thread(self, it: _Iterator) -> None:
-        """Stock's looks at every sample to fetch its shard ahead; where all shards are here there is nothing to do."""
+        """Fetches shards ahead, as stock does by every sequence; where all shards are here there is nothing to do."""
         if not self._all_local:
             return self._noting_exit(super()._prepare_thread, it)
         it.prepare_index = it.total

@@ -113,7 +113,7 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
 
 
 def check_shared_memory(config: Config, *, samples: int | None) -> Result:
-    """/dev/shm: batches on their way from the loader's workers, and the order of an epoch of `samples`."""
+    """/dev/shm: batches on their way from the loader's workers, and the order of an epoch of `samples` sequences."""
     batch = config.global_train_batch_size * config.max_seq_len * 2 * 8
     needed = STREAMING_SHM + 2 * config.num_workers * batch  # each worker of each rank has 2 on their way
     needed += 2 * 8 * (samples or 0) if config.num_workers else 0
