@@ -66,8 +66,9 @@ TABLE = [
     (
         "model.balance_loss",
         "",
-        "router_aux_loss_coef moe_aux_loss_coeff moe_loss_weight lb_loss_weight load_balance_coeff",
+        "router_aux_loss_coef moe_aux_loss_coeff moe_loss_weight lb_loss_weight",
     ),
+    ("model.balance_rate", "with model.balance sign", "load_balance_coeff moe_router_bias_update_rate"),
     ("model.router_z_loss", "", "moe_z_loss_coeff moe_zloss_weight z_loss_weight"),
     ("model.norm_eps", "", "rms_norm_eps layernorm_epsilon"),
     ("model.tie_embeddings", "", "tie_word_embeddings"),
