@@ -123,7 +123,7 @@ def dataset_listing(name: str, revision: str | None) -> Listing:
                 raise
             start = shown((answer.body or b"")[:80].decode("utf-8", "replace"))
             raise InputError(
-                f"{api}: the answer is no listing of files ({shown(str(error))}); it begins with {start!r}: "
+                f"{api}: the answer is not a listing of files ({shown(str(error))}); it begins with {start!r}: "
                 "check HF_ENDPOINT and the network's proxy"
             ) from None
 

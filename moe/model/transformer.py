@@ -111,7 +111,7 @@ class Transformer(nn.Module):
         if head_dim is None:
             if d_model % n_heads:
                 raise ValueError(
-                    f"d_model ({d_model}) is no multiple of n_heads ({n_heads}); change one or set head_dim"
+                    f"d_model ({d_model}) is not a multiple of n_heads ({n_heads}); change one or set head_dim"
                 )
             head_dim = d_model // n_heads
         if head_dim % 2:
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
                 "to turn; it must be an even number of them"
             )
         if n_heads % n_kv_heads:
-            raise ValueError(f"n_heads ({n_heads}) is no multiple of n_kv_heads ({n_kv_heads}); change one")
+            raise ValueError(f"n_heads ({n_heads}) is not a multiple of n_kv_heads ({n_kv_heads}); change one")
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
         rule = RULES[balance]

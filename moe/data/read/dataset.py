@@ -59,7 +59,7 @@ class TokenDataset(StreamingDataset):
         for (encoding, *others), shard_id in kinds.items():
             folder, match = self._path(shard_id).parent, ENCODING.fullmatch(encoding)
             if match is None or others:
-                raise InputError(f"{folder}: columns {encoding} are no tokens; convert with convert/fineweb_to_mds.py")
+                raise InputError(f"{folder}: columns {encoding} are not tokens; convert with convert/fineweb_to_mds.py")
             if int(match.group(2)) != seq_len:
                 raise InputError(
                     f"{folder}: made with --seq-len {match.group(2)}, max_seq_len is {seq_len}; "

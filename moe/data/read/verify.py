@@ -122,7 +122,7 @@ def _runs(folder: str | Path, first: int, count: int) -> Iterator[np.ndarray]:
             content = place.read(name) or b""
             try:
                 if match is None:
-                    raise ValueError(f"columns {shard['column_encodings']} are no tokens")
+                    raise ValueError(f"columns {shard['column_encodings']} are not tokens")
                 offset = int(np.frombuffer(content, np.uint32, 1, offset=4)[0])
                 shape = (shard["samples"], int(match[2]))
                 yield np.ndarray(shape, match[1], content, offset)[low:high]

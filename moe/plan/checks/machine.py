@@ -160,7 +160,7 @@ def check_port() -> Result:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", port))
     except (ValueError, OverflowError):
-        return Result("port", "fail", f"MASTER_PORT ({text}) is no port; give a number from 1024 to 65535")
+        return Result("port", "fail", f"MASTER_PORT ({text}) is not a port; give a number from 1024 to 65535")
     except OSError as error:
         why = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         return Result("port", "fail", f"MASTER_PORT ({port}) {why}; choose another, or leave it out")
