@@ -96,8 +96,8 @@ def _chunks(run: Run) -> None:
             setattr(loss, attribute, 2**bits)
             for fused in (None, "inductor") if not run.dry else (None, "aot_eager"):
                 seconds = seconds_of(lambda fused=fused: once(fused), run.device, repeats=5, warm=3)
-                told = "fused" if fused else "eager"
-                run.figure(f"loss, chunks of 2^{bits} logits, {told}", flops / seconds / 1e12, "TFLOP/s",
+                how = "fused" if fused else "eager"
+                run.figure(f"loss, chunks of 2^{bits} logits, {how}", flops / seconds / 1e12, "TFLOP/s",
                            top=2**bits == before)  # fmt: skip
     finally:
         setattr(loss, attribute, before)

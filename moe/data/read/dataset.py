@@ -107,10 +107,10 @@ class TokenDataset(StreamingDataset):
         return np.asarray(rows)  # memmap's own indexing costs 4 us a sequence
 
     def _check_size(self, shard_id: int) -> None:
-        path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
+        path, listed = self._path(shard_id), self.shards[shard_id].raw_data.bytes
         size = path.stat().st_size
-        if size != told:
-            raise DataError(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
+        if size != listed:
+            raise DataError(f"{path}: {size} bytes, index.json says {listed}; restore the file or convert again")
         self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
