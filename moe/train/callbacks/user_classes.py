@@ -120,9 +120,9 @@ def _imported(name: str, where: str) -> ModuleType:
                 f"{where}: there is no module {error.name}, neither in {here} nor among the installed packages; "
                 "start from the folder that holds it, or install it"
             ) from None
-        raise InputError(f"{where}: {name} cannot be imported: {_told(error)}") from error
+        raise InputError(f"{where}: {name} cannot be imported: {_described(error)}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{where}: {name} cannot be imported: {_told(error)}") from error
+        raise InputError(f"{where}: {name} cannot be imported: {_described(error)}") from error
 
 
 def _refuse_two(top: str, here: Path, where: str) -> None:
@@ -158,10 +158,10 @@ def _made(kind: type[Callback], arguments: dict[str, Any], where: str) -> Callba
     try:
         return kind(**arguments)
     except (Exception, SystemExit) as error:
-        raise InputError(f"{where}: cannot be made with {arguments or 'no arguments'}: {_told(error)}") from error
+        raise InputError(f"{where}: cannot be made with {arguments or 'no arguments'}: {_described(error)}") from error
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """`ValueError: its words (my_file.py, line 12)`, the line being the last one that was run."""
     words = " ".join(str(error).split())[:1000]
     if isinstance(error, SyntaxError):

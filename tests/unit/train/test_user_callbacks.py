@@ -282,7 +282,7 @@ def function():
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ({"class": "kinds_file.Takes"}, "missing a required argument: 'every'; it takes every, size=3"),
         ({"class": "kinds_file.Takes", "every": 1, "evry": 2}, "unexpected keyword argument 'evry'; it takes every"),
@@ -305,7 +305,7 @@ def function():
         ({"class": "kinds_file.Keeps", "what": "class"}, "cannot be kept in a checkpoint: .*kinds_file.Takes"),
     ],
 )
-def test_what_cannot_be_used_is_one_message(entry: dict, told: str, tmp_path: Path, write) -> None:
+def test_what_cannot_be_used_is_one_message(entry: dict, message: str, tmp_path: Path, write) -> None:
     for name, code in {
         "imports_file": "import lambdas_of_nobody",
         "syntax_file": "a b",
@@ -315,7 +315,7 @@ def test_what_cannot_be_used_is_one_message(entry: dict, told: str, tmp_path: Pa
     write("kinds_file", KINDS)
     (tmp_path / "json.py").touch()
     good = {"class": "kinds_file.Keeps", "what": "none"}
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         UserCallbacks(load_user_classes([good, entry]), seed=1)
     assert entry["class"] in str(caught.value) and "\n" not in str(caught.value)
 
