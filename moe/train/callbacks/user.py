@@ -18,6 +18,7 @@ import copy
 import io
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,8 +46,12 @@ class UserCallbacks(Callback):
         self.callbacks = {one.key: one.callback for one in found}
         self.seed = seed
         self._step = -1
+        self._having = [key for key, one in self.callbacks.items() if _has_state(one)]
         self._times: Counter[tuple[str, str]] = Counter()  # in this step, of a callback and an event
-        self._kept = self._states()
+        self._kept: dict[str, Any] = {}
+        for key in self._having:
+            with suppress(Exception):  # a state may need the event `init`; it is tried again at the first step
+                self._kept[key] = self._state(key)
         self._check()
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
@@ -68,7 +73,7 @@ class UserCallbacks(Callback):
             for log, former in zip(logs, before, strict=True):
                 log.of_users |= {name for name, value in log.pending.items() if former.get(name, ...) is not value}
         if event in (Event.FIT_START, Event.BATCH_END):
-            self._kept = self._states()
+            self._kept = {key: self._state(key) for key in self._having}
         if event == Event.FIT_START:
             self._check()
 
@@ -82,7 +87,7 @@ class UserCallbacks(Callback):
         for key, callback in self.callbacks.items():
             if key in state:
                 callback.load_state_dict(copy.deepcopy(state[key]))
-        self._kept = self._states()
+                self._kept[key] = state[key]
 
     def close(self, state: State, logger: Logger) -> None:
         for callback in self.callbacks.values():
@@ -92,13 +97,9 @@ class UserCallbacks(Callback):
         for callback in self.callbacks.values():
             callback.post_close()
 
-    def _states(self) -> dict[str, Any]:
-        """A copy, as the callbacks go on changing theirs; only of those that have one."""
-        return {
-            key: tree_map(_copied, callback.state_dict())
-            for key, callback in self.callbacks.items()
-            if type(callback).state_dict is not Serializable.state_dict
-        }
+    def _state(self, key: str) -> Any:
+        """A copy, as a callback changes its own."""
+        return tree_map(_copied, self.callbacks[key].state_dict())
 
     def _check(self) -> None:
         if fault := self._fault():
@@ -127,6 +128,10 @@ def build_user_callbacks(config: Config) -> UserCallbacks | None:
 def sources(users: UserCallbacks | None) -> dict[str, str | None]:
     """sha256 of the source of each, by its key."""
     return {one.key: one.sha256 for one in users.classes} if users is not None else {}
+
+
+def _has_state(callback: Callback) -> bool:
+    return type(callback).state_dict is not Serializable.state_dict
 
 
 def _acts(callback: Callback, event: Event) -> bool:
