@@ -193,6 +193,7 @@ def _open_logs(
 ) -> tuple[list[Any], Any]:
     from moe.data.read.text_known import write_known
     from moe.data.text.kept_tokenizer import write_kept
+    from moe.train.callbacks.user import sources
     from moe.train.callbacks.user_classes import write_sources
     from moe.train.checkpointing.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
@@ -222,6 +223,8 @@ def _open_logs(
             say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
         if users is not None:
             write_sources(users.classes, folder.path)
+        if users is not None or "callbacks" in folder.record:
+            folder.note(callbacks=sources(users))
         if inputs.text is not None:
             write_known(folder.path, inputs.text.files)
         metrics = folder.path / "metrics.jsonl"

@@ -1,5 +1,6 @@
 """Callbacks that the yaml names: what they count, draw, log and keep, and what is refused."""
 
+import hashlib
 import json
 import random
 import re
@@ -197,6 +198,10 @@ def test_what_is_added_changed_and_removed_is_an_event_and_nothing_else_imports(
     told = "changed since the checkpoint: the source of marks.Plain (sha256 "
     assert told in capsys.readouterr().out
     assert {path.read_text() for path in (folder / "callbacks").iterdir()} == {MARKS, MARKS + "# another\n"}
+
+    record = json.loads((folder / "run.json").read_text())["callbacks"]
+    assert record == json.loads((folder / "step-00000006/manifest.json").read_text())["callbacks"]
+    assert record["marks.Plain"] == hashlib.sha256((MARKS + "# another\n").encode()).hexdigest()
 
     # from here on nothing names it but the run folder and its checkpoints
     write("marks", MARKS)
