@@ -74,7 +74,8 @@ class Transformer(nn.Module):
     scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of moe.model.balance.RULES) decides
     whether routers have a bias; what the rule does is not in here. n_shared_experts: see MoE. z_loss is the weight of z
     in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
-    activation_checkpointing recomputes blocks in the backward pass.
+    activation_checkpointing recomputes blocks in the backward pass. seed is that of the initial weights; None takes
+    what torch.manual_seed was called with.
 
     Raises ValueError where heads or experts do not fit together.
     """
@@ -106,6 +107,7 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         z_loss: float = 0.0,
         activation_checkpointing: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None:
@@ -166,7 +168,7 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(dim=d_model, eps=norm_eps)
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size)
-        init_weights(self, n_layers=n_layers)
+        init_weights(self, n_layers=n_layers, seed=torch.initial_seed() if seed is None else seed)
 
     @property
     def head_weight(self) -> Tensor:

@@ -142,8 +142,7 @@ class MoEModel(ComposerModel):
 def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
     """The model with its initial weights, the same on every rank."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
-    torch.manual_seed(seed)
-    return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
+    return Transformer(vocab_size=vocab_size, eos_id=eos_id, seed=seed, **settings, **kwargs)
 
 
 def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) -> MoEModel:
