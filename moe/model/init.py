@@ -35,6 +35,6 @@ def init_weights(model: nn.Module, *, n_layers: int) -> None:
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
             continue
-        residual = name.endswith(("o_proj.weight", "moe.w2", "shared.w2"))
+        residual = name.endswith(("o_proj.weight", "moe.w2", "shared.w2", "mlp.w2"))
         std = STD / math.sqrt(2 * n_layers) if residual else STD
         _trunc_normal_(parameter, std)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.config.schema import ModelConfig
+from moe.config.former import model_settings
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
@@ -38,6 +37,8 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
     "n_shared_experts",
+    "first_k_dense_replace",
+    "dense_hidden",
     "partial_rotary_factor",
     "scoring_func",
     "norm_topk_prob",
@@ -47,12 +48,8 @@ SHAPE = (
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
-
-    A setting of the model that an earlier version did not have was at its default.
-    """
-    defaults = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
-    saved, current = ({**config, "model": {**defaults, **config.get("model", {})}} for config in (saved, current))
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
+    saved, current = ({**config, "model": model_settings(config.get("model", {}))} for config in (saved, current))
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(saved, current).items():

@@ -81,7 +81,7 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
                 scratch=scratch,
             )
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
-        shape = (settings["n_layers"], settings["n_experts"])
+        shape = (len(model.expert_layers), settings["n_experts"])
         more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
         state["balance.share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
