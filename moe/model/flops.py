@@ -46,6 +46,12 @@ def dense_width(dense_hidden: int | None, *, top_k: int, n_shared_experts: int, 
     return (top_k + n_shared_experts) * expert_hidden if dense_hidden is None else dense_hidden
 
 
+def dense_width_of(settings: dict[str, Any]) -> int:
+    """The same of a manifest's `model` section."""
+    names = ("top_k", "n_shared_experts", "expert_hidden")
+    return dense_width(settings["dense_hidden"], **{name: settings[name] for name in names})
+
+
 class ParameterCount(NamedTuple):
     """Numbers of parameters. total and active are sums over the parts; a tied head is counted once, as embedding.
 
