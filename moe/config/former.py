@@ -1,4 +1,4 @@
-"""The `model` section of a checkpoint's manifest as this version writes it, whichever version wrote it."""
+"""What an earlier version has saved of a configuration, as this version writes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ DEFAULTS = {field.name: field.default for field in fields(ModelConfig) if field.
 
 
 def model_settings(saved: dict[str, Any]) -> dict[str, Any]:
-    """A setting that an earlier version did not have was at its default; `qk_norm: true` is head."""
+    """A `model` section: a setting that an earlier version did not have was at its default, `qk_norm: true` is head."""
     settings = {**DEFAULTS, **saved}
     return {**settings, "qk_norm": "head"} if settings["qk_norm"] is True else settings
+
+
+def with_present_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose `model` section, where it has one, is that of now."""
+    model = config.get("model")
+    return {**config, "model": model_settings(model)} if isinstance(model, dict) else config

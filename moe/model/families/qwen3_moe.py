@@ -27,7 +27,7 @@ def _from_keys(config: dict[str, Any]) -> Read:
     faults = []
     if (local := config.get("num_local_experts", config.get(experts))) != config.get(experts):
         faults.append(f"{experts} ({config[experts]!r}): must be num_local_experts ({local!r})")
-    listed = config.get("mlp_only_layers") or []
+    listed = [] if config.get("mlp_only_layers") is None else config["mlp_only_layers"]
     first = len(listed) if isinstance(listed, list) else -1
     if first < 0 or listed != list(range(first)):
         faults.append(f"mlp_only_layers ({listed}): must be the first layers, as [] or [0, 1]")

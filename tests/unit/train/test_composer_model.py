@@ -1,5 +1,7 @@
 """The loss of a batch, as a script calls it, and of the parts of a batch, as Composer does."""
 
+import json
+
 import pytest
 import torch
 from composer.core.data_spec import default_split_batch
@@ -100,6 +102,15 @@ def test_ddp_sends_no_bias_in_a_forward_pass():
 
 
 BIASED = ["model.scoring_func=sigmoid", "model.routed_scaling_factor=2.0", "model.balance="]
+EVERY = [
+    "model.n_layers=3",
+    "model.first_k_dense_replace=1",
+    "model.dense_hidden=40",
+    "model.n_shared_experts=1",
+    "model.partial_rotary_factor=0.5",
+    "model.norm_topk_prob=false",
+    "model.qk_norm=full",
+]
 
 
 def biases(folder) -> torch.Tensor:
@@ -109,13 +120,18 @@ def biases(folder) -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", ["sign", "quantile"])
 def test_a_killed_run_resumes_with_its_biases_to_the_bit(small, tmp_path, rule):
-    settings = [*SHORT, "max_duration=9ba", "save_interval=4ba", *BIASED[:2], BIASED[2] + rule]
+    settings = [*SHORT, "max_duration=9ba", "save_interval=4ba", *BIASED[:2], BIASED[2] + rule, *EVERY]
     assert train(small, tmp_path, *settings, name="whole")[0] == 0
     folder = die(small, tmp_path, 6, *settings)
     assert biases(folder).abs().max() > 0.005, "the losses after it depend on them"
     assert train(small, tmp_path, *settings)[0] == 0
     assert_same_run(folder, tmp_path / "whole")
-    assert biases(folder).shape == (2, 4) and biases(folder).dtype == torch.float32
+    assert biases(folder).shape == (2, 4), "of the layers that have experts"
+    logged = {key for line in (folder / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    layers = {key.rpartition("/")[2] for key in logged if "/layer_" in key}
+    assert layers == {"layer_01", "layer_02"}, "by the model's own numbers"
+    assert {"weight_rms/dense", "update_rms/dense"} <= logged
+    assert biases(folder).dtype == torch.float32
     assert rows(folder, "train/balance_loss")[9] > 0, "watched, though it is not in the loss"
 
 
