@@ -21,6 +21,17 @@ SHAPE = {
     "top_k": 2,
     "expert_hidden": 24,
 }
+EVERY_OPTION = {  # of the model, beside SHAPE; with a rule of balance
+    "n_layers": 3,
+    "first_k_dense_replace": 1,
+    "dense_hidden": 40,
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 2.5,
+    "n_shared_experts": 1,
+    "partial_rotary_factor": 0.5,
+    "qk_norm": "full",
+}
 RUN_SHAPE = {
     **SHAPE,
     "head_dim": None,

@@ -1,0 +1,168 @@
+"""The proof of an export can fail: one key of config.json or one tensor of each kind altered, family by family.
+
+What transformers does not read is not tried: no logit tells of it, and prove_tensors holds every bit beside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from moe.common.errors import RunFailed
+from moe.model import Transformer
+from moe.use.export.proof import prove, prove_tensors
+from moe.use.export.to_hf import export
+from moe.use.inference import find_checkpoint, load_model
+from tests.tiny import write_run
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen3Moe": {"n_layers": 2, "first_k_dense_replace": 1, "dense_hidden": 40},
+    "Mixtral": {"qk_norm": False},
+    "Olmoe": {"qk_norm": "full", "norm_topk_prob": False},
+    "Glm4Moe": {
+        "scoring_func": "sigmoid",
+        "balance": "sign",
+        "n_layers": 2,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.5,
+        "partial_rotary_factor": 0.5,
+        "tie_embeddings": False,
+    },
+}
+OF_ALL: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 0.1,
+    "hidden_act": "gelu",
+    "num_experts_per_tok": 1,
+    "rope": 500.0,  # rope_theta, at the top and in rope_parameters
+}
+KEYS: dict[str, dict[str, Any]] = {
+    "Qwen3Moe": {"norm_topk_prob": False, "mlp_only_layers": [], "intermediate_size": 48, "head_dim": 16},
+    "Mixtral": {"num_local_experts": 3, "sliding_window": 2, "intermediate_size": 48},
+    "Olmoe": {"norm_topk_prob": True, "clip_qkv": 0.01, "num_experts": 3, "intermediate_size": 48},
+    "Glm4Moe": {
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 0,
+        "use_qk_norm": False,
+        "tie_word_embeddings": True,
+        "n_routed_experts": 3,
+        "moe_intermediate_size": 48,
+        "partial": 1.0,  # partial_rotary_factor, at the top and in rope_parameters
+    },
+}
+KINDS = {
+    "Qwen3Moe": ["0.mlp.gate_proj", "0.mlp.down_proj", "1.mlp.gate", "1.mlp.experts.2.up_proj", "1.self_attn.q_norm"],
+    "Mixtral": ["1.block_sparse_moe.gate", "1.block_sparse_moe.experts.2.w1", "0.block_sparse_moe.experts.1.w3"],
+    "Olmoe": ["0.self_attn.q_norm", "1.self_attn.k_norm", "1.mlp.gate", "1.mlp.experts.0.down_proj"],
+    "Glm4Moe": [
+        "1.mlp.gate.e_score_correction_bias",
+        "1.mlp.gate",
+        "1.mlp.shared_experts.gate_proj",
+        "1.mlp.shared_experts.down_proj",
+        "0.mlp.up_proj",
+        "1.mlp.experts.3.gate_proj",
+        "0.self_attn.k_proj",
+        "0.self_attn.v_proj",
+        "1.self_attn.o_proj",
+        "1.self_attn.k_norm",
+        "0.input_layernorm",
+        "1.post_attention_layernorm",
+        "embed_tokens",
+        "norm",
+        "lm_head",
+    ],
+}
+
+
+class Exported(NamedTuple):
+    folder: Path
+    model: Transformer
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Iterator[dict[str, Exported]]:
+    found = {}
+    for name, shape in SHAPES.items():
+        place = tmp_path_factory.mktemp(name)
+        run = write_run(place / "run", tokenizer_folder, **shape)
+        export(str(run), out=place / "hf", say=lambda line: None)
+        found[name] = Exported(place / "hf", load_model(find_checkpoint(str(run))).cpu())
+    yield found
+
+
+def altered(folder: Path, key: str, value: Any) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"][0] == f"{folder.parent.name.rstrip('0123456789')}ForCausalLM"
+    name = {"rope": "rope_theta", "partial": "partial_rotary_factor"}.get(key)
+    if name is None:
+        assert config[key] != value
+        return config | {key: value}
+    assert config[name] != value == value
+    return config | {name: value, "rope_parameters": config["rope_parameters"] | {name: value}}
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [(family, key, value) for family, own in KEYS.items() for key, value in (OF_ALL | own).items()],
+    ids=str,
+)
+def test_an_altered_key_fails(families, tmp_path: Path, family: str, key: str, value: Any) -> None:
+    folder, model = families[family]
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(altered(folder, key, value)))
+    with pytest.raises(RunFailed):
+        prove(tmp_path, model)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_an_altered_tensor_of_each_kind_fails_and_what_was_exported_does_not(families, tmp_path: Path, family: str):
+    folder, model = families[family]
+    assert prove(folder, model) < 1e-5
+    right = load_file(folder / "model.safetensors")
+    shutil.copy(folder / "config.json", tmp_path)
+    for kind in KINDS[family]:
+        (name,) = (n for n in right if n.removesuffix(".weight").removeprefix("model.").removeprefix("layers.") == kind)
+        wrong = -right[name] if name.endswith("bias") else 1.5 * right[name]
+        save_file({**right, name: wrong}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RunFailed, match=f"{name}: its values"):
+            prove_tensors(tmp_path, right)
+        with pytest.raises(RunFailed, match="logits differ"):
+            prove(tmp_path, model)
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Of the median token, relative: in bf16 a near tie between two experts falls either way."""
+    return ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median().item()
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_in_bf16_transformers_makes_the_same_of_a_folder_within_its_rounding(families, family: str) -> None:
+    folder, model = families[family]
+    tokens = torch.randint(1, 290, (4, 48), generator=torch.Generator().manual_seed(9))
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = model(tokens).float()
+    with torch.no_grad():
+        theirs, exact = peer(tokens).logits.float(), model(tokens)
+    print(family, distance(ours, theirs), distance(ours, exact), distance(theirs, exact))
+    assert 0 < distance(ours, theirs) < 0.05
+    for router in model.routers:
+        router.weight.data.neg_()
+    with torch.no_grad():
+        assert distance(model(tokens), theirs) > 0.1, "what is wrong is further away"
+    for router in model.routers:
+        router.weight.data.neg_()
