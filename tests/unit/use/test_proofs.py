@@ -6,6 +6,7 @@ What transformers does not read is not tried: no logit tells of it, and prove_te
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from moe.common.errors import RunFailed
 from moe.model import Transformer
+from moe.model.families.table import FAMILIES
 from moe.use.export.proof import prove, prove_tensors
 from moe.use.export.to_hf import export
 from moe.use.inference import find_checkpoint, load_model
 from tests.tiny import write_run
 
+ROOT = Path(__file__).resolve().parents[3]
 SHAPES: dict[str, dict[str, Any]] = {
     "Qwen3Moe": {"n_layers": 2, "first_k_dense_replace": 1, "dense_hidden": 40},
     "Mixtral": {"qk_norm": False},
@@ -166,3 +169,10 @@ def test_in_bf16_transformers_makes_the_same_of_a_folder_within_its_rounding(fam
         assert distance(model(tokens), theirs) > 0.1, "what is wrong is further away"
     for router in model.routers:
         router.weight.data.neg_()
+
+
+def test_the_page_lists_the_architectures_in_the_order_of_preference() -> None:
+    page = (ROOT / "docs/serving.md").read_text()
+    table = re.search(r"<!-- families.*?<!-- /families -->", page, re.S)
+    assert table
+    assert re.findall(r"^\| `(\w+)`", table[0], re.M) == [family.architecture for family in FAMILIES]
