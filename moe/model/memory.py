@@ -14,7 +14,7 @@ A step has its peak in one of five phases, whose live tensors are counted as the
   dispatch.py). The CPU's RMSNorm keeps a normalised copy, its masked attention a second output; the GPU's fused
   kernels do not (taken from their sources, not measured).
 - Under bf16 every matrix has a bf16 copy that lives from its use to its backward pass.
-- Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Whole at a time are two
+- Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Gathered at a time are two
   blocks (one in use, one on its way), one block's gradient, embedding and head, in fp32, as they are gathered; the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
@@ -41,7 +41,7 @@ CHUNK_LOGITS_CPU = 2**22
 CHUNK_LOGITS_GPU = 2**26
 CPU_QUERY_BLOCK = 128  # as in attention.py
 QUANTILE_BINS = 1000  # as in balance.py
-TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sample: FineWeb's batches have 32 to 128 at 2,048 tokens
+TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sequence: FineWeb's batches have 32 to 128 at 2,048 tokens
 
 
 class StepMemory(NamedTuple):

@@ -56,7 +56,7 @@ def opened(folder: Path) -> Iterator[Place]:
 
 def _check_index(folder: Path) -> None:
     path = folder / INDEX
-    if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the whole file then
+    if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the single file then
         return
     try:
         names = set(parse_json(path.read_bytes(), Index)["weight_map"].values())
@@ -145,7 +145,7 @@ def read_weights(
         if not fits or found[1:] != list(part.shape[1:]):
             faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
     if faults:
-        raise InputError(f"{source}: is no model of this family; its weights differ:\n{_listed(faults)}")
+        raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(faults)}")
     weights = {name: _on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
     for name, weight in weights.items():
         for theirs, part in hf_parts(name, weight, family).items():

@@ -1,6 +1,6 @@
 """The `model` section of our configuration and transformers' config.json, both ways.
 
-- Written by hand, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
+- Written here, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
   `num_local_experts`, `rope_theta` and `rope_parameters`, and states what either takes a default for.
 - Read with the defaults of transformers, so that a key that is absent means here what it means there. Every key that
   asks for something this model does not have is named, all at once.
@@ -22,8 +22,8 @@ NUMBERS: dict[str, tuple[Any, float, float, str]] = {
     "rope_theta": ((int, float), 1e-300, 1e12, "a number above 0, at most 1e12"),
     "partial_rotary_factor": ((int, float), 1e-300, 1, "a number above 0, at most 1"),
     "routed_scaling_factor": ((int, float), 1e-300, 1000, "a number above 0, at most 1000"),
-    "n_shared_experts": (int, 0, 1000, "a whole number from 0"),
-    "first_k_dense_replace": (int, 0, 10_000, "a whole number from 0"),
+    "n_shared_experts": (int, 0, 1000, "an integer of at least 0"),
+    "first_k_dense_replace": (int, 0, 10_000, "an integer of at least 0"),
 }
 TRUTHS = ("tie_word_embeddings", "norm_topk_prob")
 # Parts of other families: nothing but an absent, null, zero or empty value will do where the family does not read it.
@@ -109,11 +109,11 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
     }
     checked = {key: value for key, value in given.items() if key != "use_qk_norm"}
-    faults += [fault for key, value in checked.items() if (fault := _value_fault(key, value))]
+    faults += [fault for key, value in checked.items() if (fault := _value_error(key, value))]
     implied = {name: known[0] for name, known in family.has.items() if known[0] != DEFAULTS[name]}
     settings = {"n_experts": 1, "top_k": 1, **implied} | {ours: value for ours, (_, value) in values.items()}
     if not faults:
-        faults = _faults_between(settings, config)
+        faults = _errors_between(settings, config)
     if faults:
         raise _differs(source, faults)
     if settings["head_dim"] == settings["d_model"] // settings["n_heads"]:
@@ -126,7 +126,7 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
 
 def _differs(source: str, faults: list[str]) -> InputError:
     listed = "\n".join(f"  {fault[:300]}" for fault in faults)
-    return InputError(f"{source}: is no model of this family; its config.json differs:\n{listed}")
+    return InputError(f"{source}: is not a model of this family; its config.json differs:\n{listed}")
 
 
 def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -142,19 +142,19 @@ def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return rope, faults
 
 
-def _value_fault(key: str, value: Any) -> str | None:
+def _value_error(key: str, value: Any) -> str | None:
     """What is wrong with a value of config.json by itself, None where nothing is."""
     if value is None:
         return f"{key}: is missing"
     if key in TRUTHS:
         return None if isinstance(value, bool) else f"{key} ({value!r}): must be true or false"
-    kinds, least, most, wanted = NUMBERS.get(key, (int, 1, 10**12, "a whole number from 1"))
+    kinds, least, most, wanted = NUMBERS.get(key, (int, 1, 10**12, "an integer of at least 1"))
     if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most:
         return None
     return f"{key} ({value!r}): must be {wanted}"
 
 
-def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _errors_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Values that are good each and do not go together."""
     faults, layer_types = [], config.get("layer_types")
     if settings["head_dim"] % 2:
@@ -174,7 +174,7 @@ def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[st
         )
     pad, rows = config.get("pad_token_id"), config["vocab_size"]
     if pad is not None and (type(pad) is not int or not -rows <= pad < rows):
-        faults.append(f"pad_token_id ({pad!r}): must be null or a whole number below vocab_size ({rows})")
+        faults.append(f"pad_token_id ({pad!r}): must be null or an integer below vocab_size ({rows})")
     wanted = ["full_attention"]
     if layer_types is not None and (
         not isinstance(layer_types, list)

@@ -1,6 +1,6 @@
 """The proof of an export can fail: one key of config.json or one tensor of each kind altered, family by family.
 
-What transformers does not read is not tried: no logit tells of it, and prove_tensors holds every bit beside.
+What transformers does not read is not tried: no logit tells of it, and verify_tensors holds every bit beside.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from moe.common.errors import RunFailed
 from moe.model import Transformer
 from moe.model.families.table import FAMILIES
-from moe.use.export.proof import prove, prove_tensors
 from moe.use.export.to_hf import export
+from moe.use.export.verify import verify_logits, verify_tensors
 from moe.use.inference import find_checkpoint, load_model
 from tests.tiny import write_run
 
@@ -128,13 +128,13 @@ def test_an_altered_key_fails(families, tmp_path: Path, family: str, key: str, v
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(altered(folder, key, value)))
     with pytest.raises(RunFailed):
-        prove(tmp_path, model)
+        verify_logits(tmp_path, model)
 
 
 @pytest.mark.parametrize("family", KINDS)
 def test_an_altered_tensor_of_each_kind_fails_and_what_was_exported_does_not(families, tmp_path: Path, family: str):
     folder, model = families[family]
-    assert prove(folder, model) < 1e-5
+    assert verify_logits(folder, model) < 1e-5
     right = load_file(folder / "model.safetensors")
     shutil.copy(folder / "config.json", tmp_path)
     for kind in KINDS[family]:
@@ -142,9 +142,9 @@ def test_an_altered_tensor_of_each_kind_fails_and_what_was_exported_does_not(fam
         wrong = -right[name] if name.endswith("bias") else 1.5 * right[name]
         save_file({**right, name: wrong}, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(RunFailed, match=f"{name}: its values"):
-            prove_tensors(tmp_path, right)
+            verify_tensors(tmp_path, right)
         with pytest.raises(RunFailed, match="logits differ"):
-            prove(tmp_path, model)
+            verify_logits(tmp_path, model)
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
