@@ -1,7 +1,9 @@
 """OLMoE: softmax, QK-norm over the full width, weights that are not divided by their sum.
 
-transformers' OLMoE divides where `norm_topk_prob` says so. vLLM's and llama.cpp's never do, so it counts as one that
-does not.
+- transformers' OLMoE divides where `norm_topk_prob` says so. vLLM's and llama.cpp's never do, so it counts as one that
+  does not.
+- `pad_token_id: null` is written: left out it means 1, and the embedding of token 1 gets no gradient where the folder is
+  trained on.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ OLMOE = Family(
         "clip_qkv": (None, None),
         "norm_topk_prob": (False, False),
     },
-    written={"output_router_logits": False},
+    written={"output_router_logits": False, "pad_token_id": None},
     to_keys=_to_keys,
     from_keys=_from_keys,
     also=_also,
