@@ -2,8 +2,8 @@
 
 - transformers' OLMoE divides where `norm_topk_prob` says so. vLLM's and llama.cpp's never do, so it counts as one that
   does not.
-- `pad_token_id: null` is written: left out it means 1, and the embedding of token 1 gets no gradient where the folder is
-  trained on.
+- `pad_token_id: null` is written: left out it means 1, and whoever trains the folder on leaves the embedding of token 1
+  as it is.
 """
 
 from __future__ import annotations
