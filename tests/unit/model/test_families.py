@@ -117,6 +117,11 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers(build, shape, 
         ours, theirs = model.eval()(tokens), peer.eval()(tokens).logits
     assert theirs.std() > 0.5, "logits near zero would agree whatever the model does"
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    if model.routers[0].bias_E is not None:
+        model.routers[0].bias_E.neg_()
+        with torch.no_grad():
+            assert (model(tokens) - theirs).abs().max() > 0.1, "the bias decides"
+        model.routers[0].bias_E.neg_()
     parts = model.train()(tokens, tokens)
     (parts.loss / parts.targets).backward()
     loss = peer.train()(tokens, labels=tokens).loss
