@@ -14,7 +14,7 @@ import shlex
 import sys
 from typing import Any, TypedDict
 
-from moe.train.checkpointing.compatibility import OF_ONE_START, differing, with_defaults
+from moe.train.checkpointing.compatibility import OF_ONE_START, differing
 
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
 
@@ -45,8 +45,7 @@ def new_changes(
 
     sources: sha256 of the source of each callback that the config names; one that comes or goes is the config's change.
     """
-    settings = differing(with_defaults(manifest["config"]), with_defaults(config))
-    found = {key: both for key, both in settings.items() if key not in OF_ONE_START}
+    found = {key: both for key, both in differing(manifest["config"], config).items() if key not in OF_ONE_START}
     if manifest.get("versions"):
         found |= {f"versions.{name}": both for name, both in differing(manifest["versions"], versions).items()}
     was, now = manifest.get("callbacks") or {}, sources

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from moe.common.errors import InputError
-from moe.config.schema import Config
+from moe.config.former import with_present_settings
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
@@ -38,6 +37,8 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
     "n_shared_experts",
+    "first_k_dense_replace",
+    "dense_hidden",
     "partial_rotary_factor",
     "scoring_func",
     "norm_topk_prob",
@@ -47,38 +48,22 @@ SHAPE = (
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
-
-    A setting that an earlier version did not have was at its default.
-    """
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
     applied: list[str] = []
     refused: list[str] = []
-    for key, (was, now) in differing(with_defaults(saved), with_defaults(current)).items():
+    for key, (was, now) in differing(saved, current).items():
         section, _, name = key.partition(".")
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
         (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
     return applied, refused
 
 
-def with_defaults(config: dict[str, Any], kind: type = Config) -> dict[str, Any]:
-    """`config`, as a manifest has it, with the settings that the version which wrote it did not have."""
-    filled, hints = dict(config), get_type_hints(kind)
-    for field in fields(kind):
-        hint = hints[field.name]
-        if field.name in config:
-            section = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
-            if isinstance(section, type) and isinstance(config[field.name], dict) and get_origin(hint) is not dict:
-                filled[field.name] = with_defaults(config[field.name], section)
-        elif field.default is not MISSING:
-            filled[field.name] = field.default
-        elif field.default_factory is not MISSING:
-            value = field.default_factory()
-            filled[field.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return filled
-
-
 def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there.
+
+    What an earlier version has saved counts as this one would have written it: no default and no name is a change.
+    """
+    saved, current = map(with_present_settings, (saved, current))
     before, now = (dict(_leaves(json.loads(json.dumps(side)))) for side in (saved, current))  # tuples as json has them
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}

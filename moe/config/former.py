@@ -1,0 +1,44 @@
+"""What an earlier version has saved of a configuration, as this version writes it."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from moe.config.schema import Config, ModelConfig
+
+DEFAULTS = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
+REQUIRED = [field.name for field in fields(ModelConfig) if field.name not in DEFAULTS]
+
+
+def model_settings(saved: dict[str, Any]) -> dict[str, Any]:
+    """A `model` section: a setting that an earlier version did not have was at its default, `qk_norm: true` is head."""
+    settings = {**DEFAULTS, **saved}
+    return {**settings, "qk_norm": "head"} if settings["qk_norm"] is True else settings
+
+
+def with_present_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with the settings that the version which wrote it did not have, at their defaults, and a `model` section
+    that is that of now. One that could not be read, and so is empty, stays as it is.
+    """
+    if not config:
+        return config
+    model, filled = config.get("model"), _filled(config, Config)
+    return {**filled, "model": model_settings(model)} if isinstance(model, dict) else filled
+
+
+def _filled(settings: dict[str, Any], section: type) -> dict[str, Any]:
+    """`settings` and the defaults of those that are not there, in the sections that are there too."""
+    filled, hints = dict(settings), get_type_hints(section)
+    for field in fields(section):
+        hint = hints[field.name]
+        if field.name in settings:
+            below = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+            if isinstance(below, type) and isinstance(settings[field.name], dict) and get_origin(hint) is not dict:
+                filled[field.name] = _filled(settings[field.name], below)
+        elif field.default is not MISSING:
+            filled[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            value = field.default_factory()
+            filled[field.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return filled
