@@ -18,7 +18,7 @@ import copy
 import io
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -90,12 +90,14 @@ class UserCallbacks(Callback):
                 self._kept[key] = state[key]
 
     def close(self, state: State, logger: Logger) -> None:
-        for callback in self.callbacks.values():
-            callback.close(state, logger)
+        with ExitStack() as stack:  # calls all of them, also where one fails
+            for callback in self.callbacks.values():
+                stack.callback(callback.close, state, logger)
 
     def post_close(self) -> None:
-        for callback in self.callbacks.values():
-            callback.post_close()
+        with ExitStack() as stack:
+            for callback in self.callbacks.values():
+                stack.callback(callback.post_close)
 
     def _state(self, key: str) -> Any:
         """A copy, as a callback changes its own."""
