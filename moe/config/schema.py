@@ -188,6 +188,20 @@ class EvalData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalTasks:
+    names: list[str]
+    "Tasks of lm-eval, e.g. [hellaswag, arc_easy] (docs/evaluation.md); needs the extra `eval`."
+    interval: str = "5000ba"
+    "Time between scorings; the end of the run always makes one."
+    limit: int | None = 500
+    "At most so many questions of each task; null asks all."
+    fewshot: int = 0
+    "Examples before each question."
+    include_path: str | None = None
+    "Folder with task files of your own, e.g. yamls/tasks."
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorBoardConfig:
     pass
 
@@ -274,6 +288,8 @@ class Config:
     "Time between evaluations; the end of the run always makes one."
     eval_first: bool = True
     "Evaluate once before the first step."
+    eval_tasks: EvalTasks | None = None
+    "Benchmarks of lm-eval, scored on the model as it trains; null scores none."
     sample_prompts: list[str] = field(default_factory=list)
     "Texts that the model continues at every evaluation; shown and logged."
     log_interval: str = "10ba"

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -31,7 +32,9 @@ class ModelLM(LM):
     """Args:
     max_seq_len: tokens that the model was trained to see.
     batch_tokens: tokens in a forward pass, the memory knob.
-    between: see Ranks. tell: told how many requests of how many are done is not needed; it is told of each batch.
+    trained_mask: whether it was trained with model.document_mask.
+    bf16: under autocast, as a training in amp_bf16.
+    between: see Ranks.
     """
 
     def __init__(
@@ -41,9 +44,13 @@ class ModelLM(LM):
         *,
         max_seq_len: int,
         batch_tokens: int,
+        trained_mask: bool,
+        bf16: bool = False,
         between: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
+        self.trained_mask = trained_mask
+        self.bf16 = bf16
         self.model = model
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
@@ -54,7 +61,7 @@ class ModelLM(LM):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log probability in nats, whether greedy decoding would write it) of each (context, answer)."""
-        return [tuple(found) for found in self._score(self._questions([request.args for request in requests]))]
+        return [(found.log_prob, found.greedy) for found in self._score(self._questions([request.args for request in requests]))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Log probability in nats of each text, behind EOS, in windows of max_seq_len tokens."""
@@ -91,11 +98,28 @@ class ModelLM(LM):
         rows = rows_of([cut(question, self.max_seq_len) for question in questions], self.max_seq_len)
         return sum(row.length for row in rows)
 
+    def said(self, task: str) -> list[str]:
+        """What a reader of the scores since the last call should know."""
+        lines = []
+        if self.cut:
+            lines.append(
+                f"{task}: {self.cut:,} contexts are longer than max_seq_len ({self.max_seq_len:,}) and were cut in front"
+            )
+        if self.bare and self.trained_mask:
+            lines.append(
+                f"{task}: {self.bare:,} texts stand behind a bare EOS, and the token after one was no target of the "
+                "training (model.document_mask): the first token of each is a guess"
+            )
+        self.cut = self.bare = 0
+        return lines
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.embed.weight.device.type, torch.bfloat16, enabled=self.bf16)
+
     def _score(self, questions: list[Question]) -> list[Score]:
         self.cut += sum(len(q.context) + len(q.answer) > self.max_seq_len + 1 for q in questions)
-        return score(
-            self.model, questions, most=self.max_seq_len, batch_tokens=self.batch_tokens, ranks=self.ranks
-        )
+        with self._autocast():
+            return score(self.model, questions, most=self.max_seq_len, batch_tokens=self.batch_tokens, ranks=self.ranks)
 
     def _questions(self, pairs: Sequence[tuple[str, str]]) -> list[Question]:
         """Spaces at a context's end belong to the answer, as to the token that they begin."""
@@ -155,14 +179,15 @@ class ModelLM(LM):
             text = self.tokenizer.decode(tokens[-look:], skip_special_tokens=True)
             return any(stop in text for stop in stops if stop)
 
-        found = continue_all(
-            self.model,
-            [prompt[-room:] for prompt in prompts],
-            max_new_tokens=new,
-            finished=finished,
-            most=self.max_seq_len,
-            batch_tokens=self.batch_tokens,
-            ranks=self.ranks,
-        )
+        with self._autocast():
+            found = continue_all(
+                self.model,
+                [prompt[-room:] for prompt in prompts],
+                max_new_tokens=new,
+                finished=finished,
+                most=self.max_seq_len,
+                batch_tokens=self.batch_tokens,
+                ranks=self.ranks,
+            )
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found]
         return [postprocess_generated_text(text, stop=stops, think_end_token=None) for text in texts]

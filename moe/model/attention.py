@@ -64,7 +64,7 @@ def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
 def attend(
     q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None, *, grouped: bool, causal: bool = True
 ) -> Tensor:
-    """Causal attention, within mask_B1SS where there is one: [B, S, H, C]. Behind cached keys the mask counts these, too.
+    """Causal attention, within mask_B1SS where there is one: [B, S, H, C]. The mask counts cached keys, too.
 
     grouped: H is more than G. causal: False where the queries may see all keys, as the last token alone may.
     """

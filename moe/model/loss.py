@@ -158,9 +158,7 @@ def token_scores(x_ND: Tensor, w_VD: Tensor, target_N: Tensor) -> TokenScores:
         w = w_VD.to(dtype)
         budget = CHUNK_LOGITS_CPU if x_ND.device.type == "cpu" else CHUNK_LOGITS_GPU
         log_probs, greedy = [], []
-        for x, target in zip(
-            x_ND.split(chunk := max(1, budget // w.shape[0])), target_N.split(chunk), strict=True
-        ):
+        for x, target in zip(x_ND.split(chunk := max(1, budget // w.shape[0])), target_N.split(chunk), strict=True):
             logits = at_least_fp32(x.to(dtype) @ w.t())
             log_probs.append(logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(-1))
             greedy.append(logits.argmax(-1) == target)

@@ -250,12 +250,14 @@ class Transformer(nn.Module):
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
         document_ends_BM: of these tokens, by `document_ends`; spares work on a GPU and changes no result.
         layout: what each token looks at, in the place of the document mask.
-        at_N: places among the B*S tokens; logits [N, V] behind these alone, or TokenScores of the tokens scored_N there.
+        at_N: places among the B*S tokens: logits [N, V] behind these alone, or TokenScores of scored_N behind them.
         """
         x_BSD, routers = self._hidden(tokens_BS, caches, document_ends_BM, layout)
         if at_N is not None:
             x_ND = x_BSD.flatten(0, 1)[at_N]
-            return linear(x_ND, self.head_weight) if scored_N is None else token_scores(x_ND, self.head_weight, scored_N)
+            return (
+                linear(x_ND, self.head_weight) if scored_N is None else token_scores(x_ND, self.head_weight, scored_N)
+            )
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)
