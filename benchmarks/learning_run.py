@@ -5,7 +5,7 @@
 - Everything that decides the result stands in `Run` or below as a constant: the same run gives the same losses on the
   same machine with one thread.
 - The seed decides the initial weights and the order of the samples. A run on a share of the tokens sees the first part
-  of that order, with a whole schedule of its own.
+  of that order, with a full schedule of its own.
 - Validation is the same tokens for every run; the token after an EOS is no target of it, whatever was trained.
 """
 

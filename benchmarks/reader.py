@@ -2,7 +2,7 @@
 
     make bench-reader        or: python benchmarks/reader.py --repeats 5 --write
 
-Each reads the same samples in the same shuffled order, one whole epoch in one process without a DataLoader; the first
+Each reads the same samples in the same shuffled order, one full epoch in one process without a DataLoader; the first
 check is that they give the same tokens. The memmap loader is nanoGPT's way: one flat file, a slice a sample, no shards,
 no position. A second table has the DataLoader as the trainer uses it, batches collated, by number of workers.
 `--write` puts both tables into docs/performance.md.

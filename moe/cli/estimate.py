@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[GPU=]PRICE",
-        help="per GPU-hour: 2.50 for all, or H100=2.50; may stand several times",
+        help="per GPU-hour: 2.50 for all, or H100=2.50; may be given several times",
     )
     add("--gpu", default="H100", help="the GPU of the table of memory (default: H100)")
     add("--gpu-memory", metavar="SIZE", help="of a --gpu that the table does not have, e.g. 48GB")
     add("--gpu-tflops", type=float, help="its peak, dense, in the run's precision, e.g. 180")
-    add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing here tells it")
+    add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing on disk gives it")
     add("--json", action="store_true", help="print everything as JSON")
 
 
@@ -175,8 +175,8 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
         yield f"  {name:<44}" + "".join(f"{_gb(number):>10}" for number in sizes)
     yield f"  {'the peak is in':<44}" + "".join(f"{found.step.phase:>10}" for found in memory)
     if any(not found.step.gradients for found in memory):
-        yield "  Gradients are 0 where the microbatch is the whole batch: they grow as the activations go."
-    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and two whole blocks, embedding and head."
+        yield "  Gradients are 0 where the microbatch is the full batch: they grow as activations are freed."
+    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and 2 unsharded blocks, embedding and head."
 
 
 def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool, gpus: tuple[Gpu, ...]) -> Iterator[str]:

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
     parser.add_argument("text", nargs="*", help="text to continue; as --prompt")
     parser.add_argument("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
-    parser.add_argument("--prompt", action="append", default=[], help="text to continue; may stand several times")
+    parser.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
     parser.add_argument(
         "--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own"
     )

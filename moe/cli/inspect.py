@@ -14,12 +14,12 @@ SHOWN = 1000  # characters of a sample
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="what convert/fineweb_to_mds.py wrote (its --out): a folder, or s3://")
-    parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's samples to show")
-    parser.add_argument("--samples", type=int, default=2, help="how many samples to show, spread over the split")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's sequences to show")
+    parser.add_argument("--samples", type=int, default=2, help="how many sequences to show, spread over the split")
     parser.add_argument(
-        "--whole", action="store_true", help=f"show whole samples, not their first {SHOWN:,} characters"
+        "--whole", action="store_true", help=f"show complete sequences, not their first {SHOWN:,} characters"
     )
-    parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own cannot be had")
+    parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own is not available")
     parser.add_argument("--quick", action="store_true", help="check sizes only, not every byte's hash")
 
 
@@ -68,7 +68,7 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
         ends = np.flatnonzero(tokens == meta.eos_id) + 1
         pieces = np.split(tokens, ends)
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]
-        show(f"\n--- {args.split} sample {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
+        show(f"\n--- {args.split} sequence {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
         text = BOUNDARY.join(texts)
         rest = 0 if args.whole else max(0, len(text) - SHOWN)
         show(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --whole shows them)" if rest else ""))

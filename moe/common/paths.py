@@ -46,7 +46,7 @@ def refuse_irregular(path: Path) -> None:
     """Call before a file is opened that a reader would wait for: a pipe that nobody writes into has no end.
 
     Raises:
-        OSError: it is a pipe, a socket or a device; or as `stat` does. A folder is told of by what opens it.
+        OSError: it is a pipe, a socket or a device; or as `stat` does. A folder is reported by what opens it.
     """
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

@@ -7,6 +7,8 @@ keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_durat
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moe.config.observe import EvalTasks, LoggersConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -39,7 +41,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     "One matrix for the embedding and the output head."
     document_mask: bool = True
-    "Documents packed in one sample do not attend to each other, and the token after an EOS is no target."
+    "Documents packed in one sequence do not attend to each other, and the token after an EOS is no target."
     dropout: float = 0.0
     "Dropout on the embedding and on both residual branches."
     scoring_func: Literal["softmax", "sigmoid"] = "softmax"
@@ -114,11 +116,11 @@ class TrainStream(Stream):
     split: str = "train"
     "Subfolder of the data."
     proportion: float | None = None
-    "Share of an epoch's samples; streams without one share what is left by their size."
+    "Share of an epoch's sequences; streams without one share what is left by their size."
     repeat: float | None = None
     "Times the stream is read in an epoch; goes with no `proportion` in any stream."
     choose: int | None = None
-    "Samples read in an epoch; goes with no `proportion` in any stream."
+    "Sequences read in an epoch; goes with no `proportion` in any stream."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +142,9 @@ class TextData:
     text_column: str = "text"
     "The column that holds the text."
     skip_bad_files: bool = False
-    "Go on without files that cannot be read, and without the rest of one that breaks; each is told."
+    "Continue without files that cannot be read, and without the rest of one that breaks; each is reported."
     verify: Literal["samples", "full"] = "samples"
-    "What files here are known again by: samples of their bytes, or all of them too (`full` reads all text at a start)."
+    "What identifies local files: samples of their bytes, or all bytes as well (`full` reads all text at each start)."
     val_fraction: float = 0.005
     "Share of the documents that are never trained on; the same ones as in a conversion with this fraction and seed."
     val_seed: int = 17
@@ -164,7 +166,7 @@ class TrainData:
     cache_limit: str | None = None
     "With `remote`: most disk for fetched shards, e.g. 100gb; older ones go. At least four of the largest: 300mb."
     shuffle: bool = True
-    "Shuffle samples anew in each epoch (seeded)."
+    "Shuffle sequences anew in each epoch (seeded)."
     streams: dict[str, TrainStream] = field(default_factory=dict)
     "A mixture of several folders, each under a name of its own (docs/data.md)."
     text: TextData | None = None
@@ -180,50 +182,11 @@ class EvalData:
     split: str = "val"
     "Subfolder of the data."
     max_batches: int = 100
-    "Batches (of `global_train_batch_size` samples) per evaluation; -1 means the whole split."
+    "Batches (of `global_train_batch_size` sequences) per evaluation; -1 means all of the split."
     streams: dict[str, EvalStream] = field(default_factory=dict)
     "Several validation sets, each under a name of its own and logged as `metrics/eval/NAME/loss`."
     text: bool = False
-    "Evaluate on the documents that `train_data.text` leaves out."
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalTasks:
-    names: list[str]
-    "Tasks of lm-eval, e.g. [hellaswag, arc_easy] (docs/evaluation.md); needs the extra `eval`."
-    interval: str = "5000ba"
-    "Time between scorings; the end of the run always makes one."
-    limit: int | None = 500
-    "At most so many questions of each task; null asks all."
-    fewshot: int = 0
-    "Examples before each question."
-    include_path: str | None = None
-    "Folder with task files of your own, e.g. yamls/tasks."
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorBoardConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandBConfig:
-    project: str = "moe"
-    "W&B project."
-    entity: str | None = None
-    "W&B user or team."
-    mode: Literal["online", "offline"] = "online"
-    "`offline` needs no account; `wandb sync` uploads later."
-    tags: list[str] = field(default_factory=list)
-    "Tags of the W&B run."
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggersConfig:
-    tensorboard: TensorBoardConfig | None = field(default_factory=TensorBoardConfig)
-    "`{}` writes TensorBoard files into the run folder; null writes none."
-    wandb: WandBConfig | None = None
-    "Weights & Biases; null turns it off."
+    "Evaluate on the documents that `train_data.text` holds out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +240,7 @@ class Config:
     max_failed_saves: int = 5
     "Checkpoints in a row that could not be written (a full disk) that stop the run; 1 stops it at the first."
     autoresume: bool = True
-    "The same command resumes from the newest checkpoint that verifies. false: a folder that holds a run is refused."
+    "The same command resumes from the newest checkpoint that verifies. false: a folder with a run in it is refused."
     resume_from: str | None = None
     "`step:5000` goes back to that checkpoint of this run."
     load_path: str | None = None

@@ -60,7 +60,7 @@ def parse_time(text: str, zero: bool = False) -> Time:
     """`"1000ba"` -> Time(1000, "ba"). Underscores may group digits; `zero` allows 0.
 
     Raises:
-        ValueError: not a positive whole number of at most 18 digits followed by `tok` or `ba`.
+        ValueError: not a positive integer of at most 18 digits followed by `tok` or `ba`.
     """
     match = re.fullmatch(r"([0-9][0-9_]*)(tok|ba)", str(text).strip())
     digits = match[1].replace("_", "") if match else ""
@@ -75,7 +75,7 @@ def parse_seconds(text: str) -> int:
     """`"30m"` -> 1800. Wall-clock time in s, m, h or d.
 
     Raises:
-        ValueError: not a positive whole number followed by one of these, or more than 100 years.
+        ValueError: not a positive integer followed by one of these, or more than 100 years.
     """
     match = re.fullmatch(r"([0-9]+)([smhd])", str(text).strip())
     long = match is not None and len(match[1]) > MOST_DIGITS

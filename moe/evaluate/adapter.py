@@ -61,7 +61,10 @@ class ModelLM(LM):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log probability in nats, whether greedy decoding would write it) of each (context, answer)."""
-        return [(found.log_prob, found.greedy) for found in self._score(self._questions([request.args for request in requests]))]
+        return [
+            (found.log_prob, found.greedy)
+            for found in self._score(self._questions([request.args for request in requests]))
+        ]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Log probability in nats of each text, behind EOS, in windows of max_seq_len tokens."""
@@ -103,7 +106,7 @@ class ModelLM(LM):
         lines = []
         if self.cut:
             lines.append(
-                f"{task}: {self.cut:,} contexts are longer than max_seq_len ({self.max_seq_len:,}) and were cut in front"
+                f"{task}: {self.cut:,} contexts exceed max_seq_len ({self.max_seq_len:,}) and were cut in front"
             )
         if self.bare and self.trained_mask:
             lines.append(

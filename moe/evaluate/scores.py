@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from moe.common.errors import told_by
+from moe.common.errors import library_errors
 from moe.evaluate.contained import contained
 from moe.evaluate.ranks import ScoringFailed
 from moe.evaluate.tasks import LoadedTask
@@ -35,7 +35,7 @@ def score_task(lm: Any, task: LoadedTask) -> dict[str, Any]:
     """
     from lm_eval.evaluator import evaluate
 
-    with contained(), told_by("lm-eval", task.name):
+    with contained(), library_errors("lm-eval", task.name):
         task.prepare()
         try:
             found = evaluate(lm=lm, task_dict=task.loaded, limit=task.limit, log_samples=False)
@@ -104,7 +104,7 @@ def hugging_face_model(folder: str, batch_size: int | None) -> Any:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with told_by("lm-eval", folder):
+    with library_errors("lm-eval", folder):
         from lm_eval.models.huggingface import HFLM
 
         dtype = "bfloat16" if device == "cuda" else "float32"

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe.common.errors import InputError, told_by
+from moe.common.errors import InputError, library_errors
+from moe.common.extras import install_command
 from moe.evaluate.ranks import ScoringFailed
 
 if TYPE_CHECKING:
     from moe.evaluate.adapter import ModelLM
 
-INSTALL = "pip install -e '.[eval]'"
 FEWSHOT_SEED = 1234  # lm-eval's own
 
 
@@ -59,11 +59,11 @@ def find_tasks(
     try:
         import lm_eval.tasks
     except ImportError as error:
-        raise InputError(f"{names} needs lm-eval, which is not here ({error}); {INSTALL}") from None
+        raise InputError(f"{names} needs lm-eval, which is not here ({error}); {install_command('eval')}") from None
     if include_path is not None and not include_path.is_dir():
         raise InputError(f"{include} ({include_path}): there is no such folder")
     unknown, manager = tasks, None
-    with told_by("lm-eval", f"{include} ({include_path})"):
+    with library_errors("lm-eval", f"{include} ({include_path})"):
         if include_path is not None:  # first alone: reading what lm-eval brings takes it long
             manager = lm_eval.tasks.TaskManager(include_path=str(include_path), include_defaults=False)
             unknown = [name for name in tasks if not manager.match_tasks([name])]
@@ -88,7 +88,7 @@ def load_task(
         InputError: its data cannot be had, or it cannot be built.
     """
     try:
-        with told_by("lm-eval", f"{names} ({name})", but=(OSError,)):
+        with library_errors("lm-eval", f"{names} ({name})", but=(OSError,)):
             loaded = manager.load([name])
     except OSError as error:  # also the errors of datasets and of the hub's client
         cause = (str(error).splitlines() or [repr(error)])[0]
@@ -123,7 +123,7 @@ def task_cost(lm: ModelLM, task: LoadedTask) -> int:
     """
     from moe.evaluate.contained import contained
 
-    with contained(), told_by("lm-eval", task.name):
+    with contained(), library_errors("lm-eval", task.name):
         task.prepare()
         requests: dict[str, list[Any]] = {}
         for each in task.loaded["tasks"].values():

@@ -8,7 +8,7 @@
   apart.
 - Generation hands in a `KVCache`: the prompt in one pass, then one token at a time. Training hands in none and pays
   nothing for it.
-- What a kernel is told as a truth value (`enable_gqa`, `is_causal`) comes from the module and the caller, never from
+- What a kernel takes as a truth value (`enable_gqa`, `is_causal`) comes from the module and the caller, never from
   comparing sizes: where torch.compile takes these for dynamic, the result is none, and torch 2.7 refuses it.
 - Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
   keys up to the block's end, costs 0.7 (512 tokens) to 0.6 (2,048) of that, forward and backward.
@@ -35,7 +35,7 @@ except ImportError:
 else:
     VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
 HAS_VARLEN = "window_size" in VARLEN_ARGUMENTS  # torch 2.10 has it with other arguments
-VARLEN_IS_TOLD_OF_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse if it is not told
+VARLEN_TAKES_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse without it
 
 CPU_QUERY_BLOCK = 128
 
@@ -96,8 +96,8 @@ def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Pac
     starts_N, longest = documents
     q_THC, k_TGC, v_TGC = (x.flatten(0, 1) for x in (q_BSHC, k_BSGC, v_BSGC))
     causal = (-1, 0)
-    told: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_IS_TOLD_OF_GROUPS else {}
-    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **told)
+    groups: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_TAKES_GROUPS else {}
+    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **groups)
     assert isinstance(out_THC, Tensor)  # with return_aux it would be two
     return out_THC.view(q_BSHC.shape)
 

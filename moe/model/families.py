@@ -21,12 +21,12 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 def hindrances(settings: dict[str, Any]) -> list[str]:
     """Why a model of these settings (a manifest's `model` section) has no counterpart; none where it has one."""
     return [
-        f"model.{name} ({_told(settings[name])}) has no counterpart in transformers' Qwen3MoeForCausalLM, which is as "
-        f"{_told(values[0])}"
+        f"model.{name} ({_shown(settings[name])}) has no counterpart in transformers' Qwen3MoeForCausalLM, which is as "
+        f"{_shown(values[0])}"
         for name, values in EXPRESSIBLE.items()
         if name in settings and settings[name] not in values
     ]
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

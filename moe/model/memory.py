@@ -13,7 +13,7 @@ A step has its peak in one of four phases, whose live tensors are counted as the
   dispatch.py). The CPU's RMSNorm keeps a normalised copy, its masked attention a second output; the GPU's fused
   kernels do not (taken from their sources, not measured).
 - Under bf16 every matrix has a bf16 copy that lives from its use to its backward pass.
-- Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Whole at a time are two
+- Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Gathered at a time are two
   blocks (one in use, one on its way), one block's gradient, embedding and head, in fp32, as they are gathered; the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
@@ -62,7 +62,7 @@ class StepMemory(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of training. `microbatch` in sequences; `accumulated` where it is not the whole batch of the device.
+    """One step of training. `microbatch` in sequences; `accumulated` where it is not the full batch of the device.
 
     muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
     one_expert: the worst router: every token has one expert in common.
@@ -133,7 +133,7 @@ def optimizer_bytes(step: Step) -> int:
 
 
 def layer_bytes(step: Step) -> int:
-    """What one block keeps for its backward pass, weights' copies left out."""
+    """What one block keeps for its backward pass, without copies of weights."""
     d, c = step.d_model, step.compute
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
     wide = c if step.gpu else 4  # the CPU's norm keeps its input in fp32, and that input normalised

@@ -3,7 +3,7 @@
 - Maps one to one onto transformers' Qwen3MoeForCausalLM; parameter names and shapes are the checkpoint's contract.
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
-- With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
+- With a cache, documents are not separated: what is generated is what any engine makes of the exported model.
 - Compiled block by block, where it is: the blocks are alike. On a GPU also what the loss does between its products.
 - What comes out with labels adds up over microbatches and ranks. No collective and no side effect in the forward pass.
 

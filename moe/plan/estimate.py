@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moe.config import Config, parse_time
+from moe.config.steps import Steps
 from moe.model.flops import ParameterCount, count_parameters, flops_per_token, model_shape
 from moe.model.memory import Step, StepMemory, imbalance_bytes, optimizer_bytes, step_memory
 from moe.plan.gpus import GPUS, Gpu
@@ -82,11 +83,18 @@ class Disk:
 def find_work(config: Config, vocab_size: int) -> Work:
     shape = model_shape(config.model, vocab_size)
     count = count_parameters(**shape)
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    steps = parse_time(config.max_duration).to_steps(tokens_per_step)
-    tokens = steps * tokens_per_step
+    steps = Steps.of(config)
+    tokens = steps.total * steps.tokens_per_step
     flops = flops_per_token(**shape, seq_len=config.max_seq_len)
-    return Work(steps, tokens, tokens_per_step, flops, flops * tokens, tokens / count.total, tokens / count.active)
+    return Work(
+        steps.total,
+        tokens,
+        steps.tokens_per_step,
+        flops,
+        flops * tokens,
+        tokens / count.total,
+        tokens / count.active,
+    )
 
 
 def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) -> Step:
@@ -115,7 +123,7 @@ def gpu_memory(step: Step) -> GpuMemory:
 
 
 def largest_microbatch(step: Step, memory: int, rank_batch: int) -> int:
-    """The largest power of two, or the device's whole batch, whose step fits into `memory` bytes; 0 where none does.
+    """The largest power of two, or the device's full batch, whose step fits into `memory` bytes; 0 where none does.
 
     So `device_train_microbatch_size: auto` chooses, too.
     """

@@ -20,6 +20,7 @@ from composer.core.precision import get_precision_context
 from torch import Tensor
 
 from moe.config import Config
+from moe.config.steps import Steps
 from moe.model.attention import rope_table
 from moe.model.experts import moe_experts
 from moe.model.flops import ParameterCount, count_parameters, model_shape
@@ -104,7 +105,7 @@ def part_rows(
         seq_len=config.max_seq_len,
         top_share=settings.top_k / settings.n_experts,
     )
-    tokens = config.global_train_batch_size * config.max_seq_len
+    tokens = Steps.of(config).tokens_per_step
     rows = []
     for name, function, x, repeats in wanted:
         say(f"timing the {name} of one {'microbatch' if repeats == 1 else 'layer'} alone ...")

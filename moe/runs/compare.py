@@ -91,5 +91,5 @@ def labels(runs: list[Run]) -> dict[str, Run]:
     names = [run.name for run in runs]
     found = {run.name if names.count(run.name) == 1 else run.folder: run for run in runs}
     if len(found) < len(runs):
-        raise InputError(f"the same run stands twice: {', '.join(run.folder for run in runs)}; leave one out")
+        raise InputError(f"the same run is given twice: {', '.join(run.folder for run in runs)}; leave one out")
     return found

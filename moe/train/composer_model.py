@@ -7,8 +7,8 @@ Decisions:
   average over ranks; `loss` undoes both.
 - `loss` keeps nothing. What steps add up is the callbacks' business (moe/train/callbacks/losses.py).
 - No logits leave the transformer, so metrics add up sums and counts.
-- Bits per byte counts the bytes of the target tokens; the nats of an EOS count too, as the end of a document is to be
-  told in any tokenizer.
+- Bits per byte counts the bytes of the target tokens; the nats of an EOS count too, as the end of a document must be
+  predicted with any tokenizer.
 """
 
 from __future__ import annotations

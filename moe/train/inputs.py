@@ -74,7 +74,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
 
 
 def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTokenizer, str]:
-    """(the tokenizer, the name or folder that gives it): the run's own copy, told, where what the config names is the
+    """(the tokenizer, the name or folder that gives it): the run's own copy, where what the config names is the
     same as before and is gone, or was made anew in the same place.
 
     A resumed run is held against its checkpoint and its data all the same. Raises InputError.
@@ -254,7 +254,7 @@ def _check_folder(
     found = meta.samples.get(data.split, 0)
     if found < samples:
         raise InputError(
-            f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, "
+            f"{key}.local ({data.local}) holds {found} sequences of {meta.seq_len} tokens in {data.split}, "
             f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
         )
     return meta

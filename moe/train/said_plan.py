@@ -11,14 +11,15 @@ from moe.model.flops import count_parameters, model_shape
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
-from moe.train.microbatch import microbatch_size
 
 
-def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, on_gpu: bool) -> None:
-    """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
+def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str) -> None:
+    """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed.
+
+    microbatch: as `microbatch_size` gives it.
+    """
     count = count_parameters(**model_shape(config.model, inputs.vocab_size))
     tokens = steps.total * steps.tokens_per_step
-    microbatch = microbatch_size(config, WORLD_SIZE, on_gpu)
     first, *more = inputs.plan
     evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
     if config.eval_data is not None and config.eval_data.text:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moe.common.paths import local_path
-from moe.common.typed_json import fault_in
+from moe.common.typed_json import error_in
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
 from moe.train.checkpointing.checkpoints import (
@@ -56,10 +56,10 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
         path = str(wanted)
     found = find_named(path)
     config = found.manifest["config"]
-    fault = fault_in(config, Source, "config")
+    fault = error_in(config, Source, "config")
     for name, shape in get_type_hints(ModelConfig).items():
         if fault is None and name in config["model"]:
-            fault = fault_in(config["model"][name], shape, f"config.model.{name}")
+            fault = error_in(config["model"][name], shape, f"config.model.{name}")
     if fault is not None:
         raise CheckpointError(f"{found.path / MANIFEST}: {fault}")
     return found

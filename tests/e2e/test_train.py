@@ -253,7 +253,7 @@ def test_row08_a_shard_that_goes_missing_or_lies_is_a_clear_error_with_workers_t
     shard.write_bytes(ids)
     process = start([*command, "train_data.verify=size"], log)
     text = finish(process, log, code=1)
-    assert "shard.00000.mds: token id 65535 in sample" in text and "the vocabulary has 300" in text
+    assert "shard.00000.mds: token id 65535 in sequence" in text and "the vocabulary has 300" in text
     assert "Traceback" not in text, text
     nobody_left(process)
 

@@ -41,7 +41,7 @@ class Collate:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the whole process group; the trainer decides, and the workers
+    """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the entire process group; the trainer decides, and the workers
     live until its step is saved. A second SIGTERM ends a worker: the loader itself sends one to a worker that is stuck.
     SIGUSR2 writes the worker's stacks to stderr: the trainer's watchdog sends it. The kernel ends a worker with its
     trainer: one that hangs would not notice.

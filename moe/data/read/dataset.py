@@ -23,7 +23,7 @@ from streaming import StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data.read.verify import ENCODING
 
 MOST_OPEN = 64  # maps a process holds
@@ -74,7 +74,7 @@ class TokenDataset(StreamingDataset):
         }  # maps are per process: a spawned worker opens its own
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Where to go on, as `state_dict` gives it. Call it before the first worker starts."""
+        """Where to resume, as `state_dict` gives it. Call it before the first worker starts."""
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
@@ -93,15 +93,15 @@ class TokenDataset(StreamingDataset):
         return Path(shard.dirname, shard.split, shard.raw_data.basename)
 
     def _open(self, shard_id: int) -> np.ndarray:
-        """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataFault when its size is wrong."""
+        """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataError when its size is wrong."""
         shard, path = self.shards[shard_id], self._path(shard_id)
         self._check_size(shard_id)
         match = ENCODING.fullmatch(shard.column_encodings[0])
         assert match is not None
         held, start = np.fromfile(path, np.uint32, 2).tolist()
         if shard.samples > held:
-            raise DataFault(
-                f"{path}: holds {held} samples, index.json says {shard.samples}; restore the file or convert again"
+            raise DataError(
+                f"{path}: holds {held} sequences, index.json says {shard.samples}; restore the file or convert again"
             )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
         return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
@@ -110,7 +110,7 @@ class TokenDataset(StreamingDataset):
         path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
         size = path.stat().st_size
         if size != told:
-            raise DataFault(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
+            raise DataError(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
         self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
@@ -129,7 +129,7 @@ class TokenDataset(StreamingDataset):
                 except FileNotFoundError:
                     self.prepare_shard(shard_id)
             else:
-                raise DataFault(
+                raise DataError(
                     f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
                 )
             if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
@@ -140,8 +140,8 @@ class TokenDataset(StreamingDataset):
                 self._shard_access_times[shard_id] = time_ns()
         tokens = np.array(rows[row])
         if (largest := int(tokens.max())) >= self.vocab_size:
-            raise DataFault(
-                f"{self._path(shard_id)}: token id {largest} in sample {row}, the vocabulary has {self.vocab_size}; "
+            raise DataError(
+                f"{self._path(shard_id)}: token id {largest} in sequence {row}, the vocabulary has {self.vocab_size}; "
                 "the shard is damaged (moe inspect verifies it) or was made with another tokenizer"
             )
         return tokens
@@ -186,11 +186,11 @@ class TokenDataset(StreamingDataset):
 
     def _fail(self, fault: str) -> None:
         self._fault = fault
-        raise DataFault(fault)
+        raise DataError(fault)
 
     def __iter__(self) -> Iterator[Any]:
         self._fault = None
         yield from super().__iter__()
         # a background thread failed: stock would end the epoch here, as if all had been read
         if self._fault is not None:
-            raise DataFault(self._fault)
+            raise DataError(self._fault)

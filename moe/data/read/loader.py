@@ -1,8 +1,8 @@
 """Batches of converted folders, for training and for evaluation.
 
 - Training order is a function of (seed, epoch, global batch): `num_canonical_nodes` and `shuffle_block_size` are
-  fixed, and an epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers
-  only divide the work.
+  fixed, and an epoch is cut to complete global batches, so no sequence is repeated to fill one. Ranks, nodes and
+  workers only divide the work.
 - Batches and the order of evaluation are those of batches.py.
 """
 
@@ -67,7 +67,7 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         file_name(name, f"{spec.remote or spec.local}/{spec.split}/index.json")
     if not samples:
         raise InputError(
-            f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"
+            f"{folder} holds no sequences; convert more text, or with a larger --val-fraction where this is val"
         )
     return stream, samples
 

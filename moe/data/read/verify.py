@@ -52,7 +52,7 @@ def read_index(place: Folder) -> list[Shard]:
 
 
 def verify_split(folder: str | Path, full: bool = False) -> list[str]:
-    """Faults of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
+    """Errors of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
     place = open_folder(folder)
     try:
         shards = read_index(place)
@@ -66,7 +66,9 @@ def verify_split(folder: str | Path, full: bool = False) -> list[str]:
         elif sizes[name] != info["bytes"]:
             faults.append(f"{folder}/{name}: {sizes[name]} bytes, index.json says {info['bytes']}")
         elif shard["samples"] * (_sample_bytes(shard) + 4) > sizes[name]:
-            faults.append(f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} samples of index.json")
+            faults.append(
+                f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} sequences of index.json"
+            )
         elif full and "xxh64" not in info["hashes"]:
             faults.append(f"{folder}/{name}: index.json holds no xxh64 of it, so its bytes cannot be verified")
         elif full and xxhash.xxh64_hexdigest(place.read(name) or b"") != info["hashes"]["xxh64"]:

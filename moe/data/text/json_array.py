@@ -70,7 +70,7 @@ def _elements(unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
         while True:
             try:
                 value, end = decode(text, at)
-                if end < len(text) or ended:  # a number may go on
+                if end < len(text) or ended:  # a number may continue
                     break
             except RecursionError:
                 raise _Broken("it is nested too deeply") from None

@@ -49,7 +49,7 @@ def pointer_or_page(head: bytes) -> str | None:
     return None
 
 
-def head_fault(head: bytes, name: str) -> str | None:
+def head_error(head: bytes, name: str) -> str | None:
     """Why a file called `name` that begins with `head` is no text in UTF-8, and what fixes it; None where it may be."""
     if fault := pointer_or_page(head):
         return f"is {fault}"

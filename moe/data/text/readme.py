@@ -56,7 +56,7 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
     block = None if header is None else _configs_block(header)
     if block is None:
         return []
-    mend = "fix it, or, to use all files of a folder of yours, rename README.md"
+    fix = "fix it, or, to use all files of a folder of yours, rename README.md"
     try:
         if len(block) > MOST_CHARS:
             raise _Foreign(f"it has {len(block):,} characters, at most {MOST_CHARS:,} are read")
@@ -71,10 +71,10 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1} of its 'configs')" if mark else ""
-        raise InputError(f"{dataset}: the header of its README.md is not YAML: {problem}{where}; {mend}") from None
+        raise InputError(f"{dataset}: the header of its README.md is not YAML: {problem}{where}; {fix}") from None
     except (_Foreign, RecursionError, ValueError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else printable(str(error))[:200]
-        raise InputError(f"{dataset}: the header of its README.md does not name files: {why}; {mend}") from None
+        raise InputError(f"{dataset}: the header of its README.md does not name files: {why}; {fix}") from None
 
 
 def _configs_block(header: str) -> str | None:

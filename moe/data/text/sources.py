@@ -31,9 +31,9 @@ def hub_source(name: str, *, config: str | None, split: str, revision: str | Non
     try:
         listing = dataset_listing(name, revision)
     except InputError as error:
-        mend = "or give the path of a folder or file that exists on this machine"
+        fix = "or give the path of a folder or file that exists on this machine"
         raise InputError(
-            f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {mend}"
+            f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {fix}"
         ) from error
     entries = {entry.path: entry for entry in listing.files}
     readme = listing.text_of(entries["README.md"]) if "README.md" in entries else None

@@ -1,4 +1,4 @@
-"""MDS shards from whole arrays: the same bytes MDSWriter gives for one `ndarray:<dtype>:<S>` column, written at disk
+"""MDS shards from complete arrays: the same bytes MDSWriter gives for one `ndarray:<dtype>:<S>` column, written at disk
 speed.
 
 MDSWriter encodes and joins one sample at a time (111 thousand a second); here header, offsets and many rows at once go

@@ -13,7 +13,8 @@ from moe.common.errors import InputError
 from moe.common.locks import has_locks, held_by
 from moe.common.s3 import RemoteError
 from moe.common.units import size
-from moe.config import Config, parse_time
+from moe.config import Config
+from moe.config.steps import Steps
 from moe.plan.checks.result import Report, Result
 from moe.plan.estimate import find_disk
 
@@ -93,7 +94,7 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
         return Result("resume", "fail", f"save_folder: {error}")
     except OSError as error:
         return Result("resume", "fail", f"{error.filename or folder}: cannot be read: {error.strerror}; fix it")
-    steps = parse_time(config.max_duration).to_steps(config.global_train_batch_size * config.max_seq_len)
+    steps = Steps.of(config).total
     if found.step >= steps:
         return Result("resume", "pass", f"{folder}: is complete, at step {found.step:,} of {steps:,}{note}")
     text = f"{folder}: resumes from step {found.step:,} of {steps:,}{note}"

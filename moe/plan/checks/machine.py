@@ -107,8 +107,8 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
         needed = step_memory(step).total
     text = f"a step takes about {size(needed)} at microbatch {step.microbatch} (computed)"
     if needed > there:
-        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {mend}")
+        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {fix}")
     return Result("memory", "pass", f"{text}, of {size(there)}{hint}")
 
 

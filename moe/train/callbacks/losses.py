@@ -44,7 +44,7 @@ IGNORED = -100
 
 
 class StepLosses(Callback):
-    """skipped: whether the step's update was left out, asked at its end; it is no step of the balance rule then."""
+    """skipped: whether the step's update was skipped, asked at its end; it is no step of the balance rule then."""
 
     def __init__(
         self, model: MoEModel, *, tokens_per_step: int, log: Every, skipped: Callable[[], bool] = lambda: False

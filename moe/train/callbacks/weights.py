@@ -3,7 +3,7 @@
 | metric | meaning |
 |---|---|
 | `weight_rms/{kind}` | root mean square of the weights after the step |
-| `update_rms/{kind}` | root mean square of the step's update, learning rate included, weight decay left out |
+| `update_rms/{kind}` | root mean square of the step's update, learning rate included, without weight decay |
 
 Kinds: embeddings (and head), attention, experts, router, norms. Measured at the steps that are logged, on all ranks
 (weights may be sharded), with one wait for the device.
@@ -31,7 +31,7 @@ def kind_of(name: str, parameter: Tensor) -> str:
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
-    """L2 norm over all of them, fp64 scalar; of whole tensors where they are sharded."""
+    """L2 norm over all of them, fp64 scalar; of full tensors where they are sharded."""
     norm = torch.nn.utils.get_total_norm(tensors)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
 

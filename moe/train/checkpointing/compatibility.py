@@ -1,7 +1,7 @@
 """What a run may change between two of its parts, and what it may not.
 
 Decisions: what decides the result or the shape of the state (model, tokenizer, data, batch, seed) is refused with both
-values; all else is applied and told.
+values; all else is applied and reported.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def check_continues(
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     known = _compared(checkpoint.manifest["data"]) in map(_compared, (data_fingerprint, *former))
     if not known or _other_bytes(checkpoint.manifest["data"], data_fingerprint):
-        refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
+        refused.append(_data_difference(checkpoint.manifest["data"], data_fingerprint))
     refused += _other_tokenizer(checkpoint, config, tokenizer)
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
@@ -114,7 +114,7 @@ def _other_bytes(saved: str, current: str) -> bool:
     return bool(was and is_ and was != is_)
 
 
-def _told_data(saved: str, current: str) -> str:
+def _data_difference(saved: str, current: str) -> str:
     """Both fingerprints; of a mixture only the streams that differ, of text its files, a line for each."""
     if saved.startswith("text ") and current.startswith("text "):
         (was, *old), (is_, *new) = saved.split(" | "), current.split(" | ")

@@ -2,7 +2,7 @@
 
 - Nothing is asked for and nothing guessed: what is not in the manifest, metrics.jsonl or the data's meta.json is left
   out. The licence is the publisher's to add.
-- A setting that was changed in mid-run is told with the steps that each of its values was in force for.
+- A setting that was changed during the run is reported with the steps for which each of its values was in force.
 - The card is for others: of a path of this machine only the last part stands in it.
 """
 

@@ -5,8 +5,8 @@
 - Weights become fp32, as training keeps them, in files beside the result until they are saved: the memory needed does
   not grow with the model.
 - An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
-  cut, and that is told.
-- The same proof as for an export: transformers on the folder against our model of the checkpoint.
+  cut, and that is reported.
+- The same verification as for an export: transformers on the folder against our model of the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
 from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name, read_checkpoint, write_checkpoint
 from moe.use.export.folders import written_aside
 from moe.use.export.hf_weights import check_sizes, opened, read_weights
-from moe.use.export.proof import CannotLoad, prove, prove_import
 from moe.use.export.settings import from_config
+from moe.use.export.verify import CannotLoad, verify_import, verify_logits
 from moe.use.inference import PREFIX, build_skeleton, load_weights
 
 TEMPORARY = "tensors"
@@ -87,10 +87,10 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
         say("reading it back, comparing logits with transformers' ...")
         with opened(folder) as place:
-            prove_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
+            verify_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
         model.load_state_dict(weights, assign=True)
         try:
-            difference = prove(folder, model.eval())
+            difference = verify_logits(folder, model.eval())
         except CannotLoad as error:  # the folder is the user's here
             raise InputError(f"--from-hf ({source}): {error}") from error
         say(f"verified: max logit difference {difference:.1e}")

@@ -55,7 +55,7 @@ def opened(folder: Path) -> Iterator[Place]:
 
 def _check_index(folder: Path) -> None:
     path = folder / INDEX
-    if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the whole file then
+    if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the single file then
         return
     try:
         names = set(parse_json(path.read_bytes(), Index)["weight_map"].values())

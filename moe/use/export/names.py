@@ -3,7 +3,7 @@
 - A Mixture-of-Experts model is a `Qwen3MoeForCausalLM` with one matrix per expert, gate, up and down apart: the names
   of every published Qwen3-MoE checkpoint, which transformers 4 and 5, vLLM, SGLang and llama.cpp read.
 - A dense model (one expert) is a `Qwen3ForCausalLM`. The router of a single expert gives it weight 1 whatever it holds,
-  so it is left out.
+  so it is dropped.
 - Parts are views: naming a parameter reads nothing of it.
 """
 

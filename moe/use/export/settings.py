@@ -1,6 +1,6 @@
 """The `model` section of our configuration and transformers' config.json, both ways.
 
-- Written by hand, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
+- Written here, not by transformers: 4.57 cannot read what 5.x writes. Both read this, which holds `num_experts` and
   `num_local_experts`, `rope_theta` and `rope_parameters`, and states what either takes a default for.
 - Read with the defaults of transformers, so that a key that is absent means here what it means there. Every key that
   asks for something this model does not have is named, all at once.
@@ -25,7 +25,7 @@ NAMES: dict[str, tuple[str, Any]] = {
     "norm_eps": ("rms_norm_eps", 1e-6),
     "tie_embeddings": ("tie_word_embeddings", False),
 }
-# Kind, largest value and its words; every other number is a whole one from 1.
+# Kind, largest value and its words; every other number is an integer of at least 1.
 NUMBERS: dict[str, tuple[Any, float, str]] = {
     "rms_norm_eps": ((int, float), 1, "a number above 0, at most 1"),
     "rope_theta": ((int, float), 1e12, "a number above 0, at most 1e12"),
@@ -145,14 +145,14 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
         local = config.get("num_local_experts", config.get(experts))
         if local != config.get(experts):  # transformers 4 reads the one, 5 the other
             faults.append(f"{experts} ({config[experts]!r}): must be num_local_experts ({local!r})")
-    told = dict(values.values()) | {
+    found_values = dict(values.values()) | {
         "vocab_size": config.get("vocab_size"),
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
     }
-    faults += [fault for key, value in told.items() if (fault := _value_fault(key, value))]
+    faults += [fault for key, value in found_values.items() if (fault := _value_error(key, value))]
     settings = {"n_experts": 1, "top_k": 1} | {ours: value for ours, (_, value) in values.items()}
     if not faults:
-        faults = _faults_between(settings, config)
+        faults = _errors_between(settings, config)
     if faults:
         raise InputError(
             f"{source}: is no model of this family; its config.json differs:\n"
@@ -163,19 +163,19 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
     return {**settings, "rope_theta": float(settings["rope_theta"]), "qk_norm": True}
 
 
-def _value_fault(key: str, value: Any) -> str | None:
+def _value_error(key: str, value: Any) -> str | None:
     """What is wrong with a value of config.json by itself, None where nothing is."""
     if value is None:
         return f"{key}: is missing"
     if key in ("tie_word_embeddings", "norm_topk_prob"):
         return None if isinstance(value, bool) else f"{key} ({value!r}): must be true or false"
-    kinds, most, wanted = NUMBERS.get(key, (int, 10**12, "a whole number from 1"))
+    kinds, most, wanted = NUMBERS.get(key, (int, 10**12, "an integer of at least 1"))
     if isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= most:
         return None
     return f"{key} ({value!r}): must be {wanted}"
 
 
-def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _errors_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Values that are good each and do not go together."""
     faults, layer_types = [], config.get("layer_types")
     if settings["head_dim"] % 2:
@@ -190,7 +190,7 @@ def _faults_between(settings: dict[str, Any], config: dict[str, Any]) -> list[st
         )
     pad, rows = config.get("pad_token_id"), config["vocab_size"]
     if pad is not None and (type(pad) is not int or not -rows <= pad < rows):
-        faults.append(f"pad_token_id ({pad!r}): must be null or a whole number below vocab_size ({rows})")
+        faults.append(f"pad_token_id ({pad!r}): must be null or an integer below vocab_size ({rows})")
     wanted = ["full_attention"]
     if layer_types is not None and (
         not isinstance(layer_types, list)

@@ -30,8 +30,8 @@ from moe.use.export.card import write_card
 from moe.use.export.folders import written_aside
 from moe.use.export.hf_weights import INDEX, check_finite, is_finite
 from moe.use.export.names import hf_parts
-from moe.use.export.proof import prove, prove_tensors, prove_tokenizer
 from moe.use.export.settings import to_config
+from moe.use.export.verify import verify_logits, verify_tensors, verify_tokenizer
 from moe.use.inference import build_skeleton, find_checkpoint, load_weights
 
 SHARD_BYTES = 5 * 10**9
@@ -76,11 +76,11 @@ def export(
         write_tokenizer(folder, tokenizer, max_seq_len)
         write_card(folder, checkpoint)
         say("reading it back, loading it with transformers and comparing ids and logits ...")
-        prove_tensors(folder, parts)
-        prove_tokenizer(folder, tokenizer)
+        verify_tensors(folder, parts)
+        verify_tokenizer(folder, tokenizer)
         model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
         model.load_state_dict(weights, assign=True)
-        difference = prove(folder, model.eval())
+        difference = verify_logits(folder, model.eval())
         say(f"verified: max logit difference {difference:.1e}")
     say(f"step {checkpoint.step:,} of {checkpoint.path.parent} is in {out}")
     return checkpoint

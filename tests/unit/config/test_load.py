@@ -84,7 +84,7 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["alert_command=no-such-program -x"], r"alert_command .* there is no program 'no-such-program'"),
         (["optimizer.lr=0"], r"optimizer\.lr \(0\.0\) must be above 0"),
         (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
-        (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be a whole number"),
+        (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be an integer"),
         (["compile=maybe"], r"compile \(maybe\) must be auto, true or false"),
         (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) goes with scheduler\.name wsd"),
         (["run_name=a/b"], r"run_name \(a/b\) must be letters"),
@@ -100,7 +100,10 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["global_train_batch_size=10000001"], r"must be at least 1 and at most 10,000,000$"),
         (["model.n_layers=10001"], r"model\.n_layers \(10001\) must be at most 10,000"),
         (["model.expert_hidden=1000001"], r"model\.expert_hidden \(1000001\) must be at most 1,000,000"),
-        (["device_train_microbatch_size=99999999999"], r"must be a whole number of sequences \(at most 10,000,000\)"),
+        (
+            ["device_train_microbatch_size=99999999999"],
+            r"must be an integer number of sequences \(at most 10,000,000\)",
+        ),
         (["eval_data.max_batches=99999999999"], r"eval_data\.max_batches \(99999999999\) must be at least 1 and"),
         (["max_duration=" + "9" * 19 + "ba"], r"max_duration \(9+ba\) has more than 18 digits"),
         (
@@ -119,7 +122,7 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["train_data.cache_limit=lots"], r"cache_limit \(lots\) is no size; write it as 500mb or 100gb"),
         (["save_folder=${nope}"], r"nope"),
         (["run_name=${run_name}"], r"run_name"),
-        (['save_folder="runs\\0/x"'], r"save_folder \('runs\\x00/x'\) holds a character that is none in UTF-8"),
+        (['save_folder="runs\\0/x"'], r"save_folder \('runs\\x00/x'\) holds a character that is not valid UTF-8"),
         (['sample_prompts=[a, "b\\ud800"]'], r"sample_prompts\.1 \('b\\ud800'\) holds a character"),
         (["tokenizer=a\udcff"], r"tokenizer"),
     ],
@@ -134,7 +137,7 @@ def test_a_missing_file_names_the_yamls_beside_it(path: Path) -> None:
 
 def test_a_key_that_stands_twice_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\nseed: 2\n")
-    assert "'seed' stands twice" in faults(tmp_path / "c.yaml")[0]
+    assert "'seed' is given twice" in faults(tmp_path / "c.yaml")[0]
 
 
 @pytest.mark.parametrize("text", ["model: &a {d_model: *a}", "sample_prompts: &a [x, *a]", "seed: " + "[" * 2000])

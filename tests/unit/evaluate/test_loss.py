@@ -108,7 +108,7 @@ def test_batches_are_the_runs_own_so_their_number_means_the_same_samples(run: Pa
     for size in ("3", "8"):
         assert main([*command, "--batch-size", size]) == 0
         lines.append(capsys.readouterr().out)
-    assert "in 8 samples)" in lines[0] and lines[0] == lines[1]
+    assert "in 8 sequences)" in lines[0] and lines[0] == lines[1]
 
 
 BAD = {

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from moe.common.errors import RunFailed
 from moe.use.export import from_hf, to_hf
 from moe.use.export.from_hf import import_folder
-from moe.use.export.proof import prove_tensors, same_bits
 from moe.use.export.to_hf import export, hf_tensors, write_weights
+from moe.use.export.verify import same_bits, verify_tensors
 from moe.use.inference import find_checkpoint, load_weights
 
 
@@ -33,7 +33,7 @@ def test_the_least_change_of_one_value_in_any_tensor_is_found_and_named(make_run
     weights = load_weights(find_checkpoint(str(make_run(tie_embeddings=False))))
     parts = hf_tensors(weights, dense=False)
     write_weights(tmp_path, parts, shard_bytes=20_000, say=quiet)
-    prove_tensors(tmp_path, parts)
+    verify_tensors(tmp_path, parts)
     files = sorted(tmp_path.glob("*.safetensors"))
     tried = 0
     for path in files:
@@ -41,11 +41,11 @@ def test_the_least_change_of_one_value_in_any_tensor_is_found_and_named(make_run
         for name, weight in right.items():
             save_file({**right, name: nudged(weight)}, path)
             with pytest.raises(RunFailed, match=rf"\n  {name}: its values in {path.name} differ"):
-                prove_tensors(tmp_path, parts)
+                verify_tensors(tmp_path, parts)
             tried += 1
         save_file(right, path)
     assert len(files) > 3 and tried == len(parts) == 2 * (8 + 1 + 3 * 4) + 3
-    prove_tensors(tmp_path, parts)
+    verify_tensors(tmp_path, parts)
 
 
 def test_a_tensor_too_few_too_many_or_of_another_shape_or_type_is_found(make_run: Callable, tmp_path: Path) -> None:
@@ -64,10 +64,10 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_or_type_is_found(make_run
     for told, tensors in faults.items():
         save_file(tensors, path)
         with pytest.raises(RunFailed, match=told):
-            prove_tensors(tmp_path, parts)
+            verify_tensors(tmp_path, parts)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(RunFailed, match=r"model.safetensors: cannot be read back"):
-        prove_tensors(tmp_path, parts)
+        verify_tensors(tmp_path, parts)
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.experts.2.down_proj.weight"])

@@ -124,7 +124,7 @@ def test_a_large_file_that_comes_whole_is_refused_with_the_truth_and_not_fetched
     (folder / "a.txt").write_bytes(bytes(5000))
     serve(lambda path, count: "no_range")
     monkeypatch.setattr(hub, "WHOLE_BYTES", 4000)
-    with pytest.raises(InputError, match=r"the server ignores ranges and answers with a whole file of 5000 bytes"):
+    with pytest.raises(InputError, match=r"the server ignores ranges and answers with all 5000 bytes of the file"):
         stream(5000).read()
 
 

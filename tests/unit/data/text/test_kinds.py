@@ -12,11 +12,11 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.data.text import json_array, planning
+from moe.data.text.complete import Quotes
 from moe.data.text.files import SourceFile, kind_of
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
-from moe.data.text.whole import Quotes
 from moe.data.write.convert import convert
 from tests.unit.data.conftest import make_texts
 

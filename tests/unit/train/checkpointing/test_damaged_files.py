@@ -97,7 +97,7 @@ def test_a_row_of_metrics_without_a_step_is_cut_at_a_resume(tmp_path: Path, line
         (("config", "tokenizer"), 5, r"config\.tokenizer is 5; text is needed"),
         (("config", "model"), 5, r"config\.model is 5; an object is needed"),
         (("config", "max_seq_len"), ..., r"config\.max_seq_len is missing"),
-        (("config", "model", "n_layers"), "2", r"config\.model\.n_layers is '2'; a whole number"),
+        (("config", "model", "n_layers"), "2", r"config\.model\.n_layers is '2'; an integer"),
         (("config", "model", "n_layers"), 3, r"describes another model than its weights"),
         (("config", "model", "n_heads"), 0, r"describes another model than its weights"),
         (("config", "model", "n_layers"), ..., r"describes another model than its weights"),
