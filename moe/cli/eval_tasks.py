@@ -81,6 +81,7 @@ def _in_memory(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     import torch
 
     from moe.evaluate.adapter import ModelLM
+    from moe.evaluate.requests import Requests
     from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer
     from moe.use.inference import load_model
 
@@ -88,31 +89,31 @@ def _in_memory(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     config = checkpoint.manifest["config"]
     seq_len = config["max_seq_len"]
     bf16 = torch.cuda.is_available() and config.get("precision") == "amp_bf16"
+    masked = config["model"].get("document_mask", False)  # an import tells of none
     return ModelLM(
         load_model(checkpoint),
-        tokenizer,
-        max_seq_len=seq_len,
+        Requests(tokenizer, max_seq_len=seq_len, trained_mask=masked),
         batch_tokens=args.batch_size * seq_len if args.batch_size else max(TOKENS_PER_FORWARD, seq_len),
-        trained_mask=config["model"].get("document_mask", False),
         bf16=bf16,
     )
 
 
 def _results(lm: Any, tasks: list[LoadedTask]) -> Results:
+    from moe.evaluate.adapter import ModelLM
     from moe.evaluate.ranks import ScoringFailed
     from moe.evaluate.scores import score_task
 
     found = {}
+    own = isinstance(lm, ModelLM)
     for n, task in enumerate(tasks, 1):
-        if hasattr(lm, "ranks"):
+        if own:
             lm.ranks.between = _progress(f"{task.name} ({n} of {len(tasks)})")
         try:
             found[task.name] = score_task(lm, task)
         except ScoringFailed as error:
             raise InputError(f"--tasks ({task.name}) cannot be scored: {error}; leave it out") from None
-        if hasattr(lm, "said"):
-            for line in lm.said(task.name):
-                note(line)
+        for line in lm.requests.notes(task.name) if own else []:
+            note(line)
     if sys.stderr.isatty():
         redraw("")
     return found

@@ -59,13 +59,14 @@ class Ranks:
         """What every rank has found, where none of them failed.
 
         Raises:
-            ScoringFailed: on every rank; `error` itself where there is one rank alone.
+            ScoringFailed: on every rank, where torch failed on one, as for want of memory. Other errors of a rank that
+                is alone stay what they are.
         """
-        if self.world_size == 1 and error is not None:
+        if self.world_size == 1 and error is not None and not isinstance(error, (RuntimeError, MemoryError)):
             raise error
-        fault = None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        told = self.gather((fault, mine))
+        cause = None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        told = self.gather((cause, mine))
         for rank, (cause, _) in enumerate(told):
             if cause is not None:
-                raise ScoringFailed(f"rank {rank}: {cause}")
+                raise ScoringFailed(f"rank {rank}: {cause}" if self.world_size > 1 else cause) from error
         return [result for _, result in told]

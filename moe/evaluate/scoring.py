@@ -99,14 +99,13 @@ def batches_of(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
 def score(
     model: Transformer, questions: Sequence[Question], *, most: int, batch_tokens: int, ranks: Ranks
 ) -> list[Score]:
-    """Of each question, in their order; the same on every rank.
+    """Of each question (see `cut`), in their order; the same on every rank.
 
     most: tokens that the model can see. batch_tokens: in a forward pass, the memory knob.
 
     Raises:
-        ScoringFailed: see `cut`. ScoringStopped: see Ranks.
+        ScoringFailed: a forward pass failed. ScoringStopped: see Ranks.
     """
-    questions = [cut(question, most) for question in questions]
     batches = batches_of(rows_of(questions, most), batch_tokens)
     found: dict[Question, Score] = {}
     error: Exception | None = None

@@ -17,7 +17,7 @@ from moe.common.extras import install_command
 from moe.evaluate.ranks import ScoringFailed
 
 if TYPE_CHECKING:
-    from moe.evaluate.adapter import ModelLM
+    from moe.evaluate.requests import Requests
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 
@@ -114,7 +114,7 @@ def _bring(manager: Any, name: str) -> str:
     )
 
 
-def task_cost(lm: ModelLM, task: LoadedTask) -> int:
+def task_cost(asked: Requests, task: LoadedTask) -> int:
     """Tokens that one scoring sends through the model, at most where it writes itself.
 
     Raises:
@@ -131,6 +131,6 @@ def task_cost(lm: ModelLM, task: LoadedTask) -> int:
             for request in each.instances:
                 requests.setdefault(request.request_type, []).append(request)
     try:
-        return sum(lm.cost(kind, of_kind) for kind, of_kind in requests.items())
+        return sum(asked.cost(kind, of_kind) for kind, of_kind in requests.items())
     except ScoringFailed as error:
         raise ScoringFailed(f"{task.name}: {error}") from None
