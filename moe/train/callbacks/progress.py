@@ -109,8 +109,12 @@ class Progress(Callback):
         file = self.stacks / f"step-{self.step:08d}-rank-{self.rank}.txt"
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def _beat(self, state: State) -> None:
+    def alive(self) -> None:
+        """Something has come on that is no step and no evaluation."""
         self._looks = 0
+
+    def _beat(self, state: State) -> None:
+        self.alive()
         self.step = int(state.timestamp.batch)
 
     def fit_start(self, state: State, logger: Logger) -> None:
