@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from moe.common.errors import library_errors
+from moe.common.task_metrics import main_metric
 from moe.evaluate.contained import contained
 from moe.evaluate.ranks import ScoringFailed
 from moe.evaluate.tasks import LoadedTask
 
-MAIN = ("acc_norm", "acc", "exact_match", "f1", "bits_per_byte", "perplexity")  # what a task is told by, the first
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of lm-eval's results, in a file
 
 
@@ -75,9 +75,8 @@ def _scores(results: dict[str, Any], task: str) -> list[TaskScore]:
 
 def main_score(scores: Iterable[TaskScore]) -> TaskScore:
     """The one of a task's scores that it is told by."""
-    listed = list(scores)
-    by_metric = {score.metric: score for score in listed}
-    return next((by_metric[metric] for metric in MAIN if metric in by_metric), listed[0])
+    by_metric = {score.metric: score for score in scores}
+    return by_metric[main_metric(by_metric)]
 
 
 def result_tables(results: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe.common.errors import InputError, library_errors
 from moe.common.extras import install_command
+from moe.evaluate.contained import contained
 from moe.evaluate.ranks import ScoringFailed
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def load_task(
         InputError: its data cannot be had, or it cannot be built.
     """
     try:
-        with library_errors("lm-eval", f"{names} ({name})", but=(OSError,)):
+        with contained(), library_errors("lm-eval", f"{names} ({name})", but=(OSError,)):
             loaded = manager.load([name])
     except OSError as error:  # also the errors of datasets and of the hub's client
         cause = (str(error).splitlines() or [repr(error)])[0]
@@ -121,8 +122,6 @@ def task_cost(asked: Requests, task: LoadedTask) -> int:
         ScoringFailed: a question that this model cannot be asked.
         InputError: lm-eval cannot build the questions.
     """
-    from moe.evaluate.contained import contained
-
     with contained(), library_errors("lm-eval", task.name):
         task.prepare()
         requests: dict[str, list[Any]] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe.common.errors import InputError
+from moe.common.task_metrics import SECONDS
 from moe.common.units import say, short
 from moe.config import Config
 from moe.config.steps import Steps
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from moe.evaluate.requests import Requests
     from moe.evaluate.tasks import LoadedTask
 
-DONE = "tasks/seconds"  # the metric that every scoring logs
 FORWARD_SHARE = 1 / 3  # of a training step's time
 
 
@@ -111,4 +111,4 @@ def scores_are_due(config: Config, folder: RunFolder, step: int, steps: Steps) -
 
     if config.eval_tasks is None or not step or not steps.every(config.eval_tasks.interval).due(step):
         return False
-    return agreed(lambda: not logged_at(folder.metrics(), step, DONE), here=RANK == 0)
+    return agreed(lambda: not logged_at(folder.metrics(), step, SECONDS), here=RANK == 0)

@@ -30,6 +30,7 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.common.errors import InputError
+from moe.common.task_metrics import PREFIX
 from moe.common.typed_json import parse_json
 from moe.common.units import say
 from moe.config.times import Every
@@ -37,7 +38,6 @@ from moe.config.times import Every
 Row = Mapping[str, float | str | list[float]]
 Writer = Callable[[int, Row], None]
 # Composer logs these at every batch; what they say stands in our own metrics.
-AT_ONCE = "tasks/"  # logged together, at their own steps
 DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token", "time/epoch", "rank_zero_seed")
 
 
@@ -53,12 +53,12 @@ class RunLog(LoggerDestination):
         self._reported: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        at_once = {name: float(value) for name, value in metrics.items() if name.startswith(AT_ONCE)}
+        at_once = {name: float(value) for name, value in metrics.items() if name.startswith(PREFIX)}
         if at_once:
             assert step is not None
-            self._write_row(step, at_once)
+            self._send(step, at_once)
         for name, value in metrics.items():
-            if not name.startswith((*DROPPED, AT_ONCE)):
+            if not name.startswith((*DROPPED, PREFIX)):
                 self.pending[name] = value if isinstance(value, list) else float(value)
 
     def log_table(

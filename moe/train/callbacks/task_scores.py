@@ -23,12 +23,13 @@ from composer import Callback, Logger, State
 from composer.core.precision import get_precision_context
 
 from moe.common.errors import InputError
+from moe.common.task_metrics import ERROR, SECONDS, key_of
 from moe.common.units import clock, say
 from moe.config.times import Every
 from moe.evaluate.ranks import ScoringFailed, ScoringStopped
 from moe.evaluate.scores import TaskScore, main_score, score_task, scores_of
 from moe.model import Transformer
-from moe.train.benchmarks import DONE, Benchmarks
+from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.stop import Stopped, StopSignal
 
@@ -92,7 +93,7 @@ class TaskScores(Callback):
         finally:
             self.busy = ""
         seconds = time.monotonic() - start
-        logger.log_metrics({**_metrics(scores), DONE: seconds})
+        logger.log_metrics({**_metrics(scores), SECONDS: seconds})
         if scores:
             shown = [_shown(main_score(of_task)) for of_task in scores.values() if of_task]
             say(f"tasks at step {step:,}: {'  '.join(shown)}  ({clock(seconds)})")
@@ -126,9 +127,9 @@ class TaskScores(Callback):
 def _metrics(scores: dict[str, list[TaskScore]]) -> dict[str, float]:
     found = {}
     for score in [score for of_task in scores.values() for score in of_task]:
-        found[f"tasks/{score.task}/{score.metric}"] = score.value
+        found[key_of(score.task, score.metric)] = score.value
         if score.error is not None:
-            found[f"tasks/{score.task}/{score.metric}_stderr"] = score.error
+            found[key_of(score.task, score.metric) + ERROR] = score.error
     return found
 
 
