@@ -93,7 +93,7 @@ def load_task(
             loaded = manager.load([name])
     except OSError as error:  # also the errors of datasets and of the hub's client
         cause = (str(error).splitlines() or [repr(error)])[0]
-        raise InputError(f"{names}: the data of {name} cannot be had: {cause}; {_bring(manager, name)}") from None
+        raise InputError(f"{names}: the data of {name} is not available: {cause}; {_bring(manager, name)}") from None
     return LoadedTask(name, loaded, fewshot, limit)
 
 
