@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def test_scores_go_where_metrics_go_with_their_errors(scored: Path) -> None:
 
     found = scores(scored)
     assert [row["step"] for row in found] == [6, 12]
+    text = (TASKS.parents[1] / "docs" / "monitoring.md").read_text()
+    listed = set(re.findall(r"^\| `(tasks/[^`]+)` \(3\)", text, re.MULTILINE))
+    keys = [key for key in found[0] if key.startswith("tasks/")]
+    logged = {re.sub("/[a-z_]+?(_stderr)?$", r"/METRIC\1", key).replace(key.split("/")[1], "TASK") for key in keys}
+    assert logged | {"tasks/seconds"} == listed
     for key in ("offline_ends/acc_norm", "offline_last_word/perplexity", "offline_text/bits_per_byte"):
         assert all(row[f"tasks/{key}"] >= 0 and row[f"tasks/{key}_stderr"] >= 0 for row in found), key
     assert found[0]["tasks/offline_text/bits_per_byte"] != found[1]["tasks/offline_text/bits_per_byte"]
