@@ -29,13 +29,15 @@ def measure_tasks(args: argparse.Namespace) -> None:
 
     suite = _suite(args.suite, args.fewshot)
     names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
+    if not suite and not names:
+        raise InputError(f"--tasks ({args.tasks}) names no task, e.g. hellaswag,arc_easy")
     tasks = _load(args, suite, names)
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     lm: Any
     if args.through_export:
         from moe.use.export.beside import exported
 
-        lm = hugging_face_model(str(exported(checkpoint, args.tokenizer)), args.batch_size)
+        lm = hugging_face_model(str(exported(checkpoint, args.tokenizer)), args.batch_size, "--through-export")
     else:
         lm = _in_memory(checkpoint, args)
     found = _results(lm, tasks)
@@ -44,7 +46,9 @@ def measure_tasks(args: argparse.Namespace) -> None:
     for table in result_tables(results):
         show(table)
     kept = {"step": checkpoint.step, **{key: results[key] for key in KEPT if key in results}}
-    others = {name: _results(hugging_face_model(name, args.batch_size), tasks) for name in args.beside or []}
+    others = {
+        name: _results(hugging_face_model(name, args.batch_size, "--beside"), tasks) for name in args.beside or []
+    }
     if suite or others:
         kept |= _compare(suite, {str(checkpoint.path.parent): found, **others})
     if args.output is not None:
@@ -134,7 +138,7 @@ def _progress(what: str) -> Callable[[], bool]:
 
 def _compare(suite: tuple[SuiteTask, ...], found: dict[str, Results]) -> dict[str, Any]:
     """Prints one column a model, of the scores that tasks are told by; gives the same for a file."""
-    from moe.evaluate.scores import main_score, scores_of
+    from moe.evaluate.scores import main_scores, scores_of
     from moe.evaluate.suites import suite_score
 
     columns: dict[str, list[TaskScore]] = {}
@@ -142,7 +146,7 @@ def _compare(suite: tuple[SuiteTask, ...], found: dict[str, Results]) -> dict[st
         scores = {name: scores_of(of_task, name) for name, of_task in results.items()}
         counted, mean = suite_score(suite, scores) if suite else ([], None)
         in_suite = {task.name for task in suite}
-        extra = [main_score(of_task) for name, of_task in scores.items() if name not in in_suite and of_task]
+        extra = [score for name, of_task in scores.items() if name not in in_suite for score in main_scores(of_task)]
         columns[model] = [*counted, *extra, *([mean] if mean is not None else [])]
     rows = [["task", "metric", *(Path(model).name or model for model in columns)]]
     for of_row in zip(*columns.values(), strict=True):

@@ -73,10 +73,12 @@ def _scores(results: dict[str, Any], task: str) -> list[TaskScore]:
     return found
 
 
-def main_score(scores: Iterable[TaskScore]) -> TaskScore:
-    """The one of a task's scores that it is told by."""
-    by_metric = {score.metric: score for score in scores}
-    return by_metric[main_metric(by_metric)]
+def main_scores(scores: Iterable[TaskScore]) -> list[TaskScore]:
+    """Of each task the score that it is told by."""
+    by_task: dict[str, dict[str, TaskScore]] = {}
+    for score in scores:
+        by_task.setdefault(score.task, {})[score.metric] = score
+    return [by_metric[main_metric(by_metric)] for by_metric in by_task.values()]
 
 
 def result_tables(results: dict[str, Any]) -> list[str]:
@@ -95,15 +97,15 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def hugging_face_model(folder: str, batch_size: int | None) -> Any:
-    """lm-eval's own model of a Hugging Face folder or hub name, for `score_task`.
+def hugging_face_model(folder: str, batch_size: int | None, about: str = "") -> Any:
+    """lm-eval's own model of a Hugging Face folder or hub name, for `score_task`. about: the flag that asked for it.
 
     Raises InputError.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with library_errors("lm-eval", folder):
+    with library_errors("lm-eval", f"{about} ({folder})"):
         from lm_eval.models.huggingface import HFLM
 
         dtype = "bfloat16" if device == "cuda" else "float32"

@@ -27,7 +27,7 @@ from moe.common.task_metrics import ERROR, SECONDS, key_of
 from moe.common.units import clock, say
 from moe.config.times import Every
 from moe.evaluate.ranks import ScoringFailed, ScoringStopped
-from moe.evaluate.scores import TaskScore, main_score, score_task, scores_of
+from moe.evaluate.scores import TaskScore, main_scores, score_task, scores_of
 from moe.model import Transformer
 from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.saver import CheckpointSaver
@@ -95,7 +95,7 @@ class TaskScores(Callback):
         seconds = time.monotonic() - start
         logger.log_metrics({**_metrics(scores), SECONDS: seconds})
         if scores:
-            shown = [_shown(main_score(of_task)) for of_task in scores.values() if of_task]
+            shown = [_shown(score) for of_task in scores.values() for score in main_scores(of_task)]
             say(f"tasks at step {step:,}: {'  '.join(shown)}  ({clock(seconds)})")
 
     def _between(self, state: State, what: str) -> Callable[[], bool]:

@@ -16,7 +16,7 @@ from moe.evaluate.adapter import ModelLM
 from moe.evaluate.contained import bootstrapped, contained
 from moe.evaluate.ranks import ScoringFailed
 from moe.evaluate.requests import Requests
-from moe.evaluate.scores import hugging_face_model, main_score, score_task, scores_of
+from moe.evaluate.scores import hugging_face_model, main_scores, score_task, scores_of
 from moe.evaluate.suites import SUITES, SuiteTask, suite_score
 from moe.evaluate.tasks import LoadedTask, find_tasks, load_task, task_cost
 from moe.use.export.beside import exported
@@ -95,7 +95,8 @@ def test_scores_carry_errors_cost_what_was_told_and_leave_random_states_alone(bo
         assert all(one.error is not None and one.error >= 0 and one.items == 7 for one in found)
         assert score_task(ours, task)["results"] == score_task(ours, task)["results"], "asked the same every time"
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    assert main_score(scores_of(score_task(ours, tasks[0]), "offline_ends")).metric == "acc_norm"
+    (told,) = main_scores(scores_of(score_task(ours, tasks[0]), "offline_ends"))
+    assert told.metric == "acc_norm"
 
 
 def test_text_becomes_the_tokens_of_the_training(both) -> None:

@@ -39,7 +39,8 @@ def questions() -> list[Question]:
     for length in (1, 2, 7, 7, 20, 40):
         context = ids(length)
         made += [Question(context, ids(n)) for n in (1, 1, 3, 8, 14)]
-    return [cut(question, MOST) for question in [*made, made[3]]]
+    every = [Question(made[0].context, (token,)) for token in range(40)]  # one of them is what is most probable
+    return [cut(question, MOST) for question in [*made, made[3], *every]]
 
 
 def plainly(transformer: Transformer, question: Question) -> tuple[float, bool]:
