@@ -103,7 +103,7 @@ def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
                 raise ValueError
         except ValueError:
             raise InputError(
-                f"--price ({brief(text)}) is no price from 0 to {MOST_PRICE:,}; write 2.50, or H100=2.50"
+                f"--price ({brief(text)}) is not a price from 0 to {MOST_PRICE:,}; write 2.50, or H100=2.50"
             ) from None
         if name:
             find_gpu(name, gpus)

@@ -235,7 +235,7 @@ def _check_run(config: Config, faults: list[str]) -> None:
     folders: list[Any] = [data] if data.local is not None else [*data.streams.values()]
     alone = [f for f in folders if f.remote is None or os.path.realpath(f.remote) == os.path.realpath(str(f.local))]
     if limit is not None and re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*(b|kb|mb|gb|tb)", limit.lower()) is None:
-        faults.append(f"train_data.cache_limit ({limit}) is no size; write it as 500mb or 100gb")
+        faults.append(f"train_data.cache_limit ({limit}) is not a size; write it as 500mb or 100gb")
     elif limit is not None and alone:
         faults.append(
             f"train_data.cache_limit ({limit}) would delete shards that have no other copy: "

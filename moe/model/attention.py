@@ -143,7 +143,7 @@ class Attention(nn.Module):
         documents: Tensor | Packed | None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """documents: an additive mask [B, 1, S, S], lengths for varlen attention, or None for one document a sample."""
+        """documents: an additive mask [B, 1, S, S], lengths for varlen attention, or None without documents."""
         heads = (*x_BSD.shape[:2], -1, self.head_dim)
         q_BSHC = apply_rope(self.q_norm(self.q_proj(x_BSD).view(heads)), *rope)
         k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)

@@ -40,7 +40,7 @@ CHUNK_LOGITS_CPU = 2**22
 CHUNK_LOGITS_GPU = 2**26
 CPU_QUERY_BLOCK = 128  # as in attention.py
 QUANTILE_BINS = 1000  # as in balance.py
-TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sample: FineWeb's batches have 32 to 128 at 2,048 tokens
+TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sequence: FineWeb's batches have 32 to 128 at 2,048 tokens
 
 
 class StepMemory(NamedTuple):

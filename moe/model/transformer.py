@@ -74,7 +74,8 @@ class Transformer(nn.Module):
     scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of moe.model.balance.RULES) decides
     whether routers have a bias; what the rule does is not in here. n_shared_experts: see MoE. z_loss is the weight of z
     in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
-    activation_checkpointing recomputes blocks in the backward pass.
+    activation_checkpointing recomputes blocks in the backward pass. seed is that of the initial weights; None takes
+    what torch.manual_seed was called with.
 
     Raises ValueError where heads or experts do not fit together.
     """
@@ -106,12 +107,13 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         z_loss: float = 0.0,
         activation_checkpointing: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None:
             if d_model % n_heads:
                 raise ValueError(
-                    f"d_model ({d_model}) is no multiple of n_heads ({n_heads}); change one or set head_dim"
+                    f"d_model ({d_model}) is not a multiple of n_heads ({n_heads}); change one or set head_dim"
                 )
             head_dim = d_model // n_heads
         if head_dim % 2:
@@ -123,7 +125,7 @@ class Transformer(nn.Module):
                 "to turn; it must be an even number of them"
             )
         if n_heads % n_kv_heads:
-            raise ValueError(f"n_heads ({n_heads}) is no multiple of n_kv_heads ({n_kv_heads}); change one")
+            raise ValueError(f"n_heads ({n_heads}) is not a multiple of n_kv_heads ({n_kv_heads}); change one")
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
         rule = RULES[balance]
@@ -166,7 +168,7 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(dim=d_model, eps=norm_eps)
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size)
-        init_weights(self, n_layers=n_layers)
+        init_weights(self, n_layers=n_layers, seed=torch.initial_seed() if seed is None else seed)
 
     @property
     def head_weight(self) -> Tensor:
@@ -194,7 +196,7 @@ class Transformer(nn.Module):
             block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)  # type: ignore[method-assign]
 
     def _documents(self, tokens_BS: Tensor, ends_BM: Tensor | None, dtype: torch.dtype) -> Tensor | Packed:
-        """What keeps the documents of a sample apart, in the form that suits the device."""
+        """What keeps the documents of a sequence apart, in the form that suits the device."""
         if not has_varlen(tokens_BS.device, dtype, self.head_dim):
             return document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype)
         seq_len = tokens_BS.shape[1]

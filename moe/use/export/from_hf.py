@@ -113,7 +113,7 @@ def _folder(source: str) -> Path:
         return Path(carefully(source, lambda: snapshot_download(source, allow_patterns=PATTERNS)))
     except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--from-hf ({source}): is no folder, and the hub does not give it ({cause})") from None
+        raise InputError(f"--from-hf ({source}): is not a folder, and the hub does not give it ({cause})") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def read_weights(
         if not fits or found[1:] != list(part.shape[1:]):
             faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
     if faults:
-        raise InputError(f"{source}: is no model of this family; its weights differ:\n{_listed(faults)}")
+        raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(faults)}")
     weights = {name: _on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
     for name, weight in weights.items():
         for theirs, part in hf_parts(name, weight, dense=dense).items():

@@ -155,7 +155,7 @@ def from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
         faults = _errors_between(settings, config)
     if faults:
         raise InputError(
-            f"{source}: is no model of this family; its config.json differs:\n"
+            f"{source}: is not a model of this family; its config.json differs:\n"
             + "\n".join(f"  {fault[:300]}" for fault in faults)
         )
     if settings["head_dim"] == settings["d_model"] // settings["n_heads"]:

@@ -160,7 +160,7 @@ def test_a_name_is_fetched_from_the_hub_and_one_it_does_not_have_is_told(
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     import_folder("someone/model", out=tmp_path / "back", say=quiet)
     assert find_checkpoint(str(tmp_path / "back")).manifest["config"]["tokenizer"] == "someone/model"
-    with pytest.raises(InputError, match=r"someone/other\): is no folder, and the hub does not give it \(404"):
+    with pytest.raises(InputError, match=r"someone/other\): is not a folder, and the hub does not give it \(404"):
         import_folder("someone/other", out=tmp_path / "other", say=quiet)
 
 

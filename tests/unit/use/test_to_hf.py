@@ -155,7 +155,7 @@ def test_a_failed_overwrite_leaves_what_was_there(make_run: Callable, tmp_path: 
     run, out = make_run(), tmp_path / "hf"
     run_export(run, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(to_hf, "prove", lambda *args: 1 / 0)
+    monkeypatch.setattr(to_hf, "verify_logits", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_export(run, out, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -262,7 +262,10 @@ def test_tiny_shared_memory(check: Check, monkeypatch) -> None:
 
 def test_a_folder_that_cannot_be_written(check: Check, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
-    for folder, text in ((tmp_path / "file" / "run", "is no folder"), (Path("/proc/run"), "/proc cannot be written")):
+    for folder, text in (
+        (tmp_path / "file" / "run", "is not a folder"),
+        (Path("/proc/run"), "/proc cannot be written"),
+    ):
         assert_told(check, [f"save_folder={folder}"], "folder", "fail", text, "give another one")
     import tempfile
 
@@ -280,7 +283,7 @@ def test_a_port_that_is_taken(check: Check, monkeypatch) -> None:
         monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
         assert_told(check, [], "port", "fail", "is taken by another process", "choose another")
     monkeypatch.setenv("MASTER_PORT", "99999")
-    assert_told(check, [], "port", "fail", "MASTER_PORT (99999) is no port")
+    assert_told(check, [], "port", "fail", "MASTER_PORT (99999) is not a port")
 
 
 def test_wandb_without_a_login(check: Check, tmp_path: Path, monkeypatch) -> None:
