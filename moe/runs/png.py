@@ -38,6 +38,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MOST_HEATS = 6
+ROOM = 110  # characters of a legend in the widest chart
 SOFTWARE = "moe report"  # written in the picture: it may be replaced
 
 
@@ -119,8 +120,10 @@ def _chart(axes: Any, chart: Chart, texts: bool = False) -> None:
     axes.xaxis.set_major_formatter(_tokens)
     axes.grid(axis="y", linewidth=0.7)
     axes.set_axisbelow(True)
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize=8, ncols=3)
+    labels = axes.get_legend_handles_labels()[1]
+    if len(labels) > 1:
+        room = ROOM if texts else ROOM // 2  # else a legend wider than its chart takes the width from it
+        axes.legend(fontsize=8, ncols=max(1, min(3, room // (max(map(len, labels)) + 6))))
 
 
 def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:

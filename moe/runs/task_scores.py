@@ -28,11 +28,9 @@ def task_charts(runs: dict[str, Run], marks: Marks) -> list[Chart]:
         charts = {}
         for task, metric in tasks.items():
             of_kind = charts.setdefault("Tasks" if metric in SHARES else f"Tasks, {metric}", [])
-            label = f"{task} ({metric})" if metric in SHARES else task
-            of_kind.append(_line(label, run, task, metric, len(of_kind)))
+            of_kind.append(_line(task, run, task, metric, len(of_kind)))
     drawn = {title: [line for line in lines if line.points] for title, lines in charts.items()}
-    unit = "score, with its standard error"
-    return [Chart(title, unit, lines, marks=marks) for title, lines in drawn.items() if lines]
+    return [Chart(title, "± standard error", lines, marks=marks) for title, lines in drawn.items() if lines]
 
 
 def _line(label: str, run: Run, task: str, metric: str, slot: int) -> Line:
@@ -67,8 +65,7 @@ def _ends(run: Run, key: str) -> list[str]:
     if not points:
         return ["", "", ""]
     shown = [
-        number(value) + (f" ± {number(errors[step])}" if step in errors else "")
-        for step, value in (points[0], points[-1])
+        number(value) + (f" ± {errors[step]:.2g}" if step in errors else "") for step, value in (points[0], points[-1])
     ]
     return [*shown, f"{points[-1][0]:,}"]
 

@@ -31,7 +31,7 @@ def test_a_run_is_drawn_by_its_main_scores_with_error_bars(tmp_path: Path) -> No
     shares, bits = task_charts({"one": run}, Marks())
     assert (shares.title, bits.title) == ("Tasks", "Tasks, bits_per_byte")
     (line,) = shares.lines
-    assert line.label == "easy (acc)" and line.points == [(50 * TOKENS_PER_STEP, 0.25), (100 * TOKENS_PER_STEP, 0.5)]
+    assert line.label == "easy" and line.points == [(50 * TOKENS_PER_STEP, 0.25), (100 * TOKENS_PER_STEP, 0.5)]
     assert line.bars == [(50 * TOKENS_PER_STEP, 0.2, 0.3), (100 * TOKENS_PER_STEP, 0.46, 0.54)]
     assert bits.lines[0].bars == []
     page = report_page({"one": run})
@@ -45,14 +45,14 @@ def test_the_table_has_every_metric_and_the_validation_beside(tmp_path: Path) ->
     assert score_rows({"one": one}) == (
         ["task", "metric", "first", "last", "at step"],
         [
-            ["easy", "acc", "0.2500 ± 0.05000", "0.5000 ± 0.04000", "100"],
+            ["easy", "acc", "0.2500 ± 0.05", "0.5000 ± 0.04", "100"],
             ["easy", "extra", "7.000", "7.000", "100"],
             ["text", "bits_per_byte", "3.000", "2.000", "100"],
             ["validation", "bits per byte", "1.500", "1.500", "100"],
         ],
     )
     head, rows = score_rows({"one": one, "two": two})
-    assert head == ["task", "metric", "one", "two"] and rows[0][2:] == ["0.5000 ± 0.04000", "0.7500 ± 0.04000"]
+    assert head == ["task", "metric", "one", "two"] and rows[0][2:] == ["0.5000 ± 0.04", "0.7500 ± 0.04"]
     charts = task_charts({"one": one, "two": two}, Marks())
     assert [[line.label for line in chart.lines] for chart in charts] == [["one", "two"], ["one", "two"]]
     assert "<h2>Tasks</h2>" in report_page({"one": one, "two": two})
@@ -67,7 +67,7 @@ def test_a_run_without_scores_shows_none(tmp_path: Path) -> None:
 def test_the_frame_has_the_last_scores(tmp_path: Path) -> None:
     console = Console(width=90, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(frame(read_run(scored(tmp_path / "one")), console))
-    assert "easy 0.5000 ± 0.04000, text 2.000" in " ".join(console.export_text().split())
+    assert "easy 0.5000 ± 0.04, text 2.000" in " ".join(console.export_text().split())
 
 
 def test_the_card_has_the_last_scores_with_what_was_asked() -> None:
