@@ -45,6 +45,7 @@ class ModelLM(LM):
         self.batch_tokens = batch_tokens
         self.bf16 = bf16
         self.ranks = Ranks(model, between)
+        requests.turn = self.ranks.turn_ended
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log probability in nats, whether greedy decoding would write it) of each (context, answer)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -18,12 +18,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+QUESTIONS_A_TURN = 200
 RESAMPLES = 200  # the standard error is then right to about 5%
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Within it lm-eval may be called."""
+def contained(turn: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within it lm-eval may be called. turn: called now and then while it builds questions."""
     import lm_eval.api.task
     import lm_eval.evaluator_utils
 
@@ -33,7 +34,7 @@ def contained() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with (
-            patch.object(lm_eval.api.task, "tqdm", lambda items, **_: items),
+            patch.object(lm_eval.api.task, "tqdm", lambda items, **_: _with_turns(items, turn)),
             patch.object(lm_eval.evaluator_utils, "stderr_for_metric", standard_error_of),
         ):
             yield
@@ -44,6 +45,13 @@ def contained() -> Iterator[None]:
         torch.set_rng_state(states[2])
         if on_gpu:
             torch.cuda.set_rng_state_all(on_gpu)
+
+
+def _with_turns(items: Iterable[Any], turn: Callable[[], None]) -> Iterator[Any]:
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % QUESTIONS_A_TURN == 0:
+            turn()
 
 
 def standard_error_of(metric: Callable[[Sequence[Any]], float], bootstrap_iters: int) -> Callable[..., float | None]:

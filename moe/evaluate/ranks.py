@@ -28,7 +28,8 @@ class ScoringFailed(RuntimeError):
 class Ranks:
     """Args:
     model: what is evaluated.
-    between: called after each turn, on all ranks alike; true ends the evaluation.
+    between: called after each turn, and now and then while questions are made, on all ranks alike; true ends the
+        evaluation.
     """
 
     def __init__(self, model: nn.Module, between: Callable[[], bool] = lambda: False) -> None:

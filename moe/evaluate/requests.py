@@ -8,7 +8,7 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
@@ -18,6 +18,7 @@ from moe.data.text.plain_ids import encode_plain
 from moe.evaluate.ranks import ScoringFailed
 from moe.evaluate.scoring import Question, cut, rows_of
 
+TEXTS_A_TURN = 1000
 NEW_TOKENS = 256  # where a task does not say; lm-eval's own
 
 
@@ -30,6 +31,7 @@ class Requests:
         self.trained_mask = trained_mask
         self.cut = 0  # contexts that lost their first tokens, since the last `notes`
         self.bare = 0  # texts that have nothing but EOS before them
+        self.turn: Callable[[], None] = lambda: None  # called now and then; what it raises ends the work
 
     def questions(self, pairs: Sequence[tuple[str, str]]) -> list[Question]:
         """Of (context, answer). Spaces at a context's end belong to the answer, as to the token that they begin.
@@ -38,8 +40,8 @@ class Requests:
             ScoringFailed: one cannot be asked.
         """
         split = [(c.rstrip(), c[len(c.rstrip()) :] + a) for c, a in pairs]
-        both = encode_plain(self.tokenizer, [context + answer for context, answer in split])
-        contexts = encode_plain(self.tokenizer, [context for context, _ in split])
+        both = self._encode([context + answer for context, answer in split])
+        contexts = self._encode([context for context, _ in split])
         found = []
         for (_, answer), whole, context in zip(split, both, contexts, strict=True):
             if len(whole) <= len(context):
@@ -52,7 +54,7 @@ class Requests:
         """All windows of all texts, and how many each text has."""
         questions: list[Question] = []
         counts = []
-        for tokens in encode_plain(self.tokenizer, list(texts)):
+        for tokens in self._encode(texts):
             windows = get_rolling_token_windows(
                 token_list=tokens, prefix_token=self._eos, max_seq_len=self.max_seq_len, context_len=1
             )
@@ -77,7 +79,7 @@ class Requests:
             raise ScoringFailed(
                 f"it asks for {new:,} new tokens (max_gen_toks), and the model sees {self.max_seq_len:,} (max_seq_len)"
             )
-        found = [ids or [self._eos] for ids in encode_plain(self.tokenizer, list(texts))]
+        found = [ids or [self._eos] for ids in self._encode(texts)]
         self.cut += sum(len(prompt) > room for prompt in found)
         stops = handle_stop_sequences(kwargs["until"], eos=self.tokenizer.decode([self._eos]))
         return [prompt[-room:] for prompt in found], new, stops
@@ -111,6 +113,13 @@ class Requests:
             )
         self.cut = self.bare = 0
         return lines
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = []
+        for start in range(0, len(texts), TEXTS_A_TURN):
+            found += encode_plain(self.tokenizer, list(texts[start : start + TEXTS_A_TURN]))
+            self.turn()
+        return found
 
     @property
     def _eos(self) -> int:

@@ -35,7 +35,10 @@ def score_task(lm: Any, task: LoadedTask) -> dict[str, Any]:
     """
     from lm_eval.evaluator import evaluate
 
-    with contained(), library_errors("lm-eval", task.name):
+    from moe.evaluate.adapter import ModelLM
+
+    turn = lm.ranks.turn_ended if isinstance(lm, ModelLM) else lambda: None
+    with contained(turn), library_errors("lm-eval", task.name):
         task.prepare()
         try:
             found = evaluate(lm=lm, task_dict=task.loaded, limit=task.limit, log_samples=False)
