@@ -26,6 +26,15 @@ def tasks(*names: str, **settings: object) -> str:
     return "eval_tasks=" + json.dumps(given)
 
 
+@pytest.fixture(autouse=True)
+def no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own tasks, which take it 20 s to list, are none of these."""
+    import lm_eval.tasks
+
+    known = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **k: known(**{**k, "include_defaults": False}))
+
+
 ALL = tasks("offline_ends", "offline_last_word", "offline_text", "offline_copy")
 
 
@@ -131,7 +140,7 @@ def test_a_task_that_fails_is_told_once_and_the_run_continues(
     code, folder = train(small, tmp_path, *SETTINGS, tasks("offline_text", "offline_last_word"))
     shown = capsys.readouterr().out
     assert code == 0 and shown.count("warning: offline_text: no room; the run continues without its scores") == 1
-    assert "tasks    offline_text, offline_last_word: 10 questions every 6ba, 2 times; " in shown
+    assert "tasks   offline_text, offline_last_word: 10 questions every 6ba, 2 times; " in shown
     assert shown.count("tasks at step 6: offline_last_word acc 0.") == shown.count("tasks at step 12: ") == 1
     assert "note: offline_last_word: " in shown and "were cut in front" in shown
     assert [sorted(row)[1] for row in scores(folder)] == ["tasks/offline_last_word/acc"] * 2
@@ -148,7 +157,7 @@ BAD = {
     "no data": (tasks("no_data", include_path="{own}"), "eval_tasks.names: the data of no_data is not available: "),
     "twice": (tasks("offline_ends", "offline_ends"), "eval_tasks.names (offline_ends) must be"),
     "none": (tasks(), "eval_tasks.names is empty"),
-    "interval": (tasks("offline_ends", interval="5"), "eval_tasks.interval (5) is no duration"),
+    "interval": (tasks("offline_ends", interval="5"), "eval_tasks.interval (5) is not a duration"),
     "limit": (tasks("offline_ends", limit=0), "eval_tasks.limit (0) must be at least 1"),
     "shots": (tasks("offline_ends", fewshot=-1), "eval_tasks.fewshot (-1) must be at least 0"),
 }
