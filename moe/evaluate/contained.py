@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 QUESTIONS_A_TURN = 200
+NO_ERROR = "N/A"
 RESAMPLES = 200  # the standard error is then right to about 5%
 
 
@@ -54,14 +55,19 @@ def _with_turns(items: Iterable[Any], turn: Callable[[], None]) -> Iterator[Any]
             turn()
 
 
-def standard_error_of(metric: Callable[[Sequence[Any]], float], bootstrap_iters: int) -> Callable[..., float | None]:
-    """What gives the standard error of `metric` of a task's items, None where there is none; in the place of lm-eval's
-    function of these arguments.
+def standard_error_of(metric: Callable[[Sequence[Any]], float], bootstrap_iters: int) -> Callable[..., float | str]:
+    """What gives the standard error of `metric` of a task's items, lm-eval's "N/A" where there is none; in the place of
+    its function of these arguments.
     """
     from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr
 
     known = {mean: mean_stderr, acc_all: acc_all_stderr}
-    return known.get(metric) or (lambda items: bootstrapped(metric, items))
+
+    def bootstrap(items: Sequence[Any]) -> float | str:
+        error = bootstrapped(metric, items)
+        return NO_ERROR if error is None else error
+
+    return known.get(metric, bootstrap)
 
 
 def bootstrapped(metric: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> float | None:

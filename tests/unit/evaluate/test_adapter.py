@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 from moe.data.text.tokenizer import load_tokenizer
 from moe.evaluate.adapter import ModelLM
-from moe.evaluate.contained import bootstrapped, contained
+from moe.evaluate.contained import bootstrapped, contained, standard_error_of
 from moe.evaluate.ranks import ScoringFailed
 from moe.evaluate.requests import Requests
 from moe.evaluate.scores import hugging_face_model, main_scores, score_task, scores_of
@@ -153,3 +153,4 @@ def test_a_bootstrapped_error_is_that_of_the_formula_where_there_is_one() -> Non
     formula = (sum((x - mean) ** 2 for x in items) / 399) ** 0.5 / 20
     assert bootstrapped(lambda values: sum(values) / len(values), items) == pytest.approx(formula, rel=0.2)
     assert bootstrapped(lambda values: values[1000], items) is None
+    assert standard_error_of(lambda values: values[1000], 10)(items) == "N/A"
