@@ -104,7 +104,6 @@ def _in_memory(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
 
 def _results(lm: Any, tasks: list[LoadedTask]) -> Results:
     from moe.evaluate.adapter import ModelLM
-    from moe.evaluate.ranks import ScoringFailed
     from moe.evaluate.scores import score_task
 
     found = {}
@@ -112,10 +111,7 @@ def _results(lm: Any, tasks: list[LoadedTask]) -> Results:
     for n, task in enumerate(tasks, 1):
         if own:
             lm.ranks.between = _progress(f"{task.name} ({n} of {len(tasks)})")
-        try:
-            found[task.name] = score_task(lm, task)
-        except ScoringFailed as error:
-            raise InputError(f"--tasks ({task.name}) cannot be scored: {error}; leave it out") from None
+        found[task.name] = score_task(lm, task)
         for line in lm.requests.notes(task.name) if own else []:
             note(line)
     if sys.stderr.isatty():

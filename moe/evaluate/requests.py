@@ -103,12 +103,10 @@ class Requests:
         """What a reader of the scores since the last call should know."""
         lines = []
         if self.cut:
-            lines.append(
-                f"{task}: {self.cut:,} contexts exceed max_seq_len ({self.max_seq_len:,}) and were cut in front"
-            )
+            lines.append(f"{task}: contexts cut in front to max_seq_len ({self.max_seq_len:,}): {self.cut:,}")
         if self.bare and self.trained_mask:
             lines.append(
-                f"{task}: {self.bare:,} texts stand behind a bare EOS; in training the token after one was no target "
+                f"{task}: texts behind a bare EOS: {self.bare:,}; in training the token after one was no target "
                 "(model.document_mask), so the first token of each is a guess"
             )
         self.cut = self.bare = 0

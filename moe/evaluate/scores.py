@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from moe.common.errors import library_errors
+from moe.common.errors import InputError, library_errors
 from moe.common.task_metrics import main_metric
 from moe.evaluate.contained import contained
 from moe.evaluate.ranks import ScoringFailed
@@ -29,8 +29,7 @@ def score_task(lm: Any, task: LoadedTask) -> dict[str, Any]:
     """lm-eval's results of one of its models, such as ModelLM; the same on every rank.
 
     Raises:
-        ScoringFailed: it cannot be scored with this model.
-        InputError: lm-eval cannot do it.
+        InputError: it cannot be scored with this model, or lm-eval cannot do it.
         ScoringStopped: see Ranks.
     """
     from lm_eval.evaluator import evaluate
@@ -38,12 +37,12 @@ def score_task(lm: Any, task: LoadedTask) -> dict[str, Any]:
     from moe.evaluate.adapter import ModelLM
 
     turn = lm.ranks.turn_ended if isinstance(lm, ModelLM) else lambda: None
-    with contained(turn), library_errors("lm-eval", task.name):
+    with contained(turn), library_errors("lm-eval", task.about):
         task.prepare()
         try:
             found = evaluate(lm=lm, task_dict=task.loaded, limit=task.limit, log_samples=False)
         except ScoringFailed as error:
-            raise ScoringFailed(f"{task.name}: {error}") from None
+            raise InputError(f"{task.about} cannot be scored: {error}; leave it out") from None
     assert found is not None
     return dict(found)
 

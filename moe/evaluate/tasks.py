@@ -30,6 +30,7 @@ class LoadedTask:
     """
 
     name: str
+    about: str  # how the user asked for it, for messages
     loaded: Any  # of TaskManager.load
     fewshot: int | None
     limit: int | None
@@ -94,7 +95,7 @@ def load_task(
     except OSError as error:  # also the errors of datasets and of the hub's client
         cause = (str(error).splitlines() or [repr(error)])[0]
         raise InputError(f"{names}: the data of {name} is not available: {cause}; {_bring(manager, name)}") from None
-    return LoadedTask(name, loaded, fewshot, limit)
+    return LoadedTask(name, f"{names} ({name})", loaded, fewshot, limit)
 
 
 def _bring(manager: Any, name: str) -> str:
@@ -119,10 +120,9 @@ def task_cost(asked: Requests, task: LoadedTask) -> int:
     """Tokens that one scoring sends through the model, at most where it writes itself.
 
     Raises:
-        ScoringFailed: a question that this model cannot be asked.
-        InputError: lm-eval cannot build the questions.
+        InputError: a question that this model cannot be asked, or that lm-eval cannot build.
     """
-    with contained(), library_errors("lm-eval", task.name):
+    with contained(), library_errors("lm-eval", task.about):
         task.prepare()
         requests: dict[str, list[Any]] = {}
         for each in task.loaded["tasks"].values():
@@ -132,4 +132,4 @@ def task_cost(asked: Requests, task: LoadedTask) -> int:
     try:
         return sum(asked.cost(kind, of_kind) for kind, of_kind in requests.items())
     except ScoringFailed as error:
-        raise ScoringFailed(f"{task.name}: {error}") from None
+        raise InputError(f"{task.about} cannot be scored: {error}; leave it out") from None

@@ -26,7 +26,7 @@ from moe.common.errors import InputError
 from moe.common.task_metrics import ERROR, SECONDS, key_of
 from moe.common.units import clock, say
 from moe.config.times import Every
-from moe.evaluate.ranks import ScoringFailed, ScoringStopped
+from moe.evaluate.ranks import ScoringStopped
 from moe.evaluate.scores import TaskScore, main_scores, score_task, scores_of
 from moe.model import Transformer
 from moe.train.benchmarks import Benchmarks
@@ -112,8 +112,7 @@ class TaskScores(Callback):
         return between
 
     def _tell_failed(self, name: str, error: Exception) -> None:
-        expected = isinstance(error, (InputError, ScoringFailed))
-        cause = str(error) if expected else f"{name}: {type(error).__name__}: {error}"
+        cause = str(error) if isinstance(error, InputError) else f"{name}: {type(error).__name__}: {error}"
         if name not in self._told:
             self._told.add(name)
             say(f"warning: {cause}; the run continues without its scores")

@@ -73,7 +73,9 @@ def test_five_tasks_of_all_output_types_are_answered_as_the_export_answers(both,
                 assert found == pytest.approx(expected, rel=1e-6)
             seen.add((next(iter(task.loaded["tasks"].values())).OUTPUT_TYPE, kind))
     assert len(seen) == 4, "multiple_choice, loglikelihood, rolling, generate_until"
-    assert any("were cut in front" in line for line in ours.requests.notes("x")), "some contexts are too long"
+    assert any("x: contexts cut in front to max_seq_len (64): " in line for line in ours.requests.notes("x")), (
+        "some contexts are too long"
+    )
 
 
 def test_scores_carry_errors_cost_what_was_told_and_leave_random_states_alone(both, tasks, monkeypatch) -> None:
@@ -102,12 +104,13 @@ def test_scores_carry_errors_cost_what_was_told_and_leave_random_states_alone(bo
 def test_text_becomes_the_tokens_of_the_training(both) -> None:
     """No BOS before it, and the letters of EOS are letters; without a context it stands behind EOS."""
     asked = both[0].requests
+    asked.notes("earlier ones")
     eos = asked.tokenizer.eos_token_id
     letters, bare, spaced = asked.questions([("a <|endoftext|>", " b"), ("", "the model"), ("the model ", "reads")])
     assert eos not in letters.context and len(letters.context) > 5
     assert bare.context == (eos,)
     assert asked.tokenizer.decode(spaced.context) == "the model" and asked.tokenizer.decode(spaced.answer) == " reads"
-    assert "1 texts stand behind a bare EOS" in "".join(asked.notes("x"))
+    assert "x: texts behind a bare EOS: 1; in training" in "".join(asked.notes("x"))
     asked.questions([("a", "b")])
     assert asked.notes("x") == []
 

@@ -113,7 +113,7 @@ def test_prompts_written_together_become_what_each_becomes_alone(batch_tokens: i
     transformer.eval()
     for prompt, new in zip(PROMPTS, found, strict=True):
         alone = list(generate(transformer, prompt, max_new_tokens=9, temperature=0))
-        assert new == alone[: 2 + alone[0] % 5]
+        assert new == (alone[: 2 + alone[0] % 5] if alone else [])
     assert len(set(map(len, found))) > 1 and any(len(set(new)) > 1 for new in found), "some end before others"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
-from moe.evaluate.ranks import ScoringFailed
+from moe.common.errors import InputError
 from moe.train.callbacks.task_scores import TaskScores
 from moe.train.stop import EXIT_STOPPED as STOPPED
 from moe.train.stop import StopSignal
@@ -133,16 +133,19 @@ def test_a_task_that_fails_is_told_once_and_the_run_continues(
 
     def fails(lm, task):
         if task.name == "offline_text":
-            raise ScoringFailed(f"{task.name}: no room")
+            raise InputError(f"{task.about} cannot be scored: no room")
         return score(lm, task)
 
     monkeypatch.setattr(module, "score_task", fails)
     code, folder = train(small, tmp_path, *SETTINGS, tasks("offline_text", "offline_last_word"))
     shown = capsys.readouterr().out
-    assert code == 0 and shown.count("warning: offline_text: no room; the run continues without its scores") == 1
+    assert (
+        code == 0
+        and shown.count("warning: eval_tasks.names (offline_text) cannot be scored: no room; the run con") == 1
+    )
     assert "tasks   offline_text, offline_last_word: 10 questions every 6ba, 2 times; " in shown
     assert shown.count("tasks at step 6: offline_last_word acc 0.") == shown.count("tasks at step 12: ") == 1
-    assert "note: offline_last_word: " in shown and "were cut in front" in shown
+    assert "note: offline_last_word: contexts cut in front to max_seq_len (32): " in shown
     assert [sorted(row)[1] for row in scores(folder)] == ["tasks/offline_last_word/acc"] * 2
     assert_same_run(folder, plain)
 
@@ -152,7 +155,7 @@ BAD = {
     "no folder": (tasks("offline_ends", include_path="nowhere"), "eval_tasks.include_path (nowhere): there is no"),
     "too much": (
         tasks("long_copy", include_path="{own}"),
-        "eval_tasks.names (long_copy) cannot be scored: long_copy: ",
+        "eval_tasks.names (long_copy) cannot be scored: it asks for",
     ),
     "no data": (tasks("no_data", include_path="{own}"), "eval_tasks.names: the data of no_data is not available: "),
     "twice": (tasks("offline_ends", "offline_ends"), "eval_tasks.names (offline_ends) must be"),
