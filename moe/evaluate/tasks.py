@@ -87,7 +87,7 @@ def load_task(
     """The task with its data.
 
     Raises:
-        InputError: its data cannot be had, or it cannot be built.
+        InputError: its data is not available, it cannot be built, or takes no examples.
     """
     try:
         with contained(), library_errors("lm-eval", f"{names} ({name})", but=(OSError,)):
@@ -95,6 +95,13 @@ def load_task(
     except OSError as error:  # also the errors of datasets and of the hub's client
         cause = (str(error).splitlines() or [repr(error)])[0]
         raise InputError(f"{names}: the data of {name} is not available: {cause}; {_bring(manager, name)}") from None
+    if fewshot:
+        without = [each.task_name for each in loaded["tasks"].values() if each.get_config("num_fewshot") == 0]
+        if without:
+            raise InputError(
+                f"{names} ({name}): {', '.join(without)} takes no examples (num_fewshot: 0 in its file), and {fewshot} "
+                "are asked for; score it without"
+            )
     return LoadedTask(name, f"{names} ({name})", loaded, fewshot, limit)
 
 

@@ -158,6 +158,7 @@ BAD = {
         "eval_tasks.names (long_copy) cannot be scored: it asks for",
     ),
     "no data": (tasks("no_data", include_path="{own}"), "eval_tasks.names: the data of no_data is not available: "),
+    "no examples": (tasks("no_shots", include_path="{own}", fewshot=2), "(no_shots): no_shots takes no examples"),
     "twice": (tasks("offline_ends", "offline_ends"), "eval_tasks.names (offline_ends) must be"),
     "none": (tasks(), "eval_tasks.names is empty"),
     "interval": (tasks("offline_ends", interval="5"), "eval_tasks.interval (5) is not a duration"),
@@ -174,6 +175,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (TASKS / "offline_copy.yaml").read_text()
     (folder / "words.py").write_text((TASKS / "words.py").read_text())
     (folder / "long.yaml").write_text(text.replace("offline_copy", "long_copy").replace("toks: 16", "toks: 400"))
+    (folder / "shots.yaml").write_text(text.replace("offline_copy", "no_shots") + "num_fewshot: 0\n")
     data = text.replace("offline_copy", "no_data").replace(
         "custom_dataset: !function words.copies", "dataset_path: me/x"
     )
