@@ -18,7 +18,8 @@ A step has its peak in one of four phases, whose live tensors are counted as the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
-  the largest expert; a GPU's grouped kernels take all experts at once and keep two results more for the backward pass.
+  the largest expert; a GPU's grouped kernels take all experts at once and keep their rows and two results more
+  for the backward pass.
 - On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
   queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
   grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
@@ -145,7 +146,7 @@ def layer_bytes(step: Step) -> int:
     attended = c * (q + kv + kv + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
     router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
     hidden = (4 if step.gpu else 2) * step.expert_hidden
-    experts = c * step.top_k * (2 * d + hidden)
+    experts = c * step.top_k * ((2 if step.gpu else 1) * d + hidden) + (2 * d if step.bf16 and not step.gpu else 0)
     dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
     # gate and up, silu(gate), its product with up; of a GPU under bf16 also x, cast
     shared = step.n_shared_experts * c * 4 * step.expert_hidden + (2 * d if step.bf16 and step.n_shared_experts else 0)
@@ -206,10 +207,10 @@ def backward_bytes(step: Step) -> int:
     rows = step.tokens * step.top_k
     largest = step.tokens if step.one_expert else -(-rows // step.n_experts)
     weights = step.count.experts // step.n_layers * (2 + 4 if step.bf16 else 4)
-    inside = 5 * c * (rows if step.gpu else largest) * f
+    inside = 5 * c * rows * f if step.gpu else c * largest * (5 * f + 3 * d)
     scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice
-    loop = rows * d * c + weights + inside  # the outputs have gone by then
-    return 2 * 4 * step.tokens * d + max(scatter, loop)
+    products = rows * d * c + weights + inside  # a GPU's outputs have gone by then
+    return 2 * 4 * step.tokens * d + (max(scatter, products) if step.gpu else products)
 
 
 def attention_backward_bytes(step: Step) -> int:
