@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise InputError(f"the prompt {prompt!a} is no text in UTF-8; write it anew") from None
+            raise InputError(f"the prompt {prompt!a} is not valid UTF-8; retype it") from None
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, note)
     model, config = load_model(checkpoint), checkpoint.manifest["config"]

@@ -1,4 +1,4 @@
-"""Shows a converted dataset: its summary from disk, whether its bytes are sound, and samples as text."""
+"""Shows a converted dataset: its summary from disk, whether its bytes are sound, and sequences as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moe.common.paths import path_or_address
 from moe.common.units import show
 
 BOUNDARY = " ⟦end of document⟧ "
-SHOWN = 1000  # characters of a sample
+SHOWN = 1000  # characters of a sequence
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_samples(args: argparse.Namespace, meta: Any) -> None:
-    """Print samples as text, with a mark where one document ends and the next begins."""
+    """Print sequences as text, with a mark where one document ends and the next begins."""
     import numpy as np
 
     from moe.common.errors import InputError

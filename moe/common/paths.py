@@ -56,7 +56,7 @@ def refuse_irregular(path: Path) -> None:
 def expanded(text: str, name: str) -> str:
     """`text` with the home folder in the place of `~`. Raises InputError for one that cannot be a path."""
     if not text.strip() or "\0" in text:
-        raise InputError(f"{name} ({text!r}) is no path; give one, or leave {name} out")
+        raise InputError(f"{name} ({text!r}) is not a path; give one, or leave {name} out")
     if re.match(r"~(/|$)", text) and not os.environ.get("HOME", "x").strip():
         raise InputError(f"{name} ({text}): the environment's HOME is empty; set it, or write the path in full")
     if max(len(os.fsencode(part)) for part in text.split("/")) > MOST_NAME or len(os.fsencode(text)) > MOST_PATH:

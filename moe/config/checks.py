@@ -101,6 +101,17 @@ def _check_model(config: Config, faults: list[str]) -> None:
         faults.append(
             f"model.balance_rate ({model.balance_rate:g}) goes with model.balance sign (is {model.balance}); remove it"
         )
+    if model.first_k_dense_replace >= model.n_layers:
+        faults.append(
+            f"model.first_k_dense_replace ({model.first_k_dense_replace}) leaves no layer of experts of "
+            f"model.n_layers ({model.n_layers}); lower it, or for a dense model set model.n_experts=1"
+        )
+    if model.dense_hidden is not None and not model.first_k_dense_replace:
+        faults.append(
+            f"model.dense_hidden ({model.dense_hidden}) goes with model.first_k_dense_replace above 0; remove it"
+        )
+    if model.qk_norm not in (True, False, "head", "full"):
+        faults.append(f"model.qk_norm ({brief(model.qk_norm)}) must be head, full or false")
     if model.n_heads % model.n_kv_heads:
         faults.append(
             f"model.n_heads ({model.n_heads}) is not divisible by model.n_kv_heads ({model.n_kv_heads}); "
@@ -234,7 +245,7 @@ def _check_run(config: Config, faults: list[str]) -> None:
     folders: list[Any] = [data] if data.local is not None else [*data.streams.values()]
     alone = [f for f in folders if f.remote is None or os.path.realpath(f.remote) == os.path.realpath(str(f.local))]
     if limit is not None and re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*(b|kb|mb|gb|tb)", limit.lower()) is None:
-        faults.append(f"train_data.cache_limit ({limit}) is no size; write it as 500mb or 100gb")
+        faults.append(f"train_data.cache_limit ({limit}) is not a size; write it as 500mb or 100gb")
     elif limit is not None and alone:
         faults.append(
             f"train_data.cache_limit ({limit}) would delete shards that have no other copy: "

@@ -52,7 +52,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            faults.append(f"{override}: is no override; write key=value, e.g. optimizer.lr=5e-4")
+            faults.append(f"{override}: is not an override; write key=value, e.g. optimizer.lr=5e-4")
             continue
         try:
             keys = key.strip().split(".")

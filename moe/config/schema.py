@@ -13,7 +13,7 @@ class ModelConfig:
     d_model: int
     "Width of the residual stream."
     n_layers: int
-    "Transformer blocks; each has attention and a layer of experts."
+    "Transformer blocks; each has attention and, but for `first_k_dense_replace`, a layer of experts."
     n_heads: int
     "Query heads."
     n_kv_heads: int
@@ -26,10 +26,14 @@ class ModelConfig:
     "Hidden width of one expert (SwiGLU)."
     n_shared_experts: int = 0
     "Beside the chosen experts, one for all tokens, as wide as this many (DeepSeekMoE, arXiv 2401.06066)."
+    first_k_dense_replace: int = 0
+    "So many of the first blocks have one dense MLP in the place of router and experts."
+    dense_hidden: int | None = None
+    "Its hidden width (SwiGLU). null means that of all experts of a token: (top_k + n_shared_experts) x expert_hidden."
     head_dim: int | None = None
     "Width of one head; null means `d_model / n_heads`."
-    qk_norm: bool = True
-    "RMSNorm on each head's query and key."
+    qk_norm: bool | str = "head"
+    "RMSNorm on queries and keys: on each `head` (Qwen3), on the `full` width (OLMoE), or false. true means head."
     rope_theta: float = 10000.0
     "Base of the rotary position embedding."
     partial_rotary_factor: float = 1.0

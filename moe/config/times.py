@@ -67,7 +67,7 @@ def parse_time(text: str, zero: bool = False) -> Time:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"has more than {MOST_DIGITS} digits; no run is that long, write it as 10000000000tok")
     if match is None or int(digits) < (0 if zero else 1):
-        raise ValueError("is no duration; write tokens as 100000000tok or batches (steps) as 1000ba")
+        raise ValueError("is not a duration; write tokens as 100000000tok or batches (steps) as 1000ba")
     return Time(int(digits), match[2])
 
 
@@ -80,7 +80,7 @@ def parse_seconds(text: str) -> int:
     match = re.fullmatch(r"([0-9]+)([smhd])", str(text).strip())
     long = match is not None and len(match[1]) > MOST_DIGITS
     if match is None or (not long and not int(match[1])):
-        raise ValueError("is no wall-clock time; write it as 90s, 30m, 12h or 2d")
+        raise ValueError("is not a wall-clock time; write it as 90s, 30m, 12h or 2d")
     if long or int(match[1]) * SECONDS[match[2]] > MOST_SECONDS:
         raise ValueError("is longer than 100 years; write it as 90s, 30m, 12h or 2d")
     return int(match[1]) * SECONDS[match[2]]

@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
             return node.value
         except (LookupError, AttributeError):  # of a tag that was written out: !!bool abc
             raise yaml.YAMLError(
-                f"{node.value!r} is no {node.tag.rpartition(':')[2]} (line {node.start_mark.line + 1})"
+                f"{node.value!r} is not of type {node.tag.rpartition(':')[2]} (line {node.start_mark.line + 1})"
             ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

@@ -69,13 +69,13 @@ class Listing:
             return entry.size
         url = url_of(self.url_path(entry))
         headers = request(url, lambda answer: answer.headers if answer.status == 200 else None, IDENTITY, method="HEAD")
-        told = headers.get("x-linked-size") or headers.get("content-length") or ""
-        if not told.isdigit():
+        length = headers.get("x-linked-size") or headers.get("content-length") or ""
+        if not length.isdigit():
             raise InputError(
                 f"{self.name}: neither the listing nor the server tells the size of {shown(entry.path)}; fetch the "
                 "dataset with `hf download`, and give its folder"
             )
-        return int(told)
+        return int(length)
 
     def text_of(self, entry: HubEntry) -> str:
         """A small file's text; what is no UTF-8 becomes U+FFFD."""
@@ -123,7 +123,7 @@ def dataset_listing(name: str, revision: str | None) -> Listing:
                 raise
             start = shown((answer.body or b"")[:80].decode("utf-8", "replace"))
             raise InputError(
-                f"{api}: the answer is no listing of files ({shown(str(error))}); it begins with {start!r}: "
+                f"{api}: the answer is not a listing of files ({shown(str(error))}); it begins with {start!r}: "
                 "check HF_ENDPOINT and the network's proxy"
             ) from None
 

@@ -139,7 +139,7 @@ def ask_once(
                 return Answer(status, {**found, **linked}, body)
         url = urljoin(url, found["location"])
         if urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"it redirects to {url[:100]!r}, which is no web address")
+            raise ValueError(f"it redirects to {url[:100]!r}, which is not a web address")
     raise ValueError(f"more than {MOST_HOPS} redirects")
 
 

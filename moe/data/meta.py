@@ -33,7 +33,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Meta:
-    """Beside `train/` and `val/`. Token counts include EOS; `samples` are blocks of `seq_len` tokens."""
+    """Beside `train/` and `val/`. Token counts include EOS; `samples` are sequences of `seq_len` tokens."""
 
     dataset: str
     config: str | None

@@ -57,7 +57,7 @@ def evaluate(
     batch_size: int,
     progress: Callable[[int], None],
 ) -> Evaluation:
-    """The first `samples` samples of `split`, `batch_size` of `seq_len` tokens at a time.
+    """The first `samples` sequences of `split`, `batch_size` of `seq_len` tokens at a time.
 
     bf16: under autocast, as a training in amp_bf16. progress is called with the number of sequences done.
     """

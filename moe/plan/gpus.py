@@ -56,7 +56,7 @@ def own_gpu(name: str, memory: str, tflops: float) -> Gpu:
     """
     found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?(GB|GiB|G)?", memory.strip(), re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
-        raise InputError(f"--gpu-memory ({memory}) is no size; write 48GB, or 45GiB as nvidia-smi counts")
+        raise InputError(f"--gpu-memory ({memory}) is not a size; write 48GB, or 45GiB as nvidia-smi counts")
     if not 0 < tflops <= MOST_TFLOPS:
         raise InputError(f"--gpu-tflops ({tflops}) must be above 0 and at most {MOST_TFLOPS:,}")
     unit = 1 << 30 if (found[2] or "").lower() == "gib" else 10**9

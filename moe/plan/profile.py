@@ -46,7 +46,7 @@ class Profile:
 
     device: str
     precision: str
-    samples: int  # of a step
+    samples: int  # sequences of a step
     microbatch: int
     seq_len: int
     rows: list[Row]

@@ -240,8 +240,8 @@ def _instead(path: Path) -> str:
         return "is a file, not a run folder"
     if runs := find_runs([path]):
         listed = ", ".join(run.name for run in runs[:5]) + (", ..." if len(runs) > 5 else "")
-        return f"is no run folder but holds some ({listed})"
-    return "is no run folder (it has no run.json)" if any(path.iterdir()) else "is empty"
+        return f"is not a run folder but holds some ({listed})"
+    return "is not a run folder (it has no run.json)" if any(path.iterdir()) else "is empty"
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     """Holds all training and validation data against the config and the tokenizer.
 
     Raises:
-        InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
+        InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few sequences.
     """
     tokenizer, name = _tokenizer_of(config, report)
     wanted = tokenizer.fingerprint
@@ -164,8 +164,8 @@ def _of_all(specs: dict[str, StreamSpec], of: Callable[[str], str]) -> str:
 
 
 def shards_fingerprint(folder: str | Path) -> str:
-    """Names converted data by its tokens: their shape, EOS and tokenizer, and each shard's samples, bytes and hash. Who
-    made it, of files called what, with which versions, is no part of it.
+    """Names converted data by its tokens: their shape, EOS and tokenizer, and each shard's sequences, bytes and hash.
+    Who made it, of files called what, with which versions, is no part of it.
 
     Raises InputError for an index.json that does not say so.
     """

@@ -7,7 +7,7 @@ import torch
 from moe.common.units import say, short
 from moe.config import Config
 from moe.config.steps import Steps
-from moe.model.flops import count_parameters, model_shape
+from moe.model.flops import count_parameters, experts_in_words, model_shape
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
@@ -25,10 +25,8 @@ def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, mi
     if config.eval_data is not None and config.eval_data.text:
         evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    shared = f", {config.model.n_shared_experts} shared" if config.model.n_shared_experts else ""
     lines = {
-        "model": f"{count.total:,} parameters, {count.active:,} active per token "
-        f"({config.model.n_experts} experts, top {config.model.top_k}{shared})",
+        "model": f"{count.total:,} parameters, {count.active:,} active per token ({experts_in_words(config.model)})",
         "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
         f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
         "data": first

@@ -21,7 +21,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from moe.cli.train import main
 from moe.train.checkpointing.checkpoints import load_state
 from tests.chaos.kills import check_epochs, samples, session_members
-from tests.tiny import tiny_config, write_config
+from tests.tiny import EVERY_OPTION, tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,8 +144,9 @@ def test_row01_a_second_ctrl_c_ends_at_once_and_loses_nothing_that_was_saved(con
 
 @pytest.fixture(scope="module")
 def flags(config: Path) -> list[str]:
-    """40 steps that ranks share, without dropout, saved every 20."""
+    """40 steps that ranks share, without dropout, saved every 20; of a model with every option."""
     settings = ["model.dropout=0", "max_duration=40ba", "save_interval=20ba", "global_train_batch_size=64"]
+    settings += [f"model.{name}={value}" for name, value in {**EVERY_OPTION, "balance": "sign"}.items()]
     return [TRACED, str(config), *settings, "eval_data=null"]
 
 

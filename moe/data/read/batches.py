@@ -1,7 +1,7 @@
 """Rows of tokens as batches with labels, wherever the rows come from.
 
 - Evaluation is sequential: global batch i holds samples [i*G, (i+1)*G). Rows that pad the last batch have all labels
-  -100, so every rank has the same number of batches and no sample counts twice.
+  -100, so every rank has the same number of batches and no sequence counts twice.
 - Labels are unshifted; the token after an EOS is no target when documents do not see each other.
 """
 

@@ -1,4 +1,4 @@
-"""StreamingDataset over blocks of tokens: same samples and order as stock, read through one memmap per shard.
+"""StreamingDataset over blocks of tokens: same sequences and order as stock, read through one memmap per shard.
 
 Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
@@ -59,7 +59,7 @@ class TokenDataset(StreamingDataset):
         for (encoding, *others), shard_id in kinds.items():
             folder, match = self._path(shard_id).parent, ENCODING.fullmatch(encoding)
             if match is None or others:
-                raise InputError(f"{folder}: columns {encoding} are no tokens; convert with convert/fineweb_to_mds.py")
+                raise InputError(f"{folder}: columns {encoding} are not tokens; convert with convert/fineweb_to_mds.py")
             if int(match.group(2)) != seq_len:
                 raise InputError(
                     f"{folder}: made with --seq-len {match.group(2)}, max_seq_len is {seq_len}; "
@@ -78,7 +78,7 @@ class TokenDataset(StreamingDataset):
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
-        """The epoch, and the samples of it that are done, at its start."""
+        """The epoch, and the sequences of it that are done, at its start."""
         at = self._position
         goes_on = at is not None and at["epoch"] >= epoch
         if at is not None and goes_on:
@@ -104,13 +104,13 @@ class TokenDataset(StreamingDataset):
                 f"{path}: holds {held} sequences, index.json says {shard.samples}; restore the file or convert again"
             )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
-        return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
+        return np.asarray(rows)  # memmap's own indexing costs 4 us a sequence
 
     def _check_size(self, shard_id: int) -> None:
-        path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
+        path, listed = self._path(shard_id), self.shards[shard_id].raw_data.bytes
         size = path.stat().st_size
-        if size != told:
-            raise DataError(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
+        if size != listed:
+            raise DataError(f"{path}: {size} bytes, index.json says {listed}; restore the file or convert again")
         self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
@@ -147,7 +147,7 @@ class TokenDataset(StreamingDataset):
         return tokens
 
     def _prepare_thread(self, it: _Iterator) -> None:
-        """Stock's looks at every sample to fetch its shard ahead; where all shards are here there is nothing to do."""
+        """Fetches shards ahead, as stock does by every sequence; where all shards are here there is nothing to do."""
         if not self._all_local:
             return self._noting_exit(super()._prepare_thread, it)
         it.prepare_index = it.total

@@ -28,12 +28,12 @@ from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 
-SHUFFLE_BLOCK = 1 << 18  # samples; Streaming's own least value
+SHUFFLE_BLOCK = 1 << 18  # sequences; Streaming's own least value
 
 
 def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
-    """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet. Its
-    names become paths below `local`, and those of further downloads.
+    """The split as Streaming sees it, and its number of sequences. Fetches index.json from `remote` where it is not
+    there yet. Its names become paths below `local`, and those of further downloads.
 
     Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from
     `local` alone.

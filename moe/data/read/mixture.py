@@ -1,4 +1,4 @@
-"""Several converted folders as one training set: how many samples of each make an epoch.
+"""Several converted folders as one training set: how many sequences of each make an epoch.
 
 - `proportion` is a share of the epoch, whose length is that of all streams together, as in Streaming and LLM Foundry.
   Streams without one share the rest by their size; where all have one, they are relative to each other.
@@ -36,7 +36,7 @@ class StreamSpec:
 def epoch_samples(
     specs: Mapping[str, StreamSpec], available: Mapping[str, int], *, global_batch: int
 ) -> dict[str, int]:
-    """Samples of each stream in one epoch, a multiple of `global_batch` together.
+    """Sequences of each stream in one epoch, a multiple of `global_batch` together.
 
     available: samples that each stream has. Raises InputError where a stream or the epoch would be empty.
     """

@@ -1,7 +1,7 @@
 """Training on text that is tokenised as it is read: the loader, and the position in it.
 
 - Ranks own lanes (see lanes.py): rank r of R has lanes r, r + R, ..., so R must divide them; its workers share these.
-  Global batch i holds samples [i*G, (i+1)*G) whatever the ranks and workers.
+  Global batch i holds sequences [i*G, (i+1)*G) whatever the ranks and workers.
 - The workers send blocks lane by lane; here they are put into order and made into batches, so that the position of
   every lane is known behind each batch. There is no end: epochs follow each other inside the lanes.
 """
@@ -78,7 +78,7 @@ class TextRows(IterableDataset):
         self.lanes = list(range(world.rank, job.lanes, world.num_ranks))
         self.num_workers = min(num_workers, len(self.lanes))
         self._samples = 0  # of all ranks, at the newest of the positions
-        self._positions = {0: torch.tensor([START] * job.lanes)}  # by samples: behind the last batch, and before it
+        self._positions = {0: torch.tensor([START] * job.lanes)}  # by sequences: behind the last batch, and before it
 
     def __iter__(self) -> Iterator[np.ndarray]:
         start = self._positions[self._samples].cpu().numpy()
@@ -124,7 +124,7 @@ class TextRows(IterableDataset):
         self._positions[self._samples] = add_over_ranks(self._positions[self._samples])
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The position behind `num_samples` samples of all ranks: the newest batch's, or that of the one before."""
+        """The position behind `num_samples` sequences of all ranks: the newest batch's, or that of the one before."""
         assert from_beginning and num_samples in self._positions, (num_samples, list(self._positions))
         return {"epoch": 0, "sample_in_epoch": num_samples, "lanes": self._positions[num_samples].tolist()}
 

@@ -101,7 +101,7 @@ def open_text(
         documents=documents,
         say=say,
     )
-    id_column, told = choose_id(units, text_column)
+    id_column, id_line = choose_id(units, text_column)
     job = TextJob(
         pieces=cut_pieces(units, lanes),
         lanes=lanes,
@@ -143,7 +143,7 @@ def open_text(
         SEPARATOR.join([name, *files]),
         (_former(source, text_column, fingerprint) + rest,),
         f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
-        f"{told}{lost}",
+        f"{id_line}{lost}",
         rows,
         source.files,
         warning,
@@ -174,11 +174,11 @@ def _losses(job: TextJob, kind: Lossy | None) -> tuple[str, str | None]:
         kind, documents, encoder=job.encoder, spec_json=job.spec_json, tokenizer_name=job.tokenizer
     )
     what = f"{len(documents):,} documents from all over the text"
-    told = (
+    shares = (
         f"; in a sample of {what} {losses.unknown_tokens / max(1, tokens):.2%} of the tokens are unknown to the "
         f"tokenizer, {losses.lost_characters / max(1, losses.sampled_characters):.2%} of the characters are lost"
     )
-    return told, warning_of(losses, tokens, what)
+    return shares, warning_of(losses, tokens, what)
 
 
 def _digest(content: Any) -> str:

@@ -181,7 +181,7 @@ def peek_jsonl(file: SourceFile, text_column: str) -> None:
     if not seen:
         many = front.lstrip()[:1] in (b"[", b"{")
         fix = "; if it is JSON over many lines, `jq -c '.[]'` (of an array) or `jq -c .` makes jsonl" if many else ""
-        raise BadFileError(file.name, f"its first lines are no JSON objects; one object a line is expected{fix}")
+        raise BadFileError(file.name, f"its first lines are not JSON objects; one object a line is expected{fix}")
     raise absent(file.name, text_column, seen)
 
 

@@ -65,7 +65,7 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
         if entries in (None, "", [], "null", "~"):
             return []
         if not isinstance(entries, list):
-            raise _Foreign("'configs' is no list")
+            raise _Foreign("'configs' is not a list")
         return _unique([_config(entry) for entry in entries])
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -102,7 +102,7 @@ def _config(entry: Any) -> ReadmeConfig:
         raise _Foreign("a config without 'config_name'")
     name, folder = entry["config_name"], entry.get("data_dir") or ""
     if not isinstance(folder, str):
-        raise _Foreign(f"data_dir of config {name} is no text")
+        raise _Foreign(f"data_dir of config {name} is not text")
     folder = f"{folder.strip('/').removeprefix('./')}/" if folder.strip("/.") else ""
     found: dict[str, list[str]] = {}
     for split, paths in _split_paths(entry.get("data_files") or "**", name):

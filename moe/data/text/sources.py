@@ -63,9 +63,9 @@ def resolve(
     """
     for flag, value in (("--split", split), ("--config", config)):
         if value is not None and not value.strip():
-            raise InputError(f"{flag} {value!r}: is no name; give one, or leave {flag} out")
+            raise InputError(f"{flag} {value!r}: is not a name; give one, or leave {flag} out")
     if "/" in split:
-        raise InputError(f"--split {split}: is no name of a split, such as train; give a folder with --dataset")
+        raise InputError(f"--split {split}: is not the name of a split, such as train; give a folder with --dataset")
     places = [expanded(name, "--dataset") for name in dataset]
     if len(dataset) == 1 and is_hub_name(dataset[0]):
         return hub_source(dataset[0], config=config, split=split, revision=revision)

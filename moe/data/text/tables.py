@@ -229,7 +229,7 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
         except pa.ArrowException as error:
             whole()
             if failed:
-                bare = "a row with another number of values than names is no UTF-8 either"
+                bare = "a row with another number of values than names is not valid UTF-8 either"
                 fix = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
                 raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {fix}") from error
             fix = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"

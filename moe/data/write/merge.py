@@ -58,7 +58,7 @@ class ShardSequence:
                 copy.result()
 
     def write(self, pieces: Iterator[np.ndarray], samples: int) -> None:
-        """Further shards of `samples` samples, whose tokens come in pieces of any length."""
+        """Further shards of `samples` sequences, whose tokens come in pieces of any length."""
         piece = np.empty(0, self._layout.dtype)
         while samples:
             count = min(samples, self._layout.samples_per_shard)

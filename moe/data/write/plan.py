@@ -119,7 +119,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         documents=documents,
         say=say,
     )
-    id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
+    id_column, id_line = space.id_column(lambda: choose_id(units, request.text_column))
     identity["id_column"] = id_column  # judged once: a resumed run keeps it
     job = Job(
         seq_len=request.seq_len,
@@ -142,7 +142,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         f"{request.title}: {len(source.files)} files{planning.scope()}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
-    say(told)
+    say(id_line)
     if job.lossy is not None:
         found = measured(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
         if warning := warning_of(*found, f"the first {len(documents):,} documents"):

@@ -40,7 +40,7 @@ def check_folder(config: Config, *, vocab_size: int) -> list[Result]:
             file.write(b"moe check")
             file.flush()
     except OSError as error:
-        why = "is no folder" if isinstance(error, NotADirectoryError) else f"cannot be written: {error.strerror}"
+        why = "is not a folder" if isinstance(error, NotADirectoryError) else f"cannot be written: {error.strerror}"
         return [Result("folder", "fail", f"save_folder ({folder}): {place} {why}; fix it or give another one")]
     return [
         Result("folder", "pass", f"{folder} can be written"),

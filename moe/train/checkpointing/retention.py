@@ -34,7 +34,7 @@ from moe.train.checkpointing.checkpoints import (
 def why_not_ours(folder: Path) -> str | None:
     """What is in a checkpoint's folder, complete or unfinished, that was not made here; None where nothing is."""
     if folder.is_symlink() or not folder.is_dir():
-        return f"{folder}: is no folder that was made here"
+        return f"{folder}: is not a folder that was made here"
     ours = _ours(folder)
     places = {str(parent) for name in ours for parent in Path(name).parents}  # empty ones; a link leads elsewhere
     strange = [

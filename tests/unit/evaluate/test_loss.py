@@ -168,7 +168,7 @@ def test_a_flag_without_effect_is_refused_by_name(tiny: Path, capsys, flag: str)
 def test_the_place_for_results_is_tried_before_the_work(tmp_path: Path, capsys) -> None:
     """C9: a folder, a file in a file, a folder that cannot be written to; nothing is made by the trial."""
     (tmp_path / "file").write_text("mine")
-    for path, cause in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "is no folder")):
+    for path, cause in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "is not a folder")):
         assert main(["eval", "nowhere", "--tasks", "arc", "--output", str(path)]) == 2
         told = capsys.readouterr().err
         assert f"--output ({path})" in told and cause in told

@@ -125,7 +125,7 @@ def test_an_array_of_any_size_of_object_is_read_through_small_chunks(tmp_path, m
         (b'[{"text": "a"} {"text": "b"}]', "where a comma"),
         (b'[{"text": "a"}] []', "more behind the array's end"),
         (b'[{"body": "a"}]', "no column 'text'; there are body"),
-        (b"[1, 2]", "no JSON objects"),
+        (b"[1, 2]", "not JSON objects"),
         (b'{\n "text": "a"\n}\n', "`jq -c .` makes jsonl"),
     ],
 )

@@ -41,7 +41,7 @@ def test_many_ids_are_counted_by_a_sample_and_told_as_an_estimate(tmp_path, make
         write_parquet(tmp_path / "text" / f"{name}.parquet", make_texts(70), ids=[f"n{i}" for i in range(70)])
     meta = convert(make_request())
     assert meta.duplicates_estimated and 20 < meta.duplicate_ids < 140
-    assert any("have the id of another, by estimate" in line for line in warnings_of(meta))
+    assert any("share their id with another, by estimate" in line for line in warnings_of(meta))
     assert any(f"about {meta.duplicate_ids:,} with the id" in line for line in summary(meta, tmp_path / "out"))
 
 
