@@ -10,6 +10,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges, get
+from moe.config.callbacks import check_callbacks
 from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def find_errors(config: Config) -> list[str]:
     _check_schedule(config, times, faults)
     _check_data(config, faults)
     _check_run(config, faults)
+    check_callbacks(config.callbacks, faults)
     return faults
 
 

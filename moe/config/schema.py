@@ -5,7 +5,7 @@ keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_durat
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from moe.config.observe import EvalTasks, LoggersConfig
 
@@ -262,6 +262,8 @@ class Config:
     log_interval: str = "10ba"
     "Time between log lines and logged metrics."
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    callbacks: list[Any] = field(default_factory=list)
+    "Callbacks of your own or Composer's: `[{class: my_file.MyCallback, every: 100ba}]`, arguments beside the class."
     alert_command: str | None = None
     "Program to run at each alarm, e.g. `notify-send moe`: the message is its last argument and in $MOE_MESSAGE."
     max_skipped_steps: int = 20
