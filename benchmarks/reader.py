@@ -64,7 +64,7 @@ def stock(folder: Path) -> Iterator[np.ndarray]:
 
 
 def ours(folder: Path, seq_len: int) -> Samples:
-    return TokenDataset(local=str(folder), seq_len=seq_len, vocab_size=50257, **SETTINGS)
+    return TokenDataset(local=str(folder), seq_len=seq_len, vocab_size=50257, stock_order=True, **SETTINGS)
 
 
 def memmap(folder: Path, seq_len: int, order: np.ndarray) -> Iterator[np.ndarray]:

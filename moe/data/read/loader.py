@@ -1,8 +1,8 @@
 """Batches of converted folders, for training and for evaluation.
 
-- Training order is a function of (seed, epoch, global batch): `num_canonical_nodes` and `shuffle_block_size` are
-  fixed, and an epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers
-  only divide the work.
+- Training order is a function of (seed, epoch, global batch), `num_canonical_nodes` and the window (order.py), and an
+  epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers only divide the
+  work.
 - Batches and the order of evaluation are those of batches.py.
 """
 
@@ -28,7 +28,7 @@ from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 
-SHUFFLE_BLOCK = 1 << 18  # samples; Streaming's own least value
+SHUFFLE_BLOCK = 1 << 18  # samples, of py1e, for runs that were begun with it; Streaming's own least value
 
 
 def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
@@ -107,8 +107,9 @@ def build_train_loader(
     """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
 
     specs: one folder, or the streams of a mixture by name; their order does not matter.
-    num_canonical_nodes: a divisor of the global batch; more than 1 lets several nodes fetch different shards from
-    `remote`. Raises InputError for data that cannot be used, or fewer samples than one global batch.
+    num_canonical_nodes: stripes of the order, a divisor of the global batch; more than 1 lets several nodes fetch
+    different shards from `remote`. Raises InputError for data that cannot be used, or fewer samples than one global
+    batch.
     """
     global_batch = device_batch_size * World.detect().num_ranks
     if global_batch % num_canonical_nodes:
