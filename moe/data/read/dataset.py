@@ -42,7 +42,7 @@ LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is rea
 class TokenDataset(StreamingDataset):
     """Items are token ids [S], uint16 or uint32. Other keywords than the named ones are StreamingDataset's.
 
-    seq_len: S, which the shards must have. vocab_size: an id at or above it raises. stock_order: that of `shuffle_algo`.
+    seq_len: S, which the shards must have. vocab_size: an id at or above it raises. stock_order: use `shuffle_algo`.
     """
 
     def __init__(self, *, seq_len: int, vocab_size: int, stock_order: bool = False, **streaming: Any) -> None:
@@ -124,6 +124,7 @@ class TokenDataset(StreamingDataset):
         """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the whole epoch."""
         if self.window is None:
             return super()._get_work(epoch, sample_in_epoch)
+        assert self.batch_size is not None
         world = self._parallel_worker_world
         edges = np.cumsum(self.shards_per_stream)[:-1]
         order = Order(
@@ -207,13 +208,15 @@ class TokenDataset(StreamingDataset):
         """Fetches the shards of the window, and the one that comes next, which has a block's time for it. Shards that
         are here are touched first: none of them may be the coldest, which eviction takes.
         """
+        work: Any = it.sample_ids
         known: set[int] = set()
-        for batch in range(it.total // self.batch_size):
-            while batch * self.batch_size - it.yield_index > self.predownload and not self._ends(it):
+        size, ahead = self.batch_size or 1, self.predownload or 0
+        for batch in range(it.total // size):
+            while batch * size - it.yield_index > ahead and not self._ends(it):
                 sleep(TICK)
             if self._ends(it):
                 break
-            shards = it.sample_ids.shards_ahead(batch)
+            shards = work.shards_ahead(batch)
             if new := [shard for shard in shards if shard not in known]:
                 for shard in shards:
                     if self._shard_states[shard] == _ShardState.LOCAL:
@@ -287,8 +290,8 @@ class TokenDataset(StreamingDataset):
 def _small_spanner() -> Iterator[None]:
     """Stock's constructor makes a Spanner by this name, of eight bytes a sample."""
     theirs = stock.Spanner
-    stock.Spanner = Spans
+    stock.Spanner = Spans  # type: ignore[assignment,misc]
     try:
         yield
     finally:
-        stock.Spanner = theirs
+        stock.Spanner = theirs  # type: ignore[misc]

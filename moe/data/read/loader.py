@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from streaming import Stream, StreamingDataLoader
+from streaming import StreamingDataLoader
 from streaming.base.constant import DEFAULT_TIMEOUT
 from streaming.base.world import World
 from torch.utils.data import DataLoader
@@ -26,12 +26,13 @@ from moe.common.untrusted_names import file_name
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
+from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
 
 SHUFFLE_BLOCK = 1 << 18  # samples, of py1e, for runs that were begun with it; Streaming's own least value
 
 
-def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
+def open_stream(spec: StreamSpec) -> tuple[TokenStream, int]:
     """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet. Its
     names become paths below `local`, and those of further downloads.
 
@@ -44,7 +45,7 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         if faults:
             more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(faults[:5]) + more)
-    stream = Stream(
+    stream = TokenStream(
         local=spec.local,
         remote=spec.remote,
         split=spec.split,

@@ -26,8 +26,8 @@ _RUN, _SHARES, _PASS = 1, 2, 3
 
 
 def window_of(stripes: int, streams: int, shards_that_fit: int | None = None) -> int:
-    """Shards that are mixed at a time in each stripe of each stream. shards_that_fit: in the cache, where it is limited;
-    beside the window there stand the shard that comes next and one that is just leaving.
+    """Shards that are mixed at a time in each stripe of each stream. shards_that_fit: into the cache, where that is
+    limited; beside the window there stand the shard that comes next and one that is just leaving.
     """
     window = SHARDS_MIXED // (stripes * streams)
     if shards_that_fit is not None:
@@ -113,12 +113,15 @@ class Order:
         if kept is None or kept[0] != (epoch, number):
             begin, held = int(self._begins[stream]), self._held[stream]
             cuts = np.cumsum([0, *self._dealt(begin + number * held, begin + (number + 1) * held)])
-            kept = (epoch, number), Window(
-                np.diff(self._edges[stream]),
-                cuts,
-                window=self._window,
-                run_key=key_of(self._seed, _RUN, stream),
-                pass_key=key_of(self._seed, _PASS, stream, epoch, number),
+            kept = (
+                (epoch, number),
+                Window(
+                    np.diff(self._edges[stream]),
+                    cuts,
+                    window=self._window,
+                    run_key=key_of(self._seed, _RUN, stream),
+                    pass_key=key_of(self._seed, _PASS, stream, epoch, number),
+                ),
             )
             self._kept[stream] = kept
         return kept[1]

@@ -38,7 +38,7 @@ def scattered(key: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def permuted(elements: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Where each element goes: int64 [n], below its size. All arrays are [n]; 0 <= elements < sizes, keys are uint64."""
+    """Where each element goes: int64 [n], below its size. Arrays are [n], 0 <= elements < sizes, keys are uint64."""
     sizes = sizes.astype(np.uint64)
     bits = np.frexp((sizes - _ONE).astype(np.float64))[1].astype(np.uint64)  # 2**bits >= size
     moved = _walk(elements.astype(np.uint64), bits, keys)

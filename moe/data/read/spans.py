@@ -12,7 +12,8 @@ class Spans:
     """(shard, row) of a sample, counted over all shards. shard_sizes: samples of each, int64 [K]."""
 
     def __init__(self, shard_sizes: np.ndarray) -> None:
-        self._ends = array("q", np.cumsum(shard_sizes, dtype=np.int64).tobytes())  # indexing numpy takes ten times as long
+        # no numpy array: looking up a single number in one takes ten times as long
+        self._ends = array("q", np.cumsum(shard_sizes, dtype=np.int64).tobytes())
 
     def __getitem__(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < self._ends[-1]:

@@ -3,10 +3,10 @@
 - Shards are put in an order of the run's and cut into C stripes of equal length: a stripe owns its shards in every
   epoch, and at most C - 1 shards are divided between neighbours. In each pass a stripe takes its shards ("pieces") in
   an order of that pass.
-- The rows of a piece are permuted and cut into W parts. Block j of a stripe holds the last part of piece j - W + 1, ...,
-  the first part of piece j: W shards, of which one leaves and one comes at a block's end. The first W - 1 blocks of that
-  kind are one, and the last ones too; where a stripe has at most W pieces, all is one block. Positions are permuted
-  inside a block.
+- The rows of a piece are permuted and cut into W parts. Block j of a stripe holds the last part of piece j - W + 1,
+  the one before the last of the next piece, and so on to the first part of piece j: W shards, of which one leaves and
+  one comes at a block's end. The first W - 1 blocks of that kind are one, and the last ones too; where a stripe has at
+  most W pieces, all is one block. Positions are permuted inside a block.
 - So a shard is needed in one run of blocks, and never again in the pass. Memory: 20 bytes a shard.
 """
 

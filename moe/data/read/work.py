@@ -28,7 +28,7 @@ class Place:
 
 
 class Work:
-    """Sample ids of an epoch behind its first `done` samples: a sequence that Streaming takes in the place of an array."""
+    """Sample ids of an epoch behind its first `done` samples: a sequence that Streaming takes in place of an array."""
 
     def __init__(self, order: Order, epoch: int, done: int, place: Place) -> None:
         batch = place.batch_size * place.ranks

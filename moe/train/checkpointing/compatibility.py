@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.config.schema import ModelConfig
+from moe.config.schema import ModelConfig, TrainData
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
@@ -24,6 +24,7 @@ FIXED = (
     "optimizer.momentum_dtype",
     "optimizer.name",
     "seed",
+    "train_data.num_canonical_nodes",
     "train_data.shuffle",
     "train_data.split",
 )
@@ -49,10 +50,16 @@ SHAPE = (
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
 
-    A setting of the model that an earlier version did not have was at its default.
+    A setting of the model that an earlier version did not have was at its default, and so were the stripes of the data.
     """
-    defaults = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
-    saved, current = ({**config, "model": {**defaults, **config.get("model", {})}} for config in (saved, current))
+    saved, current = (
+        {
+            **config,
+            "model": {**_defaults(ModelConfig), **config.get("model", {})},
+            "train_data": {"num_canonical_nodes": TrainData().num_canonical_nodes, **(config.get("train_data") or {})},
+        }
+        for config in (saved, current)
+    )
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(saved, current).items():
@@ -60,6 +67,10 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
         (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
     return applied, refused
+
+
+def _defaults(section: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(section) if field.default is not MISSING}
 
 
 def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
