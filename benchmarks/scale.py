@@ -175,6 +175,7 @@ def measured(command: list[str], tree: Path, mark: str, where: Path) -> tuple[fl
 
 def train(data: Path, folder: Path, seq_len: int, tree: Path, name: str) -> tuple[float, float, float]:
     config = tiny_config(folder, max_seq_len=seq_len, global_train_batch_size=BATCH, max_duration=f"{STEPS}ba")
+    config["model"]["document_mask"] = False  # the large data is nothing but EOS
     config |= {"num_workers": 2, "train_data": {"local": str(data)}, "eval_data": None, "save_interval": "100ba"}
     config |= {"save_folder": str(folder / f"run-{name}"), "scheduler": {"name": "constant_with_warmup"}}
     path = write_config(folder / f"{name}.yaml", config)

@@ -117,7 +117,10 @@ class TokenDataset(StreamingDataset):
         return (at["epoch"], at["sample_in_epoch"]) if at is not None and goes_on else (epoch, 0)
 
     def _window(self) -> int:
-        fit = self.cache_limit // self.max_shard_size_across_all_streams if self.cache_limit else None
+        fit = None
+        if self.cache_limit:
+            room = int(self.cache_limit) - sum(stream.get_index_size() for stream in self.streams)
+            fit = int(room // self.max_shard_size_across_all_streams)
         return window_of(self.num_canonical_nodes or 1, self.num_streams, fit)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
@@ -210,9 +213,9 @@ class TokenDataset(StreamingDataset):
         """
         work: Any = it.sample_ids
         known: set[int] = set()
-        size, ahead = self.batch_size or 1, self.predownload or 0
+        size = self.batch_size or 1
         for batch in range(it.total // size):
-            while batch * size - it.yield_index > ahead and not self._ends(it):
+            while (batch - 1) * size > it.yield_index and not self._ends(it):
                 sleep(TICK)
             if self._ends(it):
                 break
