@@ -1,6 +1,6 @@
 # make setup   the environment in .venv (PYTHON=python3.12: with that one)
 # make demo    text, tokenizer, shards, a small MoE, in minutes
-# make test    the whole suite                     make check   linter, formatter, type checker, links of the docs
+# make test    all tests                     make check   linter, formatter, type checker, links of the docs
 # make test-wheel   builds the wheel, installs it in an empty environment elsewhere, and runs its commands there
 # make constraints  the versions of make setup, renewed: the newest that fit together; run the suite before they are kept
 # make format  fixes what the linter can           make bench-step   a training step against transformers'
@@ -50,7 +50,7 @@ test-wheel: setup
 	@touch $@
 
 test-transformers5: .venv5/ready
-	.venv5/bin/python -m pytest tests/unit/use
+	.venv5/bin/python -m pytest tests/unit/use tests/unit/model/test_families.py
 	$(BIN)/python -m pytest tests/unit/use -k transformers_5
 
 # What Composer and Streaming hold back, let go.

@@ -1,6 +1,6 @@
 """How long saving holds up training: the demo's model, a checkpoint every 4 steps (`make bench-checkpoint`).
 
-Prints the training thread's pause per save beside the time of a step and the time of the whole write (serialise, fsync,
+Prints the training thread's pause per save beside the time of a step and the time of the full write (serialise, fsync,
 hash, rename), which the background thread takes and a saver that writes in place would add to the step.
 """
 

@@ -214,8 +214,8 @@ def report(results: Results, args: argparse.Namespace) -> list[str]:
     return [
         f"`python benchmarks/convert.py --copies {args.copies} --much-copies {args.much_copies} --rounds {rounds} "
         f"--write` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {time.strftime('%Y-%m-%d')}: "
-        f"{tokens:.1f}M GPT-2 tokens of English prose (the same {args.copies} times), samples of 2,048 tokens, medians "
-        f"of {rounds} round(s) in turn; one worker, but for the column that says two. Much text: {many:.0f}M "
+        f"{tokens:.1f}M GPT-2 tokens of English prose (the same {args.copies} times), sequences of 2,048 tokens, "
+        f"medians of {rounds} round(s) in turn; one worker, but for the column that says two. Much text: {many:.0f}M "
         "tokens, so that what a start costs does not matter. Left out: imports and the start of our encoder. In the "
         "seconds: the start of the workers.",
         *table(

@@ -1,4 +1,4 @@
-"""The first hour on a GPU: proves, measures and tunes what nothing but a GPU can tell.
+"""The first hour on a GPU: verifies, measures and tunes what nothing but a GPU can tell.
 
     make gpu        or: python benchmarks/gpu.py [--stage NAME ...] [--group N] [--out FOLDER] [--dry] [--again]
     python benchmarks/gpu.py --write        the pages in docs/ from what was measured

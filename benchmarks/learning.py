@@ -27,12 +27,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from learning_matrix import Results, matrix
-from learning_run import SEQ_LEN, Run
+from learning_rule import rule_matrix
+from learning_run import SEQ_LEN, VOCAB_SIZE, Run
 
 from moe.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-VOCAB_SIZE, MAX_TOKENS, VAL_FRACTION = 2048, 4_000_000, 0.03
+MAX_TOKENS, VAL_FRACTION = 4_000_000, 0.03
 
 
 def prepare(data: Path, text: str | None) -> Path:
@@ -77,10 +78,16 @@ def claim(folder: Path, run: Run) -> Iterator[bool]:
             yield True
 
 
+def stages(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
+    """Of all questions: name, and runs as far as they are known."""
+    yield from matrix(results)
+    yield from rule_matrix(results)
+
+
 def pending(results: Results) -> tuple[list[Run], int]:
     """Runs that can be made now, the first first, and how many stages wait for them."""
     runs, waiting = [], 0
-    for _, known in matrix(results):
+    for _, known in stages(results):
         if known is None:
             waiting += 1
         else:
@@ -128,7 +135,7 @@ def check_same_data(results: Results, digest: str) -> None:
 
 
 def show_plan(results: Results) -> None:
-    for stage, runs in matrix(results):
+    for stage, runs in stages(results):
         if runs is None:
             print(f"\n{stage}: waits for the runs above")
             continue

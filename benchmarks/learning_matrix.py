@@ -1,7 +1,7 @@
 """Which runs benchmarks/learning.py makes, in order of what they tell, and which of them are done.
 
 - A later stage is made of what an earlier one found (the best rate), so it is known only when that one is done. Nothing
-  but the results' files is remembered: killed and started again, the driver goes on with the first run that has none.
+  but the results' files is remembered: killed and started again, the driver continues with the first run that has none.
 - A sweep whose best rate is at its edge grows by another rate on that side.
 - AdamW gets more tuning than Muon, whose rate alone is swept: the comparison is to favour the older method. Its warmup
   and its rate depend on each other, so it is tuned move by move. On LONG times the tokens both are.
@@ -41,7 +41,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 class Results:
-    """The finished runs in a folder, one JSON each, written whole or not at all."""
+    """The finished runs in a folder, one JSON each, written complete or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

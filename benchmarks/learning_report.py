@@ -195,14 +195,14 @@ def verdict(value: float | None, limit: float) -> str:
 
 
 def token_goal(results: Results, compared: Comparison | None) -> list[str]:
-    """What Muon needs of AdamW's tokens, and whether the whole interval lies within the goal."""
+    """What Muon needs of AdamW's tokens, and whether the entire interval lies within the goal."""
     found = token_shares(results, compared)
     if compared is None or len(found) < len(SEEDS):
         return [NOT_RUN, "open"]
     clear = 0.0 not in found and math.inf not in found
     mean, half = interval(found) if clear else (max(found), 0.0)
     met = mean + (half or 0.0) <= GOAL_TOKENS
-    return [shown_shares(found, compared.share(compared.muons[-1])), "yes (the whole interval)" if met else "no"]
+    return [shown_shares(found, compared.share(compared.muons[-1])), "yes (the entire interval)" if met else "no"]
 
 
 def goal_table(results: Results) -> str:

@@ -4,15 +4,19 @@
   takes 2 s instead of 11.
 - Everything that decides the result stands in `Run` or below as a constant: the same run gives the same losses on the
   same machine with one thread.
-- The seed decides the initial weights and the order of the samples. A run on a share of the tokens sees the first part
-  of that order, with a whole schedule of its own.
-- Validation is the same tokens for every run; the token after an EOS is no target of it, whatever was trained.
+- The seed decides the initial weights and the order of the sequences. A run on a share of the tokens sees the first
+  part of that order, with a full schedule of its own. A longer one than the data reads them again, each epoch in
+  another order.
+- Validation is the same tokens for every run, a part of them on the way and all at the end; the token after an EOS is
+  no target of it, whatever was trained.
+- A result names the commit of the code that made it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,23 +34,22 @@ from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
 from moe.optim.schedules import SCHEDULERS
 
-SEQ_LEN = 256
-BATCH = 8  # samples a step: 2,048 tokens
+VOCAB_SIZE, SEQ_LEN = 2048, 256
+BATCH = 8  # sequences a step: 2,048 tokens
 STEPS = 384  # 786,432 tokens at share 1
-N_LAYERS = 4
 HEAD_DIM = 32
-MICROBATCH = 2  # samples, where expert shares are those of a microbatch
+MICROBATCH = 2  # sequences, where expert shares are those of a microbatch
 EVALUATIONS = 6
-EVAL_SAMPLES = 160  # spread evenly over the validation split
+EVAL_SAMPLES = 160  # of the evaluations on the way, spread evenly over the validation split
 ALPHA_F, CLIP, BALANCE_LOSS, ROUTER_Z_LOSS, Z_LOSS = 0.1, 1.0, 0.01, 0.001, 1e-4  # the yamls' own values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """share: of STEPS. warmup: share of the run. balance: whose expert shares weigh the balance loss; `lagged` (the
-    previous step's, ours), `microbatch`, or `running` (mean over the step's microbatches so far). expert_hidden is that
-    of one expert. adamw_ratio: under Muon, the rate of what AdamW updates over Muon's own. router: what
-    updates the router in a run with Muon; `muon` is the trainer's own choice.
+    """share: of STEPS with BATCH sequences. batch: sequences a step. warmup: share of the run. balance: whose expert
+    shares weigh the balance loss; `lagged` (the previous step's, ours), `microbatch`, or `running` (mean over the
+    step's microbatches so far). expert_hidden is that of one expert. adamw_ratio: under Muon, the rate of what AdamW
+    updates over Muon's own. router: what updates the router in a run with Muon; `muon` is the trainer's own choice.
     """
 
     optimizer: str
@@ -65,6 +68,8 @@ class Run:
     document_mask: bool = True
     qk_norm: bool = True
     balance: str = "lagged"
+    n_layers: int = 4
+    batch: int = BATCH
 
     @property
     def name(self) -> str:
@@ -78,18 +83,18 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return round(self.share * STEPS)
+        return round(self.share * STEPS * BATCH / self.batch)
 
     @property
     def tokens(self) -> int:
-        return self.steps * BATCH * SEQ_LEN
+        return self.steps * self.batch * SEQ_LEN
 
     def shape(self, vocab_size: int) -> dict[str, Any]:
         heads = self.d_model // HEAD_DIM
         return {
             "vocab_size": vocab_size,
             "d_model": self.d_model,
-            "n_layers": N_LAYERS,
+            "n_layers": self.n_layers,
             "n_heads": heads,
             "n_kv_heads": max(1, heads // 2),
             "n_experts": self.n_experts,
@@ -101,7 +106,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Rows of tokens [n, SEQ_LEN]; `identity` is the hash that conversion gave the shards."""
+    """Rows of tokens [n, SEQ_LEN]."""
 
     train: np.ndarray
     val: np.ndarray
@@ -119,8 +124,25 @@ class Data:
 def open_data(folder: Path) -> Data:
     meta = read_meta(folder)
     splits = {split: read_samples(folder / split, 0, meta.samples[split]) for split in ("train", "val")}
-    chosen = np.linspace(0, len(splits["val"]) - 1, min(EVAL_SAMPLES, len(splits["val"]))).astype(int)
-    return Data(splits["train"], splits["val"][chosen], meta.vocab_size, meta.eos_id)
+    return Data(splits["train"], splits["val"], meta.vocab_size, meta.eos_id)
+
+
+def commit() -> str:
+    """Of the code that runs, marked by a + where it holds changes that are in none; "" outside of a checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "moe", "benchmarks")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+def data_order(n_rows: int, wanted: int, seed: int) -> np.ndarray:
+    """Which rows are read, one after another: int [wanted], epoch by epoch, each in an order of its own."""
+    random = np.random.default_rng(seed)
+    epochs = [random.permutation(n_rows) for _ in range(math.ceil(wanted / n_rows))]
+    return np.concatenate(epochs)[:wanted]
 
 
 def optimizer_groups(model: Transformer, run: Run) -> list[dict[str, Any]]:
@@ -157,7 +179,7 @@ class Balance:
 
     def __init__(self, run: Run) -> None:
         self.kind = run.balance
-        self.share_LE = torch.full((N_LAYERS, run.n_experts), 1 / run.n_experts)
+        self.share_LE = torch.full((run.n_layers, run.n_experts), 1 / run.n_experts)
         self.counts_LE = torch.zeros_like(self.share_LE)
 
     def loss(self, parts: LossParts) -> Tensor:
@@ -178,11 +200,12 @@ class Balance:
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, data: Data) -> float:
-    """Mean negative log likelihood in nats."""
-    nll, targets = 0.0, 0
-    for start in range(0, len(data.val), BATCH):
-        parts = model(*data.labels(data.val[start : start + BATCH], after_eos=False))
+def evaluate(model: Transformer, data: Data, most: int | None = None) -> float:
+    """Mean negative log likelihood in nats; with `most`, of so many sequences, spread evenly."""
+    chosen = np.linspace(0, len(data.val) - 1, min(most or len(data.val), len(data.val))).astype(int)
+    rows, nll, targets = data.val[chosen], 0.0, 0
+    for start in range(0, len(rows), BATCH):
+        parts = model(*data.labels(rows[start : start + BATCH], after_eos=False))
         nll, targets = nll + float(parts.nll), targets + int(parts.targets)
     return nll / targets
 
@@ -190,24 +213,22 @@ def evaluate(model: Transformer, data: Data) -> float:
 def train(run: Run, data: Data) -> dict[str, Any]:
     """Trains from the start and returns what is kept of it: settings, sizes, curve, final loss, expert loads."""
     torch.set_num_threads(1)
-    torch.manual_seed(run.seed)
-    shape = run.shape(data.vocab_size)
-    model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS)
+    shape, made_by = run.shape(data.vocab_size), commit()
+    model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS, seed=run.seed)
     optimizer = Muon(optimizer_groups(model, run))
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    order = np.random.default_rng(run.seed).permutation(len(data.train))
-    assert run.steps * BATCH <= len(order), "no sample is read twice"
+    order = data_order(len(data.train), run.steps * run.batch, run.seed)
     balance = Balance(run)
-    microbatch = BATCH if run.balance == "lagged" else MICROBATCH
+    microbatch = min(run.batch, BATCH if run.balance == "lagged" else MICROBATCH)
     evaluate_at = {round(run.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
     curve: list[list[float]] = []
-    late_counts_LE = torch.zeros(N_LAYERS, run.n_experts)
+    late_counts_LE = torch.zeros(run.n_layers, run.n_experts)
     began = time.process_time()
     for step in range(1, run.steps + 1):
-        rows = data.train[order[(step - 1) * BATCH : step * BATCH]]
+        rows = data.train[order[(step - 1) * run.batch : step * run.batch]]
         tokens, labels = data.labels(rows, after_eos=not run.document_mask)
         targets = int((labels[:, 1:] != -100).sum())
-        for start in range(0, BATCH, microbatch):
+        for start in range(0, run.batch, microbatch):
             part = slice(start, start + microbatch)
             parts = model(tokens[part], labels[part])
             router = BALANCE_LOSS * balance.loss(parts) + ROUTER_Z_LOSS * parts.routers.z.sum()
@@ -221,14 +242,16 @@ def train(run: Run, data: Data) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         if step in evaluate_at:
-            curve.append([step * BATCH * SEQ_LEN, round(evaluate(model, data), 7)])
+            curve.append([step * run.batch * SEQ_LEN, round(evaluate(model, data, EVAL_SAMPLES), 7)])
     load_LE = late_counts_LE / late_counts_LE.mean(-1, keepdim=True)
     count = count_parameters(**shape)
-    final = curve[-1][1]
+    final = round(evaluate(model, data), 7)
     return {
         **dataclasses.asdict(run),
+        "commit": made_by,
         "steps": run.steps,
         "tokens": run.tokens,
+        "tokens_per_step": run.batch * SEQ_LEN,
         "parameters": count.total,
         "active": count.active,
         "flops": flops_per_token(**shape, seq_len=SEQ_LEN) * run.tokens,

@@ -78,6 +78,6 @@ def recipe_rows(results: Results) -> dict[str, Run]:
     return {
         "the recipe: 8 experts, top 2": muon,
         "dense, as many active parameters": replace(muon, **DENSE_ACTIVE),
-        "dense, as many parameters in all": replace(muon, **DENSE_TOTAL),
+        "dense, as many parameters in total": replace(muon, **DENSE_TOTAL),
         **{name: replace(muon, **change) for name, change in ABLATIONS.items()},
     }

@@ -92,7 +92,7 @@ class Bench:
         )
 
     def step(self, number: int) -> tuple[float, float, float]:
-        """CPU seconds of the whole step, of what only measures in it, and of its optimizer."""
+        """CPU seconds of the full step, of what only measures in it, and of its optimizer."""
         tokens = torch.randint(1, VOCAB, (BATCH, SEQ_LEN))
         self.state.batch = {"tokens": tokens, "labels": tokens}
         self.state.timestamp.batch = number - 1
@@ -162,7 +162,7 @@ def main() -> None:
     print(f"  a step               {1000 * step:8.1f} ms")
     print(f"  measuring each step  {1000 * each:8.2f} ms = {each / step:.2%}")
     print(f"  a row                {1000 * row:8.2f} ms = {spread / step:.2%} over {args.log_interval} steps")
-    print(f"  in all                        = {(each + spread) / step:.2%} of a step")
+    print(f"  total                           = {(each + spread) / step:.2%} of a step")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     make bench-reader        or: python benchmarks/reader.py --repeats 5 --write
 
-Each reads the same samples in the same shuffled order, one whole epoch in one process without a DataLoader; the first
+Each reads the same sequences in the same shuffled order, one full epoch in one process without a DataLoader; the first
 check is that they give the same tokens. The memmap loader is nanoGPT's way: one flat file, a slice a sample, no shards,
 no position. A second table has the DataLoader as the trainer uses it, batches collated, by number of workers.
 `--write` puts both tables into docs/performance.md.
@@ -92,7 +92,7 @@ def timed(open_samples: Callable[[], Samples]) -> tuple[int, float, float]:
 
 
 def compare(folder: Path, seq_len: int, repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """(samples per CPU second, samples per wall second) of each reader, repetition by repetition."""
+    """(sequences per CPU second, sequences per wall second) of each reader, repetition by repetition."""
     order = np.array([number_of(sample) for sample in ours(folder, seq_len)])
     for a, b, c in zip(stock(folder), ours(folder, seq_len), memmap(folder, seq_len, order), strict=True):
         assert np.array_equal(a, b) and np.array_equal(b, c), "the readers differ"
@@ -107,7 +107,7 @@ def compare(folder: Path, seq_len: int, repeats: int) -> dict[str, list[tuple[fl
             count, cpu, wall = timed(reader)
             rates[name].append((count / cpu, count / wall))
             print(
-                f"S={seq_len}  {name:<17} {count / cpu:>9,.0f} samples/CPU-s {count / wall:>9,.0f} samples/s",
+                f"S={seq_len}  {name:<17} {count / cpu:>9,.0f} sequences/CPU-s {count / wall:>9,.0f} sequences/s",
                 flush=True,
             )
     return rates
@@ -133,11 +133,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1 << 26, help="size of the data")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32, help="samples a batch, for the DataLoader")
+    parser.add_argument("--batch", type=int, default=32, help="sequences a batch, for the DataLoader")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     args = parser.parse_args()
     lines = [
-        "| S | reader | samples / CPU-s | samples / s | CPU ratio to stock, median (range) | wall ratio |",
+        "| S | reader | sequences / CPU-s | sequences / s | CPU ratio to stock, median (range) | wall ratio |",
         "|---|---|---|---|---|---|",
     ]
     loader = ["| S | workers | batches / s | tokens / s | batches / CPU-s |", "|---|---|---|---|---|"]

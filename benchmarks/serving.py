@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = ["The proposal", "Once upon a time", "def main():", "In 1961 the president said that"]
 NEW_TOKENS = 40
-Said = list[tuple[int, float]]  # (token, its log probability) of what one prompt goes on with
+Said = list[tuple[int, float]]  # (token, its log probability) of what continues one prompt
 
 
 def vllm_says(folder: str) -> list[Said]:

@@ -2,7 +2,7 @@
 
 - The page is its own source: in a block marked `console`, a line that begins with `$ ` is a command, the others are
   what it printed. So no command of the page can differ from what was run.
-- `# Ctrl+C at step N` behind a command: it gets SIGINT when it has told of that step, and must end with 75; all others
+- `# Ctrl+C at step N` behind a command: it gets SIGINT when it has printed that step, and must end with 75; all others
   must end with 0.
 - Of the lines that only say how far a slow step is, none is kept: they are as many as the machine is busy.
 - Everything happens in a new folder. Its path, and the home folder's, are written as `~/tutorial` and `~`.
@@ -104,11 +104,11 @@ def make(page: str, folder: Path) -> str:
     """The page, its commands run anew in `folder`."""
 
     def block(match: re.Match[str]) -> str:
-        told = []
+        lines = []
         for command in [line[2:] for line in match[0].splitlines() if line.startswith("$ ")]:
             print("$", command, flush=True)
-            told += [f"$ {command}", *shown(run(command, folder), folder)]
-        return "\n".join(told) + "\n"
+            lines += [f"$ {command}", *shown(run(command, folder), folder)]
+        return "\n".join(lines) + "\n"
 
     return BLOCK.sub(block, page)
 

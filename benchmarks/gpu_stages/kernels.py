@@ -204,7 +204,7 @@ def _router(run: Run, generator: torch.Generator) -> None:
 
 
 def _model(run: Run, generator: torch.Generator) -> None:
-    """The whole model in bf16 against the same one in fp32 on the CPU."""
+    """The full model in bf16 against the same one in fp32 on the CPU."""
     shape = TINY if run.dry else {**TINY, "d_model": 256, "n_layers": 4, "head_dim": 64, "expert_hidden": 384,
                                   "n_experts": 8, "vocab_size": 50257}  # fmt: skip
     batch = make_batches(run, 2, 64 if run.dry else 512, 1)[0]
@@ -232,7 +232,7 @@ def _model(run: Run, generator: torch.Generator) -> None:
 
 
 def _waiting(run: Run, generator: torch.Generator) -> None:
-    """No operation of forward and backward waits for the GPU, which torch can be told to refuse."""
+    """No operation of forward and backward waits for the GPU, which torch can be set to refuse."""
     batch = make_batches(run, 2, 64, 1)[0]
     for how in ("eager", "compiled"):
         model = make_model(run, tiny(run))

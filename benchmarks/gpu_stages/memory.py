@@ -99,7 +99,7 @@ def _small(run: Run, name: str, gigabytes: int) -> None:
             run.figure(f"{name} in {gigabytes} GB", "does not fit, as computed")
             return
         size = min(sizes[0], 2 if run.dry else 16)
-        told = f"{name} in {gigabytes} GB, 512 tokens per sequence, microbatch {size}{', checkpointed' * checkpointing}"
+        case = f"{name} in {gigabytes} GB, 512 tokens per sequence, microbatch {size}{', checkpointed' * checkpointing}"
         try:
             model = make_model(run, TINY if run.dry else shape, activation_checkpointing=checkpointing)
             optimizer = make_optimizer(model)
@@ -110,9 +110,9 @@ def _small(run: Run, name: str, gigabytes: int) -> None:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             wait(run.device)
-            run.figure(told, "runs", expected="runs", check=True)
+            run.figure(case, "runs", expected="runs", check=True)
         except torch.OutOfMemoryError as error:
-            run.figure(told, str(error).splitlines()[0], expected="runs", check=False)
+            run.figure(case, str(error).splitlines()[0], expected="runs", check=False)
     finally:
         if not run.dry:
             torch.cuda.set_per_process_memory_fraction(1.0)

@@ -2,7 +2,7 @@
 
     PACK/gpt2/  tokenizer.json ...      PACK/data/  train/ val/ meta.json      of benchmarks/gpu_pack.sh
 
-For a dry run both are made here, small, of made-up text: a byte-level BPE of 400 tokens, samples of 64.
+For a dry run both are made here, small, of made-up text: a byte-level BPE of 400 tokens, sequences of 64.
 """
 
 from __future__ import annotations

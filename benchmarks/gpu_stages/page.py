@@ -30,7 +30,7 @@ def number(value: float | str | None) -> str:
     return f"{value:.3g}"
 
 
-def told(figure: Record) -> str:
+def met(figure: Record) -> str:
     """Whether what was checked or hoped for is so; empty for a plain figure."""
     if figure["kind"] == "figure" or figure["met"] is None:
         return ""
@@ -50,7 +50,7 @@ def table(records: dict[str, Record]) -> str:
     for name, record in records.items():
         top = [
             f"{figure['name']} {number(figure['value'])} {figure['unit']}".rstrip()
-            + (f" ({told(figure)})" if told(figure) and figure["kind"] == "goal" else "")
+            + (f" ({met(figure)})" if met(figure) and figure["kind"] == "goal" else "")
             for figure in record["figures"]
             if figure["top"]
         ]
@@ -80,7 +80,7 @@ def section(stages: list[str], records: dict[str, Record]) -> str:
             head += f"; {record['state']}, so what follows is not all"
         rows = [
             f"| {number(figure['name'])} | {number(figure['value'])} {figure['unit']}".rstrip()
-            + f" | {expected(figure)} | {told(figure)} |"
+            + f" | {expected(figure)} | {met(figure)} |"
             for figure in record["figures"]
         ]
         lines = [head + ".", "", "| figure | measured | expected | met |", "|---|---|---|---|", *rows]

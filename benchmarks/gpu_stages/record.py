@@ -1,12 +1,13 @@
-"""What a stage found: one JSON file, whole at any moment.
+"""What a stage found: one JSON file, complete at any moment.
 
 - Written anew with every figure, aside and renamed: whenever the machine goes, what was found until then is readable.
-- A figure stands beside what was expected of it. A check that fails is a fault; a goal that is missed is a measurement.
+- A figure stands beside what was expected of it. A check that fails is an error; a goal that is missed is a
+  measurement.
 - `running` is what a killed stage leaves. Only what is `done`, on the same card and torch, is not done again.
 
 state       running, done, failed, or timed out
 figures     name, value (a number or text), unit, expected, source (of what was expected), kind (check, goal or figure),
-            met (of checks and goals; None where it cannot be told), top (stands in the table on the terminal)
+            met (of checks and goals; None where it is not known), top (stands in the table on the terminal)
 """
 
 from __future__ import annotations

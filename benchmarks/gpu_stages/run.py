@@ -47,7 +47,7 @@ class Run:
         goal: bool | None = None,
         top: bool = False,
     ) -> None:
-        """Records one. check: whether it is right. goal: whether it is reached; not told of a dry run."""
+        """Records one. check: whether it is right. goal: whether it is reached; not reported of a dry run."""
         kind = "check" if check is not None else "goal" if goal is not None else "figure"
         met = check if check is not None else None if self.dry else goal
         if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""A user's first minutes: five steps of 500m, saved, and the same command with more steps goes on."""
+"""A user's first minutes: five steps of 500m, saved, and the same command with more steps resumes."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def _chunks(run: Run) -> None:
             setattr(loss, attribute, 2**bits)
             for fused in (None, "inductor") if not run.dry else (None, "aot_eager"):
                 seconds = seconds_of(lambda fused=fused: once(fused), run.device, repeats=5, warm=3)
-                told = "fused" if fused else "eager"
-                run.figure(f"loss, chunks of 2^{bits} logits, {told}", flops / seconds / 1e12, "TFLOP/s",
+                how = "fused" if fused else "eager"
+                run.figure(f"loss, chunks of 2^{bits} logits, {how}", flops / seconds / 1e12, "TFLOP/s",
                            top=2**bits == before)  # fmt: skip
     finally:
         setattr(loss, attribute, before)
@@ -115,5 +115,5 @@ def _padding(run: Run) -> None:
             lambda padded=padded: forward(run, model, {**batch, "ends": padded})[0].backward(),
             run.device, repeats=5 if not run.dry else 1,
         )  # fmt: skip
-        run.figure(f"two layers, room for {room} documents a sample", 1e3 * seconds, "ms")
+        run.figure(f"two layers, room for {room} documents a sequence", 1e3 * seconds, "ms")
         room *= 4

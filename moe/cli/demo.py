@@ -98,8 +98,8 @@ def _stopped(process: subprocess.Popen[bytes]) -> int:
             continue
         except subprocess.TimeoutExpired:
             break
-        return 128 - code if code < 0 else code or 130  # 0: it had come to its end; the steps after it are left out
-    tell(f"process {process.pid} still saves after {SAVING} s and goes on alone")
+        return 128 - code if code < 0 else code or 130  # 0: it had come to its end; the steps after it are skipped
+    tell(f"process {process.pid} is still saving after {SAVING} s; it runs on in the background")
     return 130
 
 

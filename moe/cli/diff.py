@@ -9,7 +9,7 @@ from moe.common.units import note, show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="run folder, e.g. checkpoints/demo")
-    parser.add_argument("other", help="the run to hold it against")
+    parser.add_argument("other", help="the run to compare it with")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[GPU=]PRICE",
-        help="per GPU-hour: 2.50 for all, or H100=2.50; may stand several times",
+        help="per GPU-hour: 2.50 for all, or H100=2.50; may be given several times",
     )
     add("--gpu", default="H100", help="the GPU of the table of memory (default: H100)")
     add("--gpu-memory", metavar="SIZE", help="of a --gpu that the table does not have, e.g. 48GB")
     add("--gpu-tflops", type=float, help="its peak, dense, in the run's precision, e.g. 180")
-    add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing here tells it")
+    add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing on disk gives it")
     add("--json", action="store_true", help="print everything as JSON")
 
 
@@ -103,7 +103,7 @@ def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
                 raise ValueError
         except ValueError:
             raise InputError(
-                f"--price ({brief(text)}) is no price from 0 to {MOST_PRICE:,}; write 2.50, or H100=2.50"
+                f"--price ({brief(text)}) is not a price from 0 to {MOST_PRICE:,}; write 2.50, or H100=2.50"
             ) from None
         if name:
             find_gpu(name, gpus)
@@ -114,22 +114,20 @@ def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
 
 
 def _parameters(config: Config, vocab_size: int, source: str) -> Iterator[str]:
+    from moe.model.flops import experts_in_words
     from moe.plan.estimate import parameters
 
     count = parameters(config, vocab_size)
     idle = count.total - count.active
     yield f"{'PARAMETERS':<14}{'total':>16}{'active per token':>20}"
-    shared = ("shared",) if count.shared else ()
-    for name in ("embedding", "head", "attention", "router", "experts", *shared, "norms"):
+    rare = [name for name in ("shared", "dense") if getattr(count, name)]
+    for name in ("embedding", "head", "attention", "router", "experts", *rare, "norms"):
         total = getattr(count, name)
         active = total - idle if name == "experts" else total
         tied = "  the embedding's" if name == "head" and not total else ""
         yield f"  {name:<12}{total:>16,}{active:>20,}{tied}"
     yield f"  {'all':<12}{count.total:>16,}{count.active:>20,}"
-    experts = f"{config.model.n_experts} experts, top {config.model.top_k}"
-    if config.model.n_shared_experts:
-        experts += f", {config.model.n_shared_experts} shared"
-    yield f"  vocabulary of {vocab_size:,} tokens ({source}); {experts}"
+    yield f"  vocabulary of {vocab_size:,} tokens ({source}); {experts_in_words(config.model)}"
 
 
 def _work(config: Config, vocab_size: int) -> Iterator[str]:
@@ -175,8 +173,8 @@ def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:
         yield f"  {name:<44}" + "".join(f"{_gb(number):>10}" for number in sizes)
     yield f"  {'the peak is in':<44}" + "".join(f"{found.step.phase:>10}" for found in memory)
     if any(not found.step.gradients for found in memory):
-        yield "  Gradients are 0 where the microbatch is the whole batch: they grow as the activations go."
-    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and two whole blocks, embedding and head."
+        yield "  Gradients are 0 where the microbatch is the full batch: they grow as activations are freed."
+    yield "  Several GPUs: FSDP2; weights, gradients and optimizer / GPUs, and 2 unsharded blocks, embedding and head."
 
 
 def _fits(config: Config, fits: list[Fit], mfu: float, priced: bool, gpus: tuple[Gpu, ...]) -> Iterator[str]:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
     add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
     add("--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own")
-    add("--data", action="append", metavar="FOLDER", help="converted data; may stand several times")
+    add("--data", action="append", metavar="FOLDER", help="converted data; may be given several times")
     add("--split", default=None, help="the split of --data (default: val)")
     add(
         "--max-batches",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="at most so many batches of the run's global_train_batch_size, as eval_data.max_batches (default: all)",
     )
-    add("--batch-size", type=int, default=None, help="samples at a time; the memory knob, no effect on the result")
+    add("--batch-size", type=int, default=None, help="sequences at a time; the memory knob, no effect on the result")
     add(
         "--tasks",
         default=None,
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     args.split = args.split or "val"
     args.max_batches = -1 if args.max_batches is None else args.max_batches
     if args.max_batches < 1 and args.max_batches != -1:
-        raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for the whole split")
+        raise InputError(f"--max-batches ({args.max_batches}) must be at least 1, or -1 for all of the split")
     args.data = [local_path(folder, "--data") for folder in args.data or []]
     for flag in ("include_path", "output"):
         if getattr(args, flag) is not None:
@@ -112,7 +112,7 @@ def measure_data(args: argparse.Namespace) -> None:
         bits = "" if found.bits_per_byte is None else f"  bits per byte {found.bits_per_byte:.4f}"
         show(
             f"{folder / args.split} at step {checkpoint.step:,}: loss {found.loss:.4f}  "
-            f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} samples)"
+            f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} sequences)"
         )
 
 
@@ -145,7 +145,7 @@ def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
         raise InputError(f"--data ({folder}) was made with {meta.tokenizer}, which is not the checkpoint's ({name})")
     if not meta.samples.get(split):
         there = ", ".join(f"{name} ({count})" for name, count in meta.samples.items())
-        raise InputError(f"--split ({split}): {folder} has no samples of it; there are {there}")
+        raise InputError(f"--split ({split}): {folder} has no sequences of it; there are {there}")
     if faults := verify_split(folder / split):
         raise InputError(f"--data ({folder / split}) is damaged:\n  " + "\n  ".join(faults))
     return meta
@@ -153,4 +153,4 @@ def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
 
 def show_progress(folder: Path, samples: int, done: int) -> None:
     if sys.stderr.isatty():
-        redraw(f"{folder}: {done:,} of {samples:,} samples" if done < samples else "")
+        redraw(f"{folder}: {done:,} of {samples:,} sequences" if done < samples else "")

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
     parser.add_argument("text", nargs="*", help="text to continue; as --prompt")
     parser.add_argument("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
-    parser.add_argument("--prompt", action="append", default=[], help="text to continue; may stand several times")
+    parser.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
     parser.add_argument(
         "--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own"
     )
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise InputError(f"the prompt {prompt!a} is no text in UTF-8; write it anew") from None
+            raise InputError(f"the prompt {prompt!a} is not valid UTF-8; retype it") from None
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     tokenizer = checkpoint_tokenizer(checkpoint, args.tokenizer, note)
     model, config = load_model(checkpoint), checkpoint.manifest["config"]

@@ -1,4 +1,4 @@
-"""Shows a converted dataset: its summary from disk, whether its bytes are sound, and samples as text."""
+"""Shows a converted dataset: its summary from disk, whether its bytes are sound, and sequences as text."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from moe.common.paths import path_or_address
 from moe.common.units import show
 
 BOUNDARY = " ⟦end of document⟧ "
-SHOWN = 1000  # characters of a sample
+SHOWN = 1000  # characters of a sequence
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="what convert/fineweb_to_mds.py wrote (its --out): a folder, or s3://")
-    parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's samples to show")
-    parser.add_argument("--samples", type=int, default=2, help="how many samples to show, spread over the split")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's sequences to show")
+    parser.add_argument("--samples", type=int, default=2, help="how many sequences to show, spread over the split")
     parser.add_argument(
-        "--whole", action="store_true", help=f"show whole samples, not their first {SHOWN:,} characters"
+        "--whole", action="store_true", help=f"show complete sequences, not their first {SHOWN:,} characters"
     )
-    parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own cannot be had")
+    parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own is not available")
     parser.add_argument("--quick", action="store_true", help="check sizes only, not every byte's hash")
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_samples(args: argparse.Namespace, meta: Any) -> None:
-    """Print samples as text, with a mark where one document ends and the next begins."""
+    """Print sequences as text, with a mark where one document ends and the next begins."""
     import numpy as np
 
     from moe.common.errors import InputError
@@ -68,7 +68,7 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
         ends = np.flatnonzero(tokens == meta.eos_id) + 1
         pieces = np.split(tokens, ends)
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]
-        show(f"\n--- {args.split} sample {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
+        show(f"\n--- {args.split} sequence {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
         text = BOUNDARY.join(texts)
         rest = 0 if args.whole else max(0, len(text) - SHOWN)
         show(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --whole shows them)" if rest else ""))

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="moe",
         description="Pretrain Mixture-of-Experts language models.",
-        epilog=f"commands:\n{listed}\n\nmoe COMMAND --help tells more",
+        epilog=f"commands:\n{listed}\n\nmoe COMMAND --help shows its options",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the versions and exit")

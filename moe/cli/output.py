@@ -26,5 +26,5 @@ def check_writable(flag: str, path: Path) -> None:
             with tempfile.TemporaryFile(dir=place):
                 pass
     except OSError as error:
-        cause = f"{place} is no folder" if isinstance(error, NotADirectoryError) else error.strerror
+        cause = f"{place} is not a folder" if isinstance(error, NotADirectoryError) else error.strerror
         raise InputError(f"{flag} ({path}) cannot be written ({cause}); give another file") from None

@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
             balanced=args.balanced,
         )
     except torch.OutOfMemoryError as error:
-        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        raise InputError(f"{str(error).splitlines()[0]}; {mend}") from None
+        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        raise InputError(f"{str(error).splitlines()[0]}; {fix}") from None
     dealt = ", tokens dealt out evenly" * args.balanced
     show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
     if args.trace is not None:

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from moe.common.errors import InputError, told_by
+    from moe.common.errors import InputError, library_errors
     from moe.runs.compare import labels
     from moe.runs.page import report_page
     from moe.runs.png import report_png
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or next(iter(runs.values())).path / "report.html"
     _refuse_foreign(out)
     files = {out: report_page(runs).encode()}
-    with told_by("matplotlib", f"{out.with_suffix('.png').name}"):
+    with library_errors("matplotlib", f"{out.with_suffix('.png').name}"):
         picture = report_png(runs)
     if picture is not None:
         files[out.with_suffix(".png")] = picture

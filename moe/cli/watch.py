@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moe.runs.reading import Run, RunReader
 
 LINGER = 60.0  # seconds that a run which had ended before is looked at: it may just be being started again
-Wait = Callable[[float], bool]  # waits so many seconds, less where a key is pressed; whether to go on
+Wait = Callable[[float], bool]  # waits so many seconds, less where a key is pressed; whether to continue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def keys() -> Iterator[Wait]:
-    """A wait that `q` ends. The terminal hands over each key as it is pressed, until the block ends."""
+    """A wait that `q` ends. The terminal gives each key as it is pressed, until the block ends."""
     try:
         import termios
         import tty
@@ -99,11 +99,11 @@ def first_look(reader: RunReader, every: float, wait: Wait) -> Run | None:
     Raises:
         InputError: there is something, and it is no run folder.
     """
-    told = False
+    reported = False
     while not is_there(reader.path):
-        if not told:
+        if not reported:
             note(f"{reader.path}: there is no such run yet; waiting for it (q leaves)")
-            told = True
+            reported = True
         if not wait(every):
             return None
     return reader.read()
@@ -112,7 +112,7 @@ def first_look(reader: RunReader, every: float, wait: Wait) -> Run | None:
 def is_there(path: Path) -> bool:
     """Whether there is anything to read: a folder is there, with more in it than a start puts there at once."""
     if "://" in str(path) or str(path).startswith("s3:"):
-        return True  # told by who reads it
+        return True  # reported by who reads it
     try:
         return any(not one.name.startswith(".") for one in path.iterdir())
     except NotADirectoryError:

@@ -59,7 +59,7 @@ def _check_ranks(environ: Mapping[str, str]) -> None:
     for name, least in LEAST.items():
         if name in environ and not (environ[name].strip().isdecimal() and int(environ[name]) >= least):
             raise InputError(
-                f"the environment's {name} ({environ[name]!r}) must be a whole number from {least}; {unset}"
+                f"the environment's {name} ({environ[name]!r}) must be an integer of at least {least}; {unset}"
             )
     for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         rank, ranks = number(name, 0), number(size, 1)

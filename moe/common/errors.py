@@ -1,4 +1,4 @@
-"""Errors that are told in one message. Everything else is a bug and keeps its traceback."""
+"""Errors that end in one message. Everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class InputError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """Training cannot go on, through no fault of the input. The message says why and the fix. Exit code 1."""
+    """Training cannot continue, and the input is valid. The message says why and the fix. Exit code 1."""
 
 
 @contextmanager
-def told_by(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def library_errors(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Makes one message of whatever `library` raises within it; an error out of our own code stays what it is.
 
-    about: the flag or setting that asked for it, and its value. but: errors that the caller tells itself.
+    about: the flag or setting that asked for it, and its value. but: errors that the caller reports itself.
 
     Raises:
         InputError: with the library's words.
@@ -43,9 +43,9 @@ def told_by(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> 
         raise InputError(f"{about}: {library} cannot do it ({type(error).__name__}: {words})") from error
 
 
-class DataFault(RunFailed):
+class DataError(RunFailed):
     """Training data that is missing, damaged or not what it says, met while reading it. The message names the file."""
 
     def __init__(self, text: str) -> None:
         # a loader worker's error comes wrapped in its traceback, as text: its last line is the message
-        super().__init__(text.rpartition("DataFault: ")[2].strip())
+        super().__init__(text.rpartition("DataError: ")[2].strip())

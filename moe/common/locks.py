@@ -2,7 +2,7 @@
 
 Decisions:
 - "In use by another process" is said for EWOULDBLOCK alone. A file system that has no locks (ENOLCK, ENOSYS,
-  EOPNOTSUPP: Lustre without `-o flock`, NFS without a lock manager) is told by its own words, once for each folder, and
+  EOPNOTSUPP: Lustre without `-o flock`, NFS without a lock manager) is reported as that, once for each folder, and
   the work continues without.
 - A file is opened for reading and writing: NFSv4 makes a shared lock of a file that cannot be read, or an exclusive one
   of a file that cannot be written, an EBADF.
@@ -22,7 +22,7 @@ from typing import TextIO
 from moe.common.paths import refuse_irregular
 
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN)
-_TOLD: set[str] = set()
+_REPORTED: set[str] = set()
 
 
 class Busy(Exception):
@@ -30,7 +30,7 @@ class Busy(Exception):
 
 
 def take_lock(path: Path, report: Callable[[str], None], *, shared: bool = False, create: bool = True) -> TextIO:
-    """The open file, locked until it is closed; not locked, and told so, on a file system that has no locks.
+    """The open file, locked until it is closed; not locked, with a warning, on a file system that has no locks.
 
     Args:
         shared: with others that want it shared.
@@ -59,7 +59,7 @@ def take_lock(path: Path, report: Callable[[str], None], *, shared: bool = False
 
 
 def sign(lock: TextIO) -> None:
-    """Writes into the lock file who holds it. A full disk is told where it matters."""
+    """Writes into the lock file who holds it. A full disk is reported where it matters."""
     with contextlib.suppress(OSError):
         lock.seek(0)
         lock.truncate(0)
@@ -103,8 +103,8 @@ def has_locks(path: Path) -> bool:
 
 def _tell_once(path: Path, error: OSError, report: Callable[[str], None]) -> None:
     folder = str(path.parent)
-    if folder not in _TOLD:
-        _TOLD.add(folder)
+    if folder not in _REPORTED:
+        _REPORTED.add(folder)
         report(
             f"warning: {path} cannot be locked: {os.strerror(error.errno or 0)}. This file system has no locks (Lustre "
             "needs the mount option flock); continuing: see to it yourself that no second process works there"

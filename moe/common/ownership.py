@@ -70,7 +70,7 @@ def begin(folder: Path, kind: str, files: list[str] | None = None) -> None:
 
 
 def finish(folder: Path, kind: str) -> None:
-    """Mark a folder that is whole, with all that is in it."""
+    """Mark a complete folder, with all that is in it."""
     _write(folder, kind, [name for name in entries(folder) if name != MARK])
 
 

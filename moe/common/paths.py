@@ -46,7 +46,7 @@ def refuse_irregular(path: Path) -> None:
     """Call before a file is opened that a reader would wait for: a pipe that nobody writes into has no end.
 
     Raises:
-        OSError: it is a pipe, a socket or a device; or as `stat` does. A folder is told of by what opens it.
+        OSError: it is a pipe, a socket or a device; or as `stat` does. A folder is reported by what opens it.
     """
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -56,7 +56,7 @@ def refuse_irregular(path: Path) -> None:
 def expanded(text: str, name: str) -> str:
     """`text` with the home folder in the place of `~`. Raises InputError for one that cannot be a path."""
     if not text.strip() or "\0" in text:
-        raise InputError(f"{name} ({text!r}) is no path; give one, or leave {name} out")
+        raise InputError(f"{name} ({text!r}) is not a path; give one, or leave {name} out")
     if re.match(r"~(/|$)", text) and not os.environ.get("HOME", "x").strip():
         raise InputError(f"{name} ({text}): the environment's HOME is empty; set it, or write the path in full")
     if max(len(os.fsencode(part)) for part in text.split("/")) > MOST_NAME or len(os.fsencode(text)) > MOST_PATH:

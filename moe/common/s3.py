@@ -4,7 +4,7 @@ Decisions:
 - Credentials and region are found as boto3 finds them; the endpoint is S3_ENDPOINT_URL, as for Streaming, or
   AWS_ENDPOINT_URL.
 - botocore tries each request again with growing random pauses: throttling, 5xx, lost connections, timeouts.
-- Faults are told with the address and the fix, never with a credential.
+- Errors are reported with the address and the fix, never with a credential.
 - What cannot be done is a RemoteError, which is an OSError: a full disk and a lost bucket are handled alike.
 """
 
@@ -54,12 +54,12 @@ def without_password(text: str) -> str:
 
 
 def code_of(error: Exception) -> str:
-    """What the server calls the fault; empty where it said nothing."""
+    """What the server calls the error; empty where it said nothing."""
     response = getattr(error, "response", None) or {}  # None where a body broke off
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def reason_and_mend(error: Exception) -> str:
+def reason_and_fix(error: Exception) -> str:
     from botocore import exceptions
 
     code = code_of(error)
@@ -96,7 +96,7 @@ class RemoteFolder:
         try:
             return call()
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise RemoteError(f"{self.url}: cannot {what}: {reason_and_mend(error)}") from None
+            raise RemoteError(f"{self.url}: cannot {what}: {reason_and_fix(error)}") from None
 
     def list(self, under: str = "") -> dict[str, int]:
         """Names and bytes of all files whose name starts with `under`. Whoever may write to the bucket chose the

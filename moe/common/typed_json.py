@@ -1,7 +1,7 @@
-"""JSON that a user may have damaged: it comes back in the shape it should have, or the fault is told by its place.
+"""JSON that a user may have damaged: it comes back in the shape it should have, or the error names its place.
 
-The shape is written as a type: int (a whole number from 0), float, str, bool, None and unions of them, Literal[...] of
-text, Any, list[...], dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may
+The shape is written as a type: int (an integer of at least 0), float, str, bool, None and unions of them, Literal[...]
+of text, Any, list[...], dict[str, ...], and classes with annotations (TypedDict, dataclass) for objects. An object may
 hold more than its class names, and may lack what may be None.
 """
 
@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 SCALARS = {
-    int: "a whole number from 0",
+    int: "an integer of at least 0",
     float: "a number",
     str: "text",
     bool: "true or false",
@@ -31,27 +31,27 @@ def parse_json(content: str | bytes, shape: Any) -> Any:
         value = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if fault := fault_in(value, shape):
+    if fault := error_in(value, shape):
         raise ValueError(fault)
     return value
 
 
-def fault_in(value: Any, shape: Any, place: str = "") -> str | None:
+def error_in(value: Any, shape: Any, place: str = "") -> str | None:
     """What keeps `value` from being of this shape, None where nothing does. `place`: what it is called."""
     if shape is Any:
         return None
     if get_origin(shape) in (Union, UnionType):
-        faults = [fault_in(value, part, place) for part in get_args(shape)]
+        faults = [error_in(value, part, place) for part in get_args(shape)]
         return None if None in faults else faults[0]
     if get_origin(shape) is Literal:
         known = isinstance(value, str) and value in get_args(shape)
-        return None if known else _told(place, value, f"one of {', '.join(get_args(shape))}")
+        return None if known else _mismatch(place, value, f"one of {', '.join(get_args(shape))}")
     if shape in SCALARS:
-        return None if _is_scalar(value, shape) else _told(place, value, SCALARS[shape])
+        return None if _is_scalar(value, shape) else _mismatch(place, value, SCALARS[shape])
     wanted = list if (get_origin(shape) or shape) is list else dict
     if not isinstance(value, wanted):
-        return _told(place, value, "a list" if wanted is list else "an object")
-    return next((fault for fault in (fault_in(*part) for part in _parts(value, shape, place)) if fault), None)
+        return _mismatch(place, value, "a list" if wanted is list else "an object")
+    return next((fault for fault in (error_in(*part) for part in _parts(value, shape, place)) if fault), None)
 
 
 def _is_scalar(value: Any, shape: type) -> bool:
@@ -78,6 +78,6 @@ def _parts(value: Any, shape: Any, place: str) -> Iterator[tuple[Any, Any, str]]
         yield value.get(key), part, f"{dot}{key}"
 
 
-def _told(place: str, value: Any, wanted: str) -> str:
+def _mismatch(place: str, value: Any, wanted: str) -> str:
     shown = "missing" if value is None else f"{value!r:.60}"
     return f"{place or 'it'} is {shown}; {wanted} is needed"

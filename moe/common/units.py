@@ -3,7 +3,8 @@
 Nothing else prints (a test holds it). No character, encoding, closed pipe or full disk can stop a line or the work:
 - Control characters, of file names, a hub's answers, generated text, never reach a terminal: each becomes `?`.
 - What the console's encoding does not have is written as an escape, such as backslash u4e2d.
-- A reader that has gone, as in `| head -1`, is told nothing more. The work goes on, and its exit code is its own.
+- To a reader that has gone, as in `| head -1`, nothing more is written. The work continues, and its exit code is its
+  own.
 """
 
 import contextlib

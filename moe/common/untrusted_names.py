@@ -2,7 +2,7 @@
 
 - A name is not a path. It becomes one here or nowhere, and only where it stays below the folder that it belongs to.
 - Who may write the name may be somebody else than who runs the command. What no file of ours is called is refused
-  whole, not repaired: a repaired name could be that of another file.
+  and not repaired: a repaired name could be that of another file.
 - Links that lie in a folder are its owner's: no name from outside can make one.
 """
 
@@ -21,7 +21,7 @@ class OutsideName(InputError):
     """A name from outside that cannot be a file's name."""
 
 
-def fault_of(name: str) -> str | None:
+def name_error(name: str) -> str | None:
     """Why `name`, with `/` between its parts, is no name of a file below a folder; None where it is one."""
     if any(unicodedata.category(character) == "Cc" for character in name):
         return "it holds control characters"
@@ -46,7 +46,7 @@ def file_name(name: str, where: str) -> str:
 
     where: what held the name, for the message. Raises OutsideName for any other.
     """
-    if fault := fault_of(name):
+    if fault := name_error(name):
         shown = name if len(name) <= 200 else f"{name[:200]}..."
         raise OutsideName(
             f"{where}: the name {shown!r} is refused, {fault}; whoever made this must rename or remove it"

@@ -21,6 +21,8 @@ DIMENSIONS = {  # of the model, each at least 1: the most
 }
 CLOSED: dict[str, tuple[float, float]] = {  # at least, at most
     "model.n_shared_experts": (0, 1000),
+    "model.first_k_dense_replace": (0, 10_000),
+    "model.dense_hidden": (1, 1_000_000),
     "model.dropout": (0, 0.999),
     "model.balance_loss": (0, 1000),
     "model.router_z_loss": (0, 1000),
@@ -82,14 +84,14 @@ def check_ranges(config: Config, faults: list[str]) -> None:
     microbatch = config.device_train_microbatch_size
     if microbatch != "auto" and not (isinstance(microbatch, int) and 1 <= microbatch <= most):
         faults.append(
-            f"device_train_microbatch_size ({brief(microbatch)}) must be a whole number of sequences "
+            f"device_train_microbatch_size ({brief(microbatch)}) must be an integer number of sequences "
             f"(at most {most:,}) or auto"
         )
     batches = config.eval_data.max_batches if config.eval_data else -1
     if batches != -1 and not 1 <= batches <= 10**9:
         faults.append(
             f"eval_data.max_batches ({brief(batches)}) must be at least 1 and at most {10**9:,}, "
-            "or -1 for the whole split"
+            "or -1 for all of the split"
         )
 
 

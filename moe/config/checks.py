@@ -1,4 +1,4 @@
-"""What must hold between settings. Each fault: path (value), what is wrong; the fix."""
+"""What must hold between settings. Each error: path (value), what is wrong; the fix."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WEIGHTS = {"proportion": 1_000_000, "repeat": 10_000, "choose": 2**31 - 1}  # of
 MOST_LANES = 1024  # each holds a window of text in memory
 
 
-def find_faults(config: Config) -> list[str]:
-    """Every fault between the settings of `config`, none where all is well."""
+def find_errors(config: Config) -> list[str]:
+    """Every error between the settings of `config`, none where all is well."""
     faults: list[str] = []
     _check_characters("", dataclasses.asdict(config), faults)
     times = _parse_times(config, faults)
@@ -34,7 +34,7 @@ def find_faults(config: Config) -> list[str]:
 
 
 def check_ranks(config: Config, world_size: int) -> list[str]:
-    """Faults that depend on the number of ranks."""
+    """Errors that depend on the number of ranks."""
     text = config.train_data.text
     if text is not None and text.lanes % world_size:
         higher = -(-text.lanes // world_size) * world_size
@@ -54,7 +54,7 @@ def check_ranks(config: Config, world_size: int) -> list[str]:
 def _check_characters(path: str, value: Any, faults: list[str]) -> None:
     """NUL, and halves of a character, which yaml and a shell can give: no file's name and no text holds them."""
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        faults.append(f"{path} ({value!a}) holds a character that is none in UTF-8; write it anew")
+        faults.append(f"{path} ({value!a}) holds a character that is not valid UTF-8; retype it")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, item in items:
         _check_characters(f"{path}.{key}" if path else str(key), item, faults)
@@ -101,6 +101,17 @@ def _check_model(config: Config, faults: list[str]) -> None:
         faults.append(
             f"model.balance_rate ({model.balance_rate:g}) goes with model.balance sign (is {model.balance}); remove it"
         )
+    if model.first_k_dense_replace >= model.n_layers:
+        faults.append(
+            f"model.first_k_dense_replace ({model.first_k_dense_replace}) leaves no layer of experts of "
+            f"model.n_layers ({model.n_layers}); lower it, or for a dense model set model.n_experts=1"
+        )
+    if model.dense_hidden is not None and not model.first_k_dense_replace:
+        faults.append(
+            f"model.dense_hidden ({model.dense_hidden}) goes with model.first_k_dense_replace above 0; remove it"
+        )
+    if model.qk_norm not in (True, False, "head", "full"):
+        faults.append(f"model.qk_norm ({brief(model.qk_norm)}) must be head, full or false")
     if model.n_heads % model.n_kv_heads:
         faults.append(
             f"model.n_heads ({model.n_heads}) is not divisible by model.n_kv_heads ({model.n_kv_heads}); "
@@ -147,14 +158,14 @@ def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -
             f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
         )
     if (config.scheduler.name == "wsd") != (config.scheduler.t_decay is not None):
-        mend = (
+        fix = (
             "set it, e.g. to a fifth of max_duration"
             if config.scheduler.name == "wsd"
             else "remove it, or use scheduler.name: wsd"
         )
         faults.append(
             f"scheduler.t_decay ({config.scheduler.t_decay}) goes with scheduler.name wsd "
-            f"(is {config.scheduler.name}); {mend}"
+            f"(is {config.scheduler.name}); {fix}"
         )
 
 
@@ -236,15 +247,15 @@ def _check_run(config: Config, faults: list[str]) -> None:
             "(quote it in yaml if it looks like a number)"
         )
     if not config.save_folder.strip():
-        mend = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
-        faults.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {mend}")
+        fix = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
+        faults.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {fix}")
     if "://" in config.save_folder and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
         faults.append(f"save_folder ({config.save_folder}) must be a folder, or s3://bucket/prefix")
     limit, data = config.train_data.cache_limit, config.train_data
     folders: list[Any] = [data] if data.local is not None else [*data.streams.values()]
     alone = [f for f in folders if f.remote is None or os.path.realpath(f.remote) == os.path.realpath(str(f.local))]
     if limit is not None and re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*(b|kb|mb|gb|tb)", limit.lower()) is None:
-        faults.append(f"train_data.cache_limit ({limit}) is no size; write it as 500mb or 100gb")
+        faults.append(f"train_data.cache_limit ({limit}) is not a size; write it as 500mb or 100gb")
     elif limit is not None and alone:
         faults.append(
             f"train_data.cache_limit ({limit}) would delete shards that have no other copy: "

@@ -1,12 +1,12 @@
-"""yaml + key=value overrides -> Config, or one ConfigError that lists every fault with its path, value and fix.
+"""yaml + key=value overrides -> Config, or one ConfigError that lists every error with its path, value and fix.
 
-OmegaConf raises only the first fault and a frozen config takes no update, so the input is flattened to leaves and
-merged leaf by leaf, each fault collected. Interpolations such as ${run_name} are resolved at the end.
+OmegaConf raises only the first error and a frozen config takes no update, so the input is flattened to leaves and
+merged leaf by leaf, each error collected. Interpolations such as ${run_name} are resolved at the end.
 
 Text is what was typed: yaml reads 1.10, 007, on and 2024-05-01 as numbers, a truth value and a date, and a setting that
 is text gets their letters, not what they were read as. `null` stays null. On the command line a setting that is text
 gets all that was typed, where yaml sees a comment or a key too; it may stand in quotes. A number that yaml reads
-otherwise than Python (0100 is 64, 1:00 is 60) is a fault.
+otherwise than Python (0100 is 64, 1:00 is 60) is an error.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moe.common.errors import InputError
 from moe.common.paths import local_path
-from moe.config.checks import find_faults
+from moe.config.checks import find_errors
 from moe.config.derived import with_derived
 from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
-from moe.config.values import is_text, is_whole, parse_yaml, read_as
+from moe.config.values import is_one_value, is_text, parse_yaml, read_as
 
 
 class ConfigError(InputError):
-    """All faults of a configuration, one line each."""
+    """All errors of a configuration, one line each."""
 
     def __init__(self, source: str, faults: list[str]):
         self.faults = faults
@@ -45,14 +45,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads `path`, applies `key=value` overrides in order, checks everything.
 
     Raises:
-        ConfigError: every fault of the file, of the overrides and between settings.
+        ConfigError: every error of the file, of the overrides and between settings.
     """
     tree = _read_yaml(local_path(path, "the config"))
     faults: list[str] = []
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            faults.append(f"{override}: is no override; write key=value, e.g. optimizer.lr=5e-4")
+            faults.append(f"{override}: is not an override; write key=value, e.g. optimizer.lr=5e-4")
             continue
         try:
             keys = key.strip().split(".")
@@ -63,7 +63,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included, as yaml that `load_config` reads back."""
+    """The complete configuration, defaults included, as yaml that `load_config` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
 
 
@@ -74,17 +74,17 @@ def _plain(value: Any) -> Any:
 
 
 def _parse_override(keys: list[str], text: str) -> Any:
-    """The value of `key=text`. Raises YAMLError where yaml would leave out a part of it."""
+    """The value of `key=text`. Raises YAMLError where yaml would drop a part of it."""
     path = tuple(keys)
     typed = text.strip()
     if _is_setting(path) and is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
         if typed[0] not in "\"'[{":
             return text
-        if typed[0] in "\"'" and not is_whole(text):
+        if typed[0] in "\"'" and not is_one_value(text):
             return text
     value = parse_yaml(text)
-    if typed and not is_whole(text):
-        raise yaml.YAMLError("all from ' #' on would be left out as a comment; leave it away, or put it in quotes")
+    if typed and not is_one_value(text):
+        raise yaml.YAMLError("all from ' #' on would be dropped as a comment; remove it, or put it in quotes")
     return value
 
 
@@ -150,7 +150,7 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
         ]
         result = with_paths(OmegaConf.to_object(_filled(config)), faults)  # type: ignore[arg-type]
         unknown = {*missing, *wrong}
-        faults += [fault for fault in find_faults(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
+        faults += [fault for fault in find_errors(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         faults.append(" ".join(str(error).split()))
     if faults:
@@ -179,15 +179,17 @@ def _filled(config: Any) -> Any:
 
 
 def _is_about(fault: str, unknown: set[str]) -> bool:
-    """Whether a fault between settings has to do with one that is missing or wrong, which is told already."""
+    """Whether an error between settings has to do with one that is missing or wrong, which is reported already."""
     head = re.split(r"[: (]", fault, maxsplit=1)[0]
     return any(key.startswith(f"{head}.") or re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", fault) for key in unknown)
 
 
 def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:
-    """A section that is not there at all is one fault, not one for each of its keys; a wrong value is not missing."""
-    told = [key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)]
-    return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in told))
+    """A section that is not there at all is one error, not one for each of its keys; a wrong value is not missing."""
+    reported = [
+        key for key in missing if not any(f"{key}.".startswith(f"{w}.") or w.startswith(f"{key}.") for w in wrong)
+    ]
+    return list(dict.fromkeys(key if key.split(".")[0] in tree else key.split(".")[0] for key in reported))
 
 
 def _is_setting(path: tuple[str, ...]) -> bool:
@@ -239,8 +241,8 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
             return f"{'.'.join(path[:depth])}: takes one value, not a section (found {key!r} in it)"
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            mend = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
-            return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or mend}"
+            fix = f"did you mean {'.'.join((*path[:depth], near[0]))}?" if near else f"known here: {', '.join(known)}"
+            return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or fix}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     reason = str(error).splitlines()[0]

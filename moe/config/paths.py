@@ -1,4 +1,4 @@
-"""Settings that are paths: `~` becomes the home folder, and an address where a folder is needed is a fault."""
+"""Settings that are paths: `~` becomes the home folder, and an address where a folder is needed is an error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from moe.config.schema import Config
 
 
 def with_paths(config: Config, faults: list[str]) -> Config:
-    """`config` with every path as this machine knows it; faults are added to `faults`."""
+    """`config` with every path as this machine knows it; errors are added to `faults`."""
 
     def made(function: Callable[[str, str], Any], value: Any, name: str) -> Any:
-        if not value:  # told of elsewhere, where it may not be empty
+        if not value:  # reported elsewhere, where it may not be empty
             return value
         try:
             return str(function(value, name))
@@ -40,7 +40,7 @@ def with_paths(config: Config, faults: list[str]) -> Config:
         return dataclasses.replace(section, **changes)
 
     save_folder = config.save_folder
-    if save_folder.startswith("~"):  # addresses of other kinds are told of by the checks
+    if save_folder.startswith("~"):  # addresses of other kinds are reported by the checks
         save_folder = made(path_or_address, save_folder, "save_folder")
     return dataclasses.replace(
         config,
@@ -69,5 +69,5 @@ def _command(command: str | None) -> str | None:
     try:
         words = shlex.split(command)
         return shlex.join([expanded(word, "alert_command") if word.startswith("~/") else word for word in words])
-    except ValueError:  # told of by the checks; also what cannot be expanded
+    except ValueError:  # reported by the checks; also what cannot be expanded
         return command

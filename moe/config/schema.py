@@ -13,7 +13,7 @@ class ModelConfig:
     d_model: int
     "Width of the residual stream."
     n_layers: int
-    "Transformer blocks; each has attention and a layer of experts."
+    "Transformer blocks; each has attention and, but for `first_k_dense_replace`, a layer of experts."
     n_heads: int
     "Query heads."
     n_kv_heads: int
@@ -26,10 +26,14 @@ class ModelConfig:
     "Hidden width of one expert (SwiGLU)."
     n_shared_experts: int = 0
     "Beside the chosen experts, one for all tokens, as wide as this many (DeepSeekMoE, arXiv 2401.06066)."
+    first_k_dense_replace: int = 0
+    "So many of the first blocks have one dense MLP in the place of router and experts."
+    dense_hidden: int | None = None
+    "Its hidden width (SwiGLU). null means that of all experts of a token: (top_k + n_shared_experts) x expert_hidden."
     head_dim: int | None = None
     "Width of one head; null means `d_model / n_heads`."
-    qk_norm: bool = True
-    "RMSNorm on each head's query and key."
+    qk_norm: bool | str = "head"
+    "RMSNorm on queries and keys: on each `head` (Qwen3), on the `full` width (OLMoE), or false. true means head."
     rope_theta: float = 10000.0
     "Base of the rotary position embedding."
     partial_rotary_factor: float = 1.0
@@ -39,7 +43,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     "One matrix for the embedding and the output head."
     document_mask: bool = True
-    "Documents packed in one sample do not attend to each other, and the token after an EOS is no target."
+    "Documents packed in one sequence do not attend to each other, and the token after an EOS is no target."
     dropout: float = 0.0
     "Dropout on the embedding and on both residual branches."
     scoring_func: Literal["softmax", "sigmoid"] = "softmax"
@@ -114,11 +118,11 @@ class TrainStream(Stream):
     split: str = "train"
     "Subfolder of the data."
     proportion: float | None = None
-    "Share of an epoch's samples; streams without one share what is left by their size."
+    "Share of an epoch's sequences; streams without one share what is left by their size."
     repeat: float | None = None
     "Times the stream is read in an epoch; goes with no `proportion` in any stream."
     choose: int | None = None
-    "Samples read in an epoch; goes with no `proportion` in any stream."
+    "Sequences read in an epoch; goes with no `proportion` in any stream."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +144,9 @@ class TextData:
     text_column: str = "text"
     "The column that holds the text."
     skip_bad_files: bool = False
-    "Go on without files that cannot be read, and without the rest of one that breaks; each is told."
+    "Continue without files that cannot be read, and without the rest of one that breaks; each is reported."
     verify: Literal["samples", "full"] = "samples"
-    "What files here are known again by: samples of their bytes, or all of them too (`full` reads all text at a start)."
+    "What identifies local files: samples of their bytes, or all bytes as well (`full` reads all text at each start)."
     val_fraction: float = 0.005
     "Share of the documents that are never trained on; the same ones as in a conversion with this fraction and seed."
     val_seed: int = 17
@@ -164,7 +168,7 @@ class TrainData:
     cache_limit: str | None = None
     "With `remote`: most disk for fetched shards, e.g. 100gb; older ones go. At least four of the largest: 300mb."
     shuffle: bool = True
-    "Shuffle samples anew in each epoch (seeded)."
+    "Shuffle sequences anew in each epoch (seeded)."
     num_canonical_nodes: int = 1
     "Stripes of the order, each with shards of its own. A multiple of N lets N machines fetch 1/N of a `remote` each."
     streams: dict[str, TrainStream] = field(default_factory=dict)
@@ -182,11 +186,11 @@ class EvalData:
     split: str = "val"
     "Subfolder of the data."
     max_batches: int = 100
-    "Batches (of `global_train_batch_size` samples) per evaluation; -1 means the whole split."
+    "Batches (of `global_train_batch_size` sequences) per evaluation; -1 means all of the split."
     streams: dict[str, EvalStream] = field(default_factory=dict)
     "Several validation sets, each under a name of its own and logged as `metrics/eval/NAME/loss`."
     text: bool = False
-    "Evaluate on the documents that `train_data.text` leaves out."
+    "Evaluate on the documents that `train_data.text` holds out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +269,7 @@ class Config:
     max_failed_saves: int = 5
     "Checkpoints in a row that could not be written (a full disk) that stop the run; 1 stops it at the first."
     autoresume: bool = True
-    "The same command resumes from the newest checkpoint that verifies. false: a folder that holds a run is refused."
+    "The same command resumes from the newest checkpoint that verifies. false: a folder with a run in it is refused."
     resume_from: str | None = None
     "`step:5000` goes back to that checkpoint of this run."
     load_path: str | None = None

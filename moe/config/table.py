@@ -60,7 +60,7 @@ def _default(value: ast.expr | None) -> str:
 
 
 def render() -> str:
-    """The whole page."""
+    """The complete page."""
     lines = [
         "# Configuration",
         "",

@@ -60,14 +60,14 @@ def parse_time(text: str, zero: bool = False) -> Time:
     """`"1000ba"` -> Time(1000, "ba"). Underscores may group digits; `zero` allows 0.
 
     Raises:
-        ValueError: not a positive whole number of at most 18 digits followed by `tok` or `ba`.
+        ValueError: not a positive integer of at most 18 digits followed by `tok` or `ba`.
     """
     match = re.fullmatch(r"([0-9][0-9_]*)(tok|ba)", str(text).strip())
     digits = match[1].replace("_", "") if match else ""
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"has more than {MOST_DIGITS} digits; no run is that long, write it as 10000000000tok")
     if match is None or int(digits) < (0 if zero else 1):
-        raise ValueError("is no duration; write tokens as 100000000tok or batches (steps) as 1000ba")
+        raise ValueError("is not a duration; write tokens as 100000000tok or batches (steps) as 1000ba")
     return Time(int(digits), match[2])
 
 
@@ -75,12 +75,12 @@ def parse_seconds(text: str) -> int:
     """`"30m"` -> 1800. Wall-clock time in s, m, h or d.
 
     Raises:
-        ValueError: not a positive whole number followed by one of these, or more than 100 years.
+        ValueError: not a positive integer followed by one of these, or more than 100 years.
     """
     match = re.fullmatch(r"([0-9]+)([smhd])", str(text).strip())
     long = match is not None and len(match[1]) > MOST_DIGITS
     if match is None or (not long and not int(match[1])):
-        raise ValueError("is no wall-clock time; write it as 90s, 30m, 12h or 2d")
+        raise ValueError("is not a wall-clock time; write it as 90s, 30m, 12h or 2d")
     if long or int(match[1]) * SECONDS[match[2]] > MOST_SECONDS:
         raise ValueError("is longer than 100 years; write it as 90s, 30m, 12h or 2d")
     return int(match[1]) * SECONDS[match[2]]

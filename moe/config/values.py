@@ -28,7 +28,7 @@ class _Scalar:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain yaml lets a key stand twice and takes the last; here it is a fault. Scalars keep their text."""
+    """Plain yaml lets a key be given twice and takes the last; here it is an error. Scalars keep their text."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in SCALARS:
@@ -39,13 +39,13 @@ class _Loader(yaml.SafeLoader):
             return node.value
         except (LookupError, AttributeError):  # of a tag that was written out: !!bool abc
             raise yaml.YAMLError(
-                f"{node.value!r} is no {node.tag.rpartition(':')[2]} (line {node.start_mark.line + 1})"
+                f"{node.value!r} is not of type {node.tag.rpartition(':')[2]} (line {node.start_mark.line + 1})"
             ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"key {twice!r} stands twice (line {node.start_mark.line + 1})")
+            raise yaml.YAMLError(f"key {twice!r} is given twice (line {node.start_mark.line + 1})")
         return {_typed(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
@@ -90,7 +90,7 @@ def is_text(hint: Any) -> bool:
     return hint is str
 
 
-def is_whole(text: str) -> bool:
+def is_one_value(text: str) -> bool:
     """Whether yaml reads all of `text` as one value."""
     try:
         node = yaml.compose(text, yaml.SafeLoader)

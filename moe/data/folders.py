@@ -1,6 +1,6 @@
 """Where a conversion writes: a folder on this machine or one on a bucket, behind the same few calls.
 
-- A file is there whole or not at all; so is a folder that `adopt` makes, once its mark is there.
+- A file is there complete or not at all; so is a folder that `adopt` makes, once its mark is there.
 - Files are made in a scratch folder on this machine and then move in. On the disk that is a rename.
 """
 
@@ -47,7 +47,7 @@ class Folder(Protocol):
         """Take a file out of a scratch folder."""
 
     def adopt(self, made: Path, name: str, mark: str) -> None:
-        """Take a whole scratch folder as `name`, where the file `mark` says that it is complete."""
+        """Take a scratch folder with all it holds as `name`, where the file `mark` says that it is complete."""
 
     def copy(self, source: Folder, name: str, own_name: str) -> None:
         """The file `name` of a folder of the same kind, under another name: a hard link, or a copy on the server."""

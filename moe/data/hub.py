@@ -4,7 +4,8 @@
 - A range counts only when all its bytes came, so no row is lost or doubled. It is held against the file's size
   (Content-Range) and its ETag; a file read from its front to its end also against the listing's own hash
   (hub_proof.py).
-- A server that ignores ranges sends the whole file: up to WHOLE_BYTES that is used, above it the truth is told.
+- A server that ignores ranges sends the complete file: up to WHOLE_BYTES that is used, above it is an error that says
+  so.
 - Names of a listing are checked before any address is made of them (moe/common/untrusted_names.py).
 """
 
@@ -68,13 +69,13 @@ class Listing:
             return entry.size
         url = url_of(self.url_path(entry))
         headers = request(url, lambda answer: answer.headers if answer.status == 200 else None, IDENTITY, method="HEAD")
-        told = headers.get("x-linked-size") or headers.get("content-length") or ""
-        if not told.isdigit():
+        length = headers.get("x-linked-size") or headers.get("content-length") or ""
+        if not length.isdigit():
             raise InputError(
                 f"{self.name}: neither the listing nor the server tells the size of {shown(entry.path)}; fetch the "
                 "dataset with `hf download`, and give its folder"
             )
-        return int(told)
+        return int(length)
 
     def text_of(self, entry: HubEntry) -> str:
         """A small file's text; what is no UTF-8 becomes U+FFFD."""
@@ -122,7 +123,7 @@ def dataset_listing(name: str, revision: str | None) -> Listing:
                 raise
             start = shown((answer.body or b"")[:80].decode("utf-8", "replace"))
             raise InputError(
-                f"{api}: the answer is no listing of files ({shown(str(error))}); it begins with {start!r}: "
+                f"{api}: the answer is not a listing of files ({shown(str(error))}); it begins with {start!r}: "
                 "check HF_ENDPOINT and the network's proxy"
             ) from None
 
@@ -130,10 +131,10 @@ def dataset_listing(name: str, revision: str | None) -> Listing:
 
 
 def fetch_range(url: str, first: int, count: int, size: int) -> tuple[bytes, str | None]:
-    """`count` bytes from `first` of a file of `size` bytes, never fewer, and its ETag. The whole file instead where the
-    server knows no ranges and the file is small.
+    """`count` bytes from `first` of a file of `size` bytes, never fewer, and its ETag. The complete file instead where
+    the server knows no ranges and the file is small.
 
-    Raises InputError where the file has another size, or is large and comes whole only.
+    Raises InputError where the file has another size, or is large and can only be had complete.
     """
     name = shown(url)
 
@@ -155,7 +156,7 @@ def fetch_range(url: str, first: int, count: int, size: int) -> tuple[bytes, str
         if answer.status == 200 and body is None:
             length = answer.headers.get("content-length", "an unknown number of")
             raise InputError(
-                f"{name}: the server ignores ranges and answers with a whole file of {length} bytes, {size} in the "
+                f"{name}: the server ignores ranges and answers with all {length} bytes of the file, {size} in the "
                 f"listing; that is done for at most {WHOLE_BYTES >> 20} MB. Use another HF_ENDPOINT, or fetch the "
                 "dataset with `hf download` and give its folder"
             )

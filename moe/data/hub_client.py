@@ -1,6 +1,6 @@
 """Requests to the hub: the one way that anything of it is asked for.
 
-- A request is tried again after 429, 5xx, a dropped or short body and a stall, for PATIENCE_S from its first fault:
+- A request is tried again after 429, 5xx, a dropped or short body and a stall, for PATIENCE_S from its first error:
   time is counted, not tries. The server's own wish (Retry-After, the RateLimit header) is followed; one that is longer
   than what is left ends the wait at once. All pauses are random in part: many processes must not come back together.
 - Where nobody is there from the start (no network, a wrong HF_ENDPOINT) it waits UNREACHED_S only.
@@ -28,12 +28,12 @@ from moe.common.units import clean_line, clock, note
 
 PATIENCE_S, UNREACHED_S = 15 * 60.0, 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-TELL_EVERY_S, WORKER_TELLS_EVERY_S = 5.0, 30.0
+REPORT_EVERY_S, WORKER_REPORTS_EVERY_S = 5.0, 30.0
 MOST_HOPS = 5
 REFUSALS = (400, 401, 403, 404, 405, 410, 416, 451)  # trying again would not help
 REDIRECTS = (301, 302, 303, 307, 308)
 T = TypeVar("T")
-_last_told: list[float] = []
+_last_reported: list[float] = []
 _answered: set[str] = set()  # endpoints
 
 
@@ -139,16 +139,16 @@ def ask_once(
                 return Answer(status, {**found, **linked}, body)
         url = urljoin(url, found["location"])
         if urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"it redirects to {url[:100]!r}, which is no web address")
+            raise ValueError(f"it redirects to {url[:100]!r}, which is not a web address")
     raise ValueError(f"more than {MOST_HOPS} redirects")
 
 
-def told(line: str, *, at_once: bool = False) -> None:
+def report_line(line: str, *, at_once: bool = False) -> None:
     """One line on stderr, at most every few seconds, however many threads wait; or `at_once`."""
-    every = WORKER_TELLS_EVERY_S if multiprocessing.parent_process() else TELL_EVERY_S
+    every = WORKER_REPORTS_EVERY_S if multiprocessing.parent_process() else REPORT_EVERY_S
     now = time.monotonic()
-    if at_once or not _last_told or now - _last_told[0] >= every:
-        _last_told[:] = [now]
+    if at_once or not _last_reported or now - _last_reported[0] >= every:
+        _last_reported[:] = [now]
         note(line)
 
 
@@ -158,9 +158,9 @@ def shown(text: str) -> str:
 
 
 def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float | None]], patience_s: float) -> T:
-    """The first answer that is not None of `attempt_once() -> (answer, fault, seconds the server asks to wait)`.
+    """The first answer that is not None of `attempt_once() -> (answer, error, seconds the server asks to wait)`.
 
-    what: named in messages. Raises InputError when `patience_s` have passed, with the last fault, and at once where the
+    what: named in messages. Raises InputError when `patience_s` have passed, with the last error, and at once where the
     server asks for a longer pause than that.
     """
     begun, attempt = time.monotonic(), 0
@@ -177,8 +177,8 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
                 f"{what} cannot be fetched: {attempt} tries in {clock(now - begun)}, the last ended in {fault}{asks}; "
                 "run the same command again later"
             )
-        if seconds >= 1 or now - begun >= TELL_EVERY_S:
-            told(f"waiting for the hub, {clock(seconds)}: {fault} ({shown(what)}; given up in {clock(left)})")
+        if seconds >= 1 or now - begun >= REPORT_EVERY_S:
+            report_line(f"waiting for the hub, {clock(seconds)}: {fault} ({shown(what)}; given up in {clock(left)})")
         time.sleep(seconds)
 
 
@@ -223,7 +223,7 @@ def request(
 
 
 def carefully(what: str, call: Callable[[], T]) -> T:
-    """`call()` of a library that asks the hub itself, again after the faults that `request` asks again after.
+    """`call()` of a library that asks the hub itself, again after the errors after which `request` does so.
 
     Raises InputError where they do not pass, and at once whatever else `call` raises.
     """

@@ -2,9 +2,10 @@
 
 - LFS files are listed with their sha256, all files with the name that git gives their content: the sha1 of
   `blob SIZE`, NUL and the bytes, or of an LFS file's pointer, which holds its sha256 and size. Where a listing has no
-  sha256 both are tried, as a mirror may leave out that a file is one of LFS.
-- A file whose parts this process reads one after the other, as units of work, is hashed whole, however large it is:
-  the next part resumes from the hash at its first byte, so that what is read again there is hashed as it came again.
+  sha256 both are tried, as a mirror may not say that a file is one of LFS.
+- A file whose parts this process reads one after the other, as units of work, is hashed to its end, however large it
+  is: the next part resumes from the hash at its first byte, so that what is read again there is hashed as it came
+  again.
 """
 
 from __future__ import annotations

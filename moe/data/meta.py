@@ -33,7 +33,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Meta:
-    """Beside `train/` and `val/`. Token counts include EOS; `samples` are blocks of `seq_len` tokens."""
+    """Beside `train/` and `val/`. Token counts include EOS; `samples` are sequences of `seq_len` tokens."""
 
     dataset: str
     config: str | None
@@ -63,7 +63,7 @@ class Meta:
     # counted since these fields are there; None in an older meta.json
     proofs: dict[str, list[str]] | None = None  # files of the hub, by what their bytes were held against
     id_column: str | None = None  # what names documents; None: their text
-    duplicate_ids: int | None = None  # documents whose id an earlier one has, in the whole dataset
+    duplicate_ids: int | None = None  # documents whose id an earlier one has, over all of the dataset
     duplicates_estimated: bool | None = None  # by a sample of the ids: above a million different ones
     separators: int | None = None  # EOS lines of .txt files, which ended documents
     unknown_tokens: int | None = None  # among `tokens`
@@ -76,7 +76,7 @@ def warnings_of(meta: Meta) -> list[str]:
     """Losses above WORTH_A_WARNING: rows skipped, tokens unknown, characters gone, ids that are not unique."""
     documents, tokens = sum(meta.documents.values()), sum(meta.tokens.values())
     skipped = sum(meta.skipped.values())
-    same = "documents have the id of another" + (", by estimate" if meta.duplicates_estimated else "")
+    same = "documents share their id with another" + (", by estimate" if meta.duplicates_estimated else "")
     shares = (
         (skipped, documents + skipped, "rows were skipped", "see skipped_examples in meta.json"),
         (meta.unknown_tokens, tokens, "tokens are unknown to the tokenizer", "take one with byte fallback"),
@@ -84,8 +84,8 @@ def warnings_of(meta: Meta) -> list[str]:
         (meta.duplicate_ids, documents, same, "duplicates, or ids that name no document"),
     )
     return [
-        f"{count / total:.1%} of the {what} ({count:,} of {total:,}); {mend}"
-        for count, total, what, mend in shares
+        f"{count / total:.1%} of the {what} ({count:,} of {total:,}); {fix}"
+        for count, total, what, fix in shares
         if count and total and count > WORTH_A_WARNING * total
     ]
 
@@ -123,16 +123,16 @@ def read_meta(folder: str | Path) -> Meta:
     """
     place = open_folder(folder)
     text = place.read("meta.json")
-    mend = "give the folder that convert/fineweb_to_mds.py wrote (--out), or convert first"
+    fix = "give the folder that convert/fineweb_to_mds.py wrote (--out), or convert first"
     if text is None:
         state = "is empty or not there" if place.is_empty() else "has no meta.json"
-        raise InputError(f"{folder} {state}: {mend}")
+        raise InputError(f"{folder} {state}: {fix}")
     path = f"{folder}/meta.json"
     try:
         version = parse_json(text, _Versioned)["format"]
         content: Any = {**parse_json(text, _Counts), **parse_json(text, Meta)} if version == FORMAT else {}
     except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}): {mend}") from None
+        raise InputError(f"{path} cannot be read ({error}): {fix}") from None
     if version != FORMAT:
         raise InputError(f"{path}: format {version}, this version reads {FORMAT}; convert again")
     return Meta(**{f.name: content.get(f.name) for f in fields(Meta)})

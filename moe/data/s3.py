@@ -2,7 +2,7 @@
 
 - Requests, endpoint and credentials are those of moe/common/s3.py; a body that breaks off is asked for again here.
 - What is being made lies in the folder for temporary files (TMPDIR), locked by its process, so that what a killed one
-  left can be told and removed.
+  left can be recognised and removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moe.common.errors import InputError
-from moe.common.s3 import ATTEMPTS, client, code_of, reason_and_mend
+from moe.common.s3 import ATTEMPTS, client, code_of, reason_and_fix
 from moe.data.folders import Folder
 from moe.data.hub_client import pause
 
@@ -30,14 +30,14 @@ NEW_S = 60  # a scratch folder younger than this may not be locked yet
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
-    """Turns the faults of requests about `where` into InputError."""
+def s3_errors(where: str) -> Iterator[None]:
+    """Turns the errors of requests about `where` into InputError."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (BotoCoreError, ClientError) as error:
-        raise InputError(f"{where}: {reason_and_mend(error)}") from None
+        raise InputError(f"{where}: {reason_and_fix(error)}") from None
 
 
 def remove_dead_scratch() -> None:
@@ -84,7 +84,7 @@ class S3Folder:
         return S3Folder(self.bucket, self.prefix + suffix)
 
     def _pages(self, **limits: int) -> Iterator[dict]:
-        with told(str(self)):
+        with s3_errors(str(self)):
             pages = client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/", PaginationConfig=limits):
                 yield from page.get("Contents", [])
@@ -99,7 +99,7 @@ class S3Folder:
         from botocore import exceptions
 
         broken = (exceptions.IncompleteReadError, exceptions.ResponseStreamingError, exceptions.ReadTimeoutError)
-        with told(f"{self}/{name}"):
+        with s3_errors(f"{self}/{name}"):
             for attempt in range(ATTEMPTS):
                 try:
                     return client().get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
@@ -117,7 +117,7 @@ class S3Folder:
         return None if content is None else io.BytesIO(content)
 
     def write(self, name: str, content: bytes) -> None:
-        with told(f"{self}/{name}"):
+        with s3_errors(f"{self}/{name}"):
             client().put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
 
     @contextmanager
@@ -135,7 +135,7 @@ class S3Folder:
             os.close(handle)
 
     def put(self, path: Path, name: str) -> None:
-        with told(f"{self}/{name}"), open(path, "rb") as file:
+        with s3_errors(f"{self}/{name}"), open(path, "rb") as file:
             client().put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
 
     def adopt(self, made: Path, name: str, mark: str) -> None:
@@ -145,12 +145,12 @@ class S3Folder:
     def copy(self, source: Folder, name: str, own_name: str) -> None:
         assert isinstance(source, S3Folder)
         origin = {"Bucket": source.bucket, "Key": source._key(name)}
-        with told(f"{self}/{own_name}"):
+        with s3_errors(f"{self}/{own_name}"):
             client().copy_object(Bucket=self.bucket, Key=self._key(own_name), CopySource=origin)
 
     def delete(self, names: list[str] | None = None) -> None:
         keys = [self._key(name) for name in (self.sizes() if names is None else names)]
-        with told(str(self)):
+        with s3_errors(str(self)):
             for start in range(0, len(keys), 1000):  # the most that one request may name
                 objects = [{"Key": key} for key in keys[start : start + 1000]]
                 answer = client().delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})

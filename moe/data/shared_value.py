@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class HandedOver(Generic[T]):
+class SharedValue(Generic[T]):
     """`value`, pickled once; `get()` makes a copy of it in any process that this object is given to at its start."""
 
     def __init__(self, value: T) -> None:

@@ -2,7 +2,7 @@
 
 - Samples are read straight from the shards, in order and each shard once: no loader, no shared memory, so it runs
   beside a training.
-- Documents are told apart as they were in training: the numbers are those that the run itself would log.
+- Documents are separated as they were in training: the numbers are those that the run itself would log.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def evaluate(
     batch_size: int,
     progress: Callable[[int], None],
 ) -> Evaluation:
-    """The first `samples` samples of `split`, `batch_size` of `seq_len` tokens at a time.
+    """The first `samples` sequences of `split`, `batch_size` of `seq_len` tokens at a time.
 
-    bf16: under autocast, as a training in amp_bf16. progress is told how many samples are done.
+    bf16: under autocast, as a training in amp_bf16. progress is called with the number of sequences done.
     """
     device = model.embed.weight.device
     collate = Collate(seq_len=seq_len, eos_id=model.eos_id, document_mask=document_mask)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moe.common.errors import InputError, told_by
+from moe.common.errors import InputError, library_errors
+from moe.common.extras import install_command
 
-INSTALL = "pip install -e '.[eval]'"
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of lm-eval's results, in a file
 
 
@@ -23,11 +23,11 @@ def find_tasks(tasks: list[str], include_path: Path | None) -> Any:
     try:
         import lm_eval.tasks
     except ImportError as error:
-        raise InputError(f"--tasks needs lm-eval, which is not here ({error}); {INSTALL}") from None
+        raise InputError(f"--tasks needs lm-eval, which is not here ({error}); {install_command('eval')}") from None
     if include_path is not None and not include_path.is_dir():
         raise InputError(f"--include-path ({include_path}): there is no such folder")
     unknown, manager = tasks, None
-    with told_by("lm-eval", f"--include-path ({include_path})"):
+    with library_errors("lm-eval", f"--include-path ({include_path})"):
         if include_path is not None:  # first alone: reading what lm-eval brings takes it long
             manager = lm_eval.tasks.TaskManager(include_path=str(include_path), include_defaults=False)
             unknown = [name for name in tasks if not manager.match_tasks([name])]
@@ -42,11 +42,11 @@ def find_tasks(tasks: list[str], include_path: Path | None) -> Any:
     assert manager is not None, "no task is unknown"
     for name in tasks:  # before the export, which takes longer
         try:
-            with told_by("lm-eval", f"--tasks ({name})", but=(OSError,)):
+            with library_errors("lm-eval", f"--tasks ({name})", but=(OSError,)):
                 manager.load([name])
         except OSError as error:  # also the errors of datasets and of the hub's client
             raise InputError(
-                f"--tasks: the data of {name} cannot be had: {str(error).splitlines()[0]}; where no hub can be "
+                f"--tasks: the data of {name} is not available: {str(error).splitlines()[0]}; where no hub can be "
                 "reached, use a task on files of your own (--include-path, docs/serving.md)"
             ) from None
     return manager
@@ -63,7 +63,7 @@ def run_tasks(
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with told_by("lm-eval", f"--tasks ({','.join(tasks)})"):
+    with library_errors("lm-eval", f"--tasks ({','.join(tasks)})"):
         results = lm_eval.simple_evaluate(
             model="hf",
             model_args={"pretrained": str(folder), "dtype": "bfloat16" if device == "cuda" else "float32"},

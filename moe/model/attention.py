@@ -1,6 +1,7 @@
 """Grouped-query attention.
 
-- RMSNorm on every query and key head before RoPE keeps attention logits bounded (as Qwen3 has it).
+- RMSNorm on queries and keys before RoPE keeps attention logits bounded: on each head (as Qwen3 has it) or on all heads
+  at once, with as many weights as channels (as OLMoE has it).
 - RoPE in the rotate-half convention of transformers (arXiv 2104.09864), so that weights move over unchanged. Its
   table is computed once per forward and shared by all layers; it is no buffer, so building on the meta device loses
   nothing.
@@ -8,7 +9,7 @@
   apart.
 - Generation hands in a `KVCache`: the prompt in one pass, then one token at a time. Training hands in none and pays
   nothing for it.
-- What a kernel is told as a truth value (`enable_gqa`, `is_causal`) comes from the module and the caller, never from
+- What a kernel takes as a truth value (`enable_gqa`, `is_causal`) comes from the module and the caller, never from
   comparing sizes: where torch.compile takes these for dynamic, the result is none, and torch 2.7 refuses it.
 - Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
   keys up to the block's end, costs 0.7 (512 tokens) to 0.6 (2,048) of that, forward and backward.
@@ -35,7 +36,7 @@ except ImportError:
 else:
     VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
 HAS_VARLEN = "window_size" in VARLEN_ARGUMENTS  # torch 2.10 has it with other arguments
-VARLEN_IS_TOLD_OF_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse if it is not told
+VARLEN_TAKES_GROUPS = "enable_gqa" in VARLEN_ARGUMENTS  # torch 2.11 sees it; later ones refuse without it
 
 CPU_QUERY_BLOCK = 128
 
@@ -91,8 +92,8 @@ def attend_packed(q_BSHC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, documents: Pac
     starts_N, longest = documents
     q_THC, k_TGC, v_TGC = (x.flatten(0, 1) for x in (q_BSHC, k_BSGC, v_BSGC))
     causal = (-1, 0)
-    told: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_IS_TOLD_OF_GROUPS else {}
-    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **told)
+    groups: dict[str, Any] = {"enable_gqa": grouped} if VARLEN_TAKES_GROUPS else {}
+    out_THC = varlen_attn(q_THC, k_TGC, v_TGC, starts_N, starts_N, longest, longest, window_size=causal, **groups)
     assert isinstance(out_THC, Tensor)  # with return_aux it would be two
     return out_THC.view(q_BSHC.shape)
 
@@ -119,8 +120,9 @@ class KVCache:
 
 class Attention(nn.Module):
     def __init__(
-        self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, norm_eps: float, qk_norm: bool
+        self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, norm_eps: float, qk_norm: bool | str
     ) -> None:
+        """qk_norm: see Transformer."""
         super().__init__()
         self.grouped = n_heads != n_kv_heads
         self.head_dim = head_dim
@@ -128,8 +130,11 @@ class Attention(nn.Module):
         self.k_proj = Linear(d_model, n_kv_heads * head_dim)
         self.v_proj = Linear(d_model, n_kv_heads * head_dim)
         self.o_proj = Linear(n_heads * head_dim, d_model)
-        self.q_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.full_norm = qk_norm == "full"
+        heads = (n_heads, n_kv_heads) if self.full_norm else (1, 1)
+        self.q_norm, self.k_norm = (
+            RMSNorm(dim=number * head_dim, eps=norm_eps) if qk_norm else nn.Identity() for number in heads
+        )
 
     def forward(
         self,
@@ -138,10 +143,15 @@ class Attention(nn.Module):
         documents: Tensor | Packed | None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """documents: an additive mask [B, 1, S, S], lengths for varlen attention, or None for one document a sample."""
+        """documents: an additive mask [B, 1, S, S], lengths for varlen attention, or None without documents."""
         heads = (*x_BSD.shape[:2], -1, self.head_dim)
-        q_BSHC = apply_rope(self.q_norm(self.q_proj(x_BSD).view(heads)), *rope)
-        k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)
+        if self.full_norm:
+            q_BSHC = self.q_norm(self.q_proj(x_BSD)).view(heads)
+            k_BSGC = self.k_norm(self.k_proj(x_BSD)).view(heads)
+        else:
+            q_BSHC = self.q_norm(self.q_proj(x_BSD).view(heads))
+            k_BSGC = self.k_norm(self.k_proj(x_BSD).view(heads))
+        q_BSHC, k_BSGC = apply_rope(q_BSHC, *rope), apply_rope(k_BSGC, *rope)
         v_BSGC = self.v_proj(x_BSD).view(heads)
         if isinstance(documents, Packed):
             out_BSHC = attend_packed(q_BSHC, k_BSGC, v_BSGC, documents, grouped=self.grouped)

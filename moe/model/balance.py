@@ -3,8 +3,8 @@
 - A rule adds a term to the loss of a microbatch, or changes something after a step from the statistics of the global
   batch, or both. `MoEModel` holds one, so that its buffers are in every checkpoint; `StepLosses` calls `end_step` and
   logs `metrics`. Neither knows which rule it is.
-- No split of a batch over microbatches and ranks changes what a rule does: it sees sums, and what it takes from a whole
-  step is the previous one's.
+- No split of a batch over microbatches and ranks changes what a rule does: it sees sums, and what it takes from a
+  complete step is the previous one's.
 - A further rule is a class here and a line in RULES. What it needs of a router beyond `RouterStats` is a field there.
 
 E experts, L layers.
@@ -52,7 +52,7 @@ class BalanceLoss(Balance):
     The formula is that of Switch Transformer (arXiv 2101.03961, eq. 4), of Megatron's `aux_loss` and of OLMo-core's
     `lb_loss`. Layers are summed here as in Switch and Megatron; OLMo-core takes their mean: 0.01 here is its 0.01 L.
 
-    rate: of the rules that have one.
+    n_layers: those that have experts. rate: of the rules that have one.
     """
 
     share_LE: Tensor

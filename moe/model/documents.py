@@ -1,4 +1,4 @@
-"""Documents packed in one sample, read from the tokens.
+"""Documents packed in one sequence, read from the tokens.
 
 - An EOS belongs to the document it ends: it is the last token that sees that document.
 - Positions are not restarted: RoPE is relative, so a mask alone separates the documents.
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEAST_ROOM = 8  # documents per sample; the room grows by powers of 2, so that few shapes are ever compiled
+LEAST_ROOM = 8  # documents per sequence; the room grows by powers of 2, so that few shapes are ever compiled
 
 
 def document_ids(tokens_BS: Tensor, eos_id: int) -> Tensor:
-    """Number of each token's document within its sample, from 0: int64 [B, S]."""
+    """Number of each token's document within its sequence, from 0: int64 [B, S]."""
     is_eos_BS = (tokens_BS == eos_id).long()
     return is_eos_BS.cumsum(-1) - is_eos_BS
 
@@ -36,7 +36,7 @@ def document_causal_mask(documents_BS: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Packed(NamedTuple):
-    """Documents of a batch as varlen attention takes them: those of all samples one after another.
+    """Documents of a batch as varlen attention takes them: those of all sequences one after another.
 
     starts_N    int32 [B*M + 1], from 0: where each document begins in the batch's B*S tokens, then B*S. A document as
                 long as nothing is padding.
@@ -48,9 +48,9 @@ class Packed(NamedTuple):
 
 
 def document_ends(tokens_BS: Tensor, eos_id: int, room: int | None = None) -> Tensor:
-    """Position after the last token of each document in its sample: int32 [B, M], padded with S.
+    """Position after the last token of each document in its sequence: int32 [B, M], padded with S.
 
-    room: M, at least the number of documents in any sample. None counts them, which waits for a GPU, and leaves room
+    room: M, at least the number of documents in any sequence. None counts them, which waits for a GPU, and leaves room
     to the next power of 2.
     """
     seq_len = tokens_BS.shape[1]

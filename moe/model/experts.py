@@ -51,7 +51,7 @@ def _fits_grouped_mm(device: torch.device, dtype: torch.dtype, width: int, hidde
         return False
     capability = _capability(device)
     hopper_or_later = capability == (9, 0) or capability[0] == 10
-    strides_fit = width % 8 == 0 and hidden % 8 == 0  # it takes strides of whole 16 bytes only
+    strides_fit = width % 8 == 0 and hidden % 8 == 0  # it takes strides that are multiples of 16 bytes only
     return hopper_or_later and dtype == torch.bfloat16 and strides_fit
 
 

@@ -3,7 +3,7 @@
 - The prompt runs once, then each new token alone, over cached keys and values.
 - One prompt at a time with a generator of its own: what a prompt becomes depends neither on the other prompts nor on
   torch's random state, and leaves that as it was.
-- Documents are not told apart (see Transformer): greedy tokens are those of transformers on the exported model.
+- Documents are not separated (see Transformer): greedy tokens are those of transformers on the exported model.
 """
 
 from collections.abc import Iterator

@@ -88,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.zeros((), dtype=exact, device=x_TD.device)
         z = torch.zeros_like(nll)
         budget = CHUNK_LOGITS_CPU if x_TD.device.type == "cpu" else CHUNK_LOGITS_GPU
-        # At least D tokens: every chunk reads and writes the whole [V, D] buffer, and its logits are then no smaller.
+        # At least D tokens: every chunk reads and writes all of the [V, D] buffer, and its logits are then no smaller.
         chunk = max(w.shape[1], budget // w.shape[0])
         # One buffer for all chunks: fresh memory would cost a page fault for every 4 KiB of logits.
         buffer = torch.empty(min(chunk, x_TD.shape[0]), w.shape[0], dtype=dtype, device=x_TD.device)

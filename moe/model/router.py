@@ -5,9 +5,9 @@
   (arXiv 2412.19437, eq. 12 to 16) and GLM-4.5. No token is dropped.
 - A bias is added for the choice alone: weights and gradients know nothing of it. It is read here; the balance rule
   writes it after a step (moe/model/balance.py).
-- Statistics are returned, never stored: recomputation cannot double them. They travel whole, as one `RouterStats`, to
-  the losses and the metrics. A further one is a field there, its value in `forward`, and a line in `metrics` where it
-  is to be logged.
+- Statistics are returned, never stored: recomputation cannot double them. They travel together, as one `RouterStats`,
+  to the losses and the metrics. A further one is a field there, its value in `forward`, and a line in `metrics` where
+  it is to be logged.
 - Counting by scatter_add: bincount waits for the GPU.
 
 T tokens, D width, E experts, K experts per token, L layers, B bins.
@@ -86,7 +86,7 @@ MAXIMA = ("logit_max",)
 class Routing(NamedTuple):
     """The choice of one layer.
 
-    weight_TK   fp32; sums to 1 over K unless the router is told otherwise
+    weight_TK   fp32; sums to 1 over K unless the router is set otherwise
     expert_TK   int64
     """
 

@@ -1,9 +1,10 @@
 """The language model: embedding, blocks, norm, head.
 
-- Maps one to one onto transformers' Qwen3MoeForCausalLM; parameter names and shapes are the checkpoint's contract.
+- Maps one to one onto an architecture of transformers (moe/model/families). Parameter names and shapes are the
+  checkpoint's contract.
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
-- With a cache, documents are not told apart: what is generated is what any engine makes of the exported model.
+- With a cache, documents are not separated: what is generated is what any engine makes of the exported model.
 - Compiled block by block, where it is: the blocks are alike. On a GPU also what the loss does between its products.
 - What comes out with labels adds up over microbatches and ranks. No collective and no side effect in the forward pass.
 
@@ -23,6 +24,7 @@ from moe.model.attention import KVCache, has_varlen, rope_table
 from moe.model.balance import RULES
 from moe.model.block import Block, MoE
 from moe.model.documents import Packed, document_causal_mask, document_ends, document_ids, pack
+from moe.model.flops import dense_width
 from moe.model.init import init_weights
 from moe.model.loss import IGNORE, linear_cross_entropy
 from moe.model.norm import RMSNorm
@@ -38,7 +40,7 @@ class LossParts(NamedTuple):
     nll       fp32 scalar, negative log likelihood in nats summed over targets; detached
     z         fp32 scalar, squared logsumexp of the logits summed over targets; detached
     targets   int64 scalar, number of targets
-    routers   of all layers: each field with a leading L
+    routers   of all layers that have one: each field with a leading L
     """
 
     loss: Tensor
@@ -70,11 +72,14 @@ class LossParts(NamedTuple):
 class Transformer(nn.Module):
     """Decoder of n_layers pre-norm blocks.
 
-    head_dim None means d_model // n_heads; RoPE turns the first partial_rotary_factor of a head's channels.
+    The first first_k_dense_replace blocks have a dense MLP of dense_hidden in the place of experts; None means
+    (top_k + n_shared_experts) * expert_hidden. qk_norm: "head" (or True), "full" or False. head_dim None means
+    d_model // n_heads; RoPE turns the first partial_rotary_factor of a head's channels.
     scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of moe.model.balance.RULES) decides
     whether routers have a bias; what the rule does is not in here. n_shared_experts: see MoE. z_loss is the weight of z
     in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
-    activation_checkpointing recomputes blocks in the backward pass.
+    activation_checkpointing recomputes blocks in the backward pass. seed is that of the initial weights; None takes
+    what torch.manual_seed was called with.
 
     Raises ValueError where heads or experts do not fit together.
     """
@@ -94,24 +99,27 @@ class Transformer(nn.Module):
         head_dim: int | None = None,
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-6,
-        qk_norm: bool = True,
+        qk_norm: bool | str = "head",
         tie_embeddings: bool = True,
         scoring_func: str = "softmax",
         norm_topk_prob: bool = True,
         routed_scaling_factor: float = 1.0,
         balance: str = "loss",
         n_shared_experts: int = 0,
+        first_k_dense_replace: int = 0,
+        dense_hidden: int | None = None,
         partial_rotary_factor: float = 1.0,
         document_mask: bool = True,
         dropout: float = 0.0,
         z_loss: float = 0.0,
         activation_checkpointing: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None:
             if d_model % n_heads:
                 raise ValueError(
-                    f"d_model ({d_model}) is no multiple of n_heads ({n_heads}); change one or set head_dim"
+                    f"d_model ({d_model}) is not a multiple of n_heads ({n_heads}); change one or set head_dim"
                 )
             head_dim = d_model // n_heads
         if head_dim % 2:
@@ -123,9 +131,16 @@ class Transformer(nn.Module):
                 "to turn; it must be an even number of them"
             )
         if n_heads % n_kv_heads:
-            raise ValueError(f"n_heads ({n_heads}) is no multiple of n_kv_heads ({n_kv_heads}); change one")
+            raise ValueError(f"n_heads ({n_heads}) is not a multiple of n_kv_heads ({n_kv_heads}); change one")
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
+        if not 0 <= first_k_dense_replace < n_layers:
+            raise ValueError(
+                f"first_k_dense_replace ({first_k_dense_replace}) leaves no layer of experts of n_layers ({n_layers}); "
+                "lower it"
+            )
+        if qk_norm not in (True, False, "head", "full"):
+            raise ValueError(f"qk_norm ({qk_norm}) must be head, full or False")
         rule = RULES[balance]
         if rule.bins and top_k == n_experts:
             raise ValueError(f"balance ({balance}) needs top_k ({top_k}) below n_experts; all experts are loaded alike")
@@ -147,6 +162,7 @@ class Transformer(nn.Module):
         self.compiled = False
         self.loss_backend: str | None = None
         self.embed = nn.Embedding(vocab_size, d_model)
+        dense = dense_width(dense_hidden, top_k=top_k, n_shared_experts=n_shared_experts, expert_hidden=expert_hidden)
         self.blocks = nn.ModuleList(
             Block(
                 d_model=d_model,
@@ -160,13 +176,14 @@ class Transformer(nn.Module):
                 norm_eps=norm_eps,
                 qk_norm=qk_norm,
                 dropout=dropout,
+                dense_hidden=dense if layer < first_k_dense_replace else None,
                 routing=routing,
             )
-            for _ in range(n_layers)
+            for layer in range(n_layers)
         )
         self.norm = RMSNorm(dim=d_model, eps=norm_eps)
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size)
-        init_weights(self, n_layers=n_layers)
+        init_weights(self, n_layers=n_layers, seed=torch.initial_seed() if seed is None else seed)
 
     @property
     def head_weight(self) -> Tensor:
@@ -177,6 +194,11 @@ class Transformer(nn.Module):
     def expert_layers(self) -> list[MoE]:
         """Router and experts of each layer that has them, in the order of `LossParts.routers`."""
         return [module for module in self.modules() if isinstance(module, MoE)]
+
+    @property
+    def expert_layer_numbers(self) -> list[int]:
+        """Which of the blocks these are."""
+        return [number for number, block in enumerate(self.blocks) if block.moe is not None]
 
     @property
     def routers(self) -> list[Router]:
@@ -194,7 +216,7 @@ class Transformer(nn.Module):
             block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)  # type: ignore[method-assign]
 
     def _documents(self, tokens_BS: Tensor, ends_BM: Tensor | None, dtype: torch.dtype) -> Tensor | Packed:
-        """What keeps the documents of a sample apart, in the form that suits the device."""
+        """What keeps the documents of a sequence apart, in the form that suits the device."""
         if not has_varlen(tokens_BS.device, dtype, self.head_dim):
             return document_causal_mask(document_ids(tokens_BS, self.eos_id), dtype)
         seq_len = tokens_BS.shape[1]
@@ -208,7 +230,7 @@ class Transformer(nn.Module):
     def _hidden(
         self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None
     ) -> tuple[Tensor, RouterStats]:
-        """Normed hidden states [B, S, D], and the statistics of all layers' routers."""
+        """Normed hidden states [B, S, D], and the statistics of all routers."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
@@ -226,7 +248,8 @@ class Transformer(nn.Module):
                 x_BSD, stats = checkpoint(block, x_BSD, rope, documents, use_reentrant=False)
             else:
                 x_BSD, stats = block(x_BSD, rope, documents, cache)
-            seen.append(stats)
+            if stats is not None:
+                seen.append(stats)
         return self.norm(x_BSD), RouterStats.stack(seen)
 
     def forward(

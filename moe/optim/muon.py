@@ -9,13 +9,13 @@
   stacking it over layers would copy most of the model. `split: 2` means that each matrix is two, stacked by rows
   (gate and up).
 - The iteration runs in bf16 on CUDA, in fp32 on CPU, where bf16 is slower.
-- A parameter without gradient is skipped, its state untouched. So is an expert of which the whole gradient is zero: no
+- A parameter without gradient is skipped, its state untouched. So is an expert of which all of the gradient is zero: no
   token of the global step reached it, or none that the loss asks about. Orthogonalised, its old momentum would be a
-  full step, at every step, for ever. Told from the gradient, which is the global batch's on whichever rank holds the
-  expert: nothing is sent, and nothing waits for the device.
+  full step, at every step, for ever. This is seen in the gradient, which is the global batch's on whichever rank holds
+  the expert: nothing is sent, and nothing waits for the device.
 - Of a sharded parameter (DTensor, split by rows or, experts, by expert) each rank updates its own part. Experts are
-  whole there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none is
-  orthogonalised twice: two all-to-alls.
+  complete there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none
+  is orthogonalised twice: two all-to-alls.
 - The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
   need a copy of the model.
 - Loading keeps the dtypes of the saved state, and puts all of it where the parameter is. torch casts state to the
@@ -177,7 +177,7 @@ class Muon(torch.optim.Optimizer):
     Every group has `params`, `kind` and `lr`; what else it may have stands, with its default, in DEFAULTS.
     Parameters of a Muon group are matrices [R, C] or batches of them [E, R, C].
 
-    Where `update_norms` is a dict, a step puts there the L2 norm of each parameter's update, weight decay left out.
+    Where `update_norms` is a dict, a step puts there the L2 norm of each parameter's update, without weight decay.
     """
 
     update_norms: Norms = None

@@ -39,7 +39,7 @@ def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
 
 
 def rate_change(old: dict[str, Any], new: dict[str, Any], step: int) -> str | None:
-    """How the rate moves where a run that has trained `step` steps under `old` goes on under `new`: "learning rate
+    """How the rate moves where a run that has trained `step` steps under `old` continues under `new`: "learning rate
     1.00e-04 -> 7.50e-04 at step N"; None where it does not, or where `old` is too old to tell.
     """
     try:

@@ -19,11 +19,11 @@ class Gpu(NamedTuple):
     name: str
     mib: int
     fp32: float
-    told: float | None = None  # bf16's peak, of a card that is not in the table
+    given: float | None = None  # bf16's peak, of a card that is not in the table
 
     @property
     def bf16(self) -> float:
-        return self.told or PEAK_TFLOPS[self.name.rpartition(" ")[0]]
+        return self.given or PEAK_TFLOPS[self.name.rpartition(" ")[0]]
 
     @property
     def memory(self) -> int:
@@ -56,11 +56,11 @@ def own_gpu(name: str, memory: str, tflops: float) -> Gpu:
     """
     found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?(GB|GiB|G)?", memory.strip(), re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
-        raise InputError(f"--gpu-memory ({memory}) is no size; write 48GB, or 45GiB as nvidia-smi counts")
+        raise InputError(f"--gpu-memory ({memory}) is not a size; write 48GB, or 45GiB as nvidia-smi counts")
     if not 0 < tflops <= MOST_TFLOPS:
         raise InputError(f"--gpu-tflops ({tflops}) must be above 0 and at most {MOST_TFLOPS:,}")
     unit = 1 << 30 if (found[2] or "").lower() == "gib" else 10**9
-    return Gpu(name, int(float(found[1]) * unit) >> 20, tflops, told=tflops)
+    return Gpu(name, int(float(found[1]) * unit) >> 20, tflops, given=tflops)
 
 
 def find_gpu(name: str, gpus: tuple[Gpu, ...] = GPUS) -> Gpu:

@@ -1,7 +1,7 @@
 """Where a training step's time and memory go.
 
 Decisions:
-- Whole steps are timed as they are: data, microbatches, clipping, optimizer. What the parts of a
+- Complete steps are timed as they are: data, microbatches, clipping, optimizer. What the parts of a
   block, timed alone (moe/plan/profile_parts.py), leave of it is the rest: embedding, norms, residuals, launches.
 - The chip's limit is a matrix product measured in the same run, not a data sheet's.
 - In the steps the router chooses the experts, unless `balanced` deals the tokens out in turn: a step that is then
@@ -46,7 +46,7 @@ class Profile:
 
     device: str
     precision: str
-    samples: int  # of a step
+    samples: int  # sequences of a step
     microbatch: int
     seq_len: int
     rows: list[Row]
@@ -164,7 +164,7 @@ class _Loop:
         self.batches = None
 
     def step(self) -> tuple[float, float, float]:
-        """Seconds of the whole, of waiting for data, of clipping and update."""
+        """Seconds of the step, of waiting for data, of clipping and update."""
         start = time.perf_counter()
         batch = self.batch()
         data = time.perf_counter() - start

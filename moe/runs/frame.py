@@ -90,7 +90,7 @@ def _progress(one: Summary, width: int, plain: bool) -> Text:
 
 
 def _curves(rows: Table, run: Run, room: int, plain: bool) -> None:
-    """Each with its range, which is left out where it leaves the curve no room."""
+    """Each with its range, which is dropped where it leaves the curve no room."""
     keys = [*CURVES, *((f"val {split}".strip(), key) for split, key in run.validation().items())]
     series = {label: [value for _, value in run.series(key)] for label, key in keys}
     spans = {label: f"  {number(min(of))} to {number(max(of))}" for label, of in series.items() if of}
@@ -198,7 +198,7 @@ def _changed(rows: Table, run: Run) -> None:
     for step in list(found)[-MOST_CHANGES:]:
         rows.add_row("changed", f"step {step:,}", Text(found[step], style="dim"))
     if len(found) > MOST_CHANGES:
-        rows.add_row("", "", Text(f"earlier ones: {len(found) - MOST_CHANGES} (moe runs tells them)", style="dim"))
+        rows.add_row("", "", Text(f"earlier ones: {len(found) - MOST_CHANGES} (moe runs lists them)", style="dim"))
 
 
 def _alarms(rows: Table, run: Run) -> None:
@@ -209,7 +209,7 @@ def _alarms(rows: Table, run: Run) -> None:
         kinds[name] = [*kinds.pop(name, []), alarm]
     for same in list(kinds.values())[-MOST_ALARMS:]:
         text = Text(str(same[-1].get("message", "")), style="red")
-        text.append(f"  {same[-1]['mend']}" if same[-1].get("mend") else "", style="default")
+        text.append(f"  {same[-1]['fix']}" if same[-1].get("fix") else "", style="default")
         text.append(f"  ({len(same)} times)" if len(same) > 1 else "", style="dim")
         rows.add_row(Text("alarm", style="red"), Text(f"step {same[-1].get('step', '?')}"), text)
     if not run.alarms:

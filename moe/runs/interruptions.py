@@ -21,9 +21,9 @@ class Interruption:
     how: stopped (by a signal or a limit, saved first), failed, or killed (the process left no word).
     reason: what the process said, where it said something.
     step: the last step that was logged before it.
-    resumed_step: where the run went on; the steps between are trained again.
+    resumed_step: where the run resumed; the steps between are trained again.
     at: when that was, up to the seconds of a few steps.
-    away: seconds until it went on.
+    away: seconds until it resumed.
     replay: seconds that the steps between took, at the rate of then; None where no rate is known.
     """
 

@@ -23,7 +23,7 @@ from moe.runs.summary import Summary, summary
 from moe.runs.text import shorten
 
 FIRST_OUT = ("tokens", "saved", "val", "written", "done", "loss")  # where there is no room
-LEAST_NAME = 24  # characters of a run's path, before columns are left out for it
+LEAST_NAME = 24  # characters of a run's path, before columns are dropped for it
 
 
 def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str], list[str]]:

@@ -171,7 +171,7 @@ def _changes(changed: list[Change], marks: Marks) -> str:
 def _interruptions(run: Run, found: list[Interruption]) -> str:
     if not run.events:
         return _section(
-            "Interruptions", '<p class="card empty">The run folder has no events.jsonl that tells of them.</p>'
+            "Interruptions", '<p class="card empty">The run folder has no events.jsonl, which records them.</p>'
         )
     if not found:
         return _section("Interruptions", '<p class="card empty">None.</p>')
@@ -198,7 +198,7 @@ def _interruptions(run: Run, found: list[Interruption]) -> str:
 def _alarms(run: Run) -> str:
     if not run.alarms:
         return ""
-    rows = [[_text(alarm.get(key)) for key in ("step", "time", "name", "message", "mend")] for alarm in run.alarms]
+    rows = [[_text(alarm.get(key)) for key in ("step", "time", "name", "message", "fix")] for alarm in run.alarms]
     return _section("Alarms", _table(rows, ["step", "time", "alarm", "what was seen", "what to do"]))
 
 

@@ -52,7 +52,7 @@ class Run:
         rows: metrics.jsonl, each with its `step`.
         keys: names of all metrics, in the order in which they appeared.
         events: start, resume, change, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
-        alarms: step, time, name, message, mend.
+        alarms: step, time, name, message, fix.
         saved: steps of the checkpoints that are there, ascending.
         manifest: that of the newest of them.
         notes: which files could not be read.
@@ -113,7 +113,7 @@ class Run:
         return "no row of metrics can be read" if unread else "no row of metrics is written yet"
 
     def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is left out."""
+        """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is dropped."""
         return [(row["step"], float(row[key])) for row in self.rows if is_number(row.get(key))]
 
     def last(self, key: str) -> float | None:
@@ -175,7 +175,7 @@ class RunReader:
         record = _record(self.path)
         rows = [row for row in self._logs["metrics"].read() if is_step(row.get("step"))]
         events = [row for row in self._logs["events"].read() if isinstance(row.get("event"), str)]
-        alarms = self._logs["alarms"].read()
+        alarms = [{"fix": alarm.get("mend"), **alarm} for alarm in self._logs["alarms"].read()]  # 0.1 wrote "mend"
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
         state = _state(self.path, record, updated)
@@ -208,7 +208,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in (Path(expanded(os.fspath(folder), "the folder")) for folder in folders):
         for path in [folder, *sorted(folder.glob("*"))]:
-            if os.path.lexists(path / RUN_FILE):  # one that cannot be read is told of, not left out
+            if os.path.lexists(path / RUN_FILE):  # one that cannot be read is reported, not dropped
                 found[path] = None
     return list(found)
 
@@ -240,8 +240,8 @@ def _instead(path: Path) -> str:
         return "is a file, not a run folder"
     if runs := find_runs([path]):
         listed = ", ".join(run.name for run in runs[:5]) + (", ..." if len(runs) > 5 else "")
-        return f"is no run folder but holds some ({listed})"
-    return "is no run folder (it has no run.json)" if any(path.iterdir()) else "is empty"
+        return f"is not a run folder but holds some ({listed})"
+    return "is not a run folder (it has no run.json)" if any(path.iterdir()) else "is empty"
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from moe.runs.heats import Heat
 from moe.runs.scales import SMALLEST, log_ticks, number, tick, ticks
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
-WIDE = 800  # from here on a figure takes the whole row
+WIDE = 800  # from here on a figure takes the full row
 SLOTS = 8  # colours in the page's style
 ROWS = ((16, 16), (40, 9), (80, 4), (160, 3))  # (most rows, height of one)
 MOST_WORDS = 48  # characters of a change's text in a chart

@@ -3,12 +3,12 @@
 Decisions:
 - Every term is normalised by what the *global* batch holds, known before the first microbatch, so the gradient is the
   same for any number of ranks and microbatches. What it holds comes with the batch (`with_global_sizes`); a batch
-  without it is the global one. Composer then scales a microbatch by its share of the rank's samples and DDP/FSDP
+  without it is the global one. Composer then scales a microbatch by its share of the rank's sequences and DDP/FSDP
   average over ranks; `loss` undoes both.
 - `loss` keeps nothing. What steps add up is the callbacks' business (moe/train/callbacks/losses.py).
 - No logits leave the transformer, so metrics add up sums and counts.
-- Bits per byte counts the bytes of the target tokens; the nats of an EOS count too, as the end of a document is to be
-  told in any tokenizer.
+- Bits per byte counts the bytes of the target tokens; the nats of an EOS count too, as the end of a document must be
+  predicted with any tokenizer.
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ class MoEModel(ComposerModel):
 def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int, **kwargs: Any) -> Transformer:
     """The model with its initial weights, the same on every rank."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOSS_SETTINGS}
-    torch.manual_seed(seed)
-    return Transformer(vocab_size=vocab_size, eos_id=eos_id, **settings, **kwargs)
+    return Transformer(vocab_size=vocab_size, eos_id=eos_id, seed=seed, **settings, **kwargs)
 
 
 def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) -> MoEModel:
@@ -165,7 +164,7 @@ def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) 
     return MoEModel(
         transformer,
         balance=RULES[config.model.balance](
-            n_layers=config.model.n_layers,
+            n_layers=len(transformer.expert_layers),
             n_experts=config.model.n_experts,
             weight=config.model.balance_loss or 0.0,
             rate=config.model.balance_rate,

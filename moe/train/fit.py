@@ -10,7 +10,7 @@ from moe.config.steps import Steps
 from moe.optim.groups import build_optimizer
 from moe.train.callbacks.build import build_callbacks, build_loggers
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
-from moe.train.checkpointing.loading import mended_composer
+from moe.train.checkpointing.loading import patched_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.compiling import COMPILED
 from moe.train.composer_model import build_model
@@ -19,7 +19,7 @@ from moe.train.distributed.sharding import shard_transformer
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_evaluators, build_train_spec
 from moe.train.lost import interrupted_by_losses
-from moe.train.microbatch import choose_microbatch
+from moe.train.microbatch import choose_microbatch, microbatch_size
 from moe.train.said_plan import say_plan
 from moe.train.start import Start, evaluation_is_due, record_start
 from moe.train.stop import StopSignal
@@ -33,7 +33,8 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
         Stopped: ended early, by a signal or with a lost worker or rank; what can be saved is saved.
     """
     steps = Steps.of(config)
-    say_plan(config, inputs, folder, steps, on_gpu)
+    size = microbatch_size(config, WORLD_SIZE, on_gpu)
+    say_plan(config, inputs, folder, steps, size)
     eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval))
     if start.step >= steps.total and not eval_first:
         return _nothing_left(config, folder, start, steps)
@@ -44,14 +45,14 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     if config.parallelism.fsdp2:
         shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu)
     optimizer = build_optimizer(config.optimizer, model.transformer)
-    microbatch = choose_microbatch(config, folder, model, optimizer, on_gpu)
+    microbatch = choose_microbatch(size, config, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)
     train_data = build_train_spec(config, inputs, WORLD_SIZE, inputs.text)
     writers, finish_logs = record_start(config, folder, start, eval_first, inputs)
     watchdog = build_watchdog(config, folder, stop)
     callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps)
     loggers = build_loggers(config, folder, stop, steps, writers)
-    with watched(watchdog, finish_logs), mended_composer(start.load) as load_path:
+    with watched(watchdog, finish_logs), patched_composer(start.load) as load_path:
         trainer = Trainer(
             model=model,
             optimizers=optimizer,

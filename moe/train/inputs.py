@@ -56,7 +56,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     """Holds all training and validation data against the config and the tokenizer.
 
     Raises:
-        InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few samples.
+        InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few sequences.
     """
     tokenizer, name = _tokenizer_of(config, report)
     wanted = tokenizer.fingerprint
@@ -75,7 +75,7 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
 
 
 def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTokenizer, str]:
-    """(the tokenizer, the name or folder that gives it): the run's own copy, told, where what the config names is the
+    """(the tokenizer, the name or folder that gives it): the run's own copy, where what the config names is the
     same as before and is gone, or was made anew in the same place.
 
     A resumed run is held against its checkpoint and its data all the same. Raises InputError.
@@ -168,8 +168,8 @@ def _of_all(specs: dict[str, StreamSpec], of: Callable[[str], str]) -> str:
 
 
 def shards_fingerprint(folder: str | Path) -> str:
-    """Names converted data by its tokens: their shape, EOS and tokenizer, and each shard's samples, bytes and hash. Who
-    made it, of files called what, with which versions, is no part of it.
+    """Names converted data by its tokens: their shape, EOS and tokenizer, and each shard's sequences, bytes and hash.
+    Who made it, of files called what, with which versions, is no part of it.
 
     Raises InputError for an index.json that does not say so.
     """
@@ -258,7 +258,7 @@ def _check_folder(
     found = meta.samples.get(data.split, 0)
     if found < samples:
         raise InputError(
-            f"{key}.local ({data.local}) holds {found} samples of {meta.seq_len} tokens in {data.split}, "
+            f"{key}.local ({data.local}) holds {found} sequences of {meta.seq_len} tokens in {data.split}, "
             f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
         )
     return meta

@@ -67,7 +67,7 @@ def _build_text_spec(config: Config, text: TextPlan, world_size: int, transforms
 
 
 def _train_spec(loader: DataLoader, transforms: Callable[[Any], Any]) -> DataSpec:
-    """Composer counts no samples of a batch that also holds numbers (composer_model.py: with_global_sizes)."""
+    """Composer counts no sequences of a batch that also holds numbers (composer_model.py: with_global_sizes)."""
     return DataSpec(
         loader,
         batch_transforms=transforms,

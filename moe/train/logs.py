@@ -10,7 +10,8 @@ Decisions:
 - Lists (the load of each expert) stand in metrics.jsonl alone: as scalars they would be thousands.
 - After a resume the rows beyond the resumed step are cut (JSONL), purged (TensorBoard) or refused by W&B itself, so no
   step is lost or doubled.
-- A disk that takes no row is told once and does not end the run; metrics.jsonl catches up when there is space again.
+- A disk that takes no row is reported once and does not end the run; metrics.jsonl catches up when there is space
+  again.
 - W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
 """
 
@@ -48,7 +49,7 @@ class RunLog(LoggerDestination):
         self.writers = writers
         self.every = every
         self.pending: dict[str, float | list[float]] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         for name, value in metrics.items():
@@ -60,7 +61,7 @@ class RunLog(LoggerDestination):
     ) -> None:
         """Rows of (key, text), written at once."""
         assert step is not None
-        self._hand_over(step, {f"{name}/{key}": text for key, text in rows})
+        self._send(step, {f"{name}/{key}": text for key, text in rows})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
@@ -74,15 +75,15 @@ class RunLog(LoggerDestination):
     def _write(self, state: State) -> None:
         row, self.pending = self.pending, {}
         if row:
-            self._hand_over(int(state.timestamp.batch), row)
+            self._send(int(state.timestamp.batch), row)
 
-    def _hand_over(self, step: int, row: Row) -> None:
+    def _send(self, step: int, row: Row) -> None:
         for write in self.writers:
             try:
                 write(step, row)
             except OSError as error:
-                if (cause := error.strerror or str(error)) not in self._told:
-                    self._told.add(cause)
+                if (cause := error.strerror or str(error)) not in self._reported:
+                    self._reported.add(cause)
                     say(f"warning: the logs cannot be written from step {step:,} on: {cause}; training continues")
 
 

@@ -3,11 +3,11 @@
 Such an end is an interruption: this rank has done nothing wrong, and the same command resumes. Before a start's first
 step it is an error all the same, since it may come again at each start.
 
-- A worker: told by where the error was raised. torch's handler of SIGCHLD raises in whatever line the main thread is
-  in; a loader that waits for a batch finds dead workers; one that takes a batch from a dying worker loses the
+- A worker: recognised by where the error was raised. torch's handler of SIGCHLD raises in whatever line the main thread
+  is in; a loader that waits for a batch finds dead workers; one that takes a batch from a dying worker loses the
   connection to it.
-- A rank: told by the text, as there is nothing else. Gloo raises a plain RuntimeError, and NCCL one class for all that
-  can go wrong (torch 2.7 to 2.11).
+- A rank: recognised by the text, as there is nothing else. Gloo raises a plain RuntimeError, and NCCL one class for all
+  that can go wrong (torch 2.7 to 2.11).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 @contextmanager
 def interrupted_by_losses(progress: Progress) -> Iterator[None]:
-    """Within it a lost worker or rank raises Stopped, told, if this start has trained a step."""
+    """Within it a lost worker or rank raises Stopped, with a message, if this start has trained a step."""
     try:
         yield
     except (RuntimeError, ConnectionResetError, EOFError) as error:

@@ -3,8 +3,8 @@
 Decisions:
 - Found before training and kept in run.json. A size that is lowered when memory runs out in mid-run, as Composer does,
   would differ between the parts of a resumed run, and with it rounding and dropout.
-- A trial is a whole step: forward, backward, update. The update has a learning rate of 0 and its state is dropped, so
-  the trial leaves no trace in weights or optimizer.
+- A trial is a complete step: forward, backward, update. The update has a learning rate of 0 and its state is dropped,
+  so the trial leaves no trace in weights or optimizer.
 - The trial's sequences are one token repeated, cut into documents of 16 tokens by EOS. All hidden states but those of
   EOS are the same, so nearly all tokens choose the same experts: the worst imbalance there can be. And the list of
   documents is as long as real text makes it, which attention's backward pass takes memory for.
@@ -51,10 +51,9 @@ def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:
 
 
 def choose_microbatch(
-    config: Config, folder: RunFolder, model: MoEModel, optimizer: torch.optim.Optimizer, on_gpu: bool
+    size: int | str, config: Config, folder: RunFolder, model: MoEModel, optimizer: torch.optim.Optimizer
 ) -> int:
-    """The size as set or computed; where that takes a trial, as `automatic_microbatch`."""
-    size = microbatch_size(config, WORLD_SIZE, on_gpu)
+    """`size`, as `microbatch_size` gives it; where that takes a trial, as `automatic_microbatch`."""
     if isinstance(size, int):
         return size
     return automatic_microbatch(config, folder, model, optimizer, world_size=WORLD_SIZE, report=say)
@@ -113,7 +112,7 @@ def find_microbatch(
     precision: str,
     device: torch.device,
 ) -> int:
-    """Largest power of two (or the whole `rank_batch`) of sequences of `seq_len` tokens whose step fits on every rank.
+    """Largest power of two (or the full `rank_batch`) of sequences of `seq_len` tokens whose step fits on every rank.
 
     Moves the model to `device`; weights, gradients and optimizer are afterwards as they were.
 

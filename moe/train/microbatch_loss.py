@@ -11,7 +11,7 @@ from moe.train.composer_model import MoEModel
 
 
 def microbatch_loss(model: MoEModel, batch: dict[str, Tensor], precision: str) -> tuple[LossParts, Tensor]:
-    """Forward pass of a microbatch that is the whole global batch: its parts, and the mean loss to differentiate.
+    """Forward pass of a microbatch that is the full global batch: its parts, and the mean loss to differentiate.
 
     precision: Composer's name of it, e.g. amp_bf16.
     """

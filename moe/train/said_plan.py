@@ -7,27 +7,26 @@ import torch
 from moe.common.units import say, short
 from moe.config import Config
 from moe.config.steps import Steps
-from moe.model.flops import count_parameters, model_shape
+from moe.model.flops import count_parameters, experts_in_words, model_shape
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
-from moe.train.microbatch import microbatch_size
 
 
-def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, on_gpu: bool) -> None:
-    """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed."""
+def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str) -> None:
+    """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed.
+
+    microbatch: as `microbatch_size` gives it.
+    """
     count = count_parameters(**model_shape(config.model, inputs.vocab_size))
     tokens = steps.total * steps.tokens_per_step
-    microbatch = microbatch_size(config, WORLD_SIZE, on_gpu)
     first, *more = inputs.plan
     evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
     if config.eval_data is not None and config.eval_data.text:
         evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    shared = f", {config.model.n_shared_experts} shared" if config.model.n_shared_experts else ""
     lines = {
-        "model": f"{count.total:,} parameters, {count.active:,} active per token "
-        f"({config.model.n_experts} experts, top {config.model.top_k}{shared})",
+        "model": f"{count.total:,} parameters, {count.active:,} active per token ({experts_in_words(config.model)})",
         "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
         f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
         "data": first

@@ -1,7 +1,7 @@
 """Where one start of the command stands: its run folder, the checkpoint it resumes from, its logs.
 
-Rank 0 decides and the others are told: all go on alike, or all end with the same message. Heavy imports are inside:
-the first messages must not wait for them.
+Rank 0 decides and sends it to the others: all continue alike, or all end with the same message. Heavy imports are
+inside: the first messages must not wait for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def with_precision(config: Config, on_gpu: bool) -> Config:
-    """The precision this device has, told where it is another one.
+    """The precision this device has, with a line where it is another one.
 
     Raises:
         InputError: there is none that stands for it.
@@ -79,7 +79,7 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
 
 def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tuple[RunFolder, Start]:
-    """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived whole."""
+    """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived here."""
     from moe.train.checkpointing.checkpoints import CheckpointError
     from moe.train.checkpointing.run_folder import open_run_folder
 
@@ -164,7 +164,7 @@ def record_start(
     config: Config, folder: RunFolder, start: Start, eval_again: bool, inputs: Inputs
 ) -> tuple[list[Any], Any]:
     """The start is recorded, with what it changes in its run: after the last check, since what is refused changes
-    nothing. Gives the places that metrics go to (on rank 0 alone), and what to call with the exit code at the end.
+    nothing. Gives the loggers (on rank 0 alone), and what to call with the exit code at the end.
 
     Raises:
         InputError: on every rank: W&B does not start, the folder is another process's, or cannot be written.

@@ -45,7 +45,7 @@ def _launched() -> bool:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes a run's temporary folder, where it carries our mark. What others take away meanwhile is no fault."""
+    """Removes a run's temporary folder, where it carries our mark. What others take away meanwhile is no error."""
     if ownership.carries_mark(folder, TEMPORARY):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -60,7 +60,7 @@ class StopSignal:
         self.time_limit: float | None = None  # seconds from `started`; the same on every rank
         self.saving = False  # the training thread waits for a write, which nothing may cut short
         self.temporary: str | None = None  # this process's folder, to be removed at whatever end
-        self.last_words: Callable[[], None] | None = None  # told before the timer ends the process
+        self.last_words: Callable[[], None] | None = None  # called before the timer ends the process
         self._interrupts = 0
         self._may_save = threading.Event()
 

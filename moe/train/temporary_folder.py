@@ -3,7 +3,7 @@
 Streaming's lock files and the sockets of loader workers lie in the temporary folder, and a killed process cannot remove
 them. Here they lie in `moe-{run id}-{hash}` inside it, emptied at each start and removed at the end. The hash is of
 the run folder's path: a copy of a run trains beside it, with the same id. The folder carries our mark
-(moe/common/ownership.py); one of that name without it is moved out of the way, and told.
+(moe/common/ownership.py); one of that name without it is moved out of the way, with a line.
 
 /tmp is used where TMPDIR is so long that a socket's address would exceed Linux's 107 bytes: a loader worker would then
 wait for ever.

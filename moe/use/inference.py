@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from moe.common.paths import local_path
-from moe.common.typed_json import fault_in
+from moe.common.typed_json import error_in
+from moe.config.former import model_settings
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
 from moe.train.checkpointing.checkpoints import (
@@ -56,10 +57,10 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
         path = str(wanted)
     found = find_named(path)
     config = found.manifest["config"]
-    fault = fault_in(config, Source, "config")
+    fault = error_in(config, Source, "config")
     for name, shape in get_type_hints(ModelConfig).items():
         if fault is None and name in config["model"]:
-            fault = fault_in(config["model"][name], shape, f"config.model.{name}")
+            fault = error_in(config["model"][name], shape, f"config.model.{name}")
     if fault is not None:
         raise CheckpointError(f"{found.path / MANIFEST}: {fault}")
     return found
@@ -86,7 +87,11 @@ def build_skeleton(settings: dict[str, Any], *, vocab_size: int, eos_id: int) ->
 
     Its document mask is off: a model in use sees all that stands before, as any engine shows it.
     """
-    known = {k: v for k, v in settings.items() if k in ModelConfig.__dataclass_fields__ and k not in LOSS_SETTINGS}
+    known = {
+        k: v
+        for k, v in model_settings(settings).items()
+        if k in ModelConfig.__dataclass_fields__ and k not in LOSS_SETTINGS
+    }
     with torch.device("meta"):
         return Transformer(vocab_size=vocab_size, eos_id=eos_id, **{**known, "document_mask": False})
 

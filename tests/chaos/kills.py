@@ -239,7 +239,7 @@ def compare(training: Training, reference: Training) -> None:
     """AssertionError with what differs between a killed training and the uninterrupted one."""
     mine, other = training.folder / training.name, reference.folder / reference.name
     assert losses(mine) == losses(other), f"{training.name}: losses differ, or a step is lost or doubled"
-    assert samples(training.events()) == samples(reference.events()), f"{training.name}: the samples of a step differ"
+    assert samples(training.events()) == samples(reference.events()), f"{training.name}: the sequences of a step differ"
     assert weights_digest(mine) == weights_digest(other), f"{training.name}: final weights differ"
 
 
@@ -248,7 +248,7 @@ def check_epochs(taken: dict[int, list[str]], steps: int, epoch_steps: int) -> N
     assert list(taken) == list(range(1, steps + 1))
     for start in range(1, steps + 1, epoch_steps):
         rows = [row for step in range(start, min(start + epoch_steps, steps + 1)) for row in taken[step]]
-        assert len(rows) == len(set(rows)), f"a sample was repeated in the epoch that begins at step {start}"
+        assert len(rows) == len(set(rows)), f"a sequence was repeated in the epoch that begins at step {start}"
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -315,7 +315,7 @@ def run(folder: Path, kinds: dict[int, list[str]], *, steps: int, seed: int, rep
             training.finish()
             compare(training, reference)
             done += training.kills
-            report(f"{ranks} rank(s): killed {len(training.kills)} times: weights, losses and samples identical")
+            report(f"{ranks} rank(s): killed {len(training.kills)} times: weights, losses and sequences identical")
     left = left_behind(folder)
     assert not left, f"left behind: {left}"
     return done
@@ -334,8 +334,9 @@ def main() -> None:
     done = run(flags.folder.resolve(), kinds, steps=flags.steps, seed=flags.seed, report=partial(print, flush=True))
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kill.kind for kill in done).items()))
     print(
-        f"{len(done)} of {flags.kills} kills ({counts}): each training went on by itself and ended with the weights,\n"
-        f"losses and samples of the uninterrupted one. Nothing was left. {(time.monotonic() - start) / 60:.0f} minutes"
+        f"{len(done)} of {flags.kills} kills ({counts}): each training resumed by itself and ended with the weights,\n"
+        f"losses and sequences of the uninterrupted one. Nothing was left. "
+        f"{(time.monotonic() - start) / 60:.0f} minutes"
     )
 
 

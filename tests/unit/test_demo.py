@@ -59,7 +59,7 @@ def test_a_run_that_does_not_end_is_left_to_itself(monkeypatch, capsys) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         assert demo._stopped(process) == 130
         process.kill()
-    assert f"process {process.pid} still saves after 0.2 s" in capsys.readouterr().out
+    assert f"process {process.pid} is still saving after 0.2 s" in capsys.readouterr().out
 
 
 def test_a_step_that_ended_all_the_same_is_not_followed_by_the_next() -> None:

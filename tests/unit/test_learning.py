@@ -164,7 +164,7 @@ def test_the_report_tells_what_is_met_what_is_not_and_what_was_not_run(tmp_path)
     assert "not run" not in page and "The matrix is complete." in page
     assert "| Muon reaches tuned AdamW's final loss with at most 0.75 of its tokens | 0.60 ± 0.00 | yes" in page
     assert "of equal active parameters, on 4 times the tokens (nats of difference) | +0.200 ± 0.000 | yes |" in page
-    assert "| the same on 4 times the tokens, both tuned there | 0.60 ± 0.00 | yes (the whole interval) |" in page
+    assert "| the same on 4 times the tokens, both tuned there | 0.60 ± 0.00 | yes (the entire interval) |" in page
     assert "| a rate of 0.001 ends within 0.02 nats of the best | +0.100 | no |" in page
     assert (docs / "learning.png").stat().st_size < 300_000
 

@@ -1,7 +1,7 @@
 """Rows of tokens as batches with labels, wherever the rows come from.
 
 - Evaluation is sequential: global batch i holds samples [i*G, (i+1)*G). Rows that pad the last batch have all labels
-  -100, so every rank has the same number of batches and no sample counts twice.
+  -100, so every rank has the same number of batches and no sequence counts twice.
 - Labels are unshifted; the token after an EOS is no target when documents do not see each other.
 """
 
@@ -41,7 +41,7 @@ class Collate:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the whole process group; the trainer decides, and the workers
+    """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the entire process group; the trainer decides, and the workers
     live until its step is saved. A second SIGTERM ends a worker: the loader itself sends one to a worker that is stuck.
     SIGUSR2 writes the worker's stacks to stderr: the trainer's watchdog sends it. The kernel ends a worker with its
     trainer: one that hangs would not notice.

@@ -28,7 +28,7 @@ from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.common.units import say
 from moe.data.read.order import NAME, Order, window_of
 from moe.data.read.spans import Spans
@@ -70,7 +70,7 @@ class TokenDataset(StreamingDataset):
         for (encoding, *others), shard_id in kinds.items():
             folder, match = self._path(shard_id).parent, ENCODING.fullmatch(encoding)
             if match is None or others:
-                raise InputError(f"{folder}: columns {encoding} are no tokens; convert with convert/fineweb_to_mds.py")
+                raise InputError(f"{folder}: columns {encoding} are not tokens; convert with convert/fineweb_to_mds.py")
             if int(match.group(2)) != seq_len:
                 raise InputError(
                     f"{folder}: made with --seq-len {match.group(2)}, max_seq_len is {seq_len}; "
@@ -97,16 +97,16 @@ class TokenDataset(StreamingDataset):
         order = obj.get("order", {"name": None, "window": None})
         if order["name"] not in (None, NAME):
             raise InputError(
-                f"the checkpoint's order of samples ({order['name']}) is not known to this version, which has {NAME}; "
-                "resume with the version that wrote it"
+                f"the checkpoint's order of sequences ({order['name']}) is not known to this version, "
+                f"which has {NAME}; resume with the version that wrote it"
             )
         if self.window is not None and order["name"] is None:
-            say("this run keeps the order of samples that it was begun with (py1e): memory grows with the data")
+            say("this run keeps the order of sequences that it was begun with (py1e): memory grows with the data")
         self.window = order["window"]
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
-        """The epoch, and the samples of it that are done, at its start."""
+        """The epoch, and the sequences of it that are done, at its start."""
         at = self._position
         goes_on = at is not None and at["epoch"] >= epoch
         if at is not None and goes_on:
@@ -146,24 +146,24 @@ class TokenDataset(StreamingDataset):
         return Path(shard.dirname, shard.split, shard.raw_data.basename)
 
     def _open(self, shard_id: int) -> np.ndarray:
-        """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataFault when its size is wrong."""
+        """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataError when its size is wrong."""
         shard, path = self.shards[shard_id], self._path(shard_id)
         self._check_size(shard_id)
         match = ENCODING.fullmatch(shard.column_encodings[0])
         assert match is not None
         held, start = np.fromfile(path, np.uint32, 2).tolist()
         if shard.samples > held:
-            raise DataFault(
-                f"{path}: holds {held} samples, index.json says {shard.samples}; restore the file or convert again"
+            raise DataError(
+                f"{path}: holds {held} sequences, index.json says {shard.samples}; restore the file or convert again"
             )
         rows = np.memmap(path, match.group(1), "r", start, (shard.samples, self.seq_len))
-        return np.asarray(rows)  # memmap's own indexing costs 4 us a sample
+        return np.asarray(rows)  # memmap's own indexing costs 4 us a sequence
 
     def _check_size(self, shard_id: int) -> None:
-        path, told = self._path(shard_id), self.shards[shard_id].raw_data.bytes
+        path, listed = self._path(shard_id), self.shards[shard_id].raw_data.bytes
         size = path.stat().st_size
-        if size != told:
-            raise DataFault(f"{path}: {size} bytes, index.json says {told}; restore the file or convert again")
+        if size != listed:
+            raise DataError(f"{path}: {size} bytes, index.json says {listed}; restore the file or convert again")
         self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
@@ -182,7 +182,7 @@ class TokenDataset(StreamingDataset):
                 except FileNotFoundError:
                     self.prepare_shard(shard_id)
             else:
-                raise DataFault(
+                raise DataError(
                     f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
                 )
             if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
@@ -193,14 +193,14 @@ class TokenDataset(StreamingDataset):
                 self._shard_access_times[shard_id] = time_ns()
         tokens = np.array(rows[row])
         if (largest := int(tokens.max())) >= self.vocab_size:
-            raise DataFault(
-                f"{self._path(shard_id)}: token id {largest} in sample {row}, the vocabulary has {self.vocab_size}; "
+            raise DataError(
+                f"{self._path(shard_id)}: token id {largest} in sequence {row}, the vocabulary has {self.vocab_size}; "
                 "the shard is damaged (moe inspect verifies it) or was made with another tokenizer"
             )
         return tokens
 
     def _prepare_thread(self, it: _Iterator) -> None:
-        """Stock's looks at every sample to fetch its shard ahead; where all shards are here there is nothing to do."""
+        """Fetches shards ahead, as stock does by every sequence; where all shards are here there is nothing to do."""
         if not self._all_local:
             fetch = super()._prepare_thread if self.window is None else self._fetch_ahead
             return self._noting_exit(fetch, it)
@@ -279,14 +279,14 @@ class TokenDataset(StreamingDataset):
 
     def _fail(self, fault: str) -> None:
         self._fault = fault
-        raise DataFault(fault)
+        raise DataError(fault)
 
     def __iter__(self) -> Iterator[Any]:
         self._fault = None
         yield from super().__iter__()
         # a background thread failed: stock would end the epoch here, as if all had been read
         if self._fault is not None:
-            raise DataFault(self._fault)
+            raise DataError(self._fault)
 
 
 @contextmanager

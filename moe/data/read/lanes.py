@@ -6,7 +6,7 @@
 - Documents are shuffled in windows of WINDOW_TOKENS by (seed + epoch, unit), as the packer of the conversion does; the
   lanes mix what is further apart. Global sample g is the next block of lane g mod L.
 - A lane's position is where its window began, how many tokens were carried into it, and how many blocks were taken
-  since. The carried tokens went out with the first of these blocks, so their number is enough: to go on, one window is
+  since. The carried tokens went out with the first of these blocks, so their number is enough: to resume, one window is
   encoded again and nothing else.
 """
 
@@ -80,7 +80,7 @@ def cut_pieces(units: Sequence[Unit], lanes: int) -> tuple[Piece, ...]:
         count = min(span, -(-unit.weight // target)) if unit.file.kind in ("parquet", "jsonl") else 1
         cuts = [unit.begin + span * i // count for i in range(count + 1)]
         found += [replace(unit, begin=a, end=b, weight=unit.weight // count) for a, b in itertools.pairwise(cuts)]
-    parts = -(-lanes // len(found))  # each lane reads the whole file then, and encodes its share
+    parts = -(-lanes // len(found))  # each lane reads all of the file then, and encodes its share
     return tuple(Piece(unit, part, parts) for unit in found for part in range(parts))
 
 

@@ -1,8 +1,8 @@
 """Batches of converted folders, for training and for evaluation.
 
 - Training order is a function of (seed, epoch, global batch), `num_canonical_nodes` and the window (order.py), and an
-  epoch is cut to whole global batches, so no sample is repeated to fill one. Ranks, nodes and workers only divide the
-  work.
+  epoch is cut to complete global batches, so no sequence is repeated to fill one. Ranks, nodes and workers only divide
+  the work.
 - Batches and the order of evaluation are those of batches.py.
 """
 
@@ -29,12 +29,12 @@ from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
 
-SHUFFLE_BLOCK = 1 << 18  # samples, of py1e, for runs that were begun with it; Streaming's own least value
+SHUFFLE_BLOCK = 1 << 18  # sequences, of py1e, for runs that were begun with it; Streaming's own least value
 
 
 def open_stream(spec: StreamSpec) -> tuple[TokenStream, int]:
-    """The split as Streaming sees it, and its samples. Fetches index.json from `remote` where it is not there yet. Its
-    names become paths below `local`, and those of further downloads.
+    """The split as Streaming sees it, and its number of sequences. Fetches index.json from `remote` where it is not
+    there yet. Its names become paths below `local`, and those of further downloads.
 
     Raises InputError naming the shards that are missing or of the wrong size, where the data is to be read from
     `local` alone.
@@ -68,7 +68,7 @@ def open_stream(spec: StreamSpec) -> tuple[TokenStream, int]:
         file_name(name, f"{spec.remote or spec.local}/{spec.split}/index.json")
     if not samples:
         raise InputError(
-            f"{folder} holds no samples; convert more text, or with a larger --val-fraction where this is val"
+            f"{folder} holds no sequences; convert more text, or with a larger --val-fraction where this is val"
         )
     return stream, samples
 

@@ -1,9 +1,9 @@
-"""Several converted folders as one training set: how many samples of each make an epoch.
+"""Several converted folders as one training set: how many sequences of each make an epoch.
 
 - `proportion` is a share of the epoch, whose length is that of all streams together, as in Streaming and LLM Foundry.
   Streams without one share the rest by their size; where all have one, they are relative to each other.
 - `repeat` (times) and `choose` (samples) are absolute; a stream without either is read once.
-- The counts are worked out here and handed to Streaming as `choose`, so that they are exact, add up to whole global
+- The counts are worked out here and given to Streaming as `choose`, so that they are exact, add up to complete global
   batches, and stand in the printed plan. Which samples a part of a stream is, Streaming draws anew in each epoch.
 """
 
@@ -36,7 +36,7 @@ class StreamSpec:
 def epoch_samples(
     specs: Mapping[str, StreamSpec], available: Mapping[str, int], *, global_batch: int
 ) -> dict[str, int]:
-    """Samples of each stream in one epoch, a multiple of `global_batch` together.
+    """Sequences of each stream in one epoch, a multiple of `global_batch` together.
 
     available: samples that each stream has. Raises InputError where a stream or the epoch would be empty.
     """
@@ -55,20 +55,20 @@ def epoch_samples(
         total = int(sum(wanted.values()))
     epoch = total - total % global_batch
     if not epoch:
-        held = ", ".join(f"{spec.local}/{spec.split}: {available[name]} samples" for name, spec in specs.items())
+        held = ", ".join(f"{spec.local}/{spec.split}: {available[name]} sequences" for name, spec in specs.items())
         raise InputError(
             f"{held}, fewer than one global batch of {global_batch}; lower global_train_batch_size or convert more text"
         )
     counts = _apportion(wanted, epoch)
     if empty := [name for name, count in counts.items() if not count]:
         raise InputError(
-            f"train_data.streams.{empty[0]}: gets none of an epoch's {epoch} samples; raise its share or leave it out"
+            f"train_data.streams.{empty[0]}: gets none of an epoch's {epoch} sequences; raise its share or leave it out"
         )
     return counts
 
 
 def _apportion(wanted: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers that add up to `total`, each within one of its share (largest remainders)."""
+    """Integers that add up to `total`, each within one of its share (largest remainders)."""
     scale = total / sum(wanted.values())
     counts = {name: int(value * scale) for name, value in wanted.items()}
     by_remainder = sorted(wanted, key=lambda name: (counts[name] - wanted[name] * scale, name))

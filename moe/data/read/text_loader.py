@@ -1,8 +1,8 @@
 """Training on text that is tokenised as it is read: the loader, and the position in it.
 
 - Ranks own lanes (see lanes.py): rank r of R has lanes r, r + R, ..., so R must divide them; its workers share these.
-  Global batch i holds samples [i*G, (i+1)*G) whatever the ranks and workers.
-- The workers hand over blocks lane by lane; here they are put into order and made into batches, so that the position of
+  Global batch i holds sequences [i*G, (i+1)*G) whatever the ranks and workers.
+- The workers send blocks lane by lane; here they are put into order and made into batches, so that the position of
   every lane is known behind each batch. There is no end: epochs follow each other inside the lanes.
 """
 
@@ -16,14 +16,14 @@ import torch
 from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
 from moe.data.read.text_plan import TextPlan, in_keys
-from moe.data.shared_value import HandedOver
+from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 
-CHUNK_ROWS = 64  # blocks a worker hands over at once
+CHUNK_ROWS = 64  # blocks a worker sends at once
 
 
 class LaneReader(IterableDataset):
@@ -33,14 +33,14 @@ class LaneReader(IterableDataset):
     """
 
     def __init__(self, job: TextJob, lanes: list[int], positions: np.ndarray, ahead: int, chunk: int) -> None:
-        self.job = HandedOver(job)
+        self.job = SharedValue(job)
         self.lanes, self.positions, self.ahead, self.chunk = lanes, positions, ahead, chunk
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
             yield from self._chunks()
         except InputError as error:  # a file or the hub: nothing to fix in the config
-            raise DataFault(f"train_data.text: {in_keys(error)}") from None
+            raise DataError(f"train_data.text: {in_keys(error)}") from None
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         info = get_worker_info()
@@ -78,7 +78,7 @@ class TextRows(IterableDataset):
         self.lanes = list(range(world.rank, job.lanes, world.num_ranks))
         self.num_workers = min(num_workers, len(self.lanes))
         self._samples = 0  # of all ranks, at the newest of the positions
-        self._positions = {0: torch.tensor([START] * job.lanes)}  # by samples: behind the last batch, and before it
+        self._positions = {0: torch.tensor([START] * job.lanes)}  # by sequences: behind the last batch, and before it
 
     def __iter__(self) -> Iterator[np.ndarray]:
         start = self._positions[self._samples].cpu().numpy()
@@ -124,7 +124,7 @@ class TextRows(IterableDataset):
         self._positions[self._samples] = add_over_ranks(self._positions[self._samples])
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The position behind `num_samples` samples of all ranks: the newest batch's, or that of the one before."""
+        """The position behind `num_samples` sequences of all ranks: the newest batch's, or that of the one before."""
         assert from_beginning and num_samples in self._positions, (num_samples, list(self._positions))
         return {"epoch": 0, "sample_in_epoch": num_samples, "lanes": self._positions[num_samples].tolist()}
 
@@ -160,7 +160,7 @@ def build_text_eval_loader(
     world_size: int,
     max_batches: int | None,
 ) -> DataLoader:
-    """Evaluation batches of this rank, of the documents that training leaves out, read once and kept in memory.
+    """Evaluation batches of this rank, of the documents held out of training, read once and kept in memory.
 
     Raises InputError where they hold no block, or a file cannot be read.
     """

@@ -13,9 +13,9 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.units import size
 from moe.data.read.lanes import TextJob, cut_pieces
-from moe.data.text.content import Known, stat_of, wholes_of
+from moe.data.text.content import Known, hashes_of, stat_of
 from moe.data.text.encoders import choose_encoder
-from moe.data.text.errors import faults_text
+from moe.data.text.errors import errors_text
 from moe.data.text.files import Source, SourceFile, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import Lossy, lossy, measured, warning_of
@@ -28,7 +28,7 @@ from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_finge
 
 SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
 WHOLE = "all bytes="  # begins the part of a fingerprint that is compared where both have it
-MOST_TOLD = 64
+MOST_NAMED = 64
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def open_text(
             say(f"train_data.text: {in_keys(line)}")
         units, faults = plan_units(source.files, text_column)
         if faults and (not skip_bad_files or not units):
-            mend = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
-            raise InputError(faults_text(faults, skipping=True) + "\n" + mend)
+            fix = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
+            raise InputError(errors_text(faults, skipping=True) + "\n" + fix)
         for fault in faults:
             say(f"train_data.text: a file is skipped: {fault}")
     except InputError as error:
@@ -101,7 +101,7 @@ def open_text(
         documents=documents,
         say=say,
     )
-    id_column, told = choose_id(units, text_column)
+    id_column, id_line = choose_id(units, text_column)
     job = TextJob(
         pieces=cut_pieces(units, lanes),
         lanes=lanes,
@@ -143,7 +143,7 @@ def open_text(
         SEPARATOR.join([name, *files]),
         (_former(source, text_column, fingerprint) + rest,),
         f"{dataset}: {len(source.files)} files, {text_bytes / 1e6:,.0f} MB, tokenised as they are read by {encoder}; "
-        f"{told}{lost}",
+        f"{id_line}{lost}",
         rows,
         source.files,
         warning,
@@ -154,7 +154,7 @@ def _whole(source: Source, bad: set[str], say: Callable[[str], None]) -> list[st
     """What names the text by all of its bytes: one hash that is compared, then what tells which file changed."""
     local = [file for file in source.files if not file.remote and file.name not in bad]
     say(f"train_data.text.verify=full: hashing {len(local)} files, {size(sum(file.size for file in local))} ...")
-    hashes = wholes_of([file.path for file in local])
+    hashes = hashes_of([file.path for file in local])
     return [
         f"{WHOLE}{_digest(hashes)}",
         *_grouped([f"{file.name} whole={digest[:8]}" for file, digest in zip(local, hashes, strict=True)]),
@@ -174,11 +174,11 @@ def _losses(job: TextJob, kind: Lossy | None) -> tuple[str, str | None]:
         kind, documents, encoder=job.encoder, spec_json=job.spec_json, tokenizer_name=job.tokenizer
     )
     what = f"{len(documents):,} documents from all over the text"
-    told = (
+    shares = (
         f"; in a sample of {what} {losses.unknown_tokens / max(1, tokens):.2%} of the tokens are unknown to the "
         f"tokenizer, {losses.lost_characters / max(1, losses.sampled_characters):.2%} of the characters are lost"
     )
-    return told, warning_of(losses, tokens, what)
+    return shares, warning_of(losses, tokens, what)
 
 
 def _digest(content: Any) -> str:
@@ -187,7 +187,7 @@ def _digest(content: Any) -> str:
 
 def _grouped(files: list[str]) -> list[str]:
     """What tells which file changed: each file where they are few, else groups of neighbours."""
-    count = -(-len(files) // MOST_TOLD)
+    count = -(-len(files) // MOST_NAMED)
     if count <= 1:
         return files
     groups = [files[i : i + count] for i in range(0, len(files), count)]

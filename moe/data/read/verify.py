@@ -52,7 +52,7 @@ def read_index(place: Folder) -> list[Shard]:
 
 
 def verify_split(folder: str | Path, full: bool = False) -> list[str]:
-    """Faults of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
+    """Errors of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
     place = open_folder(folder)
     try:
         shards = read_index(place)
@@ -66,7 +66,9 @@ def verify_split(folder: str | Path, full: bool = False) -> list[str]:
         elif sizes[name] != info["bytes"]:
             faults.append(f"{folder}/{name}: {sizes[name]} bytes, index.json says {info['bytes']}")
         elif shard["samples"] * (_sample_bytes(shard) + 4) > sizes[name]:
-            faults.append(f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} samples of index.json")
+            faults.append(
+                f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} sequences of index.json"
+            )
         elif full and "xxh64" not in info["hashes"]:
             faults.append(f"{folder}/{name}: index.json holds no xxh64 of it, so its bytes cannot be verified")
         elif full and xxhash.xxh64_hexdigest(place.read(name) or b"") != info["hashes"]["xxh64"]:
@@ -75,13 +77,13 @@ def verify_split(folder: str | Path, full: bool = False) -> list[str]:
 
 
 def _sample_bytes(shard: Shard) -> int:
-    """Bytes of one sample's tokens; 0 where the columns are no tokens."""
+    """Bytes of one sequence's tokens; 0 where the columns are no tokens."""
     match = ENCODING.fullmatch(",".join(shard["column_encodings"]))
     return np.dtype(match[1]).itemsize * int(match[2]) if match else 0
 
 
 def read_samples(folder: str | Path, first: int, count: int) -> np.ndarray:
-    """Samples [count, S] of a split in the order they lie there, without a loader. Fewer at the split's end.
+    """Sequences [count, S] of a split in the order they lie there, without a loader. Fewer at the split's end.
 
     Raises InputError where a shard is damaged or holds no tokens.
     """
@@ -90,8 +92,8 @@ def read_samples(folder: str | Path, first: int, count: int) -> np.ndarray:
 
 
 def sample_batches(folder: str | Path, count: int, size: int) -> Generator[np.ndarray, None, None]:
-    """The first `count` samples of a split as arrays [size, S], the last one smaller. Each shard is read once, and one
-    at a time is in memory.
+    """The first `count` sequences of a split as arrays [size, S], the last one smaller. Each shard is read once, and
+    one at a time is in memory.
 
     Raises as `read_samples` does.
     """
@@ -109,7 +111,7 @@ def sample_batches(folder: str | Path, count: int, size: int) -> Generator[np.nd
 
 
 def _runs(folder: str | Path, first: int, count: int) -> Iterator[np.ndarray]:
-    """Those samples, shard by shard."""
+    """Those sequences, shard by shard."""
     place = open_folder(folder)
     start = 0
     for shard in read_index(place):
@@ -120,7 +122,7 @@ def _runs(folder: str | Path, first: int, count: int) -> Iterator[np.ndarray]:
             content = place.read(name) or b""
             try:
                 if match is None:
-                    raise ValueError(f"columns {shard['column_encodings']} are no tokens")
+                    raise ValueError(f"columns {shard['column_encodings']} are not tokens")
                 offset = int(np.frombuffer(content, np.uint32, 1, offset=4)[0])
                 shape = (shard["samples"], int(match[2]))
                 yield np.ndarray(shape, match[1], content, offset)[low:high]

@@ -1,8 +1,8 @@
 """What a file on this machine holds, named by its bytes: no path, time or owner decides.
 
-- A sample names a file: its size, its first and last 64 KiB (of parquet its whole footer) and 16 blocks of 64 KiB at
-  places that follow from the size. A file no larger than all these together is read whole. 500 GB in files of 2 GB cost
-  300 MB of reading.
+- A sample names a file: its size, its first and last 64 KiB (of parquet its complete footer) and 16 blocks of 64 KiB at
+  places that follow from the size. A file no larger than all these together is read completely. 500 GB in files of 2 GB
+  cost 300 MB of reading.
 - An edit between the samples that keeps the size is not seen by them. A conversion reads every byte anyway, so it
   records a hash of them, and holds files against it whose stat (size, times, inode) is another since
   (moe/data/write/recorded.py). A stat record says when to look, never what is the same file.
@@ -63,7 +63,7 @@ def sample_of(path: str, kind: str) -> str:
     return str(digest.intdigest())
 
 
-def whole_of(path: str, begin: int = 0, end: int | None = None) -> str:
+def hash_of(path: str, begin: int = 0, end: int | None = None) -> str:
     """xxh128 (hex) of the file's bytes [begin, end). Raises OSError."""
     digest = xxhash.xxh128()
     with open(path, "rb") as file:
@@ -73,12 +73,12 @@ def whole_of(path: str, begin: int = 0, end: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def wholes_of(paths: Sequence[str]) -> list[str]:
+def hashes_of(paths: Sequence[str]) -> list[str]:
     """xxh128 (hex) of all bytes of each file; for one that cannot be read, why."""
 
     def whole(path: str) -> str:
         try:
-            return whole_of(path)
+            return hash_of(path)
         except OSError as error:
             return f"none: {error.strerror}"
 
@@ -126,7 +126,7 @@ def versions_of(files: Iterable[tuple[str, str]], known: Known) -> list[tuple[in
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return size, "none: no regular file", None
             return size, sample_of(path, kind), found
-        except OSError as error:  # told with the other files that cannot be read
+        except OSError as error:  # reported with the other files that cannot be read
             return size, f"none: {error.strerror}", None
 
     with ThreadPoolExecutor(THREADS) as threads:

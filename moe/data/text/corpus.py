@@ -3,7 +3,7 @@ schema.
 
 - Sources are parsed, never imported. Packages come in a fixed order, each gives at most PACKAGE_BYTES, until
   MAX_BYTES are reached.
-- A document is the docstrings of one top-level class or function, or of a module. Doctest lines are left out, and so
+- A document is the docstrings of one top-level class or function, or of a module. Doctest lines are dropped, and so
   is a docstring that reads like code rather than English, or that was seen before.
 """
 
@@ -99,7 +99,7 @@ def documents(source: str, seen: set[bytes]) -> Iterator[tuple[str, str]]:
 
 
 def package_files(package: str) -> tuple[Path, list[Path]]:
-    """The package's folder and its .py files in order, tests left out; no files where it is not installed."""
+    """The package's folder and its .py files in order, without tests; no files where it is not installed."""
     if package == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
         skip = {"site-packages", "dist-packages", "test", "idlelib", "lib2to3", "ensurepip"}

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from moe.common.errors import InputError
+from moe.common.extras import install_command
 
 HARD = (
     "<|endoftext|>",
@@ -129,7 +130,7 @@ def groups_of(texts: list[str]) -> Iterator[list[str]]:
 class Transformers:
     """Its memory is 130 bytes a character, so a long text is encoded in pieces: cut before a word, where a tokenizer
     that splits at spaces has a boundary anyhow. One that gives other ids for a probe cut at any such place, as it
-    joins words or adds to a text's front, gets its texts whole.
+    joins words or adds to a text's front, gets its texts uncut.
     """
 
     name = "transformers"
@@ -212,7 +213,7 @@ def choose_encoder(
             encoder = build_encoder(name, spec_json=spec_json, tokenizer_name=tokenizer_name)
         except ImportError as error:
             if wanted != "auto":
-                raise InputError(f"--encoder {name}: {error}; pip install -e '.[convert]'") from error
+                raise InputError(f"--encoder {name}: {error}; {install_command('convert')}") from error
             continue
         except Exception as error:  # a tokenizer it does not know: whatever it raises, transformers can still do it
             say(f"{name} cannot read this tokenizer ({str(error)[:200]}); not used")
@@ -224,5 +225,7 @@ def choose_encoder(
             return name
         say(f"{name} is not used, it differs from transformers: {difference}")
     if wanted == "auto" and spec_json is not None:
-        say("using transformers' own encoder, about 20 times slower; pip install -e '.[convert]' brings the fast ones")
+        say(
+            f"using transformers' own encoder, about 20 times slower; {install_command('convert')} brings the fast ones"
+        )
     return "transformers"

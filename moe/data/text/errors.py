@@ -1,4 +1,4 @@
-"""Faults of one source file, kept apart from other input errors: the run continues with the other files."""
+"""Errors of one source file, kept apart from other input errors: the run continues with the other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BadFileError(InputError):
         return BadFileError, (self.file, self.reason)
 
 
-def faults_text(faults: list[BadFileError], *, skipping: bool) -> str:
+def errors_text(faults: list[BadFileError], *, skipping: bool) -> str:
     lines = [f"{len(faults)} file{'s' if len(faults) > 1 else ''} cannot be used:"]
     lines += [f"  {fault}" for fault in faults[:20]]
     if len(faults) > 20:

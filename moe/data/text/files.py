@@ -64,7 +64,7 @@ class SourceFile:
 class Unit:
     """Rows of one file: row groups [begin, end) of a parquet file, bytes [begin, end) of any other."""
 
-    file_index: int  # in the dataset's list, unreadable files counted: mending one does not rename the others' units
+    file_index: int  # in the dataset's list, unreadable files counted: fixing one does not rename the others' units
     file: SourceFile
     begin: int
     end: int

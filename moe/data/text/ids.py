@@ -66,12 +66,12 @@ def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes
 def choose_id(units: Sequence[Unit], text_column: str) -> tuple[str | None, str]:
     """(the id column, None for the text itself; what to say of it)."""
     if text_column == ID_COLUMN:
-        return None, "documents are told apart by their text"
+        return None, "documents are identified by their text"
     file, ids = _first_ids(units, text_column)
     if not ids:
-        return ID_COLUMN, f"documents are told apart by their text (no column '{ID_COLUMN}' in the files looked at)"
+        return ID_COLUMN, f"documents are identified by their text (no column '{ID_COLUMN}' in the files looked at)"
     distinct = len(set(ids))
     seen = f"{distinct:,} values in the first {len(ids):,} rows of {file}"
     if distinct < DISTINCT * len(ids):
-        return None, f"documents are told apart by their text: column '{ID_COLUMN}' has only {seen}"
-    return ID_COLUMN, f"documents are told apart by column '{ID_COLUMN}' ({seen}), by their text where there is none"
+        return None, f"documents are identified by their text: column '{ID_COLUMN}' has only {seen}"
+    return ID_COLUMN, f"documents are identified by column '{ID_COLUMN}' ({seen}), by their text where there is none"

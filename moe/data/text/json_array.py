@@ -70,7 +70,7 @@ def _elements(unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
         while True:
             try:
                 value, end = decode(text, at)
-                if end < len(text) or ended:  # a number may go on
+                if end < len(text) or ended:  # a number may continue
                     break
             except RecursionError:
                 raise _Broken("it is nested too deeply") from None
@@ -114,7 +114,7 @@ def peek_json(file: SourceFile, text_column: str) -> None:
     if seen is None:
         return
     if not seen:
-        raise BadFileError(file.name, "its first elements are no JSON objects; an array of objects is expected")
+        raise BadFileError(file.name, "its first elements are not JSON objects; an array of objects is expected")
     raise absent(file.name, text_column, seen)
 
 

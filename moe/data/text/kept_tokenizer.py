@@ -73,7 +73,7 @@ def _free(folder: Path) -> Path:
 
 
 def write_kept(kept: KeptTokenizer, folder: Path) -> bool:
-    """Writes the files to `folder` where that is not there yet, whole or not at all; what is there is never replaced.
+    """Writes the files to `folder` where that is not there yet, complete or not at all; it never replaces a file.
 
     Returns whether `folder` now holds this tokenizer.
 

@@ -21,7 +21,7 @@ from moe.data.text.tables import BATCH_BYTES, BATCH_ROWS
 
 PEEK_ROWS = 1000
 
-Row = tuple[str | None, str | None, str | None]  # text, id, fault
+Row = tuple[str | None, str | None, str | None]  # text, id, error
 
 
 def _lines(unpacked: IO[bytes], raw: IO[bytes], unit: Unit) -> Iterator[tuple[int, bytes, int]]:
@@ -57,7 +57,7 @@ def key_text(key: Any) -> str | None:
 
 
 def row_of(value: Any, text_column: str, id_column: str | None) -> Row:
-    """(text, id, fault) of one JSON value."""
+    """(text, id, error) of one JSON value."""
     if not isinstance(value, dict):
         return None, None, "bad_json"
     text = value.get(text_column)
@@ -113,7 +113,7 @@ def names_twice(line: str | bytes, text_column: str) -> bool:
 
 
 def parse_line(line: bytes, text_column: str, id_column: str | None = ID_COLUMN) -> Row:
-    """(text, id, fault) of one jsonl line."""
+    """(text, id, error) of one jsonl line."""
     try:
         value = json.loads(line)
         if names_twice(line, text_column):
@@ -126,7 +126,7 @@ def parse_line(line: bytes, text_column: str, id_column: str | None = ID_COLUMN)
 
 
 def gather(found: Iterable[tuple[Row, int, int]], progress: Callable[[], int], start: int) -> Iterator[Batch]:
-    """Batches of ((text, id, fault), row, bytes). `progress`: the position behind the last row; `start`: at first."""
+    """Batches of ((text, id, error), row, bytes). `progress`: the position behind the last row; `start`: at first."""
     texts: list[str] = []
     ids: list[str | None] = []
     rows: list[int] = []
@@ -180,8 +180,8 @@ def peek_jsonl(file: SourceFile, text_column: str) -> None:
         return
     if not seen:
         many = front.lstrip()[:1] in (b"[", b"{")
-        mend = "; if it is JSON over many lines, `jq -c '.[]'` (of an array) or `jq -c .` makes jsonl" if many else ""
-        raise BadFileError(file.name, f"its first lines are no JSON objects; one object a line is expected{mend}")
+        fix = "; if it is JSON over many lines, `jq -c '.[]'` (of an array) or `jq -c .` makes jsonl" if many else ""
+        raise BadFileError(file.name, f"its first lines are not JSON objects; one object a line is expected{fix}")
     raise absent(file.name, text_column, seen)
 
 

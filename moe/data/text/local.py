@@ -56,7 +56,7 @@ def local_source(
             notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in chosen.notes]
         elif root.exists() and not root.is_file():
             raise InputError(
-                f"--dataset {shown}: is no regular file but a pipe, socket or device; write its text to a file first"
+                f"--dataset {shown}: is not a regular file but a pipe, socket or device; write its text to a file first"
             )
         elif kind_of(root.name) is None:
             raise InputError(f"--dataset {shown}: cannot read this kind of file; {KNOWN} are known")

@@ -49,7 +49,7 @@ def pointer_or_page(head: bytes) -> str | None:
     return None
 
 
-def head_fault(head: bytes, name: str) -> str | None:
+def head_error(head: bytes, name: str) -> str | None:
     """Why a file called `name` that begins with `head` is no text in UTF-8, and what fixes it; None where it may be."""
     if fault := pointer_or_page(head):
         return f"is {fault}"
@@ -61,7 +61,7 @@ def head_fault(head: bytes, name: str) -> str | None:
     if encoding := _utf16_or_32(head):
         return f"is in {encoding}, not UTF-8; {_iconv(encoding, name)}"
     if head.count(0) > NUL_SHARE * len(head):
-        return f"holds {head.count(0):,} NUL bytes in its first {len(head):,}: it is no text; fetch it again"
+        return f"holds {head.count(0):,} NUL bytes in its first {len(head):,}: it is not text; fetch it again"
     text = head.decode("utf-8", "surrogateescape")
     bad = sum("\udc80" <= char <= "\udcff" for char in text[:-3])  # a character may be cut at the end
     good = sum(char > "\x7f" for char in text) - bad

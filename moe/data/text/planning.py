@@ -31,7 +31,7 @@ from moe.data.text.tables import FOOTER_BYTES, open_parquet
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
 THREADS = 16
-TELL_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 MARGIN = 2  # of rows: as many may be skipped
 TOKEN_BYTES, DOCUMENT_BYTES = 16, 64 << 10  # of text, more than those of any usual language or dataset
 T = TypeVar("T")
@@ -140,7 +140,7 @@ class Planning:
         # of several kinds a later one may hold the ids that decide for all
         alike = all(file.remote for file in self.files) and len({file.kind for file in self.files}) == 1
         limited = alike and (self.max_documents or self.max_tokens)
-        begun, told = self.looked_at, time.monotonic()
+        begun, reported = self.looked_at, time.monotonic()
         rows = text_bytes = 0
 
         def look(index: int) -> tuple[list[Unit], int] | BadFileError:
@@ -159,8 +159,8 @@ class Planning:
                 weight = sum(unit.weight for unit in units)
                 rows, text_bytes = rows + (count or weight // DOCUMENT_BYTES), text_bytes + weight
             self.looked_at += 1
-            if time.monotonic() - told > TELL_EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() - reported > REPORT_EVERY_S:
+                reported = time.monotonic()
                 say(f"looking at the dataset: {self.looked_at} of {len(self.files)} files")
             if limited and self.units and self._enough(rows, text_bytes) and self.looked_at >= 2 * begun:
                 found.close()

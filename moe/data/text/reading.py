@@ -10,7 +10,7 @@ from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.json_array import is_array, peek_json, read_json
 from moe.data.text.lines import peek_jsonl, read_jsonl
-from moe.data.text.looks import HEAD_BYTES, head_fault, pointer_or_page
+from moe.data.text.looks import HEAD_BYTES, head_error, pointer_or_page
 from moe.data.text.plain_text import read_txt
 from moe.data.text.rows import Batch
 from moe.data.text.streams import open_source, open_stream
@@ -42,10 +42,10 @@ def read_batches(
     return read_txt(unit, separator) if form == "txt" else READERS[form](unit, text_column, id_column)
 
 
-def _head_fault(file: SourceFile) -> str | None:
+def _head_error(file: SourceFile) -> str | None:
     try:
         with open_stream(file, block_bytes=HEAD_BYTES) as (unpacked, _):
-            return head_fault(unpacked.read(HEAD_BYTES), file.name)
+            return head_error(unpacked.read(HEAD_BYTES), file.name)
     except BadFileError:  # not packed as its name says
         with open_source(file, block_bytes=HEAD_BYTES) as raw:
             instead = pointer_or_page(raw.read(HEAD_BYTES))
@@ -60,7 +60,7 @@ def looked_at(file: SourceFile, text_column: str) -> SourceFile:
     Raises BadFileError for what is no text in UTF-8, and where the text column is not there.
     """
     form = _form(file.kind)
-    if form != "arrow" and (fault := _head_fault(file)):
+    if form != "arrow" and (fault := _head_error(file)):
         raise BadFileError(file.name, fault)
     if form == "json" and not is_array(file):
         file = replace(file, kind=file.kind.replace("json", "jsonl"))

@@ -56,7 +56,7 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
     block = None if header is None else _configs_block(header)
     if block is None:
         return []
-    mend = "fix it, or, to use all files of a folder of yours, rename README.md"
+    fix = "fix it, or, to use all files of a folder of yours, rename README.md"
     try:
         if len(block) > MOST_CHARS:
             raise _Foreign(f"it has {len(block):,} characters, at most {MOST_CHARS:,} are read")
@@ -65,16 +65,16 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
         if entries in (None, "", [], "null", "~"):
             return []
         if not isinstance(entries, list):
-            raise _Foreign("'configs' is no list")
+            raise _Foreign("'configs' is not a list")
         return _unique([_config(entry) for entry in entries])
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1} of its 'configs')" if mark else ""
-        raise InputError(f"{dataset}: the header of its README.md is not YAML: {problem}{where}; {mend}") from None
+        raise InputError(f"{dataset}: the header of its README.md is not YAML: {problem}{where}; {fix}") from None
     except (_Foreign, RecursionError, ValueError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else printable(str(error))[:200]
-        raise InputError(f"{dataset}: the header of its README.md does not name files: {why}; {mend}") from None
+        raise InputError(f"{dataset}: the header of its README.md does not name files: {why}; {fix}") from None
 
 
 def _configs_block(header: str) -> str | None:
@@ -102,7 +102,7 @@ def _config(entry: Any) -> ReadmeConfig:
         raise _Foreign("a config without 'config_name'")
     name, folder = entry["config_name"], entry.get("data_dir") or ""
     if not isinstance(folder, str):
-        raise _Foreign(f"data_dir of config {name} is no text")
+        raise _Foreign(f"data_dir of config {name} is not text")
     folder = f"{folder.strip('/').removeprefix('./')}/" if folder.strip("/.") else ""
     found: dict[str, list[str]] = {}
     for split, paths in _split_paths(entry.get("data_files") or "**", name):

@@ -1,11 +1,11 @@
 """Which files of a dataset are meant: a function of their names, the README's header, the config and the split.
 
-- With configs in the README, its patterns decide. Without, a split is told from names, and only as far as that is no
-  guess: files that name no split are `train`; a file is left out for another split's name only where files of the split
+- With configs in the README, its patterns decide. Without, a split is read from names, and only as far as that is no
+  guess: files that name no split are `train`; a file is skipped for another split's name only where files of the split
   asked for are named too. `strangers-on-a-train` is a book among books.
 - A mark is strong where it stands for itself (`train/`, `train-00000.parquet`, `wiki.train.txt`) and weak inside of
   other words (`my-train.jsonl`), where it counts if every file has one.
-- Licences and other files about files are left out where there are data files. All that is left out is returned.
+- Licences and other files about files are skipped where there are data files. All that is skipped is returned.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def select(
     split: str,
     passed: Sequence[LeftOut] = (),
 ) -> Selection:
-    """The files of `config` and `split` among `names`. passed: what else was met, told where nothing is left.
+    """The files of `config` and `split` among `names`. passed: what else was met, reported where nothing is left.
 
     Raises InputError for a config or split that is not there, for names whose meaning would be a guess that loses
     files, and where nothing is left.
@@ -100,7 +100,7 @@ def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
     mine = {name for name in data if _weak(name, split)}
     others = {name: word for name in data if name not in mine for word in SPLITS if word != split and _weak(name, word)}
     there = ", ".join(dict.fromkeys(others.values()))
-    mend = f"choose with --split, or give the files themselves (--dataset {dataset}/FILE ...)"
+    fix = f"choose with --split, or give the files themselves (--dataset {dataset}/FILE ...)"
     if split != "train":
         if data and not mine:
             named = f"the names say {there}" if there else "no name says a split, so all are train"
@@ -114,7 +114,7 @@ def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
     strong = all(_strong(name, word) for name, word in others.items())
     if not mine:
         if whole and strong:
-            raise InputError(f"--split train: no file of {dataset} is named so; the names say {there}: {mend}")
+            raise InputError(f"--split train: no file of {dataset} is named so; the names say {there}: {fix}")
         note = (
             f"{len(others)} of {len(data)} files are named like a split ({there}); no file is named train: all are used"
         )
@@ -122,7 +122,7 @@ def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
     if not whole and not (strong and any(_strong(name, split) for name in mine)):
         raise InputError(
             f"--split train: {len(mine)} of {len(data)} files of {dataset} have 'train' in their names, {len(others)} "
-            f"another split's name ({there}), the rest none: which are meant would be a guess; {mend}"
+            f"another split's name ({there}), the rest none: which are meant would be a guess; {fix}"
         )
     rest = [LeftOut(name, "named for another split than train") for name in others]
     kept = [name for name in data if name not in others]

@@ -31,9 +31,9 @@ def hub_source(name: str, *, config: str | None, split: str, revision: str | Non
     try:
         listing = dataset_listing(name, revision)
     except InputError as error:
-        mend = "or give the path of a folder or file that exists on this machine"
+        fix = "or give the path of a folder or file that exists on this machine"
         raise InputError(
-            f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {mend}"
+            f"--dataset {name}" + (f" --revision {revision}" if revision else "") + f": {error}; {fix}"
         ) from error
     entries = {entry.path: entry for entry in listing.files}
     readme = listing.text_of(entries["README.md"]) if "README.md" in entries else None
@@ -63,9 +63,9 @@ def resolve(
     """
     for flag, value in (("--split", split), ("--config", config)):
         if value is not None and not value.strip():
-            raise InputError(f"{flag} {value!r}: is no name; give one, or leave {flag} out")
+            raise InputError(f"{flag} {value!r}: is not a name; give one, or leave {flag} out")
     if "/" in split:
-        raise InputError(f"--split {split}: is no name of a split, such as train; give a folder with --dataset")
+        raise InputError(f"--split {split}: is not the name of a split, such as train; give a folder with --dataset")
     places = [expanded(name, "--dataset") for name in dataset]
     if len(dataset) == 1 and is_hub_name(dataset[0]):
         return hub_source(dataset[0], config=config, split=split, revision=revision)

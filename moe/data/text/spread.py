@@ -63,7 +63,7 @@ class Spread:
 
 
 def _cut(content: pa.Buffer, at: int, end: int) -> int:
-    """Where a piece ends that would end at `at`: at the next white space, or behind a whole character."""
+    """Where a piece ends that would end at `at`: at the next white space, or behind a complete character."""
     near = content[at : min(end, at + LONGEST_WORD)].to_pybytes()
     if found := SPACE.search(near):
         return at + found.start()

@@ -1,7 +1,7 @@
 """A file's bytes, from the disk or the hub, unpacked as they are read: memory does not grow with the file.
 
 - gzip is read by Python, zstd by pyarrow. Members and frames behind each other are one stream in both; one that is cut
-  short is a fault.
+  short is an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def open_source(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO
 
 @contextmanager
 def open_stream(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """(the unpacked bytes, the file itself: its position is the progress). Faults of the file become BadFileError."""
+    """(the unpacked bytes, the file itself: its position is the progress). Errors of the file become BadFileError."""
     try:
         with open_source(file, block_bytes=block_bytes) as raw:
             if file.kind.endswith(".gz"):

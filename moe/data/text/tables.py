@@ -21,12 +21,12 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from moe.data.text.columns import Column, absent, id_column_of, once, text_column_of
+from moe.data.text.complete import Quotes, ipc_file_error, ipc_stream_error, parquet_error
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.looks import HEAD_BYTES, pointer_or_page
 from moe.data.text.rows import Batch
 from moe.data.text.streams import BLOCK_BYTES, BROKEN, BUFFER_BYTES, first_line, open_source, open_stream
-from moe.data.text.whole import Quotes, ipc_file_fault, ipc_stream_fault, parquet_fault
 
 BATCH_ROWS = 1024
 READ_ROWS = 128
@@ -38,12 +38,12 @@ IPC_FILE = b"ARROW1"
 
 @contextmanager
 def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[pq.ParquetFile]:
-    """The open file, read through a small buffer. Faults of the file become BadFileError."""
+    """The open file, read through a small buffer. Errors of the file become BadFileError."""
     try:
         with open_source(file, block_bytes=block_bytes) as raw:
-            # pre_buffer would hold whole column chunks of every row group in memory
+            # pre_buffer would hold complete column chunks of every row group in memory
             parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
-            if not file.remote and (fault := parquet_fault(raw, parquet.metadata)):
+            if not file.remote and (fault := parquet_error(raw, parquet.metadata)):
                 raise BadFileError(file.name, fault)
             yield parquet
     except BROKEN as error:
@@ -126,19 +126,19 @@ def _open_ipc(
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
             if is_file:
                 reader = pa.ipc.open_file(raw, options=options)
-                if fault := ipc_file_fault(raw):
+                if fault := ipc_file_error(raw):
                     raise BadFileError(file.name, fault)
                 yield reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
             else:
                 stream = pa.ipc.open_stream(raw, options=options)
-                yield stream.schema, _whole_stream(file, raw, stream)
+                yield stream.schema, _complete_stream(file, raw, stream)
     except BROKEN as error:
         raise BadFileError(file.name, _not_readable(file, "Arrow", error)) from error
 
 
-def _whole_stream(file: SourceFile, raw: BinaryIO, stream: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _complete_stream(file: SourceFile, raw: BinaryIO, stream: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield from stream
-    if fault := ipc_stream_fault(raw):
+    if fault := ipc_stream_error(raw):
         raise BadFileError(file.name, fault)
 
 
@@ -229,11 +229,11 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
         except pa.ArrowException as error:
             whole()
             if failed:
-                bare = "a row with another number of values than names is no UTF-8 either"
-                mend = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
-                raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {mend}") from error
-            mend = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"
-            raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {mend}") from error
+                bare = "a row with another number of values than names is not valid UTF-8 either"
+                fix = "`iconv -c -f UTF-8 -t UTF-8` makes a copy without such bytes"
+                raise BadFileError(unit.file.name, f"{bare} (after row {seen:,}); {fix}") from error
+            fix = f"after row {seen:,}; a quote that is not closed, or a row above {CSV_BLOCK_BYTES >> 20} MB?"
+            raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {fix}") from error
         whole()
         if bad:
             yield Batch(pa.array([], pa.binary()), None, range(0), 0, bad)

@@ -21,7 +21,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.paths import local_path
 from moe.data.text.plain_ids import encode_plain, plain_json, written_specials
-from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_fault
+from moe.data.text.tokenizer_hub import cached_folder, fetch_tokenizer, hub_error
 
 PROBES = (
     "Hello world",
@@ -72,9 +72,9 @@ def load_tokenizer(name_or_folder: str) -> Any:
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
     fault = None
     try:
-        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_fault(name_or_folder)) is None:
+        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_error(name_or_folder)) is None:
             fetch_tokenizer(name_or_folder)
-        # by its folder: of a name transformers may ask the hub, whatever it is told
+        # by its folder: of a name transformers may ask the hub, whatever its arguments say
         place = name_or_folder if folder.is_dir() else str(cached_folder(name_or_folder) or name_or_folder)
         tokenizer = _lone_tokenizer(place) or AutoTokenizer.from_pretrained(
             place, trust_remote_code=False, local_files_only=True
@@ -86,13 +86,13 @@ def load_tokenizer(name_or_folder: str) -> Any:
     except Exception as error:
         if Path(name_or_folder).is_dir():
             files = ", ".join(sorted(p.name for p in Path(name_or_folder).iterdir())) or "nothing"
-            mend = f"the folder holds {files}; it needs a tokenizer.json"
+            fix = f"the folder holds {files}; it needs a tokenizer.json"
             if (Path(name_or_folder) / "tokenizer.json").is_file():
-                mend = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
+                fix = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
         else:
-            mend = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
+            fix = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
         cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {mend} ({cause})") from error
+        raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {fix} ({cause})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"tokenizer '{name_or_folder}' has no EOS token, which marks where documents end; "

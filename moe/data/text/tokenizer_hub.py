@@ -17,7 +17,7 @@ from pathlib import Path
 
 from moe.common.errors import InputError
 from moe.common.units import note
-from moe.data.hub_client import Answer, endpoint, nobody_there, request, told, url_of
+from moe.data.hub_client import Answer, endpoint, nobody_there, report_line, request, url_of
 
 FIRST = "tokenizer_config.json"
 FILES = (
@@ -38,7 +38,7 @@ REACH_S, REACH_TRIES = 4.0, 2
 ROUNDS = 3  # a push between two requests mixes commits
 
 
-def hub_fault(name: str) -> str | None:
+def hub_error(name: str) -> str | None:
     """Why nobody is there to be asked for `name` now: no address, no way, nobody listening. None where there is.
 
     That is not waited for: what is cached is used then.
@@ -96,7 +96,7 @@ def fetch_tokenizer(name: str) -> None:
     except InputError as error:
         if not cached:
             raise
-        told(f"tokenizer {name}: the cached one is used ({error})", at_once=True)
+        report_line(f"tokenizer {name}: the cached one is used ({error})", at_once=True)
 
 
 def _fetch_all(name: str, patience_s: float | None) -> None:
@@ -130,7 +130,7 @@ def _fetch_all(name: str, patience_s: float | None) -> None:
 
 
 def _get(name: str, file: str, patience_s: float | None) -> Answer:
-    """A file of the branch main, whole; or an answer of status 404."""
+    """A complete file of the branch main; or an answer of status 404."""
     url = url_of(name, "resolve/main", file)
 
     def accept(answer: Answer) -> Answer | None:
@@ -150,7 +150,7 @@ def _get(name: str, file: str, patience_s: float | None) -> Answer:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: other processes fetch the same."""
+    """Complete or not at all: other processes fetch the same."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 - Hidden files and folders are passed over. Links are followed once: a folder or file met under a second name is left
   out, and so is a link to a folder that holds this one. Real names go before links: adding a link renames nothing.
 - What this project itself writes is no text: converted datasets, their `.partial`, run folders, tokenizers, exports.
-- A folder that cannot be listed is refused by its path: what is in it would be missing without a word.
+- A folder that cannot be listed is refused by its path: what is in it would be missing silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUT = OWN + "the output"
 
 @dataclass
 class Walk:
-    """Files found, as (name below the folder, path), sorted by name; and what was left out."""
+    """Files found, as (name below the folder, path), sorted by name; and what was skipped."""
 
     files: list[tuple[str, str]] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -107,7 +107,7 @@ def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -
         name = prefix + entry.name
         try:
             mode = os.stat(entry.path).st_mode
-        except OSError:  # a link to nothing: told with the files that cannot be read
+        except OSError:  # a link to nothing: reported with the files that cannot be read
             mode = stat.S_IFREG
         if entry.name.startswith("."):
             found.left_out.append(LeftOut(name + "/" * stat.S_ISDIR(mode), HIDDEN))

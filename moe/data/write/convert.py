@@ -18,7 +18,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
-from moe.data.text.errors import BadFileError, faults_text
+from moe.data.text.errors import BadFileError, errors_text
 from moe.data.write import merge
 from moe.data.write.differences import FORMAT
 from moe.data.write.differences import stats as stats_of
@@ -35,7 +35,7 @@ from moe.data.write.unit_store import UnitStore
 
 
 def convert(request: Request) -> Meta | None:
-    """Convert, or go on with a conversion. Returns what the dataset holds; None for one shard of a sharded run.
+    """Convert, or resume a conversion. Returns what the dataset holds; None for one shard of a sharded run.
 
     Raises InputError for what the user can fix.
     """
@@ -75,11 +75,11 @@ def foresee(request: Request, space: Workspace) -> None:
         say(f"begun: {done} of {len(plan.units)} units are done and would be kept, unless what they came from changed")
     say("nothing was written (--dry-run)")
     if plan.bad and not request.skip_bad_files:
-        raise InputError(faults_text(plan.planning.bad, skipping=False))
+        raise InputError(errors_text(plan.planning.bad, skipping=False))
 
 
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
-    """Every unit the request needs. Returns the files left out. Raises InputError for them without --skip-bad-files."""
+    """Every unit the request needs. Returns the files skipped. Raises InputError for them without --skip-bad-files."""
     request, left_out = plan.request, dict(plan.bad)
     make = partial(run, engine=request.engine, workers=request.workers)
     if request.merge_only:
@@ -92,7 +92,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
                 f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
             )
     else:
-        # again after a fault: a limit may now need units behind those it counted on
+        # again after an error: a limit may now need units behind those it counted on
         while True:
             while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
                 left_out |= {error.file: error.reason for error in faults}
@@ -105,7 +105,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
         left_out = {file: reason for file, reason in left_out.items() if file in needed}
     if left_out and not request.skip_bad_files:
         every = [BadFileError(file, reason) for file, reason in left_out.items()]
-        raise InputError(faults_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+        raise InputError(errors_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     return left_out
 
 
@@ -124,7 +124,7 @@ def make_shard(plan: Plan, space: Workspace) -> None:
         all_of_them=True,
     )
     if faults and not request.skip_bad_files:
-        raise InputError(faults_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+        raise InputError(errors_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(
         f"shard {request.shard_index} of {request.num_shards} is done: {len(mine)} units; "
         "when all shards are, run once with --merge-only"
@@ -162,7 +162,7 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
 
 
 def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int]) -> InputError:
-    """Less than one block came out. What was made is kept: it is no fault of the units."""
+    """Less than one block came out. What was made is kept: the units are right."""
     rows = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items())) or "none"
     if not tokens:
         return InputError(

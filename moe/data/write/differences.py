@@ -11,12 +11,12 @@ from moe.data.text.content import Known, known_of
 from moe.data.text.files import SourceFile, kind_of
 
 FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
-TOLD = ("asked", "commit")  # keys of an identity that are told, not compared
+NOT_COMPARED = ("asked", "commit")  # keys of an identity that are reported only
 
 
 class Plan(TypedDict):
-    """`request`: what decides the result, and what is TOLD. `files`: (name, version) in order; `stats`: their stat
-    records, or null.
+    """`request`: what decides the result, and what is NOT_COMPARED. `files`: (name, version) in order; `stats`: their
+    stat records, or null.
     """
 
     format: int
@@ -36,7 +36,7 @@ class Finished(TypedDict):
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    keys = [key for key in new if key not in TOLD and old.get(key) != new[key]]
+    keys = [key for key in new if key not in NOT_COMPARED and old.get(key) != new[key]]
     return [f"  {key}: {old.get(key)} then, {new[key]} now" for key in keys]
 
 

@@ -1,8 +1,8 @@
-"""How many documents have the id of another one, in all units together, in constant memory.
+"""How many documents share their id with another one, in all units together, in constant memory.
 
 The hashes of the ids are a sample by value: those below a bound, which is halved whenever more than MOST different ones
 are held. Both of a pair fall on the same side of it, so pairs are seen however far apart they are. Up to MOST different
-ids the count is exact; beyond, it is scaled up, and is told as an estimate.
+ids the count is exact; beyond, it is scaled up, and is reported as an estimate.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     verify = "files that were read before and touched since: hash those, or all (default: %(default)s)"
     add("--verify", choices=["samples", "full"], default="samples", help=verify)
     add("--dry-run", action="store_true", help="say which files are in and out and what it would take; write nothing")
-    shard = "which shard of a run over several machines this is, from 0 (default: the whole run)"
+    shard = "which shard of a run over several machines this is, from 0 (default: not sharded)"
     add("--shard-index", type=int, help=shard)
-    add("--num-shards", type=int, help="how many shards there are (default: the whole run); each makes its share")
+    add("--num-shards", type=int, help="how many shards there are (default: not sharded); each makes its share")
     add("--merge-only", action="store_true", help="after all shards: merge what they made")
 
 

@@ -58,7 +58,7 @@ class ShardSequence:
                 copy.result()
 
     def write(self, pieces: Iterator[np.ndarray], samples: int) -> None:
-        """Further shards of `samples` samples, whose tokens come in pieces of any length."""
+        """Further shards of `samples` sequences, whose tokens come in pieces of any length."""
         piece = np.empty(0, self._layout.dtype)
         while samples:
             count = min(samples, self._layout.samples_per_shard)
@@ -98,7 +98,7 @@ def merge_split(parts: Parts, split: str, out: Folder, layout: ShardFormat) -> S
 
 
 def rest_tokens(rests: list[tuple[UnitStore, Unit, int]], split: str, layout: ShardFormat) -> Iterator[np.ndarray]:
-    """What full shards have left of units, in pieces: the whole blocks of each, then all that is behind these."""
+    """What full shards have left of units, in pieces: the complete blocks of each, then all that is behind these."""
     start, width = len(layout.header(layout.samples_per_shard)), layout.dtype.itemsize
     tails = [np.empty(0, layout.dtype)]
     for store, unit, tokens in rests:

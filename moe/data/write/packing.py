@@ -23,7 +23,7 @@ BUFFER_TOKENS = 1 << 19  # joined at once: no more than stays in a core's cache 
 
 
 class BlockWriter:
-    """Blocks of one split: full shards as files, the rest (whole blocks and the tail) as `<split>.rest`.
+    """Blocks of one split: full shards as files, the rest (complete blocks and the tail) as `<split>.rest`.
 
     The rest is a shard that did not become full: behind the room for a full one's header.
     """

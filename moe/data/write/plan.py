@@ -1,6 +1,6 @@
 """A request with everything looked up: files, units, tokenizer and encoder.
 
-- Whatever is left out of a dataset is told here, before any work.
+- Whatever is skipped of a dataset is reported here, before any work.
 - A hub dataset resumes with the commit that a begun conversion recorded; whether ids tell documents apart is judged
   once.
 """
@@ -15,7 +15,7 @@ from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.text.content import Known
 from moe.data.text.encoders import choose_encoder
-from moe.data.text.errors import faults_text
+from moe.data.text.errors import errors_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
 from moe.data.text.losses import lossy, measured, warning_of
@@ -91,7 +91,7 @@ def look_up(request: Request, commit: str | None, known: Known) -> tuple[Any, So
 
 
 def asked_for(request: Request) -> dict[str, Any]:
-    """The dataset as it was typed: told, not compared, as the files themselves are."""
+    """The dataset as it was typed: reported, not compared, as the files themselves are."""
     return {
         "dataset": request.title,
         "config": request.config,
@@ -108,7 +108,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
     planning.more()
     units = planning.units
     if not units:
-        raise InputError(faults_text(planning.bad, skipping=True))
+        raise InputError(errors_text(planning.bad, skipping=True))
     spec, size = plain_json(tokenizer), vocab_size(tokenizer)
     documents = sample_documents(units, request.text_column, separator=tokenizer.eos_token)
     encoder = choose_encoder(
@@ -119,7 +119,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         documents=documents,
         say=say,
     )
-    id_column, told = space.id_column(lambda: choose_id(units, request.text_column))
+    id_column, id_line = space.id_column(lambda: choose_id(units, request.text_column))
     identity["id_column"] = id_column  # judged once: a resumed run keeps it
     job = Job(
         seq_len=request.seq_len,
@@ -142,7 +142,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         f"{request.title}: {len(source.files)} files{planning.scope()}, {len(units)} units of work, "
         f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
     )
-    say(told)
+    say(id_line)
     if job.lossy is not None:
         found = measured(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
         if warning := warning_of(*found, f"the first {len(documents):,} documents"):

@@ -1,8 +1,8 @@
 """Run the unit function over units: in this process with one worker, else one spawned process a worker, one thread
 each.
 
-- A worker whose parent dies exits at once (kill -9 leaves no orphan that goes on writing).
-- A unit whose file cannot be read is reported, not raised: the others go on.
+- A worker whose parent dies exits at once (kill -9 leaves no orphan that keeps writing).
+- A unit whose file cannot be read is reported, not raised: the others continue.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from moe.common.errors import InputError
 from moe.data.folders import Folder
-from moe.data.shared_value import HandedOver
+from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
@@ -38,7 +38,7 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker(work: HandedOver[tuple[Job, Folder]], counter: Any) -> None:
+def _start_worker(work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
     global _job, _folder, _counter
     _job, _folder = work.get()
     _counter = counter
@@ -76,7 +76,7 @@ def run_units(
     counter: Any,
     finished: Callable[[Unit, BadFileError | None], bool],
 ) -> None:
-    """Convert units in order; `finished(unit, fault)` after each says whether to go on.
+    """Convert units in order; `finished(unit, fault)` after each says whether to continue.
 
     Raises InputError when a worker dies.
     """
@@ -93,13 +93,13 @@ def run_units(
                 return
         return
     context = multiprocessing.get_context("spawn")
-    work = HandedOver((job, folder))
+    work = SharedValue((job, folder))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work, counter))
     running: dict[Future, Unit] = {}
     try:
         going = True
         while going:
-            # Ctrl+C reaches the whole group; a worker is born deaf to it, or a traceback would end its imports
+            # Ctrl+C reaches the process group; a worker starts with it ignored, or a traceback would end its imports
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 for following in itertools.islice(todo, 2 * workers - len(running)):

@@ -1,9 +1,9 @@
 """Run the unit function as tasks of a Ray cluster: the one RAY_ADDRESS names, else one started on this machine for the
 time of the run.
 
-- Ray runs a task again when its process or machine dies; a unit appears whole or not at all, so that does no harm.
+- Ray runs a task again when its process or machine dies; a unit appears complete or not at all, so that does no harm.
 - At most `workers` tasks run at a time, of one CPU each; without it as many as the cluster has CPUs.
-- Faults of files come back as values, as they do from a local worker.
+- Errors of files come back as values, as they do from a local worker.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from moe.common.errors import InputError
+from moe.common.extras import install_command
 from moe.data.folders import Folder
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
@@ -28,7 +29,7 @@ OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes; only the job go
 
 
 def _run(job: Job, unit: Unit, folder: Folder) -> tuple[list[int], InputError | None]:
-    """The task: tokens, weight and documents made, and the fault that ended it."""
+    """The task: tokens, weight and documents made, and the error that ended it."""
     spare_torch()
     settle_process()
     made = [0, 0, 0]
@@ -65,7 +66,7 @@ def _connect(ray: Any, workers: int | None) -> None:
             f"--engine ray: RAY_ADDRESS {address} cannot be reached ({error}); start the cluster or correct the address"
         ) from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without a word
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process without a message
 
 
 def run_units(
@@ -82,7 +83,7 @@ def run_units(
         import ray
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
-        raise InputError(f"--engine ray: {error}; pip install -e '.[ray]'") from error
+        raise InputError(f"--engine ray: {error}; {install_command('ray')}") from error
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, workers)

@@ -12,7 +12,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe.data.text.content import MOST_REREAD, stat_of, whole_of
+from moe.data.text.content import MOST_REREAD, hash_of, stat_of
 from moe.data.text.files import SourceFile, Unit
 
 
@@ -32,7 +32,7 @@ def record_of(unit: Unit) -> Read | None:
     try:
         begin, end = _span(unit)
         stat = stat_of(unit.file.path)
-        digest = whole_of(unit.file.path, begin, end)
+        digest = hash_of(unit.file.path, begin, end)
         return None if stat is None else Read(begin=begin, end=end, xxh128=digest, stat=stat)
     except (OSError, pa.ArrowException):
         return None
@@ -70,7 +70,7 @@ def edited(reads: Iterable[tuple[SourceFile, Read | None]], *, full: bool, say: 
             continue
         left = None if left is None else left - (read["end"] - read["begin"])
         try:
-            same = whole_of(file.path, read["begin"], read["end"]) == read["xxh128"]
+            same = hash_of(file.path, read["begin"], read["end"]) == read["xxh128"]
         except OSError:
             same = False
         if not same:

@@ -33,7 +33,7 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         f"sequence     {meta.seq_len} tokens, {meta.dtype}",
         f"documents    {documents:,}",
         f"tokens       {tokens:,} ({human(tokens)})",
-        *(f"  {s:<10} {meta.samples[s]:,} samples from {meta.documents[s]:,} documents" for s in SPLITS),
+        *(f"  {s:<10} {meta.samples[s]:,} sequences from {meta.documents[s]:,} documents" for s in SPLITS),
         f"a document   {per['mean']:g} tokens, p50 {per['p50']:g}, p99 {per['p99']:g}, longest {per['max']:g}",
         f"skipped rows {sum(meta.skipped.values()):,}"
         + (f" ({', '.join(f'{n} {reason}' for reason, n in sorted(meta.skipped.items()))})" if meta.skipped else ""),
@@ -43,7 +43,7 @@ def summary(meta: Meta, folder: str | Path) -> list[str]:
         f"on disk      {size:,} bytes, {size / max(1, sum(meta.samples.values()) * meta.seq_len):.3f} a token",
     ]
     if report is not None:
-        # no rate: for little text the seconds are mostly imports, and a run that went on made only a part
+        # no rate: for little text the seconds are mostly imports, and a run that resumed made only a part
         lines.append(f"last run     {clock(report['seconds'])} from start to end, encoder {report['encoder']}")
     lines.append(f"folder       {folder}")
     return lines + [f"warning      {warning}" for warning in warnings_of(meta)]
@@ -59,7 +59,7 @@ def _text_lines(meta: Meta) -> list[str]:
         if meta.id_column
         else "by their text"
     )
-    lines = [f"told apart   {named}"]
+    lines = [f"identified   {named}"]
     if meta.separators:
         lines.append(f"separators   {meta.separators:,} lines of .txt files that are EOS ended documents")
     if meta.sampled_characters:  # a tokenizer that can write everything has nothing to count

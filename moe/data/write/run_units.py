@@ -72,7 +72,7 @@ def run(
     left_out: set[str],
     all_of_them: bool = False,
 ) -> list[BadFileError]:
-    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the faults of files."""
+    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the errors of files."""
     faults: list[BadFileError] = []
     pending = [unit for unit in units if unit.file.name not in left_out and store.done(unit) is None]
     limits = Limits(units, store, job, left_out)
@@ -119,7 +119,7 @@ def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) 
     """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
     limits = Limits([u for u in units if u.file.name not in left_out], store, job, left_out)
     if not limits.advance() and not limits.exhausted:
-        raise RuntimeError("a unit is neither done nor left out")
+        raise RuntimeError("a unit is neither done nor skipped")
     parts = [(store, unit) for unit in limits.used]
     if limits.cut is not None and limits.documents != 0 and limits.tokens != 0:
         cut = replace(job, max_documents=limits.documents, max_tokens=limits.tokens)

@@ -1,4 +1,4 @@
-"""MDS shards from whole arrays: the same bytes MDSWriter gives for one `ndarray:<dtype>:<S>` column, written at disk
+"""MDS shards from complete arrays: the same bytes MDSWriter gives for one `ndarray:<dtype>:<S>` column, written at disk
 speed.
 
 MDSWriter encodes and joins one sample at a time (111 thousand a second); here header, offsets and many rows at once go
@@ -17,7 +17,7 @@ SIZE_LIMIT = 1 << 26
 
 
 class ShardFormat:
-    """The layout of one dataset: S tokens of `dtype` a sample, shards of at most `size_limit` bytes, xxh64."""
+    """The layout of one dataset: S tokens of `dtype` a sequence, shards of at most `size_limit` bytes, xxh64."""
 
     def __init__(self, *, seq_len: int, dtype: str, size_limit: int = SIZE_LIMIT) -> None:
         self.seq_len, self.dtype = seq_len, np.dtype(dtype)
@@ -39,7 +39,7 @@ class ShardFormat:
             raise ValueError(f"seq_len ({seq_len}) does not fit into a shard of {size_limit} bytes; lower it")
 
     def header(self, samples: int) -> bytes:
-        """What stands in front of the tokens of a shard of so many samples."""
+        """What stands in front of the tokens of a shard of so many sequences."""
         start = 4 + 4 * (samples + 1) + len(self._config_bytes)
         offsets = (np.arange(samples + 1, dtype=np.int64) * self._sample_bytes + start).astype(np.uint32)
         return np.uint32(samples).tobytes() + offsets.tobytes() + self._config_bytes
@@ -62,7 +62,7 @@ class ShardFormat:
 
 
 class ShardFile:
-    """One shard of `samples` samples, written as its tokens come: memory does not grow with it.
+    """One shard of `samples` sequences, written as its tokens come: memory does not grow with it.
 
     The header is written last; a file that is abandoned holds its tokens behind as many bytes of nothing.
     """

@@ -182,7 +182,7 @@ def _refuse_changed(file: SourceFile, before: list[int] | None) -> None:
 
 
 def proof_of(unit: Unit) -> str:
-    """What a unit's bytes from the hub were held against. One that is a part of its file says nothing of the whole."""
+    """What a unit's bytes from the hub were held against. One that is a part of its file says nothing of all of it."""
     whole = unit.begin == 0 and (unit.file.kind == "parquet" or unit.end == unit.file.size)
     if whole and (proof := proven(unit.file.path, unit.file.listed)):
         return proof

@@ -33,7 +33,7 @@ class UnitStore:
         content = self.folder.read(f"{unit.name}/{MARK}")
         if content is None:
             raise InputError(
-                f"{self.folder}/{unit.name} was made elsewhere and is not to be seen here; "
+                f"{self.folder}/{unit.name} was made elsewhere and is not visible here; "
                 "give an --out that all machines share, or s3://"
             )
         self._marks[unit.name] = json.loads(content)

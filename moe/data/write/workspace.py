@@ -91,7 +91,7 @@ class Work:
         for content in (self.out.read("conversion.json"), self.partial.read("plan.json")):
             try:
                 known |= known_files(parse_json(content or b"", Plan))
-            except (ValueError, TypeError):  # damaged: told where it decides
+            except (ValueError, TypeError):  # damaged: reported where it decides
                 continue
         return known
 
@@ -170,7 +170,7 @@ class Work:
         if report is None or report["format"] != FORMAT:
             raise InputError(
                 f"--out {self.out}: holds another conversion: one of an earlier version, or its conversion.json is "
-                "damaged, so whether it is of this command cannot be told. It can be trained on as it is; choose "
+                "damaged, so whether it is of this command is not known. It can be trained on as it is; choose "
                 "another --out, or --overwrite to make it again."
             )
         changed = differences(report["request"], identity)
@@ -198,7 +198,7 @@ class Work:
             return choose()
         name = begun["id_column"]
         how = f"column {name!r}, by their text where there is none" if name else "their text"
-        return name, f"documents are told apart by {how}, as this was begun"
+        return name, f"documents are identified by {how}, as this was begun"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
@@ -245,13 +245,13 @@ class Work:
         if not changed:
             return []
         typed = asked_differences(old["request"], identity)
-        mend = "Run it as it was begun, or --overwrite to start again."
+        fix = "Run it as it was begun, or --overwrite to start again."
         return [
             cause,
             *changed[:6],
             *[f"  and {len(changed) - 6} more"] * (len(changed) > 6),
             *typed,
-            mend,
+            fix,
         ]
 
     def _clear(self) -> None:

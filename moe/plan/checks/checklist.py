@@ -1,4 +1,4 @@
-"""The whole list, in an order in which each fault is told before what it would break."""
+"""The full list, in an order in which each error is reported before what it would break."""
 
 from __future__ import annotations
 

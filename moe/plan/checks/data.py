@@ -24,10 +24,10 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
     data = dataclasses.replace(config.train_data, verify="full" if hashes else "size")
     try:
         for spec in [*streams_of(config.train_data).values(), *streams_of(config.eval_data).values()]:
-            if spec.remote is None:  # told before the tokenizer is looked for, which may take a minute
+            if spec.remote is None:  # reported before the tokenizer is looked for, which may take a minute
                 read_meta(spec.local)
         report(f"loading the tokenizer {config.tokenizer} ...")
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its many tries are one fault
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its many tries are one error
         inputs = check_data(dataclasses.replace(config, train_data=data), report)
     except (InputError, RunFailed) as error:
         return [Result("data", "fail", str(error))], None

@@ -13,7 +13,8 @@ from moe.common.errors import InputError
 from moe.common.locks import has_locks, held_by
 from moe.common.s3 import RemoteError
 from moe.common.units import size
-from moe.config import Config, parse_time
+from moe.config import Config
+from moe.config.steps import Steps
 from moe.plan.checks.result import Report, Result
 from moe.plan.estimate import find_disk
 
@@ -39,7 +40,7 @@ def check_folder(config: Config, *, vocab_size: int) -> list[Result]:
             file.write(b"moe check")
             file.flush()
     except OSError as error:
-        why = "is no folder" if isinstance(error, NotADirectoryError) else f"cannot be written: {error.strerror}"
+        why = "is not a folder" if isinstance(error, NotADirectoryError) else f"cannot be written: {error.strerror}"
         return [Result("folder", "fail", f"save_folder ({folder}): {place} {why}; fix it or give another one")]
     return [
         Result("folder", "pass", f"{folder} can be written"),
@@ -93,7 +94,7 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
         return Result("resume", "fail", f"save_folder: {error}")
     except OSError as error:
         return Result("resume", "fail", f"{error.filename or folder}: cannot be read: {error.strerror}; fix it")
-    steps = parse_time(config.max_duration).to_steps(config.global_train_batch_size * config.max_seq_len)
+    steps = Steps.of(config).total
     if found.step >= steps:
         return Result("resume", "pass", f"{folder}: is complete, at step {found.step:,} of {steps:,}{note}")
     text = f"{folder}: resumes from step {found.step:,} of {steps:,}{note}"

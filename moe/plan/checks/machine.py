@@ -107,13 +107,13 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
         needed = step_memory(step).total
     text = f"a step takes about {size(needed)} at microbatch {step.microbatch} (computed)"
     if needed > there:
-        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {mend}")
+        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {fix}")
     return Result("memory", "pass", f"{text}, of {size(there)}{hint}")
 
 
 def check_shared_memory(config: Config, *, samples: int | None) -> Result:
-    """/dev/shm: batches on their way from the loader's workers, and the order of an epoch of `samples`."""
+    """/dev/shm: batches on their way from the loader's workers, and the order of an epoch of `samples` sequences."""
     batch = config.global_train_batch_size * config.max_seq_len * 2 * 8
     needed = STREAMING_SHM + 2 * config.num_workers * batch  # each worker of each rank has 2 on their way
     needed += 2 * 8 * (samples or 0) if config.num_workers else 0
@@ -160,7 +160,7 @@ def check_port() -> Result:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", port))
     except (ValueError, OverflowError):
-        return Result("port", "fail", f"MASTER_PORT ({text}) is no port; give a number from 1024 to 65535")
+        return Result("port", "fail", f"MASTER_PORT ({text}) is not a port; give a number from 1024 to 65535")
     except OSError as error:
         why = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         return Result("port", "fail", f"MASTER_PORT ({port}) {why}; choose another, or leave it out")

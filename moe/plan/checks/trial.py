@@ -2,7 +2,7 @@
 
 Decisions:
 - Built as a run builds it, on real data, in a temporary folder beside the run folder, on its disk; nothing stays.
-- One microbatch, not the whole batch, with fresh weights and without Composer's Trainer: a check is to take a minute.
+- One microbatch, not the full batch, with fresh weights and without Composer's Trainer: a check is to take a minute.
 - The weights are zeroed before they are read back: what is compared must have come from the file.
 """
 
@@ -44,8 +44,8 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
     except (InputError, RunFailed) as error:
         yield Result(name, "fail", str(error))
     except torch.OutOfMemoryError as error:
-        mend = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        yield Result(name, "fail", f"{str(error).splitlines()[0]}; {mend}")
+        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        yield Result(name, "fail", f"{str(error).splitlines()[0]}; {fix}")
     except RuntimeError as error:
         from moe.train.lost import is_lost_worker
 

@@ -83,8 +83,8 @@ class Alarms(LoggerDestination):
         return around
 
     def _tell(self, alarm: Alarm, step: int) -> None:
-        self.report(f"alarm: {alarm.message}\n       fix: {alarm.mend}")
-        append(self.folder / ALARMS, {"step": step, "name": alarm.name, "message": alarm.message, "mend": alarm.mend})
+        self.report(f"alarm: {alarm.message}\n       fix: {alarm.fix}")
+        append(self.folder / ALARMS, {"step": step, "name": alarm.name, "message": alarm.message, "fix": alarm.fix})
         if self.use_wandb:
             wandb_alert(alarm, report=self.report)
         if self.command is not None:

@@ -8,7 +8,7 @@
 
 One callback in the place of Composer's GradientClipping, which hides the true norm, and NaNMonitor, which lets an
 infinite loss through. A skipped step leaves weights and optimizer state untouched on every rank (the norm is global,
-so all agree); schedule and data go on.
+so all agree); schedule and data advance.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
   batch. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main one first, to stderr and
   to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs
   in C cannot be interrupted.
-- What is told may hang as the run does, on its disk or a terminal that nobody reads: each part has TELLING seconds.
+- A report may hang as the run does, on its disk or a terminal that nobody reads: each part has REPORT_S seconds.
 - The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
   first step would stall again.
 - Composer counts tokens by asking the batch and takes 0 for an answer; a `max_duration` in tokens would then never end.
@@ -33,7 +33,7 @@ from moe.train.health.stacks import stacks
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
-TELLING = 10.0
+REPORT_S = 10.0
 
 
 class Progress(Callback):
@@ -84,7 +84,7 @@ class Progress(Callback):
             for tell in (partial(self._print, text), partial(self._write, text), self._note):
                 telling = threading.Thread(target=_quietly, args=(tell,), name="telling", daemon=True)
                 telling.start()
-                telling.join(TELLING)
+                telling.join(REPORT_S)
             for worker in multiprocessing.active_children():
                 worker.kill()
         finally:
@@ -94,10 +94,10 @@ class Progress(Callback):
         self.note("stopped" if self.steps_done else "failed")
 
     def _print(self, text: str) -> None:
-        mend = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
+        fix = "run the same command again" if self.steps_done else "fix what the stacks show waiting"
         complain(
             f"no progress for {clock(self.stall_timeout)} (stall_timeout) after step {self.step:,} on rank "
-            f"{self.rank}; checkpoints are whole; {mend}. Stacks of all threads:\n{text}"
+            f"{self.rank}; checkpoints are complete; {fix}. Stacks of all threads:\n{text}"
         )
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
@@ -149,7 +149,7 @@ def build_watchdog(config: Config, folder: RunFolder, stop: StopSignal) -> Progr
 
 @contextmanager
 def watched(watchdog: Progress, finish: Callable[[int], None]) -> Iterator[None]:
-    """Within it `watchdog` watches; at its end also `finish`, which is told how it went: 0 or 1."""
+    """Within it `watchdog` watches; at its end also `finish`, which gets how it went: 0 or 1."""
     code = 1
     watchdog.watch()
     try:

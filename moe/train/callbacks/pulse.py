@@ -38,7 +38,7 @@ class Pulse:
         self._over.set()
 
     def heard(self) -> None:
-        """The console has told something."""
+        """The console has printed something."""
         self._heard = time.monotonic()
 
     def _watch(self) -> None:

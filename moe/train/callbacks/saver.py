@@ -76,8 +76,8 @@ class CheckpointSaver(Callback):
         self.saved_step = -1
         self._thread: threading.Thread | None = None
         self._error: RunFailed | None = None
-        self._warnings: list[str] = []  # told in the training thread
-        self._told: set[str] = set()
+        self._warnings: list[str] = []  # reported in the training thread
+        self._reported: set[str] = set()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self.saved_step = int(state.timestamp.batch)  # what was just loaded stands on disk already
@@ -208,17 +208,17 @@ class CheckpointSaver(Callback):
             self._error = error
         except RemoteError as error:
             self._error = SaveError(f"the checkpoint of step {step} is not on the remote, only in {folder}: {error}")
-        except Exception as error:  # told in the training thread
+        except Exception as error:  # reported in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
             free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
-            cause, mend = _cause_and_mend(error)
+            cause, fix = _cause_and_fix(error)
             self._error = SaveError(
                 f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
-                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are whole; {mend}"
+                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are complete; {fix}"
             )
 
     def _retain(self) -> None:
-        """The checkpoint is saved whatever becomes of older ones: those that cannot be removed are told of, once for
+        """The checkpoint is saved whatever becomes of older ones: those that cannot be removed are reported, once for
         each cause, and the next save tries again.
         """
         rule = {"keep": self.keep, "keep_every": self.keep_every, "tokens_per_step": self.every.tokens_per_step}
@@ -232,8 +232,8 @@ class CheckpointSaver(Callback):
                 causes = [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
             except Exception as error:  # whatever it is, the checkpoint is saved
                 causes = [repr(error)]
-            for cause in [cause for cause in causes if cause not in self._told]:
-                self._told.add(cause)
+            for cause in [cause for cause in causes if cause not in self._reported]:
+                self._reported.add(cause)
                 self._warnings.append(
                     f"warning: older checkpoints cannot be removed and take space: {cause}; training continues, and "
                     "each save tries again"
@@ -244,7 +244,7 @@ class SaveError(RunFailed):
     """A checkpoint could not be written; those before it are untouched."""
 
 
-def _cause_and_mend(error: BaseException) -> tuple[str, str]:
+def _cause_and_fix(error: BaseException) -> tuple[str, str]:
     """torch.save hides what the disk said behind an error of its own."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):

@@ -2,9 +2,9 @@
 
 | metric | meaning |
 |---|---|
-| `throughput/tokens_per_sec` | tokens a second over all ranks, in steps: evaluations and checkpoints left out |
+| `throughput/tokens_per_sec` | tokens a second over all ranks, in steps: without evaluations and checkpoints |
 | `throughput/device/tokens_per_sec` | the same for one device |
-| `throughput/device/flops_per_sec` | model FLOPs a second of one device, forward and backward, recomputation left out |
+| `throughput/device/flops_per_sec` | model FLOPs a second of one device, forward and backward, without recomputation |
 | `throughput/device/mfu` | their share of the device's dense bf16 peak; only where that is known |
 | `throughput/step_seconds` | mean time of a step |
 | `throughput/data_wait` | share of that spent waiting for the loader |

@@ -8,7 +8,7 @@ Decisions:
 - A checkpoint is written in a folder with another name, every file fsynced, the manifest last, then the folder renamed:
   a folder named step-* was complete once. Its hashes tell whether it still is.
 - The other folder carries a mark with the names of the files to come (moe/common/ownership.py): what a kill leaves of
-  it can be told from what somebody else put there, and nothing else is removed (moe/train/checkpointing/retention.py).
+  it can be distinguished from what somebody else put there, and nothing else is removed (retention.py).
 - What does not verify is renamed (`set-aside-step-...`) and reported. Files are read with weights_only: data, not code.
 """
 
@@ -92,7 +92,7 @@ def write_checkpoint(
     manifest: dict[str, Any],
     more: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes one checkpoint so that it is either whole or not there, whenever the process or the machine stops.
+    """Writes one checkpoint so that it is either complete or not there, whenever the process or the machine stops.
 
     more: files to stand beside the state, by their path in the checkpoint's folder; the manifest lists them too.
 
@@ -135,7 +135,7 @@ def write_checkpoint(
 
 
 def make_aside(save_folder: Path, doing: str, step: int) -> Path:
-    """A new folder for a checkpoint that is not whole yet, `doing` what; its name is free, whatever has been left."""
+    """A new folder for a checkpoint that is not complete yet, `doing` what; its name is free."""
     count, aside = 1, save_folder / f".{doing}-{folder_name(step)}"
     while os.path.lexists(aside):
         count, aside = count + 1, save_folder / f".{doing}-{folder_name(step)}-{count + 1}"
@@ -188,7 +188,7 @@ def open_state(checkpoint: Checkpoint) -> BinaryIO:
 
 
 def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
-    """Reads the manifest and verifies sizes and, unless told otherwise, hashes of all files.
+    """Reads the manifest and verifies sizes and, unless `hashes` is false, hashes of all files.
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
@@ -228,13 +228,13 @@ def step_folders(save_folder: Path) -> list[Path]:
 
 
 def replaced_folders(save_folder: Path) -> list[Path]:
-    """Checkpoints caught in their replacement by a kill: whole, under the name `clear_unfinished` takes from them."""
+    """Checkpoints caught in their replacement by a kill: under the name `clear_unfinished` takes from them."""
     found = [p for p in save_folder.glob(".replaced-step-*") if re.fullmatch(r"\.replaced-step-\d{8,}", p.name)]
     return [p for p in found if not (save_folder / p.name.removeprefix(".replaced-")).exists()]
 
 
 def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Checkpoint | None, list[CheckpointError]]:
-    """The last of `folders` (as `step_folders` lists them) that verifies, and the faults of those after it."""
+    """The last of `folders` (as `step_folders` lists them) that verifies, and the errors of those after it."""
     faults: list[CheckpointError] = []
     for folder in reversed(folders):
         try:
@@ -269,7 +269,9 @@ def find_named(path: str) -> Checkpoint:
     if (folder / MANIFEST).exists() or (folder / STATE).exists():
         return read_checkpoint(folder)
     if not step_folders(folder):
-        raise CheckpointError(f"{path}: is no checkpoint and holds none (step-* folders with {STATE} and {MANIFEST})")
+        raise CheckpointError(
+            f"{path}: is not a checkpoint and holds none (step-* folders with {STATE} and {MANIFEST})"
+        )
     faults = []
     for candidate in reversed(step_folders(folder)):
         try:

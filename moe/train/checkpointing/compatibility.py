@@ -1,18 +1,17 @@
 """What a run may change between two of its parts, and what it may not.
 
 Decisions: what decides the result or the shape of the state (model, tokenizer, data, batch, seed) is refused with both
-values; all else is applied and told.
+values; all else is applied and reported.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.config.schema import ModelConfig, TrainData
+from moe.config.former import with_present_settings
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
@@ -39,6 +38,8 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
     "n_shared_experts",
+    "first_k_dense_replace",
+    "dense_hidden",
     "partial_rotary_factor",
     "scoring_func",
     "norm_topk_prob",
@@ -48,18 +49,7 @@ SHAPE = (
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
-
-    A setting of the model that an earlier version did not have was at its default, and so were the stripes of the data.
-    """
-    saved, current = (
-        {
-            **config,
-            "model": {**_defaults(ModelConfig), **config.get("model", {})},
-            "train_data": {"num_canonical_nodes": TrainData().num_canonical_nodes, **(config.get("train_data") or {})},
-        }
-        for config in (saved, current)
-    )
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(saved, current).items():
@@ -69,12 +59,12 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
     return applied, refused
 
 
-def _defaults(section: type) -> dict[str, Any]:
-    return {field.name: field.default for field in fields(section) if field.default is not MISSING}
-
-
 def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there.
+
+    What an earlier version has saved counts as this one would have written it: no default and no name is a change.
+    """
+    saved, current = map(with_present_settings, (saved, current))
     before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
@@ -100,7 +90,7 @@ def check_continues(
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     known = _compared(checkpoint.manifest["data"]) in map(_compared, (data_fingerprint, *former))
     if not known or _other_bytes(checkpoint.manifest["data"], data_fingerprint):
-        refused.append(_told_data(checkpoint.manifest["data"], data_fingerprint))
+        refused.append(_data_difference(checkpoint.manifest["data"], data_fingerprint))
     refused += _other_tokenizer(checkpoint, config, tokenizer)
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
@@ -125,7 +115,7 @@ def _other_bytes(saved: str, current: str) -> bool:
     return bool(was and is_ and was != is_)
 
 
-def _told_data(saved: str, current: str) -> str:
+def _data_difference(saved: str, current: str) -> str:
     """Both fingerprints; of a mixture only the streams that differ, of text its files, a line for each."""
     if saved.startswith("text ") and current.startswith("text "):
         (was, *old), (is_, *new) = saved.split(" | "), current.split(" | ")

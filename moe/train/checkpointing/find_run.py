@@ -1,7 +1,7 @@
 """What a start would resume from, here or on the remote: read, never changed. `moe check` asks the same.
 
 Decisions:
-- A folder that holds a run is never started over: not when its checkpoints are broken, not when they are gone.
+- A folder that contains a run is never started over: not when its checkpoints are broken, not when they are gone.
 - A folder without run.json and checkpoints is no run's: a file in it that a run would write over or cut is the user's.
 - A step folder whose manifest tells another step was renamed: what is saved, kept and removed goes by its name.
 - Of a remote checkpoint only the manifest is read; its bytes are verified as they are fetched.
@@ -54,12 +54,12 @@ class Found:
     """A start's way, before it is taken.
 
     Attributes:
-        record: of run.json, as this start will go on with it.
+        record: of run.json, as this start will continue with it.
         checkpoint: where to resume from; None for a fresh start.
         fetch: that checkpoint is on the remote alone.
         upload: it is here alone.
         logs_there: another machine has trained the run since, or this one never has: its logs are the remote's.
-        broken: local folders after the checkpoint that do not verify, each with its fault.
+        broken: local folders after the checkpoint that do not verify, each with its error.
         broken_there: such steps on the remote.
         back_to: the step whose successors are left behind; None where none are.
     """
@@ -150,7 +150,7 @@ def _refuse_renamed(here: dict[int, Path]) -> None:
         try:
             refuse_irregular(folder / MANIFEST)
             found = parse_json((folder / MANIFEST).read_bytes(), Manifest)["step"]
-        except (OSError, ValueError):  # told of where it is read
+        except (OSError, ValueError):  # reported where it is read
             continue
         if found != step:
             raise CheckpointError(

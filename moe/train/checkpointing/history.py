@@ -1,7 +1,7 @@
 """Files that only grow: what happened to a run, one JSON object a line. Never cut, unlike metrics.jsonl.
 
     save_folder/events.jsonl    {"time", "event", "step", ...}
-    save_folder/alarms.jsonl    {"time", "step", "name", "message", "mend"}
+    save_folder/alarms.jsonl    {"time", "step", "name", "message", "fix"}
 
 | event | beside the step |
 |---|---|
@@ -28,7 +28,7 @@ from moe.common.units import say
 
 EVENTS, ALARMS = "events.jsonl", "alarms.jsonl"
 ENDED = {"stopped": "stop", "done": "done", "failed": "failed"}  # a run's state -> event
-_TOLD: set[Path] = set()  # files that could not be written, each told once
+_REPORTED: set[Path] = set()  # files that could not be written, each reported once
 
 
 def now() -> str:
@@ -38,7 +38,7 @@ def now() -> str:
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds a line, after one that a kill has left half written too.
 
-    A disk that takes none is told once and does not end a run.
+    A disk that takes none is reported once and does not end a run.
     """
     try:
         with open(path, "ab+") as file:
@@ -46,8 +46,8 @@ def append(path: Path, record: dict[str, Any]) -> None:
             whole = file.read(1) in (b"", b"\n")
             file.write((b"" if whole else b"\n") + json.dumps({"time": now(), **record}).encode() + b"\n")
     except OSError as error:
-        if path not in _TOLD:
-            _TOLD.add(path)
+        if path not in _REPORTED:
+            _REPORTED.add(path)
             say(f"warning: {path} cannot be written: {error.strerror}; training continues without its lines")
 
 

@@ -1,4 +1,4 @@
-"""Mends to Composer 0.32.1.
+"""Patches of Composer 0.32.1.
 
 - It loads what was verified, from the file that was verified, as data only. Composer itself reads a path as a template
   and an address (`{run_name}`, `#`, `:` lead elsewhere) and runs whatever code a file carries.
@@ -24,7 +24,7 @@ NO_PATH = "state.pt"  # Trainer's `load_path`: says that there is something to l
 
 
 @contextmanager
-def mended_composer(checkpoint: Checkpoint | None) -> Iterator[str | None]:
+def patched_composer(checkpoint: Checkpoint | None) -> Iterator[str | None]:
     """Within it a Trainer with the value as its `load_path` loads `checkpoint`, and counts no allocator retries."""
 
     def load(path: str, state: State, logger: Any, *, load_weights_only: bool, **others: Any) -> None:

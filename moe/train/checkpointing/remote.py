@@ -1,4 +1,4 @@
-"""The copy of a run folder on s3://: what makes a run go on on another machine.
+"""The copy of a run folder on s3://: what makes a run resume on another machine.
 
 Training works in a local folder; after each checkpoint its files are uploaded, the manifest last, then the logs.
 
@@ -72,7 +72,7 @@ class RemoteRun:
         return found
 
     def fetch_logs(self) -> None:
-        """The logs, so that they go on here; not run.json, which a start writes itself.
+        """The logs, so that they continue here; not run.json, which a start writes itself.
 
         Raises OutsideName, before anything is written, for a key that would become a path elsewhere.
         """
@@ -89,7 +89,7 @@ class RemoteRun:
             raise CheckpointError(f"{self.store.url}/{name}: cannot be read ({error})") from None
 
     def fetch(self, step: int) -> Checkpoint:
-        """Downloads one checkpoint, whole or not at all.
+        """Downloads one checkpoint, complete or not at all.
 
         Raises:
             CheckpointError: what arrived is not what its manifest says.

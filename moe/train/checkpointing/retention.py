@@ -2,9 +2,9 @@
 
 Decisions:
 - A folder goes only where all that is in it was made here: what its manifest lists, or, before there is one, its mark
-  (moe/common/ownership.py). One that holds anything else stays whole; why is told in one line.
+  (moe/common/ownership.py). One that holds anything else stays as it is; why is reported in one line.
 - The manifest goes last: what a removal that broke off has left can still be known.
-- Nothing here fails a save or a start: what a disk refuses is told like the rest.
+- Nothing here fails a save or a start: what a disk refuses is reported like the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from moe.common import ownership
 from moe.common.typed_json import parse_json
 from moe.common.units import clean_line
-from moe.common.untrusted_names import fault_of
+from moe.common.untrusted_names import name_error
 from moe.config.times import Time
 from moe.train.checkpointing.checkpoints import (
     KIND,
@@ -32,9 +32,9 @@ from moe.train.checkpointing.checkpoints import (
 
 
 def why_not_ours(folder: Path) -> str | None:
-    """What is in a checkpoint's folder, whole or unfinished, that was not made here; None where nothing is."""
+    """What is in a checkpoint's folder, complete or unfinished, that was not made here; None where nothing is."""
     if folder.is_symlink() or not folder.is_dir():
-        return f"{folder}: is no folder that was made here"
+        return f"{folder}: is not a folder that was made here"
     ours = _ours(folder)
     places = {str(parent) for name in ours for parent in Path(name).parents}  # empty ones; a link leads elsewhere
     strange = [
@@ -56,12 +56,12 @@ def _ours(folder: Path) -> list[str]:
         found = list(parse_json((folder / MANIFEST).read_bytes(), Manifest)["files"])
     except (OSError, ValueError):
         found = ownership.marked_files(folder, KIND) or [STATE] * folder.name.startswith(".")
-    names = [name for name in found if fault_of(name) is None and name not in (ownership.MARK, MANIFEST)]
+    names = [name for name in found if name_error(name) is None and name not in (ownership.MARK, MANIFEST)]
     return [*names, ownership.MARK, MANIFEST]
 
 
 def remove_checkpoint(folder: Path) -> str | None:
-    """Removes a checkpoint's folder, whole or unfinished; returns, in a line, why it stays, or None.
+    """Removes a checkpoint's folder, complete or unfinished; returns, in a line, why it stays, or None.
 
     One with a name that a start takes gets another before anything of it goes.
     """

@@ -105,7 +105,7 @@ class RunFolder:
             InputError: another process trains in it; the remote takes nothing.
         """
         assert self.found is not None
-        with told(self.path, self.remote):
+        with folder_errors(self.path, self.remote):
             self.take(report)
             self._set_apart(report)
             self.record.update(
@@ -158,7 +158,7 @@ class RunFolder:
             return
         if self.record.get("state") in (None, "done") and not self.found.upload:
             return
-        with told(self.path, self.remote), contextlib.suppress(Replaced):
+        with folder_errors(self.path, self.remote), contextlib.suppress(Replaced):
             self.take(report)
             if self.remote is not None:
                 self.remote.session = self.record.get("session")
@@ -180,7 +180,7 @@ class RunFolder:
             self.lock.close()
 
     def note(self, **changes: Any) -> None:
-        """Updates run.json, whole or not at all; before the start is recorded only what `begin` will write there."""
+        """Updates run.json, atomically; before the start is recorded only what `begin` will write there."""
         self.record.update(changes, updated_at=now())
         if self.recorded:
             write_json(self.path / RUN_FILE, self.record)
@@ -192,7 +192,7 @@ class RunFolder:
             self.note(state=state)
 
     def newest(self) -> str:
-        """Where the run would go on, for people."""
+        """Where the run would resume, for people."""
         folders = step_folders(self.path)
         if not folders:
             return f"nothing is saved in {self.path} yet"
@@ -247,7 +247,7 @@ def open_run_folder(
     """
     path = local_folder(save_folder, run_name)
     remote = RemoteRun(save_folder, path, report=report) if "://" in save_folder else None
-    with told(path, remote):
+    with folder_errors(path, remote):
         seen = state_of(path)
         lock = lock_folder(path, report, create=False) if (path / ".lock").exists() else None
         try:
@@ -268,7 +268,7 @@ def open_run_folder(
 
 
 @contextlib.contextmanager
-def told(path: Path, remote: RemoteRun | None):
+def folder_errors(path: Path, remote: RemoteRun | None):
     """Raises: InputError where the folder or its remote cannot be used."""
     try:
         yield

@@ -91,7 +91,7 @@ def _load(checkpoint: Checkpoint, name: str) -> Any:
         return load_tokenizer(name)
     except InputError as error:
         raise CheckpointError(
-            f"{checkpoint.path / MANIFEST} names a tokenizer that is not to be had: {error}; name one with --tokenizer"
+            f"{checkpoint.path / MANIFEST} names a tokenizer that is not available: {error}; name one with --tokenizer"
         ) from None
 
 

@@ -3,7 +3,7 @@
 - Each detector looks at the rows of metrics as they are logged, and says in plain words what it sees, or None.
 - An alarm speaks when it starts, and again only after QUIET rows in a row without it.
 - Medians are those of this start of the command, after a warm-up: what a resumed run was like on another machine says
-  nothing about this one. Only the losses and the count of skipped steps go on over a resume.
+  nothing about this one. Only the losses and the count of skipped steps survive a resume.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Row = Mapping[str, Any]  # a row of metrics, and what the callback adds to it
 class Alarm:
     name: str
     message: str  # what is seen, and the likely cause
-    mend: str
+    fix: str
 
 
 class Detector(ABC):
     name: ClassVar[str]
     cause: ClassVar[str]
-    mend: ClassVar[str]
+    fix: ClassVar[str]
 
     @abstractmethod
     def seen(self, row: Row) -> str | None:
@@ -49,7 +49,7 @@ class LossNotFalling(Detector):
 
     name = "loss_not_falling"
     cause = "the learning rate is too high, or the model has learned what this data holds"
-    mend = "halve optimizer.lr, or lengthen scheduler.t_warmup; after a jump go back with resume_from=step:N"
+    fix = "halve optimizer.lr, or lengthen scheduler.t_warmup; after a jump go back with resume_from=step:N"
     ROWS, SHARE = 10, 0.05
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class LossRising(Detector):
 
     name = "loss_rising"
     cause = "the learning rate is too high, or the text has changed"
-    mend = "halve optimizer.lr, or lengthen scheduler.t_warmup; go back with resume_from=step:N"
+    fix = "halve optimizer.lr, or lengthen scheduler.t_warmup; go back with resume_from=step:N"
     RISE, ROWS = 0.5, 3
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class GradientNorm(Detector):
 
     name = "gradient_norm"
     cause = "a learning rate at the edge of what is stable, or a batch of broken text"
-    mend = "one alone is clipped and does no harm; if more come, halve optimizer.lr or lengthen scheduler.t_warmup"
+    fix = "one alone is clipped and does no harm; if more come, halve optimizer.lr or lengthen scheduler.t_warmup"
     FACTOR, WARMUP, HISTORY = 10.0, 50, 200
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class GradientNorm(Detector):
 class NonFinite(Detector):
     name = "non_finite"
     cause = "a learning rate that is too high, or fp16"
-    mend = (
+    fix = (
         "halve optimizer.lr, or use precision=amp_bf16; the weights are sound, and the run stops by itself after "
         "max_skipped_steps in a row"
     )
@@ -145,7 +145,7 @@ class NonFinite(Detector):
 class DeadExpert(Detector):
     name = "dead_expert"
     cause = "the router has settled on other experts"
-    mend = (
+    fix = (
         "raise model.balance_loss (with balance sign model.balance_rate), or lower optimizer.lr; best from a "
         "checkpoint before it: resume_from=step:N"
     )
@@ -165,7 +165,7 @@ class DataWait(Detector):
 
     name = "data_wait"
     cause = "the loader is slower than the device: too few processes, slow storage, or text tokenised as it is read"
-    mend = "raise num_workers, put the data on a local disk, or convert the text first"
+    fix = "raise num_workers, put the data on a local disk, or convert the text first"
     SHARE, ROWS = 0.05, 3
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class DataWait(Detector):
 class Throughput(Detector):
     name = "throughput"
     cause = "something else on this machine, a device that is too hot, or data that comes slowly"
-    mend = "look at throughput/data_wait, other processes (top, nvidia-smi), the device's clock and temperature"
+    fix = "look at throughput/data_wait, other processes (top, nvidia-smi), the device's clock and temperature"
     SHARE, RECENT, WARMUP, HISTORY = 0.8, 7, 20, 200
 
     def __init__(self) -> None:
@@ -201,7 +201,7 @@ class Throughput(Detector):
 class DiskSpace(Detector):
     name = "disk_space"
     cause = "checkpoints or other files have filled the disk"
-    mend = "free some space, or lower save_num_checkpoints_to_keep; a checkpoint that cannot be written stops no step"
+    fix = "free some space, or lower save_num_checkpoints_to_keep; a checkpoint that cannot be written stops no step"
 
     def seen(self, row: Row) -> str | None:
         free, needed = row.get("disk_free", math.inf), row["checkpoint_bytes"]
@@ -215,7 +215,7 @@ class TimeLimit(Detector):
 
     name = "time_limit"
     cause = "time_limit is shorter than the run"
-    mend = "nothing is lost: it saves and exits 75, and the same command resumes"
+    fix = "nothing is lost: it saves and exits 75, and the same command resumes"
 
     def seen(self, row: Row) -> str | None:
         left, limit = row.get("seconds_left"), row.get("time_limit")
@@ -243,7 +243,7 @@ class Detectors:
         for detector in self.all:
             found = detector.seen(row)
             if found is not None and self.quiet.get(detector.name, QUIET) >= QUIET:
-                started.append(Alarm(detector.name, f"{found}; likely cause: {detector.cause}", detector.mend))
+                started.append(Alarm(detector.name, f"{found}; likely cause: {detector.cause}", detector.fix))
             if found is not None:
                 self.quiet[detector.name] = 0
             elif detector.name in self.quiet:

@@ -20,7 +20,7 @@ TIMEOUT = 60.0  # seconds
 
 def run_command(command: str, alarm: Alarm, *, run_name: str, step: int, report: Callable[[str], None]) -> None:
     """In the background: `command MESSAGE`, with MOE_RUN, MOE_STEP, MOE_ALARM and MOE_MESSAGE in its environment."""
-    message = f"{run_name}, step {step:,}: {alarm.message}. Fix: {alarm.mend}"
+    message = f"{run_name}, step {step:,}: {alarm.message}. Fix: {alarm.fix}"
     about = {"MOE_RUN": run_name, "MOE_STEP": str(step), "MOE_ALARM": alarm.name, "MOE_MESSAGE": message}
     arguments = ([*shlex.split(command), message], {**os.environ, **about}, report)
     threading.Thread(target=_run, args=arguments, name="alert", daemon=True).start()
@@ -48,6 +48,6 @@ def wandb_alert(alarm: Alarm, *, report: Callable[[str], None]) -> None:
 
     try:
         if wandb.run is not None:
-            wandb.run.alert(title=alarm.name, text=f"{alarm.message}. Fix: {alarm.mend}")
+            wandb.run.alert(title=alarm.name, text=f"{alarm.message}. Fix: {alarm.fix}")
     except Exception as error:  # whatever the network or wandb does
-        report(f"warning: W&B took no alert: {error}")
+        report(f"warning: W&B did not accept the alert: {error}")

@@ -22,13 +22,13 @@ def exported(checkpoint: Checkpoint, tokenizer_name: str | None = None) -> Path:
 
     tokenizer_name: another tokenizer than the checkpoint's own.
     """
-    told: list[str] = []
-    ids = tokenizer_fingerprint(checkpoint_tokenizer(checkpoint, tokenizer_name, told.append))
+    lines: list[str] = []
+    ids = tokenizer_fingerprint(checkpoint_tokenizer(checkpoint, tokenizer_name, lines.append))
     digest = checkpoint.manifest["files"][STATE]["xxh64"]
     folder = checkpoint.path.parent / EXPORTS / f"{checkpoint.path.name}-{digest[:8]}-{ids[:8]}"
     if not folder.is_dir():
         export(str(checkpoint.path), out=folder, tokenizer_name=tokenizer_name, say=say)
         return folder
-    for line in told:
+    for line in lines:
         say(line)
     return folder

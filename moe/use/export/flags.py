@@ -1,5 +1,5 @@
-"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the proof failed, 2 invalid input or a full disk,
-130 Ctrl+C.
+"""Flags of convert/checkpoint_to_hf.py, and its exit codes: 0 done, 1 the verification failed, 2 invalid input or a
+full disk, 130 Ctrl+C.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A result is whole or not there: written aside, renamed when it has been proven.
+"""A result is complete or not there: written aside, renamed when it has been verified.
 
 .writing-NAME       the result while it is made
 .writing-NAME.lock  held by the process that makes it; the kernel frees it when that process dies
@@ -62,11 +62,11 @@ def written_aside(out: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
     except (InputError, KeyboardInterrupt):
         raise
     except Exception as error:
-        told = disk_fault(error)
-        if told is not None:
+        reason = disk_error(error)
+        if reason is not None:
             free = f"{shutil.disk_usage(out.parent).free:,} bytes free"
             raise InputError(
-                f"--out ({out}): {told} ({free}); nothing was kept. Free space, or give another folder"
+                f"--out ({out}): {reason} ({free}); nothing was kept. Free space, or give another folder"
             ) from error
         if isinstance(error, OSError):
             raise RunFailed(f"--out ({out}): {error.strerror or error}; nothing was kept") from error
@@ -111,7 +111,7 @@ def _refuse_what_is_there(out: Path, overwrite: bool, kind: str) -> None:
     refuse_unless_own(out, kind, "--out")
 
 
-def disk_fault(error: BaseException | None) -> str | None:
+def disk_error(error: BaseException | None) -> str | None:
     """What the disk said, where it is the cause of `error`: torch hides it behind an error of its own, and the Rust of
     safetensors and tokenizers makes words of it.
     """

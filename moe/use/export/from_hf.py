@@ -5,8 +5,8 @@
 - Weights become fp32, as training keeps them, in files beside the result until they are saved: the memory needed does
   not grow with the model.
 - An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
-  cut, and that is told.
-- The same proof as for an export: transformers on the folder against our model of the checkpoint.
+  cut, and that is reported.
+- The same verification as for an export: transformers on the folder against our model of the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from moe.common.units import show
 from moe.data.hub_client import carefully
 from moe.data.text.kept_tokenizer import keep_tokenizer
 from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
+from moe.model.families.table import complete
 from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name, read_checkpoint, write_checkpoint
 from moe.use.export.folders import written_aside
 from moe.use.export.hf_weights import check_sizes, opened, read_weights
-from moe.use.export.proof import CannotLoad, prove, prove_import
 from moe.use.export.settings import from_config
+from moe.use.export.verify import CannotLoad, verify_import, verify_logits
 from moe.use.inference import PREFIX, build_skeleton, load_weights
 
 TEMPORARY = "tensors"
@@ -46,9 +47,9 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
     """
     folder = _folder(source)
     content = _read_json(folder / "config.json")
-    settings = from_config(content, f"--from-hf ({source})")
+    settings, family = from_config(content, f"--from-hf ({source})")
     with opened(folder) as place:
-        check_sizes(place, content, settings, f"--from-hf ({source})")
+        check_sizes(place, content, complete(settings), family, f"--from-hf ({source})")
     tokenizer = load_tokenizer(str(folder))
     kept, ids = keep_tokenizer(tokenizer), vocab_size(tokenizer)
     if ids > content["vocab_size"]:
@@ -68,7 +69,6 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         "tokenizer": kept.fingerprint,
         "imported_from": source,
     }
-    dense = settings["n_experts"] == 1
     with written_aside(out, overwrite=overwrite, kind="import") as aside:
         scratch = aside / TEMPORARY
         scratch.mkdir()
@@ -77,20 +77,20 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
                 place,
                 model.state_dict(),
                 source=f"--from-hf ({folder})",
-                dense=dense,
+                family=family,
                 scratch=scratch,
             )
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
-        shape = (settings["n_layers"], settings["n_experts"])
+        shape = (len(model.expert_layers), settings["n_experts"])
         more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
         state["balance.share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
         say("reading it back, comparing logits with transformers' ...")
         with opened(folder) as place:
-            prove_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, dense=dense)
+            verify_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, family)
         model.load_state_dict(weights, assign=True)
         try:
-            difference = prove(folder, model.eval())
+            difference = verify_logits(folder, model.eval())
         except CannotLoad as error:  # the folder is the user's here
             raise InputError(f"--from-hf ({source}): {error}") from error
         say(f"verified: max logit difference {difference:.1e}")
@@ -113,7 +113,7 @@ def _folder(source: str) -> Path:
         return Path(carefully(source, lambda: snapshot_download(source, allow_patterns=PATTERNS)))
     except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--from-hf ({source}): is no folder, and the hub does not give it ({cause})") from None
+        raise InputError(f"--from-hf ({source}): is not a folder, and the hub does not give it ({cause})") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

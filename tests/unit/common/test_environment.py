@@ -30,8 +30,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"RANK": "first"}, r"RANK \('first'\) must be a whole number from 0"),
-        ({"WORLD_SIZE": "0"}, r"WORLD_SIZE \('0'\) must be a whole number from 1"),
+        ({"RANK": "first"}, r"RANK \('first'\) must be an integer of at least 0"),
+        ({"WORLD_SIZE": "0"}, r"WORLD_SIZE \('0'\) must be an integer of at least 1"),
         ({"LOCAL_RANK": "-1"}, r"LOCAL_RANK \('-1'\)"),
         ({"RANK": "1"}, r"RANK \(1\) is not below WORLD_SIZE \(1\)"),
         ({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, r"LOCAL_RANK \(3\) is not below LOCAL_WORLD_SIZE \(2\)"),

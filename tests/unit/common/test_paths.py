@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from moe.common.errors import InputError, told_by
+from moe.common.errors import InputError, library_errors
 from moe.common.ownership import MARK, begin, entries, finish, refuse_unless_own, remove_own, replaceable_place
 from moe.common.paths import local_path, path_or_address
 from moe.common.units import clock
@@ -292,11 +292,14 @@ def test_a_librarys_error_is_one_message_and_ours_a_traceback() -> None:
     import json
 
     words = r"--tasks \(x\): lm-eval cannot do it \(JSONDecodeError: Expecting value"
-    with pytest.raises(InputError, match=words), told_by("lm-eval", "--tasks (x)"):
+    with pytest.raises(InputError, match=words), library_errors("lm-eval", "--tasks (x)"):
         json.loads("nothing")
-    with pytest.raises(InputError, match="AssertionError: no reason is given"), told_by("lm-eval", "--tasks (x)"):
+    with (
+        pytest.raises(InputError, match="AssertionError: no reason is given"),
+        library_errors("lm-eval", "--tasks (x)"),
+    ):
         raise AssertionError
-    with pytest.raises(TypeError), told_by("lm-eval", "--tasks (x)"):
+    with pytest.raises(TypeError), library_errors("lm-eval", "--tasks (x)"):
         clock("no number")  # type: ignore[arg-type]
 
 

@@ -29,7 +29,12 @@ def path(tmp_path: Path) -> Path:
         ("output_dir=x", "output_dir: unknown key; did you mean save_folder?"),
         ("max_steps=8", "max_steps: unknown key; did you mean max_duration? (in tokens (10000000000tok) or steps"),
         ("model.weight_decay=0.1", "model.weight_decay: unknown key; did you mean optimizer.weight_decay?"),
-        # a misspelt name of our own is still told by its letters
+        ("training.local_batch_size=8", "training: unknown key; did you mean device_train_microbatch_size?"),
+        (
+            "model.load_balance_coeff=1e-3",
+            "model.load_balance_coeff: unknown key; did you mean model.balance_rate? (with",
+        ),
+        # a misspelt name of our own is still found by its letters
         ("max_duratoin=8ba", "max_duratoin: unknown key; did you mean max_duration?"),
         ("model.top_kk=2", "model.top_kk: unknown key; did you mean model.top_k?"),
     ],

@@ -40,7 +40,7 @@ def test_all_faults_are_reported_at_once_each_with_path_value_and_mend(path: Pat
     assert "model.d_modle: unknown key; did you mean model.d_model?" in text
     assert "precision: is 'bf16'" in text and "amp_bf16" in text
     assert "eval_data.locl: unknown key; did you mean eval_data.local?" in text
-    assert "oops: is no override" in text
+    assert "oops: is not an override" in text
 
 
 def test_faults_between_settings_are_told_with_those_of_type_unless_they_are_about_them(path: Path) -> None:
@@ -75,8 +75,8 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
             r"t_warmup and scheduler\.t_decay together exceed",
         ),
         (["scheduler.t_warmup=10240tok"], r"t_warmup \(10240tok\) is not shorter than max_duration"),
-        (["save_interval=500"], r"save_interval \(500\) is no duration"),
-        (["max_duration=1ep"], r"max_duration \(1ep\) is no duration"),
+        (["save_interval=500"], r"save_interval \(500\) is not a duration"),
+        (["max_duration=1ep"], r"max_duration \(1ep\) is not a duration"),
         (["save_folder="], r"save_folder"),
         (["save_folder=''"], r"save_folder is empty with autoresume: true"),
         (["resume_from=5000"], r"resume_from \(5000\) must name a step, as step:5000"),
@@ -84,7 +84,7 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["alert_command=no-such-program -x"], r"alert_command .* there is no program 'no-such-program'"),
         (["optimizer.lr=0"], r"optimizer\.lr \(0\.0\) must be above 0"),
         (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
-        (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be a whole number"),
+        (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be an integer"),
         (["compile=maybe"], r"compile \(maybe\) must be auto, true or false"),
         (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) goes with scheduler\.name wsd"),
         (["run_name=a/b"], r"run_name \(a/b\) must be letters"),
@@ -100,7 +100,10 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["global_train_batch_size=10000001"], r"must be at least 1 and at most 10,000,000$"),
         (["model.n_layers=10001"], r"model\.n_layers \(10001\) must be at most 10,000"),
         (["model.expert_hidden=1000001"], r"model\.expert_hidden \(1000001\) must be at most 1,000,000"),
-        (["device_train_microbatch_size=99999999999"], r"must be a whole number of sequences \(at most 10,000,000\)"),
+        (
+            ["device_train_microbatch_size=99999999999"],
+            r"must be an integer number of sequences \(at most 10,000,000\)",
+        ),
         (["eval_data.max_batches=99999999999"], r"eval_data\.max_batches \(99999999999\) must be at least 1 and"),
         (["max_duration=" + "9" * 19 + "ba"], r"max_duration \(9+ba\) has more than 18 digits"),
         (
@@ -112,14 +115,14 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["optimizer.lr=.inf"], r"optimizer\.lr \(inf\) must be above 0"),
         (["save_folder=gs://b/x"], r"save_folder \(gs://b/x\) must be a folder, or s3://bucket/prefix"),
         (["save_folder=s3://"], r"save_folder \(s3://\) must be a folder, or s3://bucket/prefix"),
-        (["time_limit=4"], r"time_limit \(4\) is no wall-clock time; write it as 90s, 30m, 12h or 2d"),
-        (["stall_timeout=0m"], r"stall_timeout \(0m\) is no wall-clock time"),
+        (["time_limit=4"], r"time_limit \(4\) is not a wall-clock time; write it as 90s, 30m, 12h or 2d"),
+        (["stall_timeout=0m"], r"stall_timeout \(0m\) is not a wall-clock time"),
         (["max_failed_saves=0"], r"max_failed_saves \(0\) must be at least 1"),
         (["train_data.cache_limit=1gb"], r"cache_limit \(1gb\) would delete shards that have no other copy"),
-        (["train_data.cache_limit=lots"], r"cache_limit \(lots\) is no size; write it as 500mb or 100gb"),
+        (["train_data.cache_limit=lots"], r"cache_limit \(lots\) is not a size; write it as 500mb or 100gb"),
         (["save_folder=${nope}"], r"nope"),
         (["run_name=${run_name}"], r"run_name"),
-        (['save_folder="runs\\0/x"'], r"save_folder \('runs\\x00/x'\) holds a character that is none in UTF-8"),
+        (['save_folder="runs\\0/x"'], r"save_folder \('runs\\x00/x'\) holds a character that is not valid UTF-8"),
         (['sample_prompts=[a, "b\\ud800"]'], r"sample_prompts\.1 \('b\\ud800'\) holds a character"),
         (["tokenizer=a\udcff"], r"tokenizer"),
     ],
@@ -134,7 +137,7 @@ def test_a_missing_file_names_the_yamls_beside_it(path: Path) -> None:
 
 def test_a_key_that_stands_twice_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\nseed: 2\n")
-    assert "'seed' stands twice" in faults(tmp_path / "c.yaml")[0]
+    assert "'seed' is given twice" in faults(tmp_path / "c.yaml")[0]
 
 
 @pytest.mark.parametrize("text", ["model: &a {d_model: *a}", "sample_prompts: &a [x, *a]", "seed: " + "[" * 2000])
@@ -349,11 +352,26 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.routed_scaling_factor=-1"], "model.routed_scaling_factor (-1.0) must be above 0"),
         (["model.balance=bias"], "model.balance: is 'bias'"),
         (["model.scoring_func=relu"], "model.scoring_func: is 'relu'"),
+        (["model.first_k_dense_replace=2"], "model.first_k_dense_replace (2) leaves no layer of experts of model.n_"),
+        (["model.first_k_dense_replace=-1"], "model.first_k_dense_replace (-1) must be at least 0"),
+        (["model.dense_hidden=64"], "model.dense_hidden (64) goes with model.first_k_dense_replace above 0; remove it"),
+        (["model.first_k_dense_replace=1", "model.dense_hidden=0"], "model.dense_hidden (0) must be at least 1"),
+        (["model.qk_norm=layer"], "model.qk_norm (layer) must be head, full or false"),
+        (["model.qk_norm=null"], "model.qk_norm: is None"),
     ],
 )
 def test_faults_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
     (fault,) = faults(path, *overrides)
     assert fault.startswith(expected)
+
+
+def test_qk_norm_keeps_the_word_of_earlier_versions(path: Path) -> None:
+    assert [load_config(path, given).model.qk_norm for given in ([], ["model.qk_norm=true"])] == ["head", "head"]
+    assert [load_config(path, [f"model.qk_norm={value}"]).model.qk_norm for value in ("full", "false", "off")] == [
+        "full",
+        False,
+        False,
+    ]
 
 
 def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
@@ -390,4 +408,4 @@ def test_a_tag_that_its_value_does_not_fit_is_one_fault(path: Path, value: str) 
     """A KeyError or AttributeError of yaml's own came through."""
     path.write_text(path.read_text() + f"seed: {value}\n")
     (found,) = faults(path)
-    assert "is no" in found or "seed: is ''" in found
+    assert "is not of type" in found or "seed: is ''" in found

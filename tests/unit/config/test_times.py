@@ -9,7 +9,7 @@ def test_tokens_and_batches_are_read_and_written() -> None:
 
 @pytest.mark.parametrize("text", ["500", "0ba", "-1ba", "1ep", "1.5tok", "", "tok", "5 ba x"])
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration"):
+    with pytest.raises(ValueError, match="is not a duration"):
         parse_time(text)
 
 

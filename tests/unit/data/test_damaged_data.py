@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe.cli.main import main
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data import read_meta
 from moe.data.read.verify import read_samples, verify_split
 from moe.data.text.planning import plan_units
@@ -59,10 +59,10 @@ def test_more_samples_than_the_shard_holds_are_told(token_folder: Path, more: in
     index = token_folder / "train/index.json"
     held = json.loads(index.read_text())["shards"][0]["samples"]
     edit(index, "shards", 0, "samples", value=held + more)
-    with pytest.raises((InputError, DataFault), match=r"shard\.00000\.mds.* samples"):
+    with pytest.raises((InputError, DataError), match=r"shard\.00000\.mds.* sequences"):
         list(train_loader(token_folder))
     if more > 1:
-        assert "samples of index.json" in verify_split(token_folder / "train")[0]
+        assert "sequences of index.json" in verify_split(token_folder / "train")[0]
 
 
 def test_hashes_of_another_kind_cannot_verify_and_say_so(token_folder: Path) -> None:

@@ -108,7 +108,7 @@ def test_batches_are_the_runs_own_so_their_number_means_the_same_samples(run: Pa
     for size in ("3", "8"):
         assert main([*command, "--batch-size", size]) == 0
         lines.append(capsys.readouterr().out)
-    assert "in 8 samples)" in lines[0] and lines[0] == lines[1]
+    assert "in 8 sequences)" in lines[0] and lines[0] == lines[1]
 
 
 BAD = {
@@ -168,7 +168,7 @@ def test_a_flag_without_effect_is_refused_by_name(tiny: Path, capsys, flag: str)
 def test_the_place_for_results_is_tried_before_the_work(tmp_path: Path, capsys) -> None:
     """C9: a folder, a file in a file, a folder that cannot be written to; nothing is made by the trial."""
     (tmp_path / "file").write_text("mine")
-    for path, cause in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "is no folder")):
+    for path, cause in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "is not a folder")):
         assert main(["eval", "nowhere", "--tasks", "arc", "--output", str(path)]) == 2
         told = capsys.readouterr().err
         assert f"--output ({path})" in told and cause in told

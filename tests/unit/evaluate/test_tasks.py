@@ -102,14 +102,14 @@ def test_a_task_whose_data_cannot_be_had_is_told_before_the_export(run: Path, ta
     (tasks / "data.jsonl").unlink()
     assert main(["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks)]) == 2
     told = capsys.readouterr().err
-    assert "--tasks: the data of own_choice cannot be had: " in told and "docs/serving.md" in told
+    assert "--tasks: the data of own_choice is not available: " in told and "docs/serving.md" in told
     assert "Traceback" not in told and not (run / "hf").exists()
 
 
 def test_without_lm_eval_the_command_to_install_it_is_told(run: Path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     assert main(["eval", str(run), "--tasks", "hellaswag"]) == 2
-    assert "pip install -e '.[eval]'" in capsys.readouterr().err
+    assert "; pip install 'lm-eval[hf]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

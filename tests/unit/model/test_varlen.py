@@ -31,7 +31,7 @@ def plain_ends(sample):
 
 def emulated_varlen(q_THC, k_TGC, v_TGC, starts_q, starts_k, max_q, max_k, *, window_size, enable_gqa=None):
     """What varlen attention is defined to be: every stretch between two starts alone, causal."""
-    if attention.VARLEN_IS_TOLD_OF_GROUPS:
+    if attention.VARLEN_TAKES_GROUPS:
         assert enable_gqa is (q_THC.shape[1] != k_TGC.shape[1])
     else:
         assert enable_gqa is None
@@ -81,7 +81,7 @@ def test_room_for_documents_grows_by_powers_of_two(documents, room):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_grouped_queries_are_named_where_the_kernel_takes_the_name(monkeypatch, tokens, told, kv_heads):
     """F1: a newer torch refuses fewer key-value heads than query heads where it is not told; an older one cannot be."""
-    monkeypatch.setattr(attention, "VARLEN_IS_TOLD_OF_GROUPS", told)
+    monkeypatch.setattr(attention, "VARLEN_TAKES_GROUPS", told)
     monkeypatch.setattr(attention, "varlen_attn", emulated_varlen)
     g = torch.Generator().manual_seed(2)
     qkv = [torch.randn(3, 20, heads, 8, generator=g, dtype=torch.float64) for heads in (4, kv_heads, kv_heads)]
@@ -96,7 +96,7 @@ def test_what_the_kernel_takes_is_read_from_its_signature():
         import inspect
 
         taken = set(inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters)
-        assert ("enable_gqa" in taken) == attention.VARLEN_IS_TOLD_OF_GROUPS
+        assert ("enable_gqa" in taken) == attention.VARLEN_TAKES_GROUPS
     assert (torch.__version__ >= "2.11") == attention.HAS_VARLEN
 
 

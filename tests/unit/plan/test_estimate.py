@@ -136,7 +136,7 @@ def test_the_vocabulary_is_that_of_the_data_then_the_tokenizer_then_the_flag(tin
         (["--mfu", "40"], "--mfu (40.0)"),
         (["--mfu", "1e-300"], "--mfu (1e-300) must be at least 0.01"),
         (["--vocab-size", "9999999999"], "--vocab-size (9999999999) must be at least 1 and at most 100,000,000"),
-        (["--price", "1e300"], "--price (1e300) is no price from 0 to 1,000,000"),
+        (["--price", "1e300"], "--price (1e300) is not a price from 0 to 1,000,000"),
         (["--gpu", "Voodoo"], "RTX 3080"),
         (["--price", "cheap"], "--price (cheap)"),
         (["model.top_k=9"], "model.top_k (9)"),
@@ -191,6 +191,27 @@ def test_the_dense_twin_has_the_active_parameters_and_says_on_how_many_tokens_to
     dense = ["model.n_experts=1", "model.top_k=1"]
     assert main(["estimate", YAML, *dense]) == 0
     assert "TWIN" not in capsys.readouterr().out, "it is one"
+
+
+def test_dense_layers_and_the_width_of_qk_norm_are_in_parameters_flops_memory_the_twin_and_the_page(capsys) -> None:
+    settings = ["model.first_k_dense_replace=2", "model.dense_hidden=3072", "model.qk_norm=full"]
+    plain, found = estimate(capsys), estimate(capsys, *settings)
+    before, count = plain["parameters"], found["parameters"]
+    assert count["dense"] == 2 * 3 * 768 * 3072 and before["dense"] == 0
+    assert count["experts"] * 12 == before["experts"] * 10 and count["router"] * 12 == before["router"] * 10
+    assert count["norms"] - before["norms"] == 12 * (12 + 4 - 2) * 64
+    passed = 768 * 3 * (2 * 3072 - 2 * 2 * 2048)  # of a token in two layers: 2 of the experts elsewhere
+    assert count["active"] - before["active"] == passed + count["norms"] - before["norms"] - 2 * 8 * 768
+    flops = found["work"]["flops_per_token"] - plain["work"]["flops_per_token"]
+    assert flops == pytest.approx(6 * (passed - 2 * 8 * 768))
+    twin = found["dense_twin"]["parameters"]
+    assert twin == pytest.approx(count["active"] - count["router"], rel=1e-3), "as many as are active here"
+    for one, other in zip(found["memory"]["bytes"], plain["memory"]["bytes"], strict=True):
+        assert one["weights"] == 4 * count["total"] // one["n_gpus"]
+        assert one["activations"] < other["activations"], "what a narrow MLP keeps is less than what experts do"
+    assert main(["estimate", YAML, *settings]) == 0
+    page = capsys.readouterr().out
+    assert f"{count['dense']:,}" in page and "8 experts, top 2, 2 dense layers first" in page
 
 
 def test_a_shared_expert_is_in_parameters_flops_memory_and_the_page(capsys) -> None:

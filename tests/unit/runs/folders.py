@@ -107,7 +107,7 @@ ALARM = {
     "step": 70,
     "name": "dead_expert",
     "message": "an expert of layer 1 gets nothing",
-    "mend": "raise model.balance_loss",
+    "fix": "raise model.balance_loss",
 }
 
 

@@ -26,6 +26,12 @@ def test_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
     assert lines.read() == [{"step": 1}, {"step": 2, "train/loss": 3.0}]
 
 
+def test_an_alarm_of_version_0_1_keeps_its_fix(tmp_path: Path) -> None:
+    old = {"mend" if key == "fix" else key: value for key, value in ALARM.items()}
+    run = read_run(make_run(tmp_path / "run", alarms=(old, ALARM, {"message": "damaged"})))
+    assert [alarm["fix"] for alarm in run.alarms] == [ALARM["fix"], ALARM["fix"], None]
+
+
 def test_rows_that_a_resume_cuts_are_gone(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_lines(path, [{"step": n} for n in range(9)])

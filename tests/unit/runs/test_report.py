@@ -4,62 +4,18 @@ import os
 import re
 import shutil
 import subprocess
-import warnings
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from moe.cli.main import main
-from moe.runs.charts import Marks, charts, loss_chart, other_charts, smooth, thin
-from moe.runs.heats import expert_heats
 from moe.runs.page import report_page
 from moe.runs.png import title_of
 from moe.runs.reading import read_run
-from moe.runs.scales import log_ticks, number, ticks
-from tests.unit.runs.folders import ALARM, CHANGED, KILLED, TOKENS_PER_STEP, make_run, row
+from tests.unit.runs.folders import ALARM, CHANGED, KILLED, make_run, row
+from tests.unit.runs.pages import parse, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-
-
-class Strict(HTMLParser):
-    """Fails on tags that do not match, and keeps text and addresses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text.append(data)
-
-
-def parse(page: str) -> Strict:
-    parser = Strict()
-    parser.feed(page)
-    parser.close()
-    assert not parser.open
-    return parser
-
-
-def write(tmp_path: Path, *arguments: str) -> str:
-    out = tmp_path / "out" / "page.html"
-    assert main(["report", *arguments, "--out", str(out)]) == 0
-    return out.read_text()
 
 
 def test_the_page_holds_all_it_needs_and_tells_what_happened(tmp_path: Path) -> None:
@@ -71,7 +27,7 @@ def test_the_page_holds_all_it_needs_and_tells_what_happened(tmp_path: Path) -> 
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", page)
     for words in ("Loss", "Learning rate", "Gradient norm", "Throughput", "Layer 0", "Layer 1", "odd/metric"):
         assert words in text, words
-    for words in ("killed", ALARM["message"], ALARM["mend"], " upon a time", "optimizer.lr", "torch", "fingerprint"):
+    for words in ("killed", ALARM["message"], ALARM["fix"], " upon a time", "optimizer.lr", "torch", "fingerprint"):
         assert words in text, words
     assert "1m10s" in text  # 60 s until it went on, 10 s for 20 steps retrained
     assert (tmp_path / "out" / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -142,7 +98,7 @@ def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pyte
     for more, words in (
         (["--out", str(tmp_path / "page.txt")], "must end in .html"),
         (["--out", str(tmp_path / "file" / "page.html")], "cannot be written"),
-        (["--compare", folder], "stands twice"),
+        (["--compare", folder], "is given twice"),
         (["--compare", str(tmp_path / "nowhere")], "no such folder"),
     ):
         assert main(["report", folder, *more]) == 2
@@ -180,126 +136,11 @@ def test_a_full_disk_leaves_an_earlier_report_as_it_was(
     assert not list(folder.glob(".report*"))
 
 
-def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
-    from moe.runs.charts import marks_of
-    from moe.runs.interruptions import interruptions
-
-    run = read_run(make_run(tmp_path / "run", events=KILLED))
-    marks = marks_of(run, interruptions(run))
-    (mark,) = marks.interruptions
-    assert (mark.x, mark.back) == (70 * TOKENS_PER_STEP, 50 * TOKENS_PER_STEP)
-    chart = loss_chart({"run": run}, marks)
-    assert chart is not None and chart.marks == marks
-
-
-def test_an_interruption_beyond_the_last_row_is_on_the_axis(tmp_path: Path) -> None:
-    from moe.runs.charts import marks_of
-    from moe.runs.interruptions import interruptions
-
-    stopped = {**KILLED[1], "event": "stop", "step": 90}
-    folder = make_run(
-        tmp_path / "run", steps=70, saved=(), state="stopped", events=(KILLED[0], stopped, {**KILLED[2], "step": 90})
-    )
-    run = read_run(folder)
-    marks = marks_of(run, interruptions(run))
-    loss = loss_chart({"run": run}, marks)
-    assert (
-        loss is not None and loss.limits_x == (0, 90 * TOKENS_PER_STEP) and marks.interruptions[0].x == loss.limits_x[1]
-    )
-    page = write(tmp_path, str(folder))
-    assert all(float(x) <= 1100 - 12 for x in re.findall(r'<line class="mark" x1="([0-9.]+)"', page))
-
-
 def test_badge_and_facts_name_the_same_state(tmp_path: Path) -> None:
     for state in ("stopped", "running"):
         page = write(tmp_path, str(make_run(tmp_path / state, state=state)))
         assert '<span class="badge interrupted">interrupted</span>' in page
         assert "<th>state</th><td>interrupted</td>" in page
-
-
-def test_a_run_at_step_0_has_an_axis_from_0(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    folder = make_run(tmp_path / "new", run_name="新\U0001f680", rows=[{"step": 0, "metrics/eval/loss": 9.0}], saved=())
-    (chart,) = [loss_chart({"new": read_run(folder)}, Marks())]
-    assert chart is not None and chart.limits_x == (0, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        page = write(tmp_path, str(folder))
-    assert re.findall(r'<text class="x"[^>]*>([^<]*)<', page) == ["0", "1"]
-    assert capfd.readouterr().err == ""
-
-
-def test_learning_rates_that_are_the_same_share_a_line(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run"))
-    (rate,) = [chart for chart in charts({"run": run}, ()) if chart.title == "Learning rate"]
-    assert [line.label for line in rate.lines] == ["muon, norms"]
-
-
-def test_every_metric_is_drawn_once(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run"))
-    assert [chart.title for chart in other_charts({"run": run}, ())] == ["odd/metric"]
-
-
-def test_the_load_of_each_expert_is_kept_over_time(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run"))
-    even, uneven = expert_heats(run)
-    assert (even.title, even.labels, even.ratio) == ("Layer 0", [0, 1, 2, 3], True)
-    assert {value for line in even.values for value in line} == {1.0}
-    assert set(uneven.values[3]) == {0.0}
-    assert even.xs[-1] == 100 * TOKENS_PER_STEP
-
-
-def test_thinning_keeps_ends_and_outliers() -> None:
-    points = [(float(n), 1.0) for n in range(10_000)]
-    points[7777] = (7777.0, 99.0)
-    points[1234] = (1234.0, -5.0)
-    kept = thin(points, 100)
-    assert len(kept) <= 102
-    assert {points[0], points[-1], points[7777], points[1234]} <= set(kept)
-    assert kept == sorted(kept)
-
-
-def test_smoothing_does_not_lag_behind() -> None:
-    line = [(float(n), 2.0 * n) for n in range(120)]
-    assert [y for _, y in smooth(line)] == pytest.approx([y for _, y in line])
-
-
-def test_ticks_are_round_and_within() -> None:
-    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10]
-    assert ticks(0.3, 0.9, 3) == pytest.approx([0.4, 0.6, 0.8])
-    assert log_ticks(0.3, 30) == pytest.approx([0.5, 1, 2, 5, 10, 20])
-    assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1])
-    assert [number(value) for value in (0, 0.00043214, 6.00003, 1486, 1234567)] == [
-        "0",
-        "0.0004321",
-        "6.000",
-        "1486",
-        "1.23M",
-    ]
-
-
-def test_scales_bear_numbers_at_the_ends_of_what_a_float_holds() -> None:
-    for low, high in ((1e-320, 1.7e308), (1e300, 1.7e308), (1e-323, 2e-323), (1.0, float("inf"))):
-        assert all(low <= value <= high for value in log_ticks(low, high))
-    for low, high in ((-1.7e308, 1.7e308), (0.0, 5e-324), (0.0, float("inf"))):
-        assert all(low <= value <= high for value in ticks(low, high, 5))
-
-
-def test_numbers_that_cannot_be_plotted_end_no_command(tmp_path: Path) -> None:
-    odd = (1e308, -1e308, 3e38, -3e38, 1e-320, 5e-324, 10**400, 0, -1)
-    rows = [
-        {**row(step), **dict.fromkeys(("train/loss", "optim/grad_norm", "throughput/tokens_per_sec", "odd/b"), value)}
-        for step, value in enumerate(odd, 1)
-    ]
-    rows[3] |= {"experts/load/layer_00": [3e38, -3e38, 1e308, 1.0], "experts/max_vio/layer_00": 1e308}
-    rows += [{"step": step, "train/loss": 2.0} for step in (10**400, 1e308, -5, True)]
-    events = ({**KILLED[0], "step": 10**400}, {**KILLED[2], "reached": 1e308}, *KILLED[3:])
-    folder = make_run(tmp_path / "run", rows=rows, events=events)
-    page = parse(write(tmp_path, str(folder)))
-    assert "nan" not in " ".join(page.text)
-    for command in (["watch", str(folder), "--once"], ["runs", str(folder)]):
-        assert main(command) == 0
-    huge = make_run(tmp_path / "huge", state="running", max_seq_len=10**400, global_train_batch_size=float("inf"))
-    parse(write(tmp_path, str(huge)))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -381,23 +222,3 @@ def test_labels_are_large_enough_to_read_at_any_width(tmp_path: Path, width: int
     done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     (smallest,) = re.findall(r"<title>([\d.]+)</title>", done.stdout)[:1]
     assert float(smallest) >= 8.5
-
-
-@pytest.mark.parametrize(("value", "told"), [(0.0, "all 0"), (3.25, "all 3.250")])
-def test_a_heat_map_of_one_value_has_a_scale_of_that_value(tmp_path: Path, value: float, told: str) -> None:
-    """Counts that are all zero had a scale from -0.389 to 0.389."""
-    rows = [{"step": n, **{f"experts/idle/layer_0{k}": value for k in (0, 1)}} for n in (1, 2)]
-    page = write(tmp_path, str(make_run(tmp_path / "run", rows=rows)))
-    assert f"<span>{told}</span>" in page and "&ge; 0.389" not in page and "&lt; -" not in page
-    rows[1]["experts/idle/layer_00"] = value + 1
-    assert f"<span>{told}</span>" not in write(tmp_path, str(make_run(tmp_path / "other", rows=rows)))
-
-
-def test_each_throughput_says_what_it_is(tmp_path: Path) -> None:
-    """A median stood in the tile and the last row's beside the curve, both without a name."""
-    rows = [{**row(step), "throughput/tokens_per_sec": 100.0 * step} for step in range(2, 62, 2)]
-    one, other = make_run(tmp_path / "run", rows=rows, steps=60), make_run(tmp_path / "other")
-    page = write(tmp_path, str(one), "--compare", str(other))
-    assert "<b>4.1k</b><em>tokens/s, median of the last 20 rows" in page
-    assert "<th>tokens/s, median of the last 20 rows</th>" in page
-    assert "the number beside a name is the last one" in page

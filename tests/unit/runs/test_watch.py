@@ -36,7 +36,7 @@ def test_a_frame_tells_state_progress_curves_experts_checkpoint_and_alarms(tmp_p
     for words in ("loss", "4.181", "grad norm", "tokens/s", "val", "step 50", "2MB, 1 kept", "killed at step 70"):
         assert words in text, words
     words = " ".join(text.split())
-    assert ALARM["message"] in words and ALARM["mend"] in words
+    assert ALARM["message"] in words and ALARM["fix"] in words
     assert "layer 1" in text and "0.00 to 1.33" in text
 
 
@@ -226,5 +226,5 @@ def test_changes_are_shown_in_words_a_row_for_each_restart(tmp_path: Path) -> No
     text = " ".join(text_of(make_run(tmp_path / "one", events=CHANGED), 120).split())
     assert "changed step 50 optimizer.lr 0.002 -> 0.001, alert_command null -> <a>" in text and "2x" not in text
     text = " ".join(text_of(make_run(tmp_path / "many", events=tuple(events)), 120).split())
-    assert "changed step 80 save_interval 1ba -> 80ba earlier ones: 1 (moe runs tells them)" in text
+    assert "changed step 80 save_interval 1ba -> 80ba earlier ones: 1 (moe runs lists them)" in text
     assert "optimizer.lr 0.002" not in text

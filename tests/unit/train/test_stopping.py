@@ -185,7 +185,7 @@ def test_a_terminal_and_a_disk_that_hang_do_not_keep_the_watchdog(tmp_path: Path
     import moe.train.callbacks.progress as progress_module
 
     ended, hangs = threading.Event(), threading.Event()
-    monkeypatch.setattr(progress_module, "TELLING", 0.1)
+    monkeypatch.setattr(progress_module, "REPORT_S", 0.1)
     monkeypatch.setattr(progress_module, "complain", lambda text: hangs.wait(30))
     watchdog = Progress(0.2, stacks=tmp_path, rank=0, note=lambda state: hangs.wait(30), end=lambda code: ended.set())
     watchdog.watch()

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe.common.errors import RunFailed
+from moe.model.families.qwen3_moe import QWEN3_MOE
 from moe.use.export import from_hf, to_hf
 from moe.use.export.from_hf import import_folder
-from moe.use.export.proof import prove_tensors, same_bits
 from moe.use.export.to_hf import export, hf_tensors, write_weights
+from moe.use.export.verify import same_bits, verify_tensors
 from moe.use.inference import find_checkpoint, load_weights
 
 
@@ -31,9 +32,9 @@ def nudged(weight: torch.Tensor) -> torch.Tensor:
 def test_the_least_change_of_one_value_in_any_tensor_is_found_and_named(make_run: Callable, tmp_path: Path) -> None:
     """E7: tensor by tensor, of a folder in several files."""
     weights = load_weights(find_checkpoint(str(make_run(tie_embeddings=False))))
-    parts = hf_tensors(weights, dense=False)
+    parts = hf_tensors(weights, QWEN3_MOE)
     write_weights(tmp_path, parts, shard_bytes=20_000, say=quiet)
-    prove_tensors(tmp_path, parts)
+    verify_tensors(tmp_path, parts)
     files = sorted(tmp_path.glob("*.safetensors"))
     tried = 0
     for path in files:
@@ -41,17 +42,17 @@ def test_the_least_change_of_one_value_in_any_tensor_is_found_and_named(make_run
         for name, weight in right.items():
             save_file({**right, name: nudged(weight)}, path)
             with pytest.raises(RunFailed, match=rf"\n  {name}: its values in {path.name} differ"):
-                prove_tensors(tmp_path, parts)
+                verify_tensors(tmp_path, parts)
             tried += 1
         save_file(right, path)
     assert len(files) > 3 and tried == len(parts) == 2 * (8 + 1 + 3 * 4) + 3
-    prove_tensors(tmp_path, parts)
+    verify_tensors(tmp_path, parts)
 
 
 def test_a_tensor_too_few_too_many_or_of_another_shape_or_type_is_found(make_run: Callable, tmp_path: Path) -> None:
     """E7: and a file that cannot be read."""
     weights = load_weights(find_checkpoint(str(make_run())))
-    parts = hf_tensors(weights, dense=False)
+    parts = hf_tensors(weights, QWEN3_MOE)
     write_weights(tmp_path, parts, shard_bytes=10**9, say=quiet)
     path, name = tmp_path / "model.safetensors", "model.norm.weight"
     right = load_file(path)
@@ -64,10 +65,10 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_or_type_is_found(make_run
     for told, tensors in faults.items():
         save_file(tensors, path)
         with pytest.raises(RunFailed, match=told):
-            prove_tensors(tmp_path, parts)
+            verify_tensors(tmp_path, parts)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(RunFailed, match=r"model.safetensors: cannot be read back"):
-        prove_tensors(tmp_path, parts)
+        verify_tensors(tmp_path, parts)
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.experts.2.down_proj.weight"])

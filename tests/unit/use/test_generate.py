@@ -126,7 +126,7 @@ def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(
 
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "hub_fault", lambda name: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(module, "hub_error", lambda name: pytest.fail("the hub was asked"))
     with pytest.raises(InputError, match="that folder is not there"):
         load_tokenizer(name)
     with pytest.raises(InputError, match="there is no such folder"):

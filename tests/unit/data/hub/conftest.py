@@ -24,7 +24,7 @@ def serve(folder: Path, monkeypatch: pytest.MonkeyPatch):
         started.append(Hub({"some/set": folder} if datasets is None else datasets, *args, **settings))
         monkeypatch.setenv("HF_ENDPOINT", started[-1].url)
         monkeypatch.setattr(hub_client, "FIRST_PAUSE_S", 0.01)
-        monkeypatch.setattr(hub_client, "_last_told", [])
+        monkeypatch.setattr(hub_client, "_last_reported", [])
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
         return started[-1]
 

@@ -22,7 +22,7 @@ def test_many_files_are_planned_at_once_in_their_order(serve, folder, monkeypatc
     """C12: 300 files one request after another took 44 s."""
     parquet_files(folder, 60)
     serve(lambda path, count: time.sleep(0.1) if path.endswith(".parquet") else None)
-    monkeypatch.setattr("moe.data.text.planning.TELL_EVERY_S", 0.1)
+    monkeypatch.setattr("moe.data.text.planning.REPORT_EVERY_S", 0.1)
     files = source().files
     begun = time.monotonic()
     units, bad = plan_units(files, "text")

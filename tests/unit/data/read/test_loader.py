@@ -9,7 +9,7 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data import StreamSpec, build_eval_loader
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 from tests.unit.data.read.loaders import COMMON, begun, numbers, run_ranks, train_loader
@@ -81,7 +81,7 @@ def test_a_position_without_an_order_is_one_in_stocks_order_and_stays_one(token_
     del stock
     loader = train_loader(token_folder)
     loader.load_state_dict({"epoch": 0, "sample_in_epoch": 16, "num_canonical_nodes": 1, "shuffle_seed": 17})
-    assert capsys.readouterr().out.count("keeps the order of samples that it was begun with (py1e)") == 1
+    assert capsys.readouterr().out.count("keeps the order of sequences that it was begun with (py1e)") == 1
     epochs = [[row for batch in loader for row in batch["tokens"].tolist()] for _ in range(2)]
     assert epochs == [expected[0][16:], expected[1]]
     assert "order" not in loader.state_dict()
@@ -90,7 +90,7 @@ def test_a_position_without_an_order_is_one_in_stocks_order_and_stays_one(token_
 def test_an_order_that_this_version_does_not_know_is_refused_by_name(token_folder):
     loader = train_loader(token_folder)
     position = {"epoch": 0, "sample_in_epoch": 0, "num_canonical_nodes": 1, "shuffle_seed": 17}
-    with pytest.raises(InputError, match=r"order of samples \(window-9\) is not known to this version"):
+    with pytest.raises(InputError, match=r"order of sequences \(window-9\) is not known to this version"):
         loader.load_state_dict({**position, "order": {"name": "window-9", "window": 3}})
 
 
@@ -251,7 +251,7 @@ def test_a_shard_cut_short_while_it_is_read_is_named_and_kills_no_process(token_
         next(batches)
     for shard in (token_folder / "train").glob("*.mds"):
         os.truncate(shard, 100)
-    with pytest.raises((DataFault, RuntimeError), match=r"shard\.\d+\.mds: 100 bytes, index\.json says \d+"):
+    with pytest.raises((DataError, RuntimeError), match=r"shard\.\d+\.mds: 100 bytes, index\.json says \d+"):
         list(batches)
 
 
@@ -261,13 +261,13 @@ def test_other_sequence_length_is_refused_with_both_values(token_folder):
 
 
 def test_fewer_samples_than_a_global_batch_are_refused(token_folder):
-    with pytest.raises(InputError, match="230 samples, fewer than one global batch of 256"):
+    with pytest.raises(InputError, match="230 sequences, fewer than one global batch of 256"):
         train_loader(token_folder, batch=256)
 
 
 def test_empty_split_is_refused(tmp_path):
     write_split(tmp_path / "val", np.empty((0, SEQ_LEN), np.uint16))
-    with pytest.raises(InputError, match="holds no samples"):
+    with pytest.raises(InputError, match="holds no sequences"):
         eval_batches(tmp_path)
 
 

@@ -134,7 +134,7 @@ def test_shares_are_exact_to_one_sample_whatever_the_sizes():
 
 def test_a_stream_or_an_epoch_without_samples_is_refused():
     specs = {"web": StreamSpec("w", None, "train"), "code": StreamSpec("c", None, "train", 1e-6)}
-    with pytest.raises(InputError, match=r"train_data\.streams\.code: gets none of an epoch's 296 samples"):
+    with pytest.raises(InputError, match=r"train_data\.streams\.code: gets none of an epoch's 296 sequences"):
         epoch_samples(specs, SIZES, global_batch=8)
     with pytest.raises(InputError, match="fewer than one global batch of 512"):
         epoch_samples(specs, SIZES, global_batch=512)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from moe.common.errors import DataFault, InputError
+from moe.common.errors import DataError, InputError
 from moe.data import build_text_eval_loader, build_text_loader
 from moe.data.read import lanes
 from moe.data.read.lanes import documents, validation_rows
@@ -173,14 +173,14 @@ def test_a_file_that_breaks_while_training_is_one_message_and_no_hang(plan, text
     job = plan().job
     content = (text_folder / "c.jsonl.gz").read_bytes()
     (text_folder / "c.jsonl.gz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataFault, match=r"^train_data\.text: c\.jsonl\.gz: cannot be read to its end"):
+    with pytest.raises(DataError, match=r"^train_data\.text: c\.jsonl\.gz: cannot be read to its end"):
         batches(job, 400, workers=workers)
 
 
 def test_text_without_a_document_to_train_on_is_told(plan, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.jsonl").write_text('{"text": " "}\n{"text": null}\n' * 50)
-    with pytest.raises(DataFault, match="no document to train on"):
+    with pytest.raises(DataError, match="no document to train on"):
         batches(plan(tmp_path / "none").job, 1)
 
 

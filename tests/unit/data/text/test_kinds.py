@@ -12,11 +12,11 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.data.text import json_array, planning
+from moe.data.text.complete import Quotes
 from moe.data.text.files import SourceFile, kind_of
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
-from moe.data.text.whole import Quotes
 from moe.data.write.convert import convert
 from tests.unit.data.conftest import make_texts
 
@@ -125,7 +125,7 @@ def test_an_array_of_any_size_of_object_is_read_through_small_chunks(tmp_path, m
         (b'[{"text": "a"} {"text": "b"}]', "where a comma"),
         (b'[{"text": "a"}] []', "more behind the array's end"),
         (b'[{"body": "a"}]', "no column 'text'; there are body"),
-        (b"[1, 2]", "no JSON objects"),
+        (b"[1, 2]", "not JSON objects"),
         (b'{\n "text": "a"\n}\n', "`jq -c .` makes jsonl"),
     ],
 )

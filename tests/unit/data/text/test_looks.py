@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe.common.errors import InputError
-from moe.data.text.looks import head_fault
+from moe.data.text.looks import head_error
 from moe.data.text.rows import Skipped
 from tests.unit.data.text.test_kinds import documents, zst
 
@@ -68,7 +68,7 @@ def test_a_pointer_or_a_page_is_named_whatever_it_is_called(tmp_path, name, cont
     ],
 )
 def test_text_is_text(text):
-    assert head_fault(text.encode()[: 64 << 10], "a.txt") is None
+    assert head_error(text.encode()[: 64 << 10], "a.txt") is None
 
 
 def test_a_document_of_nul_bytes_is_skipped_in_any_kind(tmp_path):

@@ -120,7 +120,7 @@ def test_a_mirror_that_tells_no_commit_is_enough(serve):
 def test_a_folder_that_is_not_there_is_asked_of_nobody(name, monkeypatch, tmp_path):
     """D12: a typing error in a path went to the hub first."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("moe.data.text.tokenizer.hub_fault", None)
+    monkeypatch.setattr("moe.data.text.tokenizer.hub_error", None)
     with pytest.raises(
         InputError, match=r"cannot be loaded: that folder is not there; give one with a tokenizer\.json"
     ):

@@ -59,7 +59,7 @@ def test_an_id_column_of_few_values_does_not_decide_the_split(tmp_path, make_req
     meta = convert(make_request(val_fraction=0.2))
     assert meta.id_column is None and meta.duplicate_ids == 0
     assert 0.05 < meta.documents["val"] / 200 < 0.4
-    assert "told apart by their text: column 'id' has only 2 values in the first 200 rows" in capsys.readouterr().out
+    assert "identified by their text: column 'id' has only 2 values in the first 200 rows" in capsys.readouterr().out
     write_parquet(tmp_path / "text" / "a.parquet", texts, ids=[None] * 200)  # no ids at all: the same split
     convert(make_request(val_fraction=0.2, out=tmp_path / "other"))
     assert np.array_equal(read_rows(tmp_path / "out" / "val"), read_rows(tmp_path / "other" / "val"))
@@ -106,7 +106,7 @@ def test_later_duplicates_are_counted_and_the_choice_stands(tmp_path, make_reque
     write_parquet(tmp_path / "text" / "a.parquet", make_texts(200), ids=names, rows_per_group=50)
     meta = convert(make_request(val_fraction=0.2))
     assert meta.id_column == "id" and meta.duplicate_ids == 99
-    assert any("49.5% of the documents have the id of another (99 of 200)" in line for line in warnings_of(meta))
+    assert any("49.5% of the documents share their id with another (99 of 200)" in line for line in warnings_of(meta))
 
 
 def test_a_begun_conversion_keeps_its_choice_though_the_first_file_was_mended(tmp_path, make_request):

@@ -24,7 +24,7 @@ def test_ids_that_occur_in_several_files_are_counted(tmp_path, make_request):
     meta = convert(make_request())
     assert meta.id_column == "id" and meta.duplicate_ids == 140 and not meta.duplicates_estimated
     assert any("140 with the id of another" in line for line in summary(meta, tmp_path / "out"))
-    assert any("66.7% of the documents have the id of another (140 of 210)" in line for line in warnings_of(meta))
+    assert any("66.7% of the documents share their id with another (140 of 210)" in line for line in warnings_of(meta))
 
 
 def test_many_ids_are_counted_by_a_sample_and_told_as_an_estimate(tmp_path, make_request, monkeypatch):
@@ -41,7 +41,7 @@ def test_many_ids_are_counted_by_a_sample_and_told_as_an_estimate(tmp_path, make
         write_parquet(tmp_path / "text" / f"{name}.parquet", make_texts(70), ids=[f"n{i}" for i in range(70)])
     meta = convert(make_request())
     assert meta.duplicates_estimated and 20 < meta.duplicate_ids < 140
-    assert any("have the id of another, by estimate" in line for line in warnings_of(meta))
+    assert any("share their id with another, by estimate" in line for line in warnings_of(meta))
     assert any(f"about {meta.duplicate_ids:,} with the id" in line for line in summary(meta, tmp_path / "out"))
 
 

@@ -80,8 +80,8 @@ def test_beyond_a_bound_touched_files_are_taken_for_the_same_in_a_line(tmp_path,
     touch(tmp_path / "text")
     monkeypatch.setattr(recorded, "MOST_REREAD", 10)
     hashed = []
-    real = recorded.whole_of
-    monkeypatch.setattr(recorded, "whole_of", lambda *a: (hashed.append(a), real(*a))[1])
+    real = recorded.hash_of
+    monkeypatch.setattr(recorded, "hash_of", lambda *a: (hashed.append(a), real(*a))[1])
     convert(make_request())
     assert "taken for the same by size and samples" in capsys.readouterr().out and not hashed
     convert(make_request(verify="full"))

@@ -28,9 +28,9 @@ def test_sound_dataset_is_summed_up_verified_and_shown(converted, capsys):
     assert "documents    80\n" in out
     assert "skipped rows 2 (1 empty, 1 null)" in out
     assert "verified     sizes and xxh64 of all shards" in out
-    assert out.count("--- train sample") == 3
+    assert out.count("--- train sequence") == 3
     assert inspect.BOUNDARY in out
-    assert "<|endoftext|>" not in out.replace(inspect.BOUNDARY, "").split("sample 0 of")[1][:40]
+    assert "<|endoftext|>" not in out.replace(inspect.BOUNDARY, "").split("sequence 0 of")[1][:40]
 
 
 def test_shown_samples_are_the_text(converted, capsys):

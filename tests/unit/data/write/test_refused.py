@@ -50,7 +50,7 @@ def test_pipes_and_hidden_files_are_named(tmp_path, make_request):
     (text / ".secret.jsonl").write_text("{}")
     with pytest.raises(InputError, match=r"\.secret\.jsonl.*p\.jsonl"):
         convert(make_request())
-    with pytest.raises(InputError, match="is no regular file but a pipe"):
+    with pytest.raises(InputError, match="is not a regular file but a pipe"):
         convert(make_request(dataset=(str(text / "p.jsonl"),)))
 
 

@@ -62,7 +62,7 @@ def test_a_file_in_the_place_of_an_unfinished_write_stays_and_hinders_nothing(tm
         (tmp_path / name).touch()
     said: list[str] = []
     clear_unfinished(tmp_path, said.append)
-    assert len(said) == 2 and all("no folder that was made here" in line for line in said)
+    assert len(said) == 2 and all("not a folder that was made here" in line for line in said)
     assert write_checkpoint(tmp_path, 1, {}, {**MANIFEST, "tokens": 1}).is_dir()
     assert (tmp_path / ".writing-step-00000001").is_file()
 
@@ -97,7 +97,7 @@ def test_a_row_of_metrics_without_a_step_is_cut_at_a_resume(tmp_path: Path, line
         (("config", "tokenizer"), 5, r"config\.tokenizer is 5; text is needed"),
         (("config", "model"), 5, r"config\.model is 5; an object is needed"),
         (("config", "max_seq_len"), ..., r"config\.max_seq_len is missing"),
-        (("config", "model", "n_layers"), "2", r"config\.model\.n_layers is '2'; a whole number"),
+        (("config", "model", "n_layers"), "2", r"config\.model\.n_layers is '2'; an integer"),
         (("config", "model", "n_layers"), 3, r"describes another model than its weights"),
         (("config", "model", "n_heads"), 0, r"describes another model than its weights"),
         (("config", "model", "n_layers"), ..., r"describes another model than its weights"),
@@ -118,7 +118,7 @@ def test_generate_refuses_a_prompt_that_is_no_text(tmp_path: Path, capsys) -> No
     from moe.cli.main import main
 
     assert main(["generate", str(tmp_path), "--prompt", "a \udcff b"]) == 2
-    assert r"the prompt 'a \udcff b' is no text in UTF-8" in capsys.readouterr().err
+    assert r"the prompt 'a \udcff b' is not valid UTF-8" in capsys.readouterr().err
 
 
 def test_one_rank_that_fails_ends_all_with_its_message(monkeypatch) -> None:

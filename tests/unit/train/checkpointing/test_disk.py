@@ -37,7 +37,7 @@ def test_a_run_folder_that_is_removed_gets_the_next_checkpoint_and_the_run_says_
             for thread in threading.enumerate():  # step 4 may still be on its way to the disk
                 if thread.name == "checkpoint":
                     thread.join()
-            shutil.rmtree(tmp_path / "run")
+            (tmp_path / "run").rename(tmp_path / "gone")  # at once: TensorBoard's thread writes while files are removed
 
     with monkeypatch.context() as patch:
         patch.setattr(Console, "batch_end", removes)
@@ -55,10 +55,10 @@ def test_rows_that_a_full_disk_does_not_take_are_told_once_and_written_when_it_d
     log = RunLog([jsonl_writer(path, 0)], EVERY)
     with largest_file(100):
         for step in range(1, 6):
-            log._hand_over(step, {"train/loss": 1.0 / step})
+            log._send(step, {"train/loss": 1.0 / step})
     assert capsys.readouterr().out.count("warning: the logs cannot be written from step 3 on: File too large") == 1
     assert path.stat().st_size == 100
-    log._hand_over(6, {"train/loss": 0.1})
+    log._send(6, {"train/loss": 0.1})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     assert capsys.readouterr().out == ""
 
@@ -72,11 +72,11 @@ def test_tensorboard_without_space_is_told_once_and_without_a_traceback(tmp_path
     log = RunLog([tensorboard_writer(tmp_path / "board", 0)], EVERY)
     shutil.rmtree(tmp_path / "board")
     for step in range(1, 200):
-        log._hand_over(step, {"train/loss": 1.0})
+        log._send(step, {"train/loss": 1.0})
     for writer in {*threading.enumerate()} - before:
         writer.join(15)
-    log._hand_over(200, {"train/loss": 1.0})
-    log._hand_over(201, {"train/loss": 1.0})
+    log._send(200, {"train/loss": 1.0})
+    log._send(201, {"train/loss": 1.0})
     told = capfd.readouterr()
     assert told.out.count("warning: the logs cannot be written") == 1 and "Traceback" not in told.err
 
@@ -96,7 +96,7 @@ def saver(tmp_path: Path) -> CheckpointSaver:
     )
 
 
-def fault_of(saver: CheckpointSaver) -> str:
+def name_error(saver: CheckpointSaver) -> str:
     (saver.save_folder).mkdir(exist_ok=True)
     saver._write(1, {"model": {"w": torch.zeros(1000, 100)}}, {"tokens": 1})
     assert isinstance(saver._error, SaveError) and not list(saver.save_folder.glob("*step-*"))
@@ -105,7 +105,7 @@ def fault_of(saver: CheckpointSaver) -> str:
 
 def test_a_limit_on_file_sizes_is_not_called_a_full_disk(saver: CheckpointSaver) -> None:
     with largest_file(100_000):
-        told = fault_of(saver)
+        told = name_error(saver)
     assert "a file may not be so large here (it needs 400,000 bytes" in told
     assert "raise the limit of file sizes (ulimit -f)" in told and "free some space" not in told
 
@@ -146,7 +146,7 @@ def test_what_the_disk_says_is_told_although_torch_hides_it(
         lambda path, *args, **more: Full(plain(path, *args, **more)) if "state.pt" in str(path) else plain(path, *args),
         raising=False,
     )
-    found = fault_of(saver)
+    found = name_error(saver)
     assert told in found and ("free some space" in found) == (number != errno.EIO)
 
 

@@ -93,7 +93,7 @@ def test_a_checkpoint_that_is_a_link_or_has_no_manifest_is_not_removed(tmp_path:
     (write(tmp_path, 2) / "manifest.json").unlink()
     write(tmp_path, 3)
     reasons = retain(tmp_path, **RULE)
-    assert "step-00000001: is no folder" in reasons[0] and "step-00000002: holds" in reasons[1] and len(reasons) == 2
+    assert "step-00000001: is not a folder" in reasons[0] and "step-00000002: holds" in reasons[1] and len(reasons) == 2
     assert (tmp_path / "moved/state.pt").is_file() and (tmp_path / "step-00000002/state.pt").is_file()
 
 

@@ -110,7 +110,7 @@ def test_every_alarm_says_what_it_sees_the_likely_cause_and_the_mend() -> None:
         alarms += detectors.check(row(step, **{**faulty, "experts__idle_steps__layer_03": 250}))
     assert {alarm.name for alarm in alarms} == {*FAULTS, "gradient_norm"}
     for alarm in alarms:
-        assert "; likely cause: " in alarm.message and alarm.mend
+        assert "; likely cause: " in alarm.message and alarm.fix
     (dead,) = [alarm.message for alarm in alarms if alarm.name == "dead_expert"]
     assert "for 250 steps, in layer 00, layer 03" in dead
     (clock,) = [alarm.message for alarm in alarms if alarm.name == "time_limit"]

@@ -16,7 +16,7 @@ def alarms(folder: Path) -> dict[str, dict]:
     """By name; none twice, but for those that the speed of the machine may raise."""
     path = folder / "alarms.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    assert all(set(alarm) == {"time", "step", "name", "message", "mend"} for alarm in found)
+    assert all(set(alarm) == {"time", "step", "name", "message", "fix"} for alarm in found)
     names = [alarm["name"] for alarm in found if alarm["name"] not in ("throughput", "data_wait")]
     assert len(set(names)) == len(names)
     return {alarm["name"]: alarm for alarm in found}
@@ -25,7 +25,7 @@ def alarms(folder: Path) -> dict[str, dict]:
 def test_a_learning_rate_four_hundred_times_too_high_is_told(tiny: Path, tmp_path: Path, capsys) -> None:
     code, folder = train(tiny, tmp_path, *SHORT, "optimizer.lr=2.0")
     told = alarms(folder)["loss_rising"]
-    assert code == 0 and told["step"] < 10 and "optimizer.lr" in told["mend"]
+    assert code == 0 and told["step"] < 10 and "optimizer.lr" in told["fix"]
     assert f"alarm: {told['message']}\n       fix: halve optimizer.lr" in capsys.readouterr().out
     assert not alarms(train(tiny, tmp_path, *SHORT, name="healthy")[1]).keys() & {"loss_rising", "loss_not_falling"}
 
@@ -97,7 +97,7 @@ def test_a_sleeping_loader_is_told(tiny: Path, tmp_path: Path, clock: SimpleName
     clock.sample = 0.01
     code, folder = train(tiny, tmp_path, *SHORT)
     told = alarms(folder)["data_wait"]
-    assert code == 0 and told["step"] == 4 and "num_workers" in told["mend"]
+    assert code == 0 and told["step"] == 4 and "num_workers" in told["fix"]
     assert rows(folder, "throughput/data_wait")[20] == pytest.approx(0.08 / 0.18)
 
 
@@ -121,7 +121,7 @@ def test_a_nearly_full_disk_is_told(tiny: Path, tmp_path: Path, monkeypatch) -> 
     free[0] = int(1.5 * size)
     code, folder = train(tiny, tmp_path, *short, name="full")
     told = alarms(folder)["disk_space"]
-    assert code == 0 and told["step"] == 1 and "save_num_checkpoints_to_keep" in told["mend"]
+    assert code == 0 and told["step"] == 1 and "save_num_checkpoints_to_keep" in told["fix"]
 
 
 def test_gradients_that_are_not_finite_are_told_once(tiny: Path, tmp_path: Path, monkeypatch) -> None:

@@ -66,7 +66,7 @@ def test_wandb_gets_the_alarm_and_its_failure_is_a_warning(monkeypatch) -> None:
     assert got == [{"title": "throughput", "text": "slow. Fix: look"}] and not said
     monkeypatch.setattr(wandb, "run", SimpleNamespace(alert=None))
     wandb_alert(Alarm("throughput", "slow", "look"), report=said.append)
-    assert len(said) == 1 and "W&B took no alert" in said[0]
+    assert len(said) == 1 and "W&B did not accept the alert" in said[0]
 
 
 def test_a_run_calls_its_alert_command_and_a_wrong_one_is_refused(

@@ -1,10 +1,10 @@
-"""Whether a table's file is one table up to its last byte: what readers pass over in silence is told here.
+"""Whether a table's file is one table up to its last byte: what readers silently pass over is reported here.
 
 - Parquet and Arrow files are read from their end. Of two behind each other (`cat a b`) the places in the last footer
   are those of the first's bytes, so the first's rows would be read as the last's, and the others not at all.
 - An Arrow stream ends with a mark. Without it the file is cut, and behind it nobody reads.
 - csv: a quoted value ends at its quote. With more behind that (an escaped `\\"`, a stray quote), readers drop the quote
-  and go on, or take rows together; which was meant cannot be told.
+  and continue, or take rows together; which was meant is unknown.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ GAP_BYTES = 1 << 20  # page indexes and the like between the last page and the f
 SEVERAL = "several files behind each other; split it into the files that it was made of"
 
 
-def parquet_fault(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
-    """What is wrong with the file as a whole; None for nothing."""
+def parquet_error(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
+    """What is wrong with the file beyond its rows; None for nothing."""
     end = 4
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
@@ -38,8 +38,8 @@ def parquet_fault(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
     return SEVERAL if JOINT in raw.read(gap - first + len(JOINT)) else None
 
 
-def ipc_file_fault(raw: BinaryIO) -> str | None:
-    """What is wrong with an Arrow file as a whole; None for nothing. Arrow itself has read its footer."""
+def ipc_file_error(raw: BinaryIO) -> str | None:
+    """What is wrong with an Arrow file beyond its batches; None for nothing. Arrow itself has read its footer."""
     size = raw.seek(0, io.SEEK_END)
     raw.seek(size - IPC_TAIL)
     length = int.from_bytes(raw.read(4), "little")
@@ -67,7 +67,7 @@ def _block_ends(footer: bytes) -> list[int]:
     return ends
 
 
-def ipc_stream_fault(raw: BinaryIO) -> str | None:
+def ipc_stream_error(raw: BinaryIO) -> str | None:
     """What is wrong with an Arrow stream whose last batch was just read."""
     end = raw.tell()
     raw.seek(0)

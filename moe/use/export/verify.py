@@ -2,7 +2,7 @@
 sequence, fp32.
 
 - Tensors are compared by their bits, one after another, as read back from the files. Logits alone would not tell: a
-  short sequence leaves out most rows of the embedding and many experts, and one small value moves no logit by 1e-4.
+  short sequence misses most rows of the embedding and many experts, and one small value moves no logit by 1e-4.
 - Logits tell what bits cannot: that names and settings mean to transformers what they mean here.
 - Weights stay on disk on both sides until they are used (transformers 4.57 maps safetensors; 5.x gathers the experts of
   a Mixture-of-Experts model in memory).
@@ -24,6 +24,7 @@ from moe.common.errors import RunFailed
 from moe.data.text.plain_ids import encode_plain
 from moe.data.text.tokenizer import PROBES
 from moe.model import Transformer
+from moe.model.families.family import Family
 from moe.use.export.names import hf_parts
 
 TOLERANCE = 1e-4
@@ -35,7 +36,7 @@ class CannotLoad(RunFailed):
     """transformers makes nothing of the folder at all."""
 
 
-def prove_tokenizer(folder: Path, tokenizer: Any) -> None:
+def verify_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Whether transformers on `folder`, with nothing said to it, makes of texts the ids that training makes of them.
 
     A special token that is spelt out in a text is left aside: transformers takes it as that token by default, training
@@ -67,7 +68,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(x.contiguous().flatten().view(torch.uint8) for x in (a, b)))
 
 
-def prove_tensors(folder: Path, expected: Mapping[str, Tensor]) -> None:
+def verify_tensors(folder: Path, expected: Mapping[str, Tensor]) -> None:
     """Holds the safetensors of `folder` against `expected`, by name; reads one tensor at a time.
 
     Raises:
@@ -76,7 +77,7 @@ def prove_tensors(folder: Path, expected: Mapping[str, Tensor]) -> None:
     _refuse([f"{name}: {fault}" for name, fault in _faults(folder, dict(expected))])
 
 
-def prove_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], *, dense: bool) -> None:
+def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], family: Family) -> None:
     """Holds parameters as a checkpoint gives them back against the folder they came from (`place`, see `opened`), of
     which rows may have been cut.
 
@@ -85,7 +86,7 @@ def prove_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], *, den
     """
     faults = []
     for ours, weight in weights.items():
-        for name, part in hf_parts(ours, weight, dense=dense).items():
+        for name, part in hf_parts(ours, weight, family).items():
             if not same_bits(part, place[name].get_tensor(name)[: part.shape[0]].float()):
                 faults.append(f"{name}: its values differ from those in {ours} of the checkpoint")
     _refuse(faults)
@@ -114,7 +115,7 @@ def _faults(folder: Path, missing: dict[str, Tensor]) -> Iterator[tuple[str, str
         yield name, "is missing"
 
 
-def prove(folder: Path, model: Transformer) -> float:
+def verify_logits(folder: Path, model: Transformer) -> float:
     """The largest difference of any logit between transformers on `folder` and `model` (fp32, on CPU).
 
     Raises:
