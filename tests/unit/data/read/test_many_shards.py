@@ -7,23 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from moe.common.environment import LEAST_FILES
 from moe.data.read.dataset import MOST_OPEN
 from moe.data.write.shards import ShardFormat
 from tests.unit.data.conftest import SEQ_LEN, numbered_rows
-from tests.unit.data.read.loaders import numbers, train_loader
+from tests.unit.data.read.loaders import numbers, run_ranks, train_loader
 
 SHARDS = 4 * MOST_OPEN
 
 
+def write_shards(folder: Path, shards: int) -> Path:
+    """Shards of two sequences each."""
+    (folder / "train").mkdir()
+    layout, rows = ShardFormat(seq_len=SEQ_LEN, dtype="uint16"), numbered_rows(2 * shards)
+    paths = (folder / "train" / f"shard.{i:05}.mds" for i in range(shards))
+    infos = [layout.write(path, rows[2 * i : 2 * i + 2]) for i, path in enumerate(paths)]
+    layout.write_index(folder / "train", infos)
+    return folder
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """SHARDS shards of two samples each."""
-    (tmp_path / "train").mkdir()
-    layout, rows = ShardFormat(seq_len=SEQ_LEN, dtype="uint16"), numbered_rows(2 * SHARDS)
-    paths = (tmp_path / "train" / f"shard.{i:05}.mds" for i in range(SHARDS))
-    infos = [layout.write(path, rows[2 * i : 2 * i + 2]) for i, path in enumerate(paths)]
-    layout.write_index(tmp_path / "train", infos)
-    return tmp_path
+    return write_shards(tmp_path, SHARDS)
 
 
 @pytest.fixture
@@ -40,6 +45,15 @@ def test_an_epoch_over_more_shards_than_files_may_be_open(many: Path, few_descri
     """H1: each shard that was met kept a descriptor."""
     loader = train_loader(many, batch=8, workers=workers, vocab_size=2 * SHARDS + 1)
     assert sorted(number for batch in numbers(loader) for number in batch) == list(range(1, 2 * SHARDS + 1))
+
+
+def test_ranks_with_workers_read_2000_shards_with_128_files_each(tmp_path: Path) -> None:
+    """The least that a run asks for (moe/common/environment.py)."""
+    write_shards(tmp_path, 2000)
+    ranks = run_ranks(
+        {"": [str(tmp_path), None, "train"]}, ranks=2, batch=40, vocab_size=4001, workers=2, files=LEAST_FILES
+    )
+    assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, 4001))
 
 
 def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:
