@@ -1,16 +1,18 @@
-"""More shards than a process may have files open."""
+"""More shards, or files of text, than a process may have files open."""
 
+import itertools
+import json
 import os
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from moe.common.environment import LEAST_FILES
+from moe.data import build_text_loader
 from moe.data.read.dataset import MOST_OPEN
 from moe.data.write.shards import ShardFormat
-from tests.unit.data.conftest import SEQ_LEN, numbered_rows
+from tests.unit.data.conftest import SEQ_LEN, files_left, make_texts, numbered_rows
 from tests.unit.data.read.loaders import numbers, run_ranks, train_loader
 
 SHARDS = 4 * MOST_OPEN
@@ -34,10 +36,8 @@ def many(tmp_path: Path) -> Path:
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
     """Room for MOST_OPEN shards and 150 more (Streaming opens six files a dataset of the machine); not for all."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + MOST_OPEN + 150, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with files_left(MOST_OPEN + 150):
+        yield
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -54,6 +54,17 @@ def test_ranks_with_workers_read_2000_shards_with_128_files_each(tmp_path: Path)
         {"": [str(tmp_path), None, "train"]}, ranks=2, batch=40, vocab_size=4001, workers=2, files=LEAST_FILES
     )
     assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, 4001))
+
+
+def test_300_files_of_text_are_read_with_40_open(tmp_path: Path, plan: Callable) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, text in enumerate(make_texts(300)):
+        (folder / f"{number:03}.jsonl").write_text(json.dumps({"id": str(number), "text": text}) + "\n")
+    job = plan(folder).job
+    loader, _ = build_text_loader(job, device_batch_size=8, num_workers=0, document_mask=True)
+    with files_left(40):
+        assert len(list(itertools.islice(loader, 60))) == 60
 
 
 def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:
