@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class Work:
         self._batches = range(done // batch + place.worker, order.length // batch, place.workers)
         self._rows = batch // order.stripes  # that a global batch holds of each stripe
         self._chunks: dict[int, list[int]] = {}  # threads look at different places
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._batches) * self._place.batch_size
@@ -53,9 +55,10 @@ class Work:
         if found is None:
             numbers = np.arange(chunk * CHUNK, min(len(self), (chunk + 1) * CHUNK))
             found = self._order.samples(self._epoch, *self._positions(numbers)).tolist()
-            if len(self._chunks) > 3:
-                self._chunks.pop(min(self._chunks), None)
-            self._chunks[chunk] = found
+            with self._lock:
+                if len(self._chunks) > 3:
+                    self._chunks.pop(min(self._chunks))
+                self._chunks[chunk] = found
         return found
 
     def shards_ahead(self, batch: int) -> list[int]:
