@@ -234,6 +234,8 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
     """`path: value, what is wrong, the fix` from what OmegaConf says."""
     dotted = ".".join(path)
     for depth, key in enumerate(path):
+        if depth and _is_setting(path[:depth]) and get_origin(_hint_at(path[:depth])) is list:
+            return f"{'.'.join(path[:depth])}: is a section (found {key!r} in it); write a list, as [...]"
         known = _fields_at(path[:depth])
         if known is None:
             continue
@@ -245,5 +247,7 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
             return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or fix}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
+    if get_origin(_hint_at(path)) is list and not isinstance(value, list):
+        return f"{dotted}: is {'null' if value is None else value!r}; write a list, as [...]; [] is an empty one"
     reason = str(error).splitlines()[0]
     return f"{dotted}: is {value!r}; {reason[0].lower()}{reason[1:]}"

@@ -5,6 +5,7 @@ reads alike.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import math
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def read_as(value: Any, hint: Any) -> Any:
         return {key: read_as(item, None) for key, item in value.items()}
     if not isinstance(value, _Scalar):
         return value
-    if is_text(hint):
+    if is_text(hint) or isinstance(value.value, datetime.date):  # no setting is a date
         return value.text
     if not _reads_alike(value):
         raise ValueError(f"is {value.text!r}, which yaml reads as {value.value}; write the number in plain digits")

@@ -10,7 +10,6 @@ import warnings
 from contextlib import suppress
 from typing import NoReturn
 
-from moe.common.errors import InputError
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
@@ -85,9 +84,7 @@ def train(config: Config, stop: StopSignal) -> int:
         folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to resume")
         raise
-    except InputError:
-        raise
-    except BaseException as error:
+    except BaseException as error:  # of a start that was not recorded nothing is noted
         folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
         raise
     finally:
