@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+import json
+>>>>>>> main
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,6 +22,7 @@ def model_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_present_settings(config: dict[str, Any]) -> dict[str, Any]:
+<<<<<<< HEAD
     """A config with the settings that the version which wrote it did not have, at their defaults, and a `model` section
     that is that of now. One that could not be read, and so is empty, stays as it is.
     """
@@ -36,6 +41,22 @@ def _filled(settings: dict[str, Any], section: type) -> dict[str, Any]:
             below = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
             if isinstance(below, type) and isinstance(settings[field.name], dict) and get_origin(hint) is not dict:
                 filled[field.name] = _filled(settings[field.name], below)
+=======
+    """`config` as plain values of JSON, with the settings that the version which wrote it did not have."""
+    settings: dict[str, Any] = json.loads(json.dumps(_with_defaults(config, Config)))
+    model = settings.get("model")
+    return {**settings, "model": model_settings(model)} if isinstance(model, dict) else settings
+
+
+def _with_defaults(config: dict[str, Any], kind: type) -> dict[str, Any]:
+    filled, hints = dict(config), get_type_hints(kind)
+    for field in fields(kind):
+        hint = hints[field.name]
+        if field.name in config:
+            section = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+            if isinstance(section, type) and isinstance(config[field.name], dict) and get_origin(hint) is not dict:
+                filled[field.name] = _with_defaults(config[field.name], section)
+>>>>>>> main
         elif field.default is not MISSING:
             filled[field.name] = field.default
         elif field.default_factory is not MISSING:

@@ -3,7 +3,7 @@
 | parameters                          | name="muon"                | name="adamw" |
 |-------------------------------------|----------------------------|--------------|
 | matrices of the blocks: attention,  | Muon                       | AdamW        |
-| router, experts                     |                            |              |
+| router, experts, dense layers       |                            |              |
 | embedding, head                     | AdamW                      | AdamW        |
 | norms                               | AdamW without weight decay | the same     |
 

@@ -15,6 +15,8 @@ SHAPES = {
     "blocks.0.moe.w2": (2, 8, 6),
     "blocks.0.moe.shared.w13": (12, 8),
     "blocks.0.moe.shared.w2": (8, 6),
+    "blocks.1.mlp.w13": (20, 8),
+    "blocks.1.mlp.w2": (8, 10),
     "norm.weight": (8,),
     "lm_head.weight": (11, 8),
 }
@@ -48,8 +50,9 @@ def test_muon_takes_the_matrices_of_the_blocks():
             "blocks.0.moe.router.weight",
             "blocks.0.moe.w2",
             "blocks.0.moe.shared.w2",
+            "blocks.1.mlp.w2",
         },
-        "muon_gate_up": {"blocks.0.moe.w13", "blocks.0.moe.shared.w13"},
+        "muon_gate_up": {"blocks.0.moe.w13", "blocks.0.moe.shared.w13", "blocks.1.mlp.w13"},
         "adamw": {"embed.weight", "lm_head.weight"},
         "norms": NORMS,
     }

@@ -338,6 +338,8 @@ def test_a_config_says_what_is_wrong_with_an_entry_and_imports_nothing(small: Pa
     for value in ("{class: a.B}", "a.B", "null"):
         with pytest.raises(ConfigError, match=r"callbacks: is .*; write a list, as \[\.\.\.\]"):
             load_config(small / "tiny.yaml", [f"callbacks={value}"])
+    with pytest.raises(ConfigError, match=r"sample_prompts: is a section \(found 'a' in it\); write a list"):
+        load_config(small / "tiny.yaml", ["sample_prompts={a: b}"])
     assert "nothing" not in sys.modules
     with pytest.raises(ConfigError, match=r"callbacks\[0\].of\[1\].rate \(1e-3\) is text to yaml; .* as 0.001"):
         load_config(small / "tiny.yaml", ["callbacks=[{class: a.B, of: [1, {rate: 1e-3}]}]"])
