@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import json
->>>>>>> main
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -22,27 +19,11 @@ def model_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_present_settings(config: dict[str, Any]) -> dict[str, Any]:
-<<<<<<< HEAD
-    """A config with the settings that the version which wrote it did not have, at their defaults, and a `model` section
-    that is that of now. One that could not be read, and so is empty, stays as it is.
+    """`config` as plain values of JSON, with the settings that the version which wrote it did not have. One that could
+    not be read, and so is empty, stays empty.
     """
     if not config:
-        return config
-    model, filled = config.get("model"), _filled(config, Config)
-    return {**filled, "model": model_settings(model)} if isinstance(model, dict) else filled
-
-
-def _filled(settings: dict[str, Any], section: type) -> dict[str, Any]:
-    """`settings` and the defaults of those that are not there, in the sections that are there too."""
-    filled, hints = dict(settings), get_type_hints(section)
-    for field in fields(section):
-        hint = hints[field.name]
-        if field.name in settings:
-            below = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
-            if isinstance(below, type) and isinstance(settings[field.name], dict) and get_origin(hint) is not dict:
-                filled[field.name] = _filled(settings[field.name], below)
-=======
-    """`config` as plain values of JSON, with the settings that the version which wrote it did not have."""
+        return {}
     settings: dict[str, Any] = json.loads(json.dumps(_with_defaults(config, Config)))
     model = settings.get("model")
     return {**settings, "model": model_settings(model)} if isinstance(model, dict) else settings
@@ -56,7 +37,6 @@ def _with_defaults(config: dict[str, Any], kind: type) -> dict[str, Any]:
             section = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
             if isinstance(section, type) and isinstance(config[field.name], dict) and get_origin(hint) is not dict:
                 filled[field.name] = _with_defaults(config[field.name], section)
->>>>>>> main
         elif field.default is not MISSING:
             filled[field.name] = field.default
         elif field.default_factory is not MISSING:

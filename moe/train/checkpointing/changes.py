@@ -14,10 +14,7 @@ import shlex
 import sys
 from typing import Any, TypedDict
 
-<<<<<<< HEAD
-=======
 from moe.config.former import with_present_settings
->>>>>>> main
 from moe.train.checkpointing.compatibility import OF_ONE_START, differing
 
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
@@ -49,12 +46,8 @@ def new_changes(
 
     sources: sha256 of the source of each callback that the config names; one that comes or goes is the config's change.
     """
-<<<<<<< HEAD
-    found = {key: both for key, both in differing(manifest["config"], config).items() if key not in OF_ONE_START}
-=======
     settings = differing(with_present_settings(manifest["config"]), with_present_settings(config))
     found = {key: both for key, both in settings.items() if key not in OF_ONE_START}
->>>>>>> main
     if manifest.get("versions"):
         found |= {f"versions.{name}": both for name, both in differing(manifest["versions"], versions).items()}
     was, now = manifest.get("callbacks") or {}, sources

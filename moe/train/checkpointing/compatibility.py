@@ -49,12 +49,6 @@ SHAPE = (
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-<<<<<<< HEAD
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
-    applied: list[str] = []
-    refused: list[str] = []
-    for key, (was, now) in differing(saved, current).items():
-=======
     """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
 
     What an earlier version has saved counts as this one would have written it: no default and no name is a change.
@@ -62,7 +56,6 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(with_present_settings(saved), with_present_settings(current)).items():
->>>>>>> main
         section, _, name = key.partition(".")
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
         (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
@@ -70,15 +63,7 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
 
 
 def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-<<<<<<< HEAD
-    """Settings that differ, by their full names, as (was, is); None stands for one that is not there.
-
-    What an earlier version has saved counts as this one would have written it: no default and no name is a change.
-    """
-    saved, current = map(with_present_settings, (saved, current))
-=======
     """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
->>>>>>> main
     before, now = (dict(_leaves(json.loads(json.dumps(side)))) for side in (saved, current))  # tuples as json has them
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
