@@ -195,7 +195,17 @@ def _check_data(config: Config, faults: list[str]) -> None:
             if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
                 faults.append(f"{key}.streams.{name}: a stream's name must be letters, digits, '_' and '-'")
     _check_weights(config.train_data.streams, faults)
-    text = config.train_data.text
+    stripes, text = config.train_data.num_canonical_nodes, config.train_data.text
+    if stripes < 1 or config.global_train_batch_size % stripes:
+        faults.append(
+            f"train_data.num_canonical_nodes ({stripes}) must be at least 1 and divide global_train_batch_size "
+            f"({config.global_train_batch_size}); use 1, or the number of machines"
+        )
+    if text is not None and stripes != 1:
+        faults.append(
+            f"train_data.num_canonical_nodes ({stripes}) goes with converted data; text is divided into "
+            "train_data.text.lanes: remove it"
+        )
     if text is not None and not 0 <= text.val_fraction < 1:
         faults.append(f"train_data.text.val_fraction ({text.val_fraction}) must be at least 0 and below 1, as 0.005")
     if text is not None and not (1 <= text.lanes <= MOST_LANES and 0 <= text.val_seed < 2**63):

@@ -171,6 +171,8 @@ class TrainData:
     "With `remote`: most disk for fetched shards, e.g. 100gb; older ones go. At least four of the largest: 300mb."
     shuffle: bool = True
     "Shuffle sequences anew in each epoch (seeded)."
+    num_canonical_nodes: int = 1
+    "Stripes of the order, each with shards of its own. A multiple of N lets N machines fetch 1/N of a `remote` each."
     streams: dict[str, TrainStream] = field(default_factory=dict)
     "A mixture of several folders, each under a name of its own (docs/data.md)."
     text: TextData | None = None

@@ -19,7 +19,7 @@
   tuned (github.com/KellerJordan/modded-nanogpt, records/track_3_optimization). Short runs forget their start anyway.
 - AdamW's factor and its long warmup are from sweeps of 384 and 1,536 steps here: the same rate with a short warmup
   lies at a cliff.
-- What was measured here, and what is from elsewhere, is told apart by MEASURED.
+- What was measured here, and what is from elsewhere, is marked by MEASURED.
 - Imports no torch. Pure functions: a run's numbers follow from its settings alone.
 """
 

@@ -23,6 +23,7 @@ FIXED = (
     "optimizer.momentum_dtype",
     "optimizer.name",
     "seed",
+    "train_data.num_canonical_nodes",
     "train_data.shuffle",
     "train_data.split",
 )

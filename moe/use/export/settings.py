@@ -16,7 +16,7 @@ from moe.config.former import DEFAULTS
 from moe.model.families.family import Family, Settings
 from moe.model.families.table import BY_ARCHITECTURE, FAMILIES
 
-# Kind, least, most and the words for it; every other number is a whole one from 1.
+# Kind, least, most and the words for it; every other number is an integer of at least 1.
 NUMBERS: dict[str, tuple[Any, float, float, str]] = {
     "rms_norm_eps": ((int, float), 1e-300, 1, "a number above 0, at most 1"),
     "rope_theta": ((int, float), 1e-300, 1e12, "a number above 0, at most 1e12"),

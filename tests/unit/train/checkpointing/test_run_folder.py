@@ -120,6 +120,14 @@ def test_what_an_earlier_version_called_or_had_otherwise_is_no_change_and_no_dif
     assert (change["key"], change["was"], change["now"]) == ("model.qk_norm", "head", "full")
 
 
+def test_a_run_keeps_its_stripes_and_an_earlier_one_had_one() -> None:
+    former = {"train_data": {"local": "x"}}
+    now = {"train_data": {"local": "x", "num_canonical_nodes": 1}}
+    assert compare_configs(former, now) == ([], [])
+    now["train_data"]["num_canonical_nodes"] = 2
+    assert compare_configs(former, now)[1] == ["train_data.num_canonical_nodes: was 1, is 2"]
+
+
 def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp_path: Path) -> None:
     from moe.train.checkpointing.checkpoints import Checkpoint
 
