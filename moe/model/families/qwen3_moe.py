@@ -43,7 +43,7 @@ def _engines(settings: Settings) -> list[str]:
     notes = []
     if first := settings["first_k_dense_replace"]:
         notes.append(
-            f"model.first_k_dense_replace ({first}): llama.cpp's Qwen3-MoE has no dense layers, so that there is no GGUF"
+            f"model.first_k_dense_replace ({first}): llama.cpp's Qwen3-MoE has no dense layers: there is no GGUF of it"
         )
     if not settings["norm_topk_prob"]:
         notes.append("model.norm_topk_prob (false): llama.cpp's Qwen3-MoE always divides by the sum, and answers wrong")
