@@ -8,6 +8,7 @@ from typing import Any
 from moe.config.schema import ModelConfig
 
 DEFAULTS = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
+REQUIRED = [field.name for field in fields(ModelConfig) if field.name not in DEFAULTS]
 
 
 def model_settings(saved: dict[str, Any]) -> dict[str, Any]:

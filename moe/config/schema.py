@@ -7,6 +7,8 @@ keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_durat
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moe.config.observe import EvalTasks, LoggersConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -192,31 +194,6 @@ class EvalData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorBoardConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandBConfig:
-    project: str = "moe"
-    "W&B project."
-    entity: str | None = None
-    "W&B user or team."
-    mode: Literal["online", "offline"] = "online"
-    "`offline` needs no account; `wandb sync` uploads later."
-    tags: list[str] = field(default_factory=list)
-    "Tags of the W&B run."
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggersConfig:
-    tensorboard: TensorBoardConfig | None = field(default_factory=TensorBoardConfig)
-    "`{}` writes TensorBoard files into the run folder; null writes none."
-    wandb: WandBConfig | None = None
-    "Weights & Biases; null turns it off."
-
-
-@dataclass(frozen=True, kw_only=True)
 class ParallelismConfig:
     fsdp2: bool = False
     "Divide weights, gradients and optimizer state among the ranks (torch's FSDP2); false: each rank holds them all."
@@ -278,6 +255,8 @@ class Config:
     "Time between evaluations; the end of the run always makes one."
     eval_first: bool = True
     "Evaluate once before the first step."
+    eval_tasks: EvalTasks | None = None
+    "Benchmarks of lm-eval, scored on the model as it trains; null scores none."
     sample_prompts: list[str] = field(default_factory=list)
     "Texts that the model continues at every evaluation; shown and logged."
     log_interval: str = "10ba"

@@ -13,10 +13,12 @@ from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
 
 
-def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str) -> None:
+def say_plan(
+    config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str, tasks: str | None = None
+) -> None:
     """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed.
 
-    microbatch: as `microbatch_size` gives it.
+    microbatch: as `microbatch_size` gives it. tasks: what is scored, where something is.
     """
     count = count_parameters(**model_shape(config.model, inputs.vocab_size))
     tokens = steps.total * steps.tokens_per_step
@@ -33,6 +35,7 @@ def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, mi
         + (f" ({tokens / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
         + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
         + "".join(f"\n{'':10}{line}" for line in more),
+        **({"tasks": tasks} if tasks is not None else {}),
         "device": f"{WORLD_SIZE} x {gpu}, {config.precision}, microbatch {microbatch}"
         + (", FSDP2" if config.parallelism.fsdp2 else ""),
         "folder": str(folder.path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.config.former import model_settings
+from moe.config.former import REQUIRED, model_settings
 from moe.model.families.family import Family, Settings
 from moe.model.families.glm4_moe import GLM4_MOE
 from moe.model.families.granite_moe import GRANITE_MOE
@@ -19,8 +19,14 @@ BY_ARCHITECTURE = {family.architecture: family for family in (*FAMILIES, GRANITE
 
 
 def complete(model: dict[str, Any]) -> Settings:
-    """A manifest's `model` section as families read it."""
+    """A manifest's `model` section as families read it.
+
+    Raises:
+        InputError: it lacks a setting that has no default.
+    """
     settings = model_settings(model)
+    if missing := [name for name in REQUIRED if name not in settings]:
+        raise InputError(f"config.model: has no {', '.join(missing)}; the manifest is damaged")
     return {**settings, "head_dim": settings["head_dim"] or settings["d_model"] // settings["n_heads"]}
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moe.common.errors import InputError
 from moe.model.families.family import Family
 from moe.model.families.table import complete, engine_notes, family_of, hindrance_of
 from moe.use.export.names import hf_parts, with_zeros
@@ -177,5 +178,7 @@ def test_what_an_engine_loses_is_told_and_what_none_computes_is_refused(shape):
     told = hindrance_of(of(n_shared_experts=1))
     assert told is not None and told.index("Qwen3Moe") < told.index("Mixtral"), "the nearest first"
     assert hindrance_of(of()) is None
+    with pytest.raises(InputError, match=r"config.model: has no d_model, n_experts; the manifest is damaged"):
+        complete({name: value for name, value in shape.items() if name not in ("d_model", "n_experts")})
     former = {**shape, "qk_norm": True}  # as version 0.1 wrote it, and without the settings it had not
     assert family_of(former).architecture == "Qwen3MoeForCausalLM"

@@ -16,32 +16,25 @@ from moe.model.documents import document_causal_mask, document_ids
 transformers = pytest.importorskip("transformers")
 
 
-def shared_settings(model, shape):
-    """What the configs of both architectures call alike."""
-    return dict(
+def qwen3_moe(model, shape, **changes):
+    """A Qwen3MoeForCausalLM that holds the weights of `model`."""
+    shape = {**shape, **changes}
+    config = transformers.Qwen3MoeConfig(
         vocab_size=shape["vocab_size"],
         hidden_size=shape["d_model"],
         num_hidden_layers=shape["n_layers"],
         num_attention_heads=shape["n_heads"],
         num_key_value_heads=shape["n_kv_heads"],
         head_dim=model.head_dim,
+        num_experts=shape["n_experts"],
         num_experts_per_tok=shape["top_k"],
         moe_intermediate_size=shape["expert_hidden"],
         norm_topk_prob=shape.get("norm_topk_prob", True),
         rope_theta=model.rope_theta,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         rms_norm_eps=1e-6,
         tie_word_embeddings=model.lm_head is None,
         max_position_embeddings=256,
-    )
-
-
-def qwen3_moe(model, shape, **changes):
-    """A Qwen3MoeForCausalLM that holds the weights of `model`."""
-    shape = {**shape, **changes}
-    config = transformers.Qwen3MoeConfig(
-        **shared_settings(model, shape),
-        num_experts=shape["n_experts"],
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
     )
     peer = loaded(model, transformers.Qwen3MoeForCausalLM, config)
     assert peer.config.rope_parameters["rope_theta"] == model.rope_theta

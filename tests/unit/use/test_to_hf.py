@@ -248,6 +248,24 @@ def test_the_card_tells_data_tokens_recipe_validation_and_shows_curves(make_run:
     assert not (tmp_path / "bare" / "curves.png").exists()
 
 
+def test_the_card_tells_how_the_router_chooses_and_what_dense_layers_there_are(
+    make_run: Callable, tmp_path: Path
+) -> None:
+    from moe.use.export.card import write_card
+
+    checkpoint = find_checkpoint(str(make_run(**MODELS["glm"])))
+    write_card(tmp_path, checkpoint)
+    card = (tmp_path / "README.md").read_text()
+    lines = ["n_shared_experts | 2", "first_k_dense_replace | 1", "scoring_func | sigmoid", "norm_topk_prob | true"]
+    lines += ["routed_scaling_factor | 2.5", "model.balance | quantile", "qk_norm | head"]
+    assert all(f"| {line} |" in card for line in lines)
+    total = sum(weight.numel() for weight in load_model(checkpoint).parameters())
+    assert f"language model of {total:,} parameters" in card
+    del checkpoint.manifest["config"]["model"]["scoring_func"]  # as an earlier version wrote it
+    write_card(tmp_path, checkpoint)
+    assert "| scoring_func | softmax |" in (tmp_path / "README.md").read_text()
+
+
 def test_the_card_of_an_adamw_run_names_no_setting_of_muon(make_run: Callable, tmp_path: Path) -> None:
     from moe.use.export.card import write_card
     from moe.use.inference import find_checkpoint

@@ -87,11 +87,6 @@ def test_an_assertion_that_fails_in_one_rank_fails_the_test() -> None:
         on_ranks(2, work)
 
 
-def test_gradients_are_the_mean_over_the_ranks_of_the_whole_models() -> None:
-    """In fp32 and bf16; plain, with activation checkpointing, compiled, with every option of the model."""
-    on_ranks(2, gradients, fork=False)
-
-
 def kept_weights(rank):
     model, kept = sharded(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -102,8 +97,16 @@ def kept_weights(rank):
     loss.backward()
 
 
-def test_after_the_forward_pass_no_blocks_gathered_weights_stay_in_memory() -> None:
-    on_ranks(2, kept_weights, fork=False)
+def both(rank):
+    gradients(rank)
+    kept_weights(rank)
+
+
+def test_gradients_are_the_mean_over_the_ranks_and_no_gathered_weights_stay_in_memory() -> None:
+    """Gradients in fp32 and bf16; plain, with activation checkpointing, compiled, with every option of the model. New
+    processes cost seconds: one start serves both.
+    """
+    on_ranks(2, both, fork=False)
 
 
 def test_the_norm_is_that_of_all_shards_and_one_ranks_infinity_skips_the_step_on_all() -> None:
