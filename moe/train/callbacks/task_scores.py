@@ -31,6 +31,7 @@ from moe.evaluate.scores import TaskScore, main_scores, score_task, scores_of
 from moe.model import Transformer
 from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.saver import CheckpointSaver
+from moe.train.distributed.ranks import RANK
 from moe.train.stop import Stopped, StopSignal
 
 
@@ -96,7 +97,7 @@ class TaskScores(Callback):
         logger.log_metrics({**_metrics(scores), SECONDS: seconds})
         if scores:
             shown = [_shown(score) for of_task in scores.values() for score in main_scores(of_task)]
-            say(f"tasks at step {step:,}: {'  '.join(shown)}  ({clock(seconds)})")
+            _say(f"tasks at step {step:,}: {'  '.join(shown)}  ({clock(seconds)})")
 
     def _between(self, state: State, what: str) -> Callable[[], bool]:
         begun, done = time.monotonic(), 0
@@ -115,12 +116,17 @@ class TaskScores(Callback):
         cause = str(error) if isinstance(error, InputError) else f"{name}: {type(error).__name__}: {error}"
         if name not in self._told:
             self._told.add(name)
-            say(f"warning: {cause}; the run continues without its scores")
+            _say(f"warning: {cause}; the run continues without its scores")
 
     def _tell(self, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
-            say(f"note: {line}")
+            _say(f"note: {line}")
+
+
+def _say(line: str) -> None:
+    if RANK == 0:  # not on each machine
+        say(line)
 
 
 def _metrics(scores: dict[str, list[TaskScore]]) -> dict[str, float]:
