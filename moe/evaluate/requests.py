@@ -43,11 +43,11 @@ class Requests:
         both = self._encode([context + answer for context, answer in split])
         contexts = self._encode([context for context, _ in split])
         found = []
-        for (_, answer), whole, context in zip(split, both, contexts, strict=True):
-            if len(whole) <= len(context):
+        for (_, answer), ids, context in zip(split, both, contexts, strict=True):
+            if len(ids) <= len(context):
                 raise ScoringFailed(f"the answer {answer!r} has no token of its own behind its context")
             self.bare += not context
-            found.append(self._cut(Question(tuple(context or [self._eos]), tuple(whole[len(context) :]))))
+            found.append(self._cut(Question(tuple(context or [self._eos]), tuple(ids[len(context) :]))))
         return found
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Question], list[int]]:

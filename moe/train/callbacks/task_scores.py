@@ -11,7 +11,7 @@ Decisions:
   the resumed run begins with the scoring. Its scores are logged all at once, or not.
 - Nothing of the run is touched: random states are put back, the model is left in training mode, and counts of experts
   are taken from training steps alone.
-- A task that fails is told once, with its cause, and the run continues without its scores.
+- A task that fails is reported once, with its cause, and the run continues without its scores.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TaskScores(Callback):
         self.alive = alive
         self.spent = spent
         self.busy = ""  # with what
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.every.due(int(state.timestamp.batch)):
@@ -84,9 +84,9 @@ class TaskScores(Callback):
                     try:
                         scores[task.name] = scores_of(score_task(self.lm, task), task.name)
                     except Exception as error:
-                        self._tell_failed(task.name, error)
+                        self._report_failed(task.name, error)
                     for line in self.lm.requests.notes(task.name):
-                        self._tell(line)
+                        self._report(line)
         except ScoringStopped:
             if self.stop.training:
                 self.saver.stop_here(state, logger)
@@ -112,15 +112,15 @@ class TaskScores(Callback):
         self.busy = f"... {what}"
         return between
 
-    def _tell_failed(self, name: str, error: Exception) -> None:
+    def _report_failed(self, name: str, error: Exception) -> None:
         cause = str(error) if isinstance(error, InputError) else f"{name}: {type(error).__name__}: {error}"
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._reported:
+            self._reported.add(name)
             _say(f"warning: {cause}; the run continues without its scores")
 
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+    def _report(self, line: str) -> None:
+        if line not in self._reported:
+            self._reported.add(line)
             _say(f"note: {line}")
 
 

@@ -191,10 +191,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_cannot_be_scored_is_told_before_anything_is_made(
     tiny: Path, tmp_path: Path, own: Path, capsys, case: str
 ) -> None:
-    setting, told = BAD[case]
+    setting, message = BAD[case]
     code, folder = train(tiny, tmp_path, *SETTINGS, setting.replace("{own}", str(own)))
     error = capsys.readouterr().err
-    assert code == 2 and told in error and "Traceback" not in error
+    assert code == 2 and message in error and "Traceback" not in error
     assert not folder.exists() or not list(folder.glob("*.json*")), "nothing of a run is there"
     if case == "no data":
         assert "load_dataset('me/x')" in error and f"bring the folder {tmp_path / 'cache' / 'me___x'} here" in error
