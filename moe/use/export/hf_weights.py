@@ -146,7 +146,7 @@ def read_weights(
             faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
     if faults:
         raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(faults)}")
-    weights = {name: _on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
+    weights = {name: on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
     for name, weight in weights.items():
         for theirs, part in hf_parts(name, weight, family).items():
             part.copy_(place[theirs].get_slice(theirs)[: part.shape[0]])
@@ -172,7 +172,7 @@ def _listed(faults: list[str]) -> str:
     return "\n".join(f"  {fault}" for fault in faults[:10]) + more
 
 
-def _on_disk(path: Path, shape: torch.Size) -> Tensor:
+def on_disk(path: Path, shape: torch.Size) -> Tensor:
     """Zeros that live in a file."""
     size = math.prod(shape)
     with open(path, "wb") as file:

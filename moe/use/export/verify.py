@@ -92,6 +92,17 @@ def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], famil
     _refuse(faults)
 
 
+def verify_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Holds parameters as a checkpoint gives them back against those that were to be written.
+
+    Raises:
+        RunFailed: names the parameters that differ, or that only one of them has.
+    """
+    names = found.keys() & expected.keys()
+    faults = [f"{name}: is missing or was not expected" for name in found.keys() ^ expected.keys()]
+    _refuse(faults + [f"{name}: its values differ" for name in names if not same_bits(found[name], expected[name])])
+
+
 def _refuse(faults: list[str]) -> None:
     if faults:
         more = f"\n  and {len(faults) - 10} more" * (len(faults) > 10)
