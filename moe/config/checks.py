@@ -27,6 +27,7 @@ def find_errors(config: Config) -> list[str]:
     times = _parse_times(config, faults)
     _check_model(config, faults)
     _check_ranges(config, faults)
+    _check_rates(config, faults)
     _check_schedule(config, times, faults)
     _check_data(config, faults)
     _check_run(config, faults)
@@ -71,9 +72,10 @@ def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
         except ValueError as error:
             faults.append(f"{path} ({brief(text)}) {error}")
     try:
-        warmup = parse_time(config.scheduler.t_warmup, zero=True)
-        if warmup.value:
-            times["scheduler.t_warmup"] = warmup
+        if config.scheduler.t_warmup != "auto":
+            warmup = parse_time(config.scheduler.t_warmup, zero=True)
+            if warmup.value:
+                times["scheduler.t_warmup"] = warmup
     except ValueError as error:
         faults.append(f"scheduler.t_warmup ({brief(config.scheduler.t_warmup)}) {error}")
     for path in ("time_limit", "stall_timeout"):
@@ -130,6 +132,20 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
         faults.append("save_num_checkpoints_to_keep (0) keeps nothing to resume from; use at least 1, or -1 for all")
     if config.compile not in ("auto", True, False):
         faults.append(f"compile ({config.compile}) must be auto, true or false")
+
+
+def _check_rates(config: Config, faults: list[str]) -> None:
+    optimizer = config.optimizer
+    if optimizer.lr == "auto" and optimizer.name == "muon" and optimizer.adjust_lr_fn != "match_rms_adamw":
+        faults.append(
+            f"optimizer.lr (auto) is a rule for optimizer.adjust_lr_fn match_rms_adamw (is {optimizer.adjust_lr_fn}); "
+            "set a number, about 0.02"
+        )
+    if optimizer.adamw.embedding_lr not in (None, "auto") and config.model.tie_embeddings:
+        faults.append(
+            f"optimizer.adamw.embedding_lr ({optimizer.adamw.embedding_lr:g}) goes with model.tie_embeddings false: "
+            "here the embedding is the head too, and has optimizer.adamw.lr; remove it"
+        )
 
 
 def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -> None:

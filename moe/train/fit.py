@@ -25,8 +25,18 @@ from moe.train.start import Start, evaluation_is_due, record_start
 from moe.train.stop import StopSignal
 
 
-def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: StopSignal, on_gpu: bool) -> int:
+def fit(
+    config: Config,
+    inputs: Inputs,
+    folder: RunFolder,
+    start: Start,
+    stop: StopSignal,
+    on_gpu: bool,
+    rates: list[str],
+) -> int:
     """Trains to `max_duration`; returns the exit code, 0.
+
+    rates: what is to be said of the numbers that stand for `auto`.
 
     Raises:
         InputError: something a user can fix; nothing has been overwritten.
@@ -34,7 +44,7 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     """
     steps = Steps.of(config)
     size = microbatch_size(config, WORLD_SIZE, on_gpu)
-    say_plan(config, inputs, folder, steps, size)
+    say_plan(config, inputs, folder, steps, size, rates)
     eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval))
     if start.step >= steps.total and not eval_first:
         return _nothing_left(config, folder, start, steps)

@@ -13,10 +13,12 @@ from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
 
 
-def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str) -> None:
+def say_plan(
+    config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str, rates: list[str]
+) -> None:
     """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed.
 
-    microbatch: as `microbatch_size` gives it.
+    microbatch: as `microbatch_size` gives it. rates: lines about the numbers that stand for `auto`.
     """
     count = count_parameters(**model_shape(config.model, inputs.vocab_size))
     tokens = steps.total * steps.tokens_per_step
@@ -31,6 +33,7 @@ def say_plan(config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, mi
         f"({config.model.n_experts} experts, top {config.model.top_k}{shared})",
         "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
         f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
+        **({"rates": f"\n{'':10}".join(rates)} if rates else {}),
         "data": first
         + (f" ({tokens / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
         + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")
