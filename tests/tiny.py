@@ -21,6 +21,17 @@ SHAPE = {
     "top_k": 2,
     "expert_hidden": 24,
 }
+EVERY_OPTION = {  # of the model, beside SHAPE; with a rule of balance
+    "n_layers": 3,
+    "first_k_dense_replace": 1,
+    "dense_hidden": 40,
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 2.5,
+    "n_shared_experts": 1,
+    "partial_rotary_factor": 0.5,
+    "qk_norm": "full",
+}
 RUN_SHAPE = {
     **SHAPE,
     "head_dim": None,
@@ -129,10 +140,14 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
         torch.manual_seed(step)
         model = Transformer(vocab_size=size, eos_id=tokenizer.eos_token_id, **shape)
         weights = {
-            f"transformer.{name}": weight.uniform_(0.5, 1.5) if name.endswith("norm.weight") else weight * 8
+            f"transformer.{name}": weight.uniform_(0.5, 1.5)
+            if name.endswith("norm.weight")
+            else weight.uniform_(-0.3, 0.3)
+            if name.endswith("bias_E")
+            else weight * 8
             for name, weight in model.state_dict().items()
         }
-        weights["balance.share_LE"] = torch.full((settings["n_layers"], settings["n_experts"]), 0.25)
+        weights["balance.share_LE"] = torch.full((len(model.expert_layers), settings["n_experts"]), 0.25)
         state = {"state": {"model": weights, "timestamp": {}}}
         write_checkpoint(folder, step, state, {**manifest, "tokens": step * 256}, more)
     rows: list[dict] = [{"step": step, "train/loss": 6.0 - step / 10} for step in range(1, 11)]

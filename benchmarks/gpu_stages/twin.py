@@ -14,6 +14,8 @@ from torch import Tensor
 from gpu_stages.models import TINY, autocast, make_batches, make_model, make_optimizer, shape_of
 from gpu_stages.run import Run
 from moe.model import LossParts
+from moe.model.families.qwen3_moe import QWEN3_MOE
+from moe.model.families.table import complete
 from moe.use.export.settings import to_config
 from moe.use.export.to_hf import hf_tensors, write_weights
 
@@ -78,14 +80,14 @@ def _peer(run: Run, model: torch.nn.Module, shape: dict[str, int], seq_len: int)
     """transformers' model with our weights, through the folder that an export writes."""
     from transformers import AutoModelForCausalLM
 
-    settings = {key: value for key, value in (TINY if run.dry else shape).items() if key != "vocab_size"}
-    settings |= {"qk_norm": True, "rope_theta": 10000.0, "tie_embeddings": True, "norm_eps": 1e-6, "balance_loss": 0.0}
+    shown = TINY if run.dry else shape
+    settings = complete({key: value for key, value in shown.items() if key != "vocab_size"})
     size = model.embed.weight.shape[0]  # type: ignore[union-attr]
     folder = run.work / "hf"
     folder.mkdir(exist_ok=True)
-    content = to_config(settings, vocab_size=size, max_seq_len=seq_len, special={})  # type: ignore[arg-type]
+    content = to_config(settings, QWEN3_MOE, vocab_size=size, max_seq_len=seq_len, special={})  # type: ignore[arg-type]
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
-    write_weights(folder, hf_tensors(weights, dense=False), shard_bytes=2**32, say=lambda line: None)
+    write_weights(folder, hf_tensors(weights, QWEN3_MOE), shard_bytes=2**32, say=lambda line: None)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return peer.to(run.device).train()

@@ -116,22 +116,20 @@ def _prices(given: list[str], gpus: tuple[Gpu, ...]) -> dict[str, float]:
 
 
 def _parameters(config: Config, vocab_size: int, source: str) -> Iterator[str]:
+    from moe.model.flops import experts_in_words
     from moe.plan.estimate import parameters
 
     count = parameters(config, vocab_size)
     idle = count.total - count.active
     yield f"{'PARAMETERS':<14}{'total':>16}{'active per token':>20}"
-    shared = ("shared",) if count.shared else ()
-    for name in ("embedding", "head", "attention", "router", "experts", *shared, "norms"):
+    rare = [name for name in ("shared", "dense") if getattr(count, name)]
+    for name in ("embedding", "head", "attention", "router", "experts", *rare, "norms"):
         total = getattr(count, name)
         active = total - idle if name == "experts" else total
         tied = "  the embedding's" if name == "head" and not total else ""
         yield f"  {name:<12}{total:>16,}{active:>20,}{tied}"
     yield f"  {'all':<12}{count.total:>16,}{count.active:>20,}"
-    experts = f"{config.model.n_experts} experts, top {config.model.top_k}"
-    if config.model.n_shared_experts:
-        experts += f", {config.model.n_shared_experts} shared"
-    yield f"  vocabulary of {vocab_size:,} tokens ({source}); {experts}"
+    yield f"  vocabulary of {vocab_size:,} tokens ({source}); {experts_in_words(config.model)}"
 
 
 def _work(config: Config, vocab_size: int) -> Iterator[str]:

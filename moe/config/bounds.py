@@ -21,6 +21,8 @@ DIMENSIONS = {  # of the model, each at least 1: the most
 }
 CLOSED: dict[str, tuple[float, float]] = {  # at least, at most
     "model.n_shared_experts": (0, 1000),
+    "model.first_k_dense_replace": (0, 10_000),
+    "model.dense_hidden": (1, 1_000_000),
     "model.dropout": (0, 0.999),
     "model.balance_loss": (0, 1000),
     "model.router_z_loss": (0, 1000),

@@ -13,6 +13,7 @@ from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges,
 from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
+    from moe.config.observe import EvalTasks
     from moe.config.schema import Config, TrainStream
 
 TIMES = ("max_duration", "save_interval", "eval_interval", "log_interval", "keep_every", "scheduler.t_decay")
@@ -63,7 +64,7 @@ def _check_characters(path: str, value: Any, faults: list[str]) -> None:
 
 def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
     times = {}
-    for path in TIMES:
+    for path in TIMES if config.eval_tasks is None else (*TIMES, "eval_tasks.interval"):
         text = get(config, path)
         if text is None:
             continue
@@ -103,6 +104,17 @@ def _check_model(config: Config, faults: list[str]) -> None:
         faults.append(
             f"model.balance_rate ({model.balance_rate:g}) goes with model.balance sign (is {model.balance}); remove it"
         )
+    if model.first_k_dense_replace >= model.n_layers:
+        faults.append(
+            f"model.first_k_dense_replace ({model.first_k_dense_replace}) leaves no layer of experts of "
+            f"model.n_layers ({model.n_layers}); lower it, or for a dense model set model.n_experts=1"
+        )
+    if model.dense_hidden is not None and not model.first_k_dense_replace:
+        faults.append(
+            f"model.dense_hidden ({model.dense_hidden}) goes with model.first_k_dense_replace above 0; remove it"
+        )
+    if model.qk_norm not in (True, False, "head", "full"):
+        faults.append(f"model.qk_norm ({brief(model.qk_norm)}) must be head, full or false")
     if model.n_heads % model.n_kv_heads:
         faults.append(
             f"model.n_heads ({model.n_heads}) is not divisible by model.n_kv_heads ({model.n_kv_heads}); "
@@ -256,6 +268,8 @@ def _check_run(config: Config, faults: list[str]) -> None:
             f"train_data.cache_limit ({limit}) would delete shards that have no other copy: "
             f"the remote of {alone[0].local} is {alone[0].remote}; set remote, or remove cache_limit"
         )
+    if config.eval_tasks is not None:
+        _check_tasks(config.eval_tasks, faults)
     if config.sample_prompts and config.eval_data is None:
         faults.append(
             "sample_prompts are continued at evaluations and eval_data is null; set eval_data, or remove them"
@@ -266,6 +280,18 @@ def _check_run(config: Config, faults: list[str]) -> None:
         faults.append(f"resume_from ({config.resume_from}) must name a step, as step:5000")
     if config.resume_from is not None and config.load_path is not None:
         faults.append("resume_from goes back in this run, load_path starts from another; set only one")
+
+
+def _check_tasks(tasks: EvalTasks, faults: list[str]) -> None:
+    if not tasks.names:
+        faults.append("eval_tasks.names is empty; name tasks of lm-eval, e.g. [hellaswag, arc_easy], or set null")
+    for name in dict.fromkeys(tasks.names):
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None or tasks.names.count(name) > 1:
+            faults.append(f"eval_tasks.names ({brief(name)}) must be a task of lm-eval, named once, e.g. arc_easy")
+    if tasks.limit is not None and not 1 <= tasks.limit <= 10**9:
+        faults.append(f"eval_tasks.limit ({brief(tasks.limit)}) must be at least 1, or null for all questions")
+    if not 0 <= tasks.fewshot <= 100:
+        faults.append(f"eval_tasks.fewshot ({brief(tasks.fewshot)}) must be at least 0 and at most 100")
 
 
 def _check_program(path: str, command: str, faults: list[str]) -> None:

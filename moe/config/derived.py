@@ -1,4 +1,4 @@
-"""Settings that are null in the yaml and follow from others."""
+"""Settings that are null in the yaml and follow from others, and a value that has two names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIGN_RATE, SIGN_RATE_OF_FEW, FEW_STEPS = 0.001, 0.01, 1000
 
 
 def with_derived(config: Config) -> Config:
-    """The same with its numbers in the place of null. Settings must be valid."""
+    """The same with numbers in the place of null, and head for qk_norm: true. Settings must be valid."""
     model = config.model
     weight, rate = model.balance_loss, model.balance_rate
     if weight is None:
@@ -25,4 +25,5 @@ def with_derived(config: Config) -> Config:
     if rate is None and model.balance == "sign":
         steps = Steps.of(config).total
         rate = SIGN_RATE if steps >= FEW_STEPS else SIGN_RATE_OF_FEW
-    return replace(config, model=replace(model, balance_loss=weight, balance_rate=rate))
+    norm = "head" if model.qk_norm is True else model.qk_norm
+    return replace(config, model=replace(model, balance_loss=weight, balance_rate=rate, qk_norm=norm))

@@ -57,6 +57,7 @@ TABLE = [
     ("model.n_heads", "", "num_attention_heads n_head num_heads"),
     ("model.n_kv_heads", "", "num_key_value_heads num_query_groups n_kv_head num_kv_heads"),
     ("model.n_experts", "", "num_experts num_local_experts n_routed_experts moe_num_experts"),
+    ("model.dense_hidden", "of the first, dense layers", "dense_intermediate_size"),
     ("model.top_k", "", "num_experts_per_tok moe_top_k moe_router_topk"),
     (
         "model.expert_hidden",

@@ -7,13 +7,15 @@ keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_durat
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moe.config.observe import EvalTasks, LoggersConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     d_model: int
     "Width of the residual stream."
     n_layers: int
-    "Transformer blocks; each has attention and a layer of experts."
+    "Transformer blocks; each has attention and, but for `first_k_dense_replace`, a layer of experts."
     n_heads: int
     "Query heads."
     n_kv_heads: int
@@ -26,10 +28,14 @@ class ModelConfig:
     "Hidden width of one expert (SwiGLU)."
     n_shared_experts: int = 0
     "Beside the chosen experts, one for all tokens, as wide as this many (DeepSeekMoE, arXiv 2401.06066)."
+    first_k_dense_replace: int = 0
+    "So many of the first blocks have one dense MLP in the place of router and experts."
+    dense_hidden: int | None = None
+    "Its hidden width (SwiGLU). null means that of all experts of a token: (top_k + n_shared_experts) x expert_hidden."
     head_dim: int | None = None
     "Width of one head; null means `d_model / n_heads`."
-    qk_norm: bool = True
-    "RMSNorm on each head's query and key."
+    qk_norm: bool | str = "head"
+    "RMSNorm on queries and keys: on each `head` (Qwen3), on the `full` width (OLMoE), or false. true means head."
     rope_theta: float = 10000.0
     "Base of the rotary position embedding."
     partial_rotary_factor: float = 1.0
@@ -190,31 +196,6 @@ class EvalData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorBoardConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandBConfig:
-    project: str = "moe"
-    "W&B project."
-    entity: str | None = None
-    "W&B user or team."
-    mode: Literal["online", "offline"] = "online"
-    "`offline` needs no account; `wandb sync` uploads later."
-    tags: list[str] = field(default_factory=list)
-    "Tags of the W&B run."
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggersConfig:
-    tensorboard: TensorBoardConfig | None = field(default_factory=TensorBoardConfig)
-    "`{}` writes TensorBoard files into the run folder; null writes none."
-    wandb: WandBConfig | None = None
-    "Weights & Biases; null turns it off."
-
-
-@dataclass(frozen=True, kw_only=True)
 class ParallelismConfig:
     fsdp2: bool = False
     "Divide weights, gradients and optimizer state among the ranks (torch's FSDP2); false: each rank holds them all."
@@ -276,6 +257,8 @@ class Config:
     "Time between evaluations; the end of the run always makes one."
     eval_first: bool = True
     "Evaluate once before the first step."
+    eval_tasks: EvalTasks | None = None
+    "Benchmarks of lm-eval, scored on the model as it trains; null scores none."
     sample_prompts: list[str] = field(default_factory=list)
     "Texts that the model continues at every evaluation; shown and logged."
     log_interval: str = "10ba"

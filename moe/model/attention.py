@@ -1,6 +1,7 @@
 """Grouped-query attention.
 
-- RMSNorm on every query and key head before RoPE keeps attention logits bounded (as Qwen3 has it).
+- RMSNorm on queries and keys before RoPE keeps attention logits bounded: on each head (as Qwen3 has it) or on all heads
+  at once, with as many weights as channels (as OLMoE has it).
 - RoPE in the rotate-half convention of transformers (arXiv 2104.09864), so that weights move over unchanged. Its
   table is computed once per forward and shared by all layers; it is no buffer, so building on the meta device loses
   nothing.
@@ -49,11 +50,14 @@ def rope_table(*, seq_len: int, head_dim: int, theta: float, device: torch.devic
 
 
 def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
-    """Turns channel i with channel i + C/2 by the position's angle, of the first C channels; those after them stay."""
+    """Turns channel i with channel i + C/2 by the position's angle, of the first C channels; those after them stay.
+
+    The table may be each row's own, [B, S, C/2].
+    """
     turned = 2 * cos_SC2.shape[-1]
     if turned < x_BSHC.shape[-1]:
         return torch.cat((apply_rope(x_BSHC[..., :turned], cos_SC2, sin_SC2), x_BSHC[..., turned:]), dim=-1)
-    cos, sin = cos_SC2[:, None], sin_SC2[:, None]
+    cos, sin = cos_SC2[..., None, :], sin_SC2[..., None, :]
     a, b = x_BSHC.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -61,7 +65,7 @@ def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
 def attend(
     q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None, *, grouped: bool, causal: bool = True
 ) -> Tensor:
-    """Causal attention, within mask_B1SS where there is one: [B, S, H, C].
+    """Causal attention, within mask_B1SS where there is one: [B, S, H, C]. The mask counts cached keys, too.
 
     grouped: H is more than G. causal: False where the queries may see all keys, as the last token alone may.
     """
@@ -69,12 +73,14 @@ def attend(
     if mask_B1SS is None:
         return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=causal).transpose(1, 2)
     seq_len = q_BHSC.shape[2]
+    cached = k_BGSC.shape[2] - seq_len
     block = CPU_QUERY_BLOCK if q_BHSC.device.type == "cpu" else seq_len
     outputs = []
     for start in range(0, seq_len, block):
         end = min(start + block, seq_len)
-        mask = mask_B1SS[:, :, start:end, :end]
-        out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :end], v_BGSC[:, :, :end], attn_mask=mask)
+        seen = cached + end
+        mask = mask_B1SS[:, :, start:end, :seen]
+        out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :seen], v_BGSC[:, :, :seen], attn_mask=mask)
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
@@ -119,8 +125,9 @@ class KVCache:
 
 class Attention(nn.Module):
     def __init__(
-        self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, norm_eps: float, qk_norm: bool
+        self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, norm_eps: float, qk_norm: bool | str
     ) -> None:
+        """qk_norm: see Transformer."""
         super().__init__()
         self.grouped = n_heads != n_kv_heads
         self.head_dim = head_dim
@@ -128,8 +135,11 @@ class Attention(nn.Module):
         self.k_proj = Linear(d_model, n_kv_heads * head_dim)
         self.v_proj = Linear(d_model, n_kv_heads * head_dim)
         self.o_proj = Linear(n_heads * head_dim, d_model)
-        self.q_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(dim=head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.full_norm = qk_norm == "full"
+        heads = (n_heads, n_kv_heads) if self.full_norm else (1, 1)
+        self.q_norm, self.k_norm = (
+            RMSNorm(dim=number * head_dim, eps=norm_eps) if qk_norm else nn.Identity() for number in heads
+        )
 
     def forward(
         self,
@@ -140,8 +150,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """documents: an additive mask [B, 1, S, S], lengths for varlen attention, or None without documents."""
         heads = (*x_BSD.shape[:2], -1, self.head_dim)
-        q_BSHC = apply_rope(self.q_norm(self.q_proj(x_BSD).view(heads)), *rope)
-        k_BSGC = apply_rope(self.k_norm(self.k_proj(x_BSD).view(heads)), *rope)
+        if self.full_norm:
+            q_BSHC = self.q_norm(self.q_proj(x_BSD)).view(heads)
+            k_BSGC = self.k_norm(self.k_proj(x_BSD)).view(heads)
+        else:
+            q_BSHC = self.q_norm(self.q_proj(x_BSD).view(heads))
+            k_BSGC = self.k_norm(self.k_proj(x_BSD).view(heads))
+        q_BSHC, k_BSGC = apply_rope(q_BSHC, *rope), apply_rope(k_BSGC, *rope)
         v_BSGC = self.v_proj(x_BSD).view(heads)
         if isinstance(documents, Packed):
             out_BSHC = attend_packed(q_BSHC, k_BSGC, v_BSGC, documents, grouped=self.grouped)

@@ -52,7 +52,7 @@ class BalanceLoss(Balance):
     The formula is that of Switch Transformer (arXiv 2101.03961, eq. 4), of Megatron's `aux_loss` and of OLMo-core's
     `lb_loss`. Layers are summed here as in Switch and Megatron; OLMo-core takes their mean: 0.01 here is its 0.01 L.
 
-    rate: of the rules that have one.
+    n_layers: those that have experts. rate: of the rules that have one.
     """
 
     share_LE: Tensor

@@ -1,6 +1,7 @@
 """One pre-norm layer: x + attention(norm(x)), then x + experts(norm(x)).
 
 - A block returns its router's statistics beside x, and keeps nothing: recomputation cannot double a count.
+- A dense block has one MLP for all tokens, no router, and returns None beside x.
 
 B batch, S sequence, T = B*S tokens, D width, E experts, F expert hidden.
 """
@@ -64,6 +65,8 @@ class MoE(nn.Module):
 
 
 class Block(nn.Module):
+    """dense_hidden: hidden width of the MLP of a dense block; None makes one of experts."""
+
     def __init__(
         self,
         *,
@@ -76,11 +79,13 @@ class Block(nn.Module):
         expert_hidden: int,
         n_shared_experts: int,
         norm_eps: float,
-        qk_norm: bool,
+        qk_norm: bool | str,
         dropout: float,
+        dense_hidden: int | None,
         routing: dict[str, Any],
     ) -> None:
         super().__init__()
+        self.moe: MoE | None
         self.dropout = dropout
         self.attn_norm = RMSNorm(dim=d_model, eps=norm_eps)
         self.attn = Attention(
@@ -92,6 +97,10 @@ class Block(nn.Module):
             qk_norm=qk_norm,
         )
         self.moe_norm = RMSNorm(dim=d_model, eps=norm_eps)
+        if dense_hidden is not None:
+            self.mlp = SwiGLU(d_model=d_model, hidden=dense_hidden)
+            self.moe = None
+            return
         self.moe = MoE(
             d_model=d_model,
             n_experts=n_experts,
@@ -107,9 +116,10 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         documents: Tensor | Packed | None,
         cache: KVCache | None = None,
-    ) -> tuple[Tensor, RouterStats]:
-        """Returns x [B, S, D] and the router's statistics."""
+    ) -> tuple[Tensor, RouterStats | None]:
+        """Returns x [B, S, D] and the router's statistics, None where there is no router."""
         attended_BSD = self.attn(self.attn_norm(x_BSD), rope, documents, cache)
         x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
-        mixed_BSD, stats = self.moe(self.moe_norm(x_BSD))
+        normed_BSD = self.moe_norm(x_BSD)
+        mixed_BSD, stats = (self.mlp(normed_BSD), None) if self.moe is None else self.moe(normed_BSD)
         return x_BSD + F.dropout(mixed_BSD, self.dropout, self.training), stats

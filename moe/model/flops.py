@@ -41,6 +41,17 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
+def dense_width(dense_hidden: int | None, *, top_k: int, n_shared_experts: int, expert_hidden: int) -> int:
+    """Hidden width of a dense block's MLP: dense_hidden, or that of all experts that a token passes elsewhere."""
+    return (top_k + n_shared_experts) * expert_hidden if dense_hidden is None else dense_hidden
+
+
+def dense_width_of(settings: dict[str, Any]) -> int:
+    """The same of a manifest's `model` section."""
+    names = ("top_k", "n_shared_experts", "expert_hidden")
+    return dense_width(settings["dense_hidden"], **{name: settings[name] for name in names})
+
+
 class ParameterCount(NamedTuple):
     """Numbers of parameters. total and active are sums over the parts; a tied head is counted once, as embedding.
 
@@ -52,6 +63,7 @@ class ParameterCount(NamedTuple):
     router      routers
     experts     all experts that are chosen
     shared      shared experts
+    dense       MLPs of the first, dense layers
     norms       norm weights
     """
 
@@ -63,6 +75,7 @@ class ParameterCount(NamedTuple):
     router: int
     experts: int
     shared: int
+    dense: int
     norms: int
 
 
@@ -77,20 +90,26 @@ def count_parameters(
     top_k: int,
     expert_hidden: int,
     head_dim: int | None = None,
-    qk_norm: bool = True,
+    qk_norm: bool | str = "head",
     tie_embeddings: bool = True,
     n_shared_experts: int = 0,
+    first_k_dense_replace: int = 0,
+    dense_hidden: int | None = None,
 ) -> ParameterCount:
     """Parameters of a Transformer of this shape (arguments as Transformer's)."""
     head_dim = d_model // n_heads if head_dim is None else head_dim
+    width = dense_width(dense_hidden, top_k=top_k, n_shared_experts=n_shared_experts, expert_hidden=expert_hidden)
+    sparse = n_layers - first_k_dense_replace
     embedding = vocab_size * d_model
     head = 0 if tie_embeddings else embedding
     attention = n_layers * d_model * head_dim * (2 * n_heads + 2 * n_kv_heads)
-    router = n_layers * n_experts * d_model
-    expert = n_layers * 3 * expert_hidden * d_model
-    norms = n_layers * (2 * d_model + (2 * head_dim if qk_norm else 0)) + d_model
+    router = sparse * n_experts * d_model
+    expert = sparse * 3 * expert_hidden * d_model
+    normed_heads = (n_heads + n_kv_heads if qk_norm == "full" else 2) if qk_norm else 0
+    norms = n_layers * (2 * d_model + normed_heads * head_dim) + d_model
     shared = n_shared_experts * expert
-    total = embedding + head + attention + router + n_experts * expert + shared + norms
+    dense = first_k_dense_replace * 3 * width * d_model
+    total = embedding + head + attention + router + n_experts * expert + shared + dense + norms
     return ParameterCount(
         total=total,
         active=total - (n_experts - top_k) * expert,
@@ -100,6 +119,7 @@ def count_parameters(
         router=router,
         experts=n_experts * expert,
         shared=shared,
+        dense=dense,
         norms=norms,
     )
 
@@ -110,38 +130,22 @@ def model_shape(settings: Any, vocab_size: int) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(settings).items() if k in names} | {"vocab_size": vocab_size}
 
 
-def flops_per_token(
-    *,
-    vocab_size: int,
-    d_model: int,
-    n_layers: int,
-    n_heads: int,
-    n_kv_heads: int,
-    n_experts: int,
-    top_k: int,
-    expert_hidden: int,
-    seq_len: int,
-    head_dim: int | None = None,
-    qk_norm: bool = True,
-    tie_embeddings: bool = True,
-    n_shared_experts: int = 0,
-) -> float:
-    """FLOPs of forward and backward per token at sequence length seq_len, without recomputation."""
-    head_dim = d_model // n_heads if head_dim is None else head_dim
-    count = count_parameters(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        n_experts=n_experts,
-        top_k=top_k,
-        expert_hidden=expert_hidden,
-        head_dim=head_dim,
-        qk_norm=qk_norm,
-        tie_embeddings=tie_embeddings,
-        n_shared_experts=n_shared_experts,
-    )
+def experts_in_words(settings: Any) -> str:
+    """`8 experts, top 2, 1 shared, 1 dense layer first` of an object with the model's settings."""
+    words = [f"{settings.n_experts} experts", f"top {settings.top_k}"]
+    if settings.n_shared_experts:
+        words.append(f"{settings.n_shared_experts} shared")
+    if first := settings.first_k_dense_replace:
+        words.append(f"{first} dense layer{'s' * (first > 1)} first")
+    return ", ".join(words)
+
+
+def flops_per_token(*, seq_len: int, **shape: Any) -> float:
+    """FLOPs of forward and backward per token at sequence length seq_len, without recomputation. shape: that of
+    `count_parameters`.
+    """
+    count = count_parameters(**shape)
+    head_dim = shape.get("head_dim") or shape["d_model"] // shape["n_heads"]
     # A tied head is the embedding used as a matrix; untied, the embedding is only looked up.
-    matrices = count.active - count.norms - (0 if tie_embeddings else count.embedding)
-    return 6.0 * matrices + 6.0 * n_layers * n_heads * head_dim * seq_len
+    matrices = count.active - count.norms - (count.embedding if count.head else 0)
+    return 6.0 * matrices + 6.0 * shape["n_layers"] * shape["n_heads"] * head_dim * seq_len

@@ -56,7 +56,7 @@ def init_weights(model: nn.Module, *, n_layers: int, seed: int) -> None:
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
             continue
-        residual = name.endswith(("o_proj.weight", "moe.w2", "shared.w2"))
+        residual = name.endswith(("o_proj.weight", "moe.w2", "shared.w2", "mlp.w2"))
         std = STD / math.sqrt(2 * n_layers) if residual else STD
         experts = range(len(parameter)) if name.endswith(EXPERTS) else (None,)
         weight = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")

@@ -1,11 +1,12 @@
 """Bytes of one training step, from the shape alone: no module is built, torch is not imported.
 
-A step has its peak in one of four phases, whose live tensors are counted as the code allocates them:
+A step has its peak in one of five phases, whose live tensors are counted as the code allocates them:
 
 | phase     | live beside weights, optimizer state and gradients                                          |
 |-----------|---------------------------------------------------------------------------------------------|
 | loss      | activations of all layers, the loss's gradients of head and hidden states, a chunk's logits |
 | backward  | activations of all layers, gradients inside the last layer                                  |
+| dense     | activations of the first, dense layers, gradients inside the last of them                   |
 | end       | gradients inside the first layer, the embedding's gradient                                  |
 | optimizer | what Muon needs for its largest batch of matrices; AdamW's kernel needs nothing             |
 
@@ -18,7 +19,8 @@ A step has its peak in one of four phases, whose live tensors are counted as the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
-  the largest expert; a GPU's grouped kernels take all experts at once and keep two results more for the backward pass.
+  the largest expert; a GPU's grouped kernels take all experts at once and keep their rows and two results more
+  for the backward pass.
 - On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
   queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
   grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
@@ -30,10 +32,10 @@ token, F expert hidden, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
-from moe.model.flops import ParameterCount, count_parameters
+from moe.model.step import Step
 
 # As in loss.py; repeated, because it imports torch. A test compares them.
 CHUNK_LOGITS_CPU = 2**22
@@ -60,96 +62,39 @@ class StepMemory(NamedTuple):
         return sum(self[1:])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of training. `microbatch` in sequences; `accumulated` where it is not the full batch of the device.
-
-    muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
-    one_expert: the worst router: every token has one expert in common.
-    """
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    n_experts: int
-    top_k: int
-    expert_hidden: int
-    head_dim: int | None = None
-    qk_norm: bool = True
-    tie_embeddings: bool = True
-    n_shared_experts: int = 0
-    document_mask: bool = True
-    dropout: float = 0.0
-    quantile: bool = False
-    seq_len: int
-    microbatch: int
-    accumulated: bool = True
-    activation_checkpointing: bool = False
-    muon: bool = True
-    momentum_bytes: int = 4
-    gpu: bool
-    bf16: bool
-    n_gpus: int = 1
-    one_expert: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return self.microbatch * self.seq_len
-
-    @property
-    def compute(self) -> int:
-        """Bytes of a number in the products."""
-        return 2 if self.bf16 else 4
-
-    @property
-    def channels(self) -> int:
-        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def count(self) -> ParameterCount:
-        return count_parameters(
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_kv_heads,
-            n_experts=self.n_experts,
-            top_k=self.top_k,
-            expert_hidden=self.expert_hidden,
-            head_dim=self.head_dim,
-            qk_norm=self.qk_norm,
-            tie_embeddings=self.tie_embeddings,
-            n_shared_experts=self.n_shared_experts,
-        )
-
-
 def optimizer_bytes(step: Step) -> int:
     """Momentum of Muon's matrices, two moments of what AdamW trains."""
     count = step.count
-    muon = count.attention + count.router + count.experts + count.shared if step.muon else 0
+    matrices = count.attention + count.router + count.experts + count.shared + count.dense
+    muon = matrices if step.muon else 0
     return muon * step.momentum_bytes + 8 * (count.total - muon)
 
 
-def layer_bytes(step: Step) -> int:
-    """What one block keeps for its backward pass, without copies of weights."""
+def layer_bytes(step: Step, *, dense: bool = False) -> int:
+    """What one block keeps for its backward pass, weights' copies left out; dense: one without experts."""
     d, c = step.d_model, step.compute
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
     wide = c if step.gpu else 4  # the CPU's norm keeps its input in fp32, and that input normalised
     norm = 0 if step.gpu else 4
     residuals = 2 * 4 * d + 2 * norm * d
-    normed = (3 * 2 * d if step.bf16 else 4 * d) + 4 * d  # q, k and v cast each their own copy; the router takes fp32
+    normed = (3 * 2 * d if step.bf16 else 4 * d) + 4 * d  # q, k and v cast each their own copy; a router takes fp32
     qk = (wide + norm) * (q + kv) if step.qk_norm else 0
     twice = step.document_mask and not step.gpu and step.seq_len > CPU_QUERY_BLOCK
     attended = c * (q + kv + kv + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
+    dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
+    common = residuals + normed + qk + attended + dropout
+    if dense:
+        return step.tokens * (common + _mlp_bytes(step, step.dense_width))
     router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
     hidden = (4 if step.gpu else 2) * step.expert_hidden
-    experts = c * step.top_k * (2 * d + hidden)
-    dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
-    # gate and up, silu(gate), its product with up; of a GPU under bf16 also x, cast
-    shared = step.n_shared_experts * c * 4 * step.expert_hidden + (2 * d if step.bf16 and step.n_shared_experts else 0)
-    return step.tokens * (residuals + normed + qk + attended + router + experts + shared + dropout)
+    experts = c * step.top_k * ((2 if step.gpu else 1) * d + hidden) + (2 * d if step.bf16 and not step.gpu else 0)
+    shared = _mlp_bytes(step, step.n_shared_experts * step.expert_hidden)
+    return step.tokens * (common + router + experts + shared)
+
+
+def _mlp_bytes(step: Step, hidden: int) -> int:
+    """Of a token in an MLP that all pass: gate and up, silu(gate), its product with up; under bf16 also x, cast."""
+    return step.compute * 4 * hidden + (2 * step.d_model if step.bf16 and hidden else 0)
 
 
 def activation_bytes(step: Step) -> int:
@@ -161,7 +106,7 @@ def activation_bytes(step: Step) -> int:
     if step.activation_checkpointing:
         layers = 4 * step.tokens * step.d_model * step.n_layers
     else:
-        layers = layer_bytes(step) * step.n_layers
+        layers = layer_bytes(step) * step.sparse + layer_bytes(step, dense=True) * step.first_k_dense_replace
     last_norm = (4 if step.gpu else 8) * step.tokens * step.d_model
     batch = 3 * 8 * step.tokens  # tokens, labels, shifted labels
     embedding = step.tokens * step.d_model * (1 if step.gpu else 4) if step.dropout else 0
@@ -170,13 +115,15 @@ def activation_bytes(step: Step) -> int:
 
 def histogram_bytes(step: Step) -> int:
     """Of balance quantile: of a microbatch, twice as its layers are stacked, and of the step so far."""
-    return 3 * 8 * QUANTILE_BINS * step.n_experts * step.n_layers if step.quantile else 0
+    return 3 * 8 * QUANTILE_BINS * step.n_experts * step.sparse if step.quantile else 0
 
 
 def copy_bytes(step: Step) -> tuple[int, int]:
     """Weights that exist beside the fp32 ones, without and with those of one block that is recomputed."""
-    matrices = step.count.attention + step.count.experts + step.count.shared
-    block = matrices // step.n_layers
+    attention = step.count.attention // step.n_layers
+    sparse, dense = (step.count.experts + step.count.shared) // step.sparse, 3 * step.dense_width * step.d_model
+    matrices = step.count.attention + step.count.experts + step.count.shared + step.count.dense
+    block = attention + max(sparse, dense)
     if not step.bf16:
         casts = (0, 0)
     else:
@@ -205,11 +152,17 @@ def backward_bytes(step: Step) -> int:
     d, f, c = step.d_model, step.expert_hidden, step.compute
     rows = step.tokens * step.top_k
     largest = step.tokens if step.one_expert else -(-rows // step.n_experts)
-    weights = step.count.experts // step.n_layers * (2 + 4 if step.bf16 else 4)
-    inside = 5 * c * (rows if step.gpu else largest) * f
+    weights = step.count.experts // step.sparse * (2 + 4 if step.bf16 else 4)
+    inside = 5 * c * rows * f if step.gpu else c * largest * (5 * f + 3 * d)
     scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice
-    loop = rows * d * c + weights + inside  # the outputs have gone by then
-    return 2 * 4 * step.tokens * d + max(scatter, loop)
+    products = rows * d * c + weights + inside  # a GPU's outputs have gone by then
+    return 2 * 4 * step.tokens * d + (max(scatter, products) if step.gpu else products)
+
+
+def dense_backward_bytes(step: Step) -> int:
+    """Inside a dense block's backward pass, at its MLP: what is between w2 and w13, and a matrix's gradient, cast."""
+    weight = 2 * step.d_model * step.dense_width * (2 + 4 if step.bf16 else 4)
+    return 2 * 4 * step.tokens * step.d_model + 5 * step.compute * step.tokens * step.dense_width + weight
 
 
 def attention_backward_bytes(step: Step) -> int:
@@ -231,13 +184,12 @@ def update_bytes(step: Step) -> int:
         return 0
     d, f, n = step.d_model, step.expert_hidden, step.n_layers
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
-    sizes: dict[tuple[int, int], int] = {}
-    for shape in ((q, d), (d, q), (kv, d), (kv, d), (step.n_experts, d)):
-        sizes[shape] = sizes.get(shape, 0) + n
-    batches = [(number, rows, cols, True) for (rows, cols), number in sizes.items()]
+    mlps = [(step.n_shared_experts * f, step.sparse), (step.dense_width, step.first_k_dense_replace)]
+    mlps = [(hidden, layers) for hidden, layers in mlps if hidden]
+    shapes = [((q, d), n), ((d, q), n), ((kv, d), 2 * n), ((step.n_experts, d), step.sparse)]
+    batches = _joined(shapes + [((d, hidden), layers) for hidden, layers in mlps])
+    batches += _joined([((hidden, d), 2 * layers) for hidden, layers in mlps])  # gate and up: a group of their own
     batches += [(2 * step.n_experts, f, d, False), (step.n_experts, d, f, False)]
-    if shared := step.n_shared_experts * f:
-        batches += [(2 * n, shared, d, True), (n, d, shared, True)]
     largest = 0
     for number, rows, cols, joined in batches:
         elements, gram = number * rows * cols, number * min(rows, cols) ** 2
@@ -245,6 +197,14 @@ def update_bytes(step: Step) -> int:
         iteration = (3 * 2 if step.gpu else 2 * 4) * elements + (2 if step.gpu else 4) * 2 * gram
         largest = max(largest, kept + iteration)
     return largest
+
+
+def _joined(shapes: list[tuple[tuple[int, int], int]]) -> list[tuple[int, int, int, bool]]:
+    """Matrices of one shape are one batch."""
+    sizes: dict[tuple[int, int], int] = {}
+    for shape, number in shapes:
+        sizes[shape] = sizes.get(shape, 0) + number
+    return [(number, rows, cols, True) for (rows, cols), number in sizes.items()]
 
 
 def phases(step: Step) -> list[StepMemory]:
@@ -256,18 +216,26 @@ def phases(step: Step) -> list[StepMemory]:
     at_loss, kept = loss_bytes(step)
     before = weights if step.accumulated else 0
     head = 4 * step.vocab_size * step.d_model
-    layer = layer_bytes(step) if step.activation_checkpointing else 0
+    sparse_layer, dense_layer = layer_bytes(step), layer_bytes(step, dense=True)
+    layer = sparse_layer if step.activation_checkpointing else 0
     inside = max(backward_bytes(step), attention_backward_bytes(step))
     first = 4 * step.tokens * step.d_model * 2
 
     def phase(name: str, gradients: int, copies: int, activations: int, loss: int, workspace: int) -> StepMemory:
         return StepMemory(name, weights, gradients, optimizer, copies, activations, loss, workspace)
 
+    dense = []
+    if step.first_k_dense_replace:
+        kept_layers = 4 * step.tokens * step.d_model if step.activation_checkpointing else dense_layer
+        live = kept_layers * step.first_k_dense_replace + (dense_layer if step.activation_checkpointing else 0)
+        workspace = dense_backward_bytes(step)
+        dense = [phase("dense", weights, recomputing, live, 0 if step.accumulated else head, workspace)]
     return [
         phase("loss", before, copies, activations, at_loss, 0),
         phase(
             "backward", before, recomputing, activations + layer, kept if not step.accumulated else kept - head, inside
         ),
+        *dense,
         phase("end", weights, recomputing - copies, 0, 0, head + first),
         phase("optimizer", weights, 0, 0, 0, update_bytes(step) // step.n_gpus),
     ]

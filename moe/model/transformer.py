@@ -1,6 +1,7 @@
 """The language model: embedding, blocks, norm, head.
 
-- Maps one to one onto transformers' Qwen3MoeForCausalLM; parameter names and shapes are the checkpoint's contract.
+- Maps one to one onto an architecture of transformers (moe/model/families). Parameter names and shapes are the
+  checkpoint's contract.
 - Labels are unshifted, as in transformers; the shift is in here. With labels the loss is computed here, over chunks
   of tokens: full logits never exist, and the head runs inside the wrapped forward of whatever wraps the model.
 - With a cache, documents are not separated: what is generated is what any engine makes of the exported model.
@@ -22,9 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from moe.model.attention import KVCache, has_varlen, rope_table
 from moe.model.balance import RULES
 from moe.model.block import Block, MoE
-from moe.model.documents import Packed, document_causal_mask, document_ends, document_ids, pack
+from moe.model.documents import Layout, Packed, document_causal_mask, document_ends, document_ids, pack
+from moe.model.flops import dense_width
 from moe.model.init import init_weights
-from moe.model.loss import IGNORE, linear_cross_entropy
+from moe.model.loss import IGNORE, TokenScores, linear_cross_entropy, token_scores
 from moe.model.norm import RMSNorm
 from moe.model.precision import Linear, compute_dtype, linear
 from moe.model.ranks import sum_over_ranks
@@ -38,7 +40,7 @@ class LossParts(NamedTuple):
     nll       fp32 scalar, negative log likelihood in nats summed over targets; detached
     z         fp32 scalar, squared logsumexp of the logits summed over targets; detached
     targets   int64 scalar, number of targets
-    routers   of all layers: each field with a leading L
+    routers   of all layers that have one: each field with a leading L
     """
 
     loss: Tensor
@@ -70,7 +72,9 @@ class LossParts(NamedTuple):
 class Transformer(nn.Module):
     """Decoder of n_layers pre-norm blocks.
 
-    head_dim None means d_model // n_heads; RoPE turns the first partial_rotary_factor of a head's channels.
+    The first first_k_dense_replace blocks have a dense MLP of dense_hidden in the place of experts; None means
+    (top_k + n_shared_experts) * expert_hidden. qk_norm: "head" (or True), "full" or False. head_dim None means
+    d_model // n_heads; RoPE turns the first partial_rotary_factor of a head's channels.
     scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of moe.model.balance.RULES) decides
     whether routers have a bias; what the rule does is not in here. n_shared_experts: see MoE. z_loss is the weight of z
     in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
@@ -95,13 +99,15 @@ class Transformer(nn.Module):
         head_dim: int | None = None,
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-6,
-        qk_norm: bool = True,
+        qk_norm: bool | str = "head",
         tie_embeddings: bool = True,
         scoring_func: str = "softmax",
         norm_topk_prob: bool = True,
         routed_scaling_factor: float = 1.0,
         balance: str = "loss",
         n_shared_experts: int = 0,
+        first_k_dense_replace: int = 0,
+        dense_hidden: int | None = None,
         partial_rotary_factor: float = 1.0,
         document_mask: bool = True,
         dropout: float = 0.0,
@@ -128,6 +134,13 @@ class Transformer(nn.Module):
             raise ValueError(f"n_heads ({n_heads}) is not a multiple of n_kv_heads ({n_kv_heads}); change one")
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
+        if not 0 <= first_k_dense_replace < n_layers:
+            raise ValueError(
+                f"first_k_dense_replace ({first_k_dense_replace}) leaves no layer of experts of n_layers ({n_layers}); "
+                "lower it"
+            )
+        if qk_norm not in (True, False, "head", "full"):
+            raise ValueError(f"qk_norm ({qk_norm}) must be head, full or False")
         rule = RULES[balance]
         if rule.bins and top_k == n_experts:
             raise ValueError(f"balance ({balance}) needs top_k ({top_k}) below n_experts; all experts are loaded alike")
@@ -149,6 +162,7 @@ class Transformer(nn.Module):
         self.compiled = False
         self.loss_backend: str | None = None
         self.embed = nn.Embedding(vocab_size, d_model)
+        dense = dense_width(dense_hidden, top_k=top_k, n_shared_experts=n_shared_experts, expert_hidden=expert_hidden)
         self.blocks = nn.ModuleList(
             Block(
                 d_model=d_model,
@@ -162,9 +176,10 @@ class Transformer(nn.Module):
                 norm_eps=norm_eps,
                 qk_norm=qk_norm,
                 dropout=dropout,
+                dense_hidden=dense if layer < first_k_dense_replace else None,
                 routing=routing,
             )
-            for _ in range(n_layers)
+            for layer in range(n_layers)
         )
         self.norm = RMSNorm(dim=d_model, eps=norm_eps)
         self.lm_head = None if tie_embeddings else Linear(d_model, vocab_size)
@@ -179,6 +194,11 @@ class Transformer(nn.Module):
     def expert_layers(self) -> list[MoE]:
         """Router and experts of each layer that has them, in the order of `LossParts.routers`."""
         return [module for module in self.modules() if isinstance(module, MoE)]
+
+    @property
+    def expert_layer_numbers(self) -> list[int]:
+        """Which of the blocks these are."""
+        return [number for number, block in enumerate(self.blocks) if block.moe is not None]
 
     @property
     def routers(self) -> list[Router]:
@@ -208,18 +228,24 @@ class Transformer(nn.Module):
         return packed
 
     def _hidden(
-        self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None
+        self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None, layout: Layout | None
     ) -> tuple[Tensor, RouterStats]:
-        """Normed hidden states [B, S, D], and the statistics of all layers' routers."""
+        """Normed hidden states [B, S, D], and the statistics of all routers."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
         dtype = compute_dtype(x_BSD)
         start = caches[0].length if caches else 0
         cos, sin = rope_table(
             seq_len=start + tokens_BS.shape[1], head_dim=self.rotary_dim, theta=self.rope_theta, device=x_BSD.device
         )
-        rope = (cos[start:].to(dtype), sin[start:].to(dtype))
-        masked = self.document_mask and caches is None
-        documents = self._documents(tokens_BS, ends_BM, dtype) if masked else None
+        documents: Tensor | Packed | None = None
+        if layout is not None:
+            cos, sin = cos[layout.positions_BS], sin[layout.positions_BS]
+            documents = layout.mask(dtype)
+        else:
+            cos, sin = cos[start:], sin[start:]
+            if self.document_mask and caches is None:
+                documents = self._documents(tokens_BS, ends_BM, dtype)
+        rope = (cos.to(dtype), sin.to(dtype))
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         seen: list[RouterStats] = []
         layers: list[KVCache | None] = [*caches] if caches else [None] * len(self.blocks)
@@ -228,7 +254,8 @@ class Transformer(nn.Module):
                 x_BSD, stats = checkpoint(block, x_BSD, rope, documents, use_reentrant=False)
             else:
                 x_BSD, stats = block(x_BSD, rope, documents, cache)
-            seen.append(stats)
+            if stats is not None:
+                seen.append(stats)
         return self.norm(x_BSD), RouterStats.stack(seen)
 
     def forward(
@@ -237,13 +264,23 @@ class Transformer(nn.Module):
         labels_BS: Tensor | None = None,
         caches: list[KVCache] | None = None,
         document_ends_BM: Tensor | None = None,
-    ) -> Tensor | LossParts:
+        layout: Layout | None = None,
+        at_N: Tensor | None = None,
+        scored_N: Tensor | None = None,
+    ) -> Tensor | LossParts | TokenScores:
         """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target).
 
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
         document_ends_BM: of these tokens, by `document_ends`; spares work on a GPU and changes no result.
+        layout: what each token looks at, in the place of the document mask.
+        at_N: places among the B*S tokens: logits [N, V] behind these alone, or TokenScores of scored_N behind them.
         """
-        x_BSD, routers = self._hidden(tokens_BS, caches, document_ends_BM)
+        x_BSD, routers = self._hidden(tokens_BS, caches, document_ends_BM, layout)
+        if at_N is not None:
+            x_ND = x_BSD.flatten(0, 1)[at_N]
+            return (
+                linear(x_ND, self.head_weight) if scored_N is None else token_scores(x_ND, self.head_weight, scored_N)
+            )
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)

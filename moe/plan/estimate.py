@@ -3,7 +3,7 @@
 - Memory of a GPU = the step's peak (moe.model.memory) + the worst router + slack + what CUDA takes.
 - Time = model FLOPs / (GPUs x peak x MFU), 4/3 of that under activation checkpointing, which computes a forward again.
 - The MFU is what was published for MoE models of this size (docs/before-a-run.md), a span rather than a number.
-- The dense twin has as many active parameters: one expert as wide as the top_k together.
+- The dense twin has as many active parameters: one expert as wide as all that a token passes, mean over layers.
 - Nothing here was measured on a GPU; the step's peak is held against the CPU's allocator in a test.
 """
 
@@ -213,8 +213,12 @@ class DenseTwin:
 
 def find_dense_twin(config: Config, vocab_size: int, gpu: Gpu, *, mfu: float) -> DenseTwin:
     shape = model_shape(config.model, vocab_size)
-    hidden = (shape["top_k"] + shape["n_shared_experts"]) * shape["expert_hidden"]
+    passed = (shape["top_k"] + shape["n_shared_experts"]) * shape["expert_hidden"]
+    first, layers = shape["first_k_dense_replace"], shape["n_layers"]
+    wide = passed if shape["dense_hidden"] is None else shape["dense_hidden"]
+    hidden = round((wide * first + passed * (layers - first)) / layers)
     dense = {**shape, "n_experts": 1, "top_k": 1, "expert_hidden": hidden, "n_shared_experts": 0}
+    dense |= {"first_k_dense_replace": 0, "dense_hidden": None}
     peak = 1e12 * (gpu.fp32 if config.precision == "fp32" else gpu.bf16)
     seconds = flops_per_token(**dense, seq_len=config.max_seq_len) / (peak * DENSE_MFU)
     moe_seconds = flops_per_token(**shape, seq_len=config.max_seq_len) / (peak * mfu)

@@ -41,7 +41,7 @@ class Row:
 
 
 def part_flops(count: ParameterCount, *, attention_width: int, seq_len: int, top_share: float) -> dict[str, float]:
-    """Forward and backward FLOPs per token by part; their sum is `flops_per_token`.
+    """Forward and backward FLOPs per token by part; their sum is `flops_per_token`. dense: MLPs of dense layers.
 
     attention_width: layers x heads x width of a head. top_share: top_k / n_experts.
     """
@@ -49,6 +49,7 @@ def part_flops(count: ParameterCount, *, attention_width: int, seq_len: int, top
         "attention": 6.0 * count.attention + 6.0 * attention_width * seq_len,
         "router": 6.0 * count.router,
         "experts": 6.0 * (count.experts * top_share + count.shared),
+        "dense": 6.0 * count.dense,
         "loss": 6.0 * (count.head or count.embedding),
     }
 
@@ -92,10 +93,12 @@ def part_rows(
 
     layers, expert_layers = settings.n_layers, len(net.expert_layers)
     times = config.global_train_batch_size / microbatch
+    dense: list[Any] = [block.mlp for block in net.blocks if block.moe is None]
     wanted: list[tuple[str, Callable[[Tensor], Tensor], Tensor, int]] = [
         ("attention", lambda x: attn(x, rope, documents), x_BSD, layers),
         ("router", route, x_TD, expert_layers),
         ("experts", experts, x_TD, expert_layers),
+        *([("dense", dense[0], x_TD, len(dense))] if dense else []),
         ("loss", loss, x_TD, 1),
     ]
     shape = model_shape(settings, inputs.vocab_size)

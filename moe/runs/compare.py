@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.common.errors import InputError
+from moe.config.former import with_present_settings
 from moe.runs.changes import changes
 from moe.runs.reading import Run
 
@@ -31,8 +32,8 @@ def _differing(sides: list[dict[str, str]]) -> Table:
 
 
 def settings(run: Run) -> dict[str, str]:
-    """config.yaml, flat: `optimizer.lr` -> "0.004"."""
-    return _flat(run.config)
+    """config.yaml, flat: `optimizer.lr` -> "0.004". What an earlier version wrote counts as this one would write it."""
+    return _flat(with_present_settings(run.config))
 
 
 def data(run: Run) -> dict[str, str]:

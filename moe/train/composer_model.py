@@ -164,7 +164,7 @@ def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) 
     return MoEModel(
         transformer,
         balance=RULES[config.model.balance](
-            n_layers=config.model.n_layers,
+            n_layers=len(transformer.expert_layers),
             n_experts=config.model.n_experts,
             weight=config.model.balance_loss or 0.0,
             rate=config.model.balance_rate,

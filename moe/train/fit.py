@@ -8,8 +8,10 @@ from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
 from moe.optim.groups import build_optimizer
-from moe.train.callbacks.build import build_callbacks, build_loggers
+from moe.train.benchmarks import find_benchmarks, scores_are_due
+from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
+from moe.train.callbacks.task_scores import TaskScores
 from moe.train.checkpointing.loading import patched_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.compiling import COMPILED
@@ -44,9 +46,12 @@ def fit(
     """
     steps = Steps.of(config)
     size = microbatch_size(config, WORLD_SIZE, on_gpu)
-    say_plan(config, inputs, folder, steps, size, rates)
     eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval))
-    if start.step >= steps.total and not eval_first:
+    score_first = scores_are_due(config, folder, start.step, steps)
+    ended = start.step >= steps.total and not (eval_first or score_first)
+    benchmarks = None if ended else find_benchmarks(config, inputs, steps)
+    say_plan(config, inputs, folder, steps, size, rates, benchmarks.plan if benchmarks is not None else None)
+    if ended:
         return _nothing_left(config, folder, start, steps)
 
     model = build_model(config, inputs, inputs.tokenizer_name)
@@ -61,7 +66,8 @@ def fit(
     writers, finish_logs = record_start(config, folder, start, eval_first, inputs)
     watchdog = build_watchdog(config, folder, stop)
     callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps)
-    loggers = build_loggers(config, folder, stop, steps, writers)
+    scores = build_scores(config, benchmarks, stop, model, steps, microbatch, watchdog, callbacks)
+    loggers = build_loggers(config, folder, stop, steps, writers, lambda: "".join(each.busy for each in scores))
     with watched(watchdog, finish_logs), patched_composer(start.load) as load_path:
         trainer = Trainer(
             model=model,
@@ -74,14 +80,20 @@ def fit(
             device_train_microbatch_size=microbatch,
             run_name=config.run_name,
             seed=config.seed,
-            callbacks=[watchdog, *callbacks],
+            callbacks=[watchdog, *callbacks, *scores],
             loggers=loggers,
             load_path=load_path,
             load_weights_only=start.weights_only,
             load_progress_bar=False,
             progress_bar=False,
         )
-        _train(trainer, watchdog, eval_first=eval_first, more_steps=start.step < steps.total)
+        _train(
+            trainer,
+            watchdog,
+            eval_first=eval_first,
+            scores=scores[0] if score_first else None,
+            more_steps=start.step < steps.total,
+        )
     folder.end("done", say)
     say(f"done: {steps.total:,} steps; checkpoint and logs are in {folder.path}")
     return 0
@@ -97,11 +109,16 @@ def _nothing_left(config: Config, folder: RunFolder, start: Start, steps: Steps)
     return 0
 
 
-def _train(trainer: Trainer, watchdog: Progress, *, eval_first: bool, more_steps: bool) -> None:
+def _train(
+    trainer: Trainer, watchdog: Progress, *, eval_first: bool, scores: TaskScores | None, more_steps: bool
+) -> None:
+    """scores: what an interruption left to be scored at this step."""
     try:
         with interrupted_by_losses(watchdog):
             if eval_first:
                 trainer.eval()
+            if scores is not None:
+                scores.score(trainer.state, trainer.logger)
             if more_steps:
                 trainer.fit()
     finally:

@@ -30,6 +30,7 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.common.errors import InputError
+from moe.common.task_metrics import PREFIX
 from moe.common.typed_json import parse_json
 from moe.common.units import say
 from moe.config.times import Every
@@ -52,8 +53,12 @@ class RunLog(LoggerDestination):
         self._reported: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        at_once = {name: float(value) for name, value in metrics.items() if name.startswith(PREFIX)}
+        if at_once:
+            assert step is not None
+            self._send(step, at_once)
         for name, value in metrics.items():
-            if not name.startswith(DROPPED):
+            if not name.startswith((*DROPPED, PREFIX)):
                 self.pending[name] = value if isinstance(value, list) else float(value)
 
     def log_table(
@@ -120,6 +125,11 @@ def evaluated_at(log: bytes, step: int, keys: Sequence[str]) -> bool:
     """Whether metrics.jsonl holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
     found = [line for line in log.splitlines() if _is_eval(line) and _step_of(line) == step]
     return all(any(f'"{key}"'.encode() in line for line in found) for key in keys)
+
+
+def logged_at(log: bytes, step: int, key: str) -> bool:
+    """Whether metrics.jsonl holds `key` at `step`."""
+    return any(f'"{key}"'.encode() in line and _step_of(line) == step for line in log.splitlines())
 
 
 def _is_eval(line: bytes) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe.common.paths import local_path
 from moe.common.typed_json import error_in
+from moe.config.former import model_settings
 from moe.config.schema import ModelConfig
 from moe.model import Transformer
 from moe.train.checkpointing.checkpoints import (
@@ -86,7 +87,11 @@ def build_skeleton(settings: dict[str, Any], *, vocab_size: int, eos_id: int) ->
 
     Its document mask is off: a model in use sees all that stands before, as any engine shows it.
     """
-    known = {k: v for k, v in settings.items() if k in ModelConfig.__dataclass_fields__ and k not in LOSS_SETTINGS}
+    known = {
+        k: v
+        for k, v in model_settings(settings).items()
+        if k in ModelConfig.__dataclass_fields__ and k not in LOSS_SETTINGS
+    }
     with torch.device("meta"):
         return Transformer(vocab_size=vocab_size, eos_id=eos_id, **{**known, "document_mask": False})
 

@@ -1,10 +1,12 @@
-"""The real scripts in subprocesses: signals, ranks, faults. Each start pays Composer's import: there are few of them.
+"""The real scripts in subprocesses: signals, ranks, faults. Each start pays Composer's import: there are few of them,
+and what no signal, rank or trace needs runs in this process, by the same `main`.
 
 rowNN: rows of the table in docs/resume.md. Kills are in test_chaos.py.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from moe.cli.train import main
 from moe.train.checkpointing.checkpoints import load_state
 from tests.chaos.kills import check_epochs, samples, session_members
-from tests.tiny import tiny_config, write_config
+from tests.tiny import EVERY_OPTION, tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,21 +90,29 @@ def config(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder / "c.yaml", settings)
 
 
+def here(*command: str) -> str:
+    """What a start in this process prints; it ends with 0."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(list(command)) == 0
+    return out.getvalue()
+
+
 @pytest.fixture(scope="module")
 def reference(config: Path) -> Path:
-    log = config.with_name("reference.log")
-    text = finish(start([COMPOSER, TRAIN, str(config), "run_name=reference"], log), log)
-    epochs = float(text.split(" epochs)")[0].split("(")[-1])
+    epochs = float(here(str(config), "run_name=reference").split(" epochs)")[0].split("(")[-1])
     assert epochs > 1.2, "the reference must cross an epoch's end"
     return config.with_name("reference")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_row01_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path, reference: Path, number: int) -> None:
-    """Stock saves nothing. SIGTERM goes to the whole group, as `timeout` sends it; SIGUSR1 to the rank."""
+    """Stock saves nothing. SIGTERM goes to the whole group, as `timeout` sends it; SIGUSR1 to the rank. The command
+    that goes on is a process of its own, or the same `main` in this one.
+    """
     name = signal.Signals(number).name.lower()
     log = config.with_name(f"{name}.log")
-    command = [sys.executable, TRAIN, str(config), f"run_name={name}", "save_interval=1000ba"]
+    settings = [str(config), f"run_name={name}", "save_interval=1000ba"]
+    command = [sys.executable, TRAIN, *settings]
     process = start(command, log)
     wait_for("step 30/150", log, process)
     if number == signal.SIGTERM:
@@ -111,7 +123,7 @@ def test_row01_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path
     text = finish(process, log, code=75)
     assert time.monotonic() - stopped < 30 and "run the same command again" in text
     saved = sorted(config.with_name(name).glob("step-*"))[-1]
-    text = finish(start(command, log), log)
+    text = finish(start(command, log), log) if number == signal.SIGTERM else here(*settings)
     assert f"resumed from step {int(saved.name[5:])}" in text and int(saved.name[5:]) >= 30
     assert_same_run(config.with_name(name), reference)
 
@@ -144,29 +156,36 @@ def test_row01_a_second_ctrl_c_ends_at_once_and_loses_nothing_that_was_saved(con
 
 @pytest.fixture(scope="module")
 def flags(config: Path) -> list[str]:
-    """40 steps that ranks share, without dropout, saved every 20."""
+    """40 steps that ranks share, without dropout, saved every 20; of a model with every option."""
     settings = ["model.dropout=0", "max_duration=40ba", "save_interval=20ba", "global_train_batch_size=64"]
+    settings += [f"model.{name}={value}" for name, value in {**EVERY_OPTION, "balance": "sign"}.items()]
     return [TRACED, str(config), *settings, "eval_data=null"]
 
 
-def run_ranks(config: Path, command: list[str], life: int) -> str:
+def run_ranks(config: Path, command: list[str], life: int, **env: str) -> str:
     log = config.with_name("ranks.log")
-    env = traced(config.parent, CHAOS_LIFE=str(life), CHAOS_TRACE=str(config.parent / "ranks.trace"))
+    env = traced(config.parent, CHAOS_LIFE=str(life), CHAOS_TRACE=str(config.parent / "ranks.trace"), **env)
     return finish(start(command, log, **env), log)
 
 
 @pytest.fixture(scope="module")
 def two(config: Path, flags: list[str]) -> Path:
-    """Two ranks, each with all weights."""
-    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=two"], life=2)
+    """Two ranks, each with all weights. The loss of step 39 is infinite on the second."""
+    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=two"], life=2, CHAOS_INF="39/1")
     assert text.count("step 40/40") == 1, "only one rank speaks"
     return config.with_name("two")
 
 
+SCORED = {"names": ["offline_ends", "offline_copy"], "interval": "20ba", "limit": 3}
+TASKS = ["eval_tasks=" + json.dumps({**SCORED, "include_path": str(ROOT / "yamls" / "tasks")})]
+TASKS = TASKS if find_spec("lm_eval") else []
+
+
 @pytest.fixture(scope="module")
 def sharded(config: Path, flags: list[str]) -> Path:
-    """Two ranks that share the weights."""
-    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=sharded", "parallelism.fsdp2=true"], life=4)
+    """Two ranks that share the weights, and score tasks meanwhile."""
+    command = [COMPOSER, "-n", "2", *flags, "run_name=sharded", "parallelism.fsdp2=true", *TASKS]
+    text = run_ranks(config, command, life=4)
     assert "2 x CPU, fp32, microbatch 32, FSDP2" in text
     return config.with_name("sharded")
 
@@ -183,8 +202,8 @@ def test_ranks_change_nothing_and_may_change_within_a_run(
     assert "resumed from step 20" in text
     loss = {folder: rows(folder, "train/loss") for folder in (one, two, back)}
     assert [loss[one][step] for step in range(1, 21)] == pytest.approx([loss[two][s] for s in range(1, 21)], abs=1e-5)
-    assert [loss[two][step] for step in range(21, 41)] == pytest.approx(
-        [loss[back][s] for s in range(21, 41)], abs=1e-5
+    assert [loss[two][step] for step in range(21, 40)] == pytest.approx(
+        [loss[back][s] for s in range(21, 40)], abs=1e-5
     )
     events = [json.loads(line) for line in (config.parent / "ranks.trace").read_text().splitlines()]
     taken = [samples([event for event in events if event["life"] == life]) for life in (1, 2, 3)]
@@ -207,8 +226,9 @@ def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without
     back = config.with_name("unsharded")
     shutil.copytree(sharded, back)
     shutil.rmtree(back / "step-00000040")
-    command = [sys.executable, *flags, "run_name=sharded", "parallelism.fsdp2=true", f"save_folder={back}"]
-    assert "resumed from step 20" in run_ranks(config, command, life=5)
+    assert "resumed from step 20" in here(
+        *flags[1:], "run_name=sharded", "parallelism.fsdp2=true", f"save_folder={back}"
+    )
     after = rows(back, "train/loss")
     assert [after[step] for step in range(21, 41)] == pytest.approx(
         [loss[sharded][step] for step in range(21, 41)], abs=1e-5
@@ -227,12 +247,16 @@ def test_fsdp2_that_is_killed_goes_on_with_the_same_losses_and_weights(
 ) -> None:
     log = config.with_name("killed.log")
     command = [COMPOSER, "-n", "2", *flags, "run_name=killed", "parallelism.fsdp2=true", "save_interval=10ba"]
+    command += TASKS
     process = start(command, log, **traced(config.parent))
     wait_for("step 12/40", log, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "resumed from step" in run_ranks(config, command, life=6)
     assert_same_run(config.with_name("killed"), sharded)
+    for task in ("offline_ends/acc_norm", "offline_copy/exact_match") if TASKS else ():
+        assert rows(config.with_name("killed"), f"tasks/{task}") == rows(sharded, f"tasks/{task}"), task
+        assert list(rows(sharded, f"tasks/{task}")) == [20, 40]
 
 
 def test_row08_a_shard_that_goes_missing_or_lies_is_a_clear_error_with_workers_too(tiny: Path, tmp_path: Path) -> None:
@@ -270,14 +294,12 @@ def test_the_watchdog_ends_a_run_whose_loader_hangs_with_the_workers_stack(confi
     nobody_left(process)
 
 
-def test_row10_an_infinite_loss_on_one_rank_skips_the_step_on_both(config: Path) -> None:
+def test_row10_an_infinite_loss_on_one_rank_skips_the_step_on_both(two: Path) -> None:
     """Stock's NaNMonitor lets it through, and it ruins the weights."""
-    log, folder = config.with_name("inf.log"), config.with_name("inf")
-    flags = [str(config), "run_name=inf", "max_duration=6ba", "scheduler.t_warmup=1ba", "eval_data=null"]
-    command = [COMPOSER, "-n", "2", TRACED, *flags]
-    finish(start(command, log, **traced(config.parent, CHAOS_INF="3/1")), log)
-    assert list(rows(folder, "optim/skipped_steps").values()) == [0, 0, 1, 1, 1, 1]
-    assert all(loss < 10 for step, loss in rows(folder, "train/loss").items())
+    assert list(rows(two, "optim/skipped_steps").values()) == [0] * 38 + [1, 1]
+    assert all(loss < 10 for step, loss in rows(two, "train/loss").items())
+    weights = load_state(two / "step-00000040/state.pt")["state"]["model"]
+    assert all(weight.isfinite().all() for weight in weights.values())
 
 
 def test_bad_input_under_the_launcher_exits_2_without_a_traceback(config: Path) -> None:

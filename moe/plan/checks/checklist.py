@@ -19,6 +19,7 @@ from moe.plan.checks.machine import (
 from moe.plan.checks.result import Report, Result
 from moe.plan.checks.services import check_remotes, check_wandb
 from moe.plan.checks.settings import check_settings
+from moe.plan.checks.tasks import check_tasks
 from moe.plan.checks.trial import try_step
 from moe.plan.vocabulary import find_vocab_size
 
@@ -47,6 +48,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     yield from check_remotes(config, report)
     found, inputs = check_run_data(config, hashes=not fast, report=report)
     yield from found
+    yield from check_tasks(config, inputs, report)
     vocab_size = inputs.vocab_size if inputs is not None else _vocabulary(config)
     yield from check_settings(config, vocab_size=vocab_size, world_size=world_size)
     memory = check_memory(config, vocab_size=vocab_size)

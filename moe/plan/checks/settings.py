@@ -6,7 +6,7 @@ import dataclasses
 
 from moe.config import Config
 from moe.config.checks import check_ranks
-from moe.model.families import hindrances
+from moe.model.families.table import engine_notes, hindrance_of
 from moe.optim.auto import number
 from moe.plan.checks.result import Result
 from moe.plan.estimate import find_rates, find_work
@@ -19,8 +19,11 @@ UNSCALED = 20.0  # optimizer.adjust_lr_fn original wants about 0.02 where match_
 def check_settings(config: Config, *, vocab_size: int, world_size: int) -> list[Result]:
     """Held against the rules of thumb that the yamls name."""
     found = [_learning_rate(config, vocab_size)]
-    if reasons := hindrances(dataclasses.asdict(config.model)):
-        found.append(Result("export", "fail", "; ".join(reasons) + "; only this project would run what is trained"))
+    model = dataclasses.asdict(config.model)
+    if hindrance := hindrance_of(model):
+        found.append(Result("export", "fail", f"{hindrance}; only this project would run what is trained"))
+    elif notes := engine_notes(model):
+        found.append(Result("export", "warn", "; ".join(notes)))
     if faults := check_ranks(config, world_size):
         found.append(Result("ranks", "fail", "; ".join(faults)))
     return found

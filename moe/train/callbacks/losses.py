@@ -17,8 +17,9 @@
 | `router/logit_max` | largest router logit of the step |
 | `tokens` | tokens trained on so far |
 
-Each of these but the first four, `train/z_loss` and `tokens` is logged for every layer too, as NAME/layer_07, and
-`experts/load/layer_07` is the list of the layer's loads since the last row, one an expert.
+Each of these but the first four, `train/z_loss` and `tokens` is logged for every layer of experts too, as NAME/layer_07
+with the block's own number, and `experts/load/layer_07` is the list of the layer's loads since the last row, one an
+expert. Dense blocks are in none of them.
 
 All of it stays on the device between two rows; a row costs one wait.
 """
@@ -55,6 +56,7 @@ class StepLosses(Callback):
         self.log = log
         self.spikes = SpikeCounter()
         routers = model.transformer.routers
+        self.layers = [f"layer_{number:02d}" for number in model.transformer.expert_layer_numbers]
         self.experts = ExpertLoad(len(routers), routers[0].n_experts)
         self._total: LossParts | None = None  # of the step's microbatches on this rank, at its end on all
         self._first = True
@@ -128,8 +130,8 @@ class StepLosses(Callback):
         for name, metric in layers.items():
             of_layers, values = values[:n_layers], values[n_layers:]
             metrics[name] = metric.over_layers(of_layers)
-            metrics |= {f"{name}/layer_{layer:02d}": value for layer, value in enumerate(of_layers)}
-        for layer in range(n_layers):
-            loads = values[layer * n_experts : (layer + 1) * n_experts]
-            metrics[f"experts/load/layer_{layer:02d}"] = [round(load, 3) for load in loads]
+            metrics |= {f"{name}/{layer}": value for layer, value in zip(self.layers, of_layers, strict=True)}
+        for number, layer in enumerate(self.layers):
+            loads = values[number * n_experts : (number + 1) * n_experts]
+            metrics[f"experts/load/{layer}"] = [round(load, 3) for load in loads]
         return metrics

@@ -5,8 +5,8 @@
 | `weight_rms/{kind}` | root mean square of the weights after the step |
 | `update_rms/{kind}` | root mean square of the step's update, learning rate included, without weight decay |
 
-Kinds: embeddings (and head), attention, experts, router, norms. Measured at the steps that are logged, on all ranks
-(weights may be sharded), with one wait for the device.
+Kinds: embeddings (and head), attention, experts, router, dense (MLPs of blocks without experts), norms. Measured at the
+steps that are logged, on all ranks (weights may be sharded), with one wait for the device.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def kind_of(name: str, parameter: Tensor) -> str:
         return "norms"
     if ".moe." in name:
         return "router" if ".router." in name else "experts"
+    if ".mlp." in name:
+        return "dense"
     return "attention" if ".attn." in name else "embeddings"
 
 

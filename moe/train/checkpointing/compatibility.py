@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.config.schema import ModelConfig
+from moe.config.former import with_present_settings
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
@@ -39,6 +38,8 @@ SHAPE = (
     "qk_norm",
     "tie_embeddings",
     "n_shared_experts",
+    "first_k_dense_replace",
+    "dense_hidden",
     "partial_rotary_factor",
     "scoring_func",
     "norm_topk_prob",
@@ -48,12 +49,7 @@ SHAPE = (
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
-
-    A setting of the model that an earlier version did not have was at its default.
-    """
-    defaults = {field.name: field.default for field in fields(ModelConfig) if field.default is not MISSING}
-    saved, current = ({**config, "model": {**defaults, **config.get("model", {})}} for config in (saved, current))
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
     applied: list[str] = []
     refused: list[str] = []
     for key, (was, now) in differing(saved, current).items():
@@ -65,7 +61,11 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
 
 
 def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there.
+
+    What an earlier version has saved counts as this one would have written it: no default and no name is a change.
+    """
+    saved, current = map(with_present_settings, (saved, current))
     before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}

@@ -17,9 +17,11 @@ from typing import Any, TypedDict
 from moe.common.errors import InputError
 from moe.common.typed_json import parse_json
 from moe.common.units import short
+from moe.config.former import model_settings
 from moe.data.meta import Meta, read_meta
 from moe.model.flops import count_parameters
 from moe.train.checkpointing.checkpoints import Checkpoint
+from moe.use.export.card_tasks import tasks_section
 
 CURVES = "curves.png"
 SHAPE = (
@@ -31,9 +33,13 @@ SHAPE = (
     "top_k",
     "expert_hidden",
     "head_dim",
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "dense_hidden",
     "qk_norm",
     "tie_embeddings",
 )
+COMPUTED = ("partial_rotary_factor", "scoring_func", "norm_topk_prob", "routed_scaling_factor")
 RECIPE = (
     "max_duration",
     "global_train_batch_size",
@@ -46,7 +52,7 @@ RECIPE = (
 )
 MUON_ALONE = ("momentum", "momentum_dtype", "adjust_lr_fn")  # of `optimizer`
 NOT_FOR_OTHERS = ("alert_command", "load_path", "loggers", "save_folder", "tokenizer", "versions")  # beside the recipe
-RECIPE_OF_MODEL = ("document_mask", "dropout", "balance_loss", "router_z_loss", "z_loss")
+RECIPE_OF_MODEL = ("document_mask", "dropout", "balance", "balance_rate", "balance_loss", "router_z_loss", "z_loss")
 
 
 def write_card(folder: Path, checkpoint: Checkpoint) -> None:
@@ -60,6 +66,7 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
         sections += [_recipe(checkpoint), *_other_changes(checkpoint)]
     if evaluations := _evaluations(rows):
         sections.append(evaluations)
+    sections += tasks_section(rows, config)
     if pictured:
         sections.append(f"## Curves\n\n![Training and validation loss over tokens]({CURVES})")
     sections.append(_use(config.get("run_name", "model")))
@@ -137,7 +144,8 @@ def _front(metas: list[Meta]) -> str:
 
 def _head(checkpoint: Checkpoint) -> str:
     config, manifest = checkpoint.manifest["config"], checkpoint.manifest
-    shape = {key: config["model"][key] for key in SHAPE}
+    model = model_settings(config["model"])
+    shape = {key: model[key] for key in SHAPE}
     count = count_parameters(vocab_size=manifest["vocab_size"], **shape)
     kind = "A dense" if shape["n_experts"] == 1 else "A Mixture-of-Experts"
     experts = "" if shape["n_experts"] == 1 else f" ({shape['n_experts']} experts in each layer, top {shape['top_k']})"
@@ -146,7 +154,8 @@ def _head(checkpoint: Checkpoint) -> str:
         f"# {config.get('run_name', 'model')}\n\n"
         f"{kind} language model of {count.total:,} parameters{active}, after step {checkpoint.step:,}: "
         f"{short(checkpoint.tokens)} tokens of pretraining. A base model: it continues text and was not taught to "
-        "follow instructions.\n\n" + _table({**shape, "vocabulary": manifest["vocab_size"]})
+        "follow instructions.\n\n"
+        + _table({**shape, **{key: model[key] for key in COMPUTED}, "vocabulary": manifest["vocab_size"]})
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from moe.common.errors import InputError
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, file_name
+from moe.model.families.family import Family
 from moe.use.export.names import hf_parts
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -71,30 +72,32 @@ def _check_index(folder: Path) -> None:
         )
 
 
-def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any], source: str) -> None:
+def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any], family: Family, source: str) -> None:
     """Holds the sizes in config.json (`content`, our `settings` of it) against the weights' shapes.
 
     Raises:
         InputError: names each key, its value and the one of the weights.
     """
-    dense = settings["n_experts"] == 1
-    embed, first = "model.embed_tokens.weight", "model.layers.0."
-    q_norm, gate = (
-        first + "self_attn.q_norm.weight",
-        first + ("mlp." if dense else "mlp.experts.0.") + "gate_proj.weight",
-    )
-    width = _size(place, q_norm, 0) or 1
+    embed, first = "model.embed_tokens.weight", "model.layers.0.self_attn."
+    sparse = f"model.layers.{settings['first_k_dense_replace']}."
+    width = settings["head_dim"] or settings["d_model"] // settings["n_heads"]
+    keys = {ours: theirs for ours, (theirs, _) in family.keys.items()}
     held = {
         "vocab_size": _size(place, embed, 0),
         "hidden_size": _size(place, embed, 1),
         "num_hidden_layers": _count(place, "model.layers."),
-        "head_dim": _size(place, q_norm, 0),
-        "num_attention_heads": _size(place, first + "self_attn.q_proj.weight", 0) // width,
-        "num_key_value_heads": _size(place, first + "self_attn.k_proj.weight", 0) // width,
-        "intermediate_size" if dense else "moe_intermediate_size": _size(place, gate, 0),
     }
-    if not dense:
-        held["num_experts" if "num_experts" in content else "num_local_experts"] = _count(place, first + "mlp.experts.")
+    if settings["qk_norm"] == "head":
+        held["head_dim"] = _size(place, f"{first}q_norm.weight", 0)
+        width = held["head_dim"] or 1
+    held["num_attention_heads"] = _size(place, f"{first}q_proj.weight", 0) // width
+    held["num_key_value_heads"] = _size(place, f"{first}k_proj.weight", 0) // width
+    gate = f"{sparse}{family.experts.format(0)}.{family.projections[0]}.weight"
+    held[keys["expert_hidden"]] = _size(place, gate, 0)
+    if not family.dense:
+        experts = keys.get("n_experts") or ("num_experts" if "num_experts" in content else "num_local_experts")
+        held[experts] = _count(place, sparse + family.experts.format(""))
+    held = {key: size for key, size in held.items() if key in content}
     faults = [
         f"{key} ({content[key]}): must be {size}, as in the weights"
         if size
@@ -119,7 +122,7 @@ def _count(place: Place, prefix: str) -> int:
 
 
 def read_weights(
-    place: Place, wanted: dict[str, Tensor], *, source: str, dense: bool, scratch: Path
+    place: Place, wanted: dict[str, Tensor], *, source: str, family: Family, scratch: Path
 ) -> dict[str, Tensor]:
     """Our parameters, fp32, each in a file of its own in `scratch`.
 
@@ -129,7 +132,7 @@ def read_weights(
         InputError: names that are missing, that this model has no place for, whose shape is another, or that hold NaN.
         OSError: there is no space for them.
     """
-    needed = {n: s for name, shape in wanted.items() for n, s in hf_parts(name, shape, dense=dense).items()}
+    needed = {n: s for name, shape in wanted.items() for n, s in hf_parts(name, shape, family).items()}
     tied = "lm_head.weight" not in needed
     extra = [name for name in place if name not in needed and not name.endswith(IGNORED_NAMES)]
     extra = [name for name in extra if not (tied and name == "lm_head.weight")]
@@ -143,9 +146,9 @@ def read_weights(
             faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
     if faults:
         raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(faults)}")
-    weights = {name: _on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
+    weights = {name: on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
     for name, weight in weights.items():
-        for theirs, part in hf_parts(name, weight, dense=dense).items():
+        for theirs, part in hf_parts(name, weight, family).items():
             part.copy_(place[theirs].get_slice(theirs)[: part.shape[0]])
             if not is_finite(part):
                 faults.append(theirs)
@@ -169,7 +172,7 @@ def _listed(faults: list[str]) -> str:
     return "\n".join(f"  {fault}" for fault in faults[:10]) + more
 
 
-def _on_disk(path: Path, shape: torch.Size) -> Tensor:
+def on_disk(path: Path, shape: torch.Size) -> Tensor:
     """Zeros that live in a file."""
     size = math.prod(shape)
     with open(path, "wb") as file:

@@ -24,12 +24,14 @@ from torch import Tensor
 from moe.common.errors import RunFailed
 from moe.common.units import short, show
 from moe.data.text.kept_tokenizer import save_tokenizer
+from moe.model.families.family import Family
+from moe.model.families.table import complete, family_of
 from moe.train.checkpointing.checkpoints import Checkpoint
 from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer
 from moe.use.export.card import write_card
 from moe.use.export.folders import written_aside
 from moe.use.export.hf_weights import INDEX, check_finite, is_finite
-from moe.use.export.names import hf_parts
+from moe.use.export.names import hf_parts, with_zeros
 from moe.use.export.settings import to_config
 from moe.use.export.verify import verify_logits, verify_tensors, verify_tokenizer
 from moe.use.inference import build_skeleton, find_checkpoint, load_weights
@@ -59,17 +61,18 @@ def export(
     """
     checkpoint = find_checkpoint(path, step)
     manifest = checkpoint.manifest
-    settings = manifest["config"]["model"]
-    dense = settings["n_experts"] == 1
+    settings = complete(manifest["config"]["model"])
+    family = family_of(settings)
     tokenizer = checkpoint_tokenizer(checkpoint, tokenizer_name, say)
     # what is made from nothing begins as a document does: after an EOS. No other mark of a beginning was trained.
     special = {"bos_token_id": manifest["eos_id"], "eos_token_id": manifest["eos_id"]}
     max_seq_len = manifest["config"]["max_seq_len"]
-    config = to_config(settings, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
+    config = to_config(settings, family, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
     with written_aside(out, overwrite=overwrite, kind="export") as folder:
         weights = load_weights(checkpoint)
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
-        parts = hf_tensors(weights if dense else _with_head(checkpoint, weights), dense=dense)
+        complete_weights = with_zeros(weights, settings, family)
+        parts = hf_tensors(complete_weights if family.dense else _with_head(checkpoint, complete_weights), family)
         write_weights(folder, parts, shard_bytes=shard_bytes, say=say)
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", {**special, "pad_token_id": manifest["eos_id"], **SAMPLING})
@@ -88,7 +91,7 @@ def export(
 
 def _with_head(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights with a head that is tied written out: SGLang's Qwen3-MoE ties none, and without it would answer from
-    a head of random numbers.
+    a head of random numbers; llama.cpp's OLMoE does not load without it.
     """
     if "lm_head.weight" in weights:
         return weights
@@ -117,11 +120,9 @@ def _only_offsets(processor: dict[str, Any] | None) -> bool:
     return processor is None or processor["type"] == "ByteLevel"
 
 
-def hf_tensors(weights: dict[str, Tensor], *, dense: bool) -> dict[str, Tensor]:
+def hf_tensors(weights: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """All tensors of the folder, by their names there; views of `weights`."""
-    return {
-        name: part for ours, weight in weights.items() for name, part in hf_parts(ours, weight, dense=dense).items()
-    }
+    return {name: part for ours, weight in weights.items() for name, part in hf_parts(ours, weight, family).items()}
 
 
 def write_weights(folder: Path, parts: dict[str, Tensor], *, shard_bytes: int, say: Callable[[str], None]) -> None:

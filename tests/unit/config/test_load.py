@@ -352,11 +352,26 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.routed_scaling_factor=-1"], "model.routed_scaling_factor (-1.0) must be above 0"),
         (["model.balance=bias"], "model.balance: is 'bias'"),
         (["model.scoring_func=relu"], "model.scoring_func: is 'relu'"),
+        (["model.first_k_dense_replace=2"], "model.first_k_dense_replace (2) leaves no layer of experts of model.n_"),
+        (["model.first_k_dense_replace=-1"], "model.first_k_dense_replace (-1) must be at least 0"),
+        (["model.dense_hidden=64"], "model.dense_hidden (64) goes with model.first_k_dense_replace above 0; remove it"),
+        (["model.first_k_dense_replace=1", "model.dense_hidden=0"], "model.dense_hidden (0) must be at least 1"),
+        (["model.qk_norm=layer"], "model.qk_norm (layer) must be head, full or false"),
+        (["model.qk_norm=null"], "model.qk_norm: is None"),
     ],
 )
 def test_faults_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
     (fault,) = faults(path, *overrides)
     assert fault.startswith(expected)
+
+
+def test_qk_norm_keeps_the_word_of_earlier_versions(path: Path) -> None:
+    assert [load_config(path, given).model.qk_norm for given in ([], ["model.qk_norm=true"])] == ["head", "head"]
+    assert [load_config(path, [f"model.qk_norm={value}"]).model.qk_norm for value in ("full", "false", "off")] == [
+        "full",
+        False,
+        False,
+    ]
 
 
 def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:

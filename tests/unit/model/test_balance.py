@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 from moe.model.balance import RULES, Balance, BalanceLoss, with_present_names
 from moe.model.router import Router, RouterStats
 from tests.ranks import on_ranks
+from tests.tiny import EVERY_OPTION
 
 
 def stats(seed: int, layers: int = 2, experts: int = 4) -> RouterStats:
@@ -180,18 +181,20 @@ def test_quantile_where_every_token_passes_all_experts_is_refused(build):
         build(balance="quantile", top_k=4)
 
 
-@pytest.mark.parametrize("balance", ["sign", "quantile"])
-def test_recomputation_and_compiled_blocks_choose_and_count_the_same(build, tokens, balance):
+@pytest.mark.parametrize("balance", ["loss", "sign", "quantile"])
+def test_recomputation_and_compiled_blocks_with_every_option_choose_and_count_the_same(build, tokens, balance):
     results = []
     for how in ("plain", "recomputed", "compiled"):
-        model = build(balance=balance, scoring_func="sigmoid", activation_checkpointing=how == "recomputed")
+        model = build(balance=balance, activation_checkpointing=how == "recomputed", **EVERY_OPTION)
         for router in model.routers:
-            router.bias_E.copy_(torch.tensor([0.3, -0.1, -0.3, 0.1]))
+            if router.bias_E is not None:
+                router.bias_E.copy_(torch.tensor([0.3, -0.1, -0.3, 0.1]))
         if how == "compiled":
             model.compile_blocks(backend="aot_eager")
         parts = model(tokens, tokens)
         (parts.loss / parts.targets + 0.01 * parts.routers.z.sum()).backward()
         results.append([*tree_leaves(parts.detach()), *(p.grad for p in model.parameters())])
+        assert parts.routers.counts_E.shape == (2, 4), "of the layers that have experts"
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b)

@@ -12,12 +12,13 @@ FIRST, THIRD = (0.0222596563, -0.0491235480), (0.0024625005, -0.0103467461)
 def test_initial_weights_follow_the_table(shape):
     torch.manual_seed(0)
     changes = {"d_model": 64, "expert_hidden": 96, "n_shared_experts": 1, "tie_embeddings": False}
+    changes |= {"n_layers": 3, "first_k_dense_replace": 1, "qk_norm": "full"}
     model = Transformer(**{**shape, **changes, "eos_id": 0})
     for name, p in model.named_parameters():
         if name.endswith("norm.weight"):
             assert torch.equal(p, torch.ones_like(p)), name
             continue
-        std = 0.02 / math.sqrt(2 * 2) if name.endswith(("o_proj.weight", ".w2")) else 0.02
+        std = 0.02 / math.sqrt(2 * 3) if name.endswith(("o_proj.weight", ".w2")) else 0.02
         assert p.abs().max() <= 3 * std, name
         assert p.abs().max() > 2 * std, name
         # A normal cut at 3 sigma has a standard deviation of 0.9866 sigma; the router has only 256 samples.
@@ -51,6 +52,7 @@ def test_a_seed_of_its_own_goes_before_torchs(shape):
         ({"tie_embeddings": False}, ("lm_head.",)),
         ({"n_layers": 4}, ("blocks.2.", "blocks.3.")),
         ({"qk_norm": False}, ()),
+        ({"first_k_dense_replace": 1}, (".mlp.",)),
     ],
 )
 def test_two_models_share_what_they_have_in_common(shape, changes, own):

@@ -31,7 +31,8 @@ def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
     cast = torch.autocast("cpu", torch.bfloat16) if step.bf16 else contextlib.nullcontext()
     torch.manual_seed(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        more = {"n_shared_experts": step.n_shared_experts, "activation_checkpointing": step.activation_checkpointing}
+        options = ("n_shared_experts", "first_k_dense_replace", "dense_hidden", "qk_norm", "activation_checkpointing")
+        more = {name: getattr(step, name) for name in options}
         model = Transformer(**SHAPE, **more, eos_id=0)
         muon = Muon(build_groups(model, name=optimizer, lr=1e-3, weight_decay=0.1))
         for samples in (1, *[step.microbatch] * (2 if step.accumulated else 1)):
@@ -58,6 +59,8 @@ def measured_peak(step: Step, optimizer: str) -> tuple[int, int]:
         (1, {}, "muon"),
         (4, {}, "muon"),
         (4, {"n_shared_experts": 3, "accumulated": False}, "muon"),
+        (4, {"first_k_dense_replace": 2, "dense_hidden": 4000, "qk_norm": "full"}, "muon"),
+        (4, {"first_k_dense_replace": 1, "n_shared_experts": 1, "bf16": True, "accumulated": False}, "adamw"),
         (1, {"activation_checkpointing": True}, "muon"),
         (4, {"activation_checkpointing": True}, "muon"),
         (4, {"accumulated": False}, "adamw"),

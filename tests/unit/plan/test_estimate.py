@@ -193,6 +193,27 @@ def test_the_dense_twin_has_the_active_parameters_and_says_on_how_many_tokens_to
     assert "TWIN" not in capsys.readouterr().out, "it is one"
 
 
+def test_dense_layers_and_the_width_of_qk_norm_are_in_parameters_flops_memory_the_twin_and_the_page(capsys) -> None:
+    settings = ["model.first_k_dense_replace=2", "model.dense_hidden=3072", "model.qk_norm=full"]
+    plain, found = estimate(capsys), estimate(capsys, *settings)
+    before, count = plain["parameters"], found["parameters"]
+    assert count["dense"] == 2 * 3 * 768 * 3072 and before["dense"] == 0
+    assert count["experts"] * 12 == before["experts"] * 10 and count["router"] * 12 == before["router"] * 10
+    assert count["norms"] - before["norms"] == 12 * (12 + 4 - 2) * 64
+    passed = 768 * 3 * (2 * 3072 - 2 * 2 * 2048)  # of a token in two layers: 2 of the experts elsewhere
+    assert count["active"] - before["active"] == passed + count["norms"] - before["norms"] - 2 * 8 * 768
+    flops = found["work"]["flops_per_token"] - plain["work"]["flops_per_token"]
+    assert flops == pytest.approx(6 * (passed - 2 * 8 * 768))
+    twin = found["dense_twin"]["parameters"]
+    assert twin == pytest.approx(count["active"] - count["router"], rel=1e-3), "as many as are active here"
+    for one, other in zip(found["memory"]["bytes"], plain["memory"]["bytes"], strict=True):
+        assert one["weights"] == 4 * count["total"] // one["n_gpus"]
+        assert one["activations"] < other["activations"], "what a narrow MLP keeps is less than what experts do"
+    assert main(["estimate", YAML, *settings]) == 0
+    page = capsys.readouterr().out
+    assert f"{count['dense']:,}" in page and "8 experts, top 2, 2 dense layers first" in page
+
+
 def test_a_shared_expert_is_in_parameters_flops_memory_and_the_page(capsys) -> None:
     plain, shared = estimate(capsys), estimate(capsys, "model.n_shared_experts=1")
     count = shared["parameters"]

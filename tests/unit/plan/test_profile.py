@@ -13,10 +13,12 @@ from moe.plan.profile_parts import part_flops
 from moe.train.composer_model import build_model
 from moe.train.inputs import check_data
 
+DENSE_FIRST = ["model.first_k_dense_replace=1", "model.dense_hidden=48", "model.n_shared_experts=1"]
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_parts_flops_add_up_to_those_of_the_model(tiny: Path, tied: bool) -> None:
-    settings = load_config(tiny / "tiny.yaml", [f"model.tie_embeddings={str(tied).lower()}"]).model
+
+@pytest.mark.parametrize("more", [[], ["model.tie_embeddings=false"], DENSE_FIRST], ids=str)
+def test_the_parts_flops_add_up_to_those_of_the_model(tiny: Path, more: list[str]) -> None:
+    settings = load_config(tiny / "tiny.yaml", more).model
     shape = model_shape(settings, 300)
     width = settings.n_layers * settings.n_heads * (settings.d_model // settings.n_heads)
     share = settings.top_k / settings.n_experts

@@ -1,5 +1,7 @@
 """The loss of a batch, as a script calls it, and of the parts of a batch, as Composer does."""
 
+import json
+
 import pytest
 import torch
 from composer.core.data_spec import default_split_batch
@@ -10,13 +12,13 @@ from moe.model.balance import RULES, Balance, BalanceLoss
 from moe.model.router import LayerMetric
 from moe.train.composer_model import MoEModel, with_global_sizes
 from tests.ranks import on_ranks
-from tests.tiny import SHAPE
+from tests.tiny import EVERY_OPTION, SHAPE
 from tests.unit.train.runs import SHORT, assert_same_run, die, rows, train, weights
 
 
-def make_model(**changes) -> MoEModel:
+def make_model(options=None, **changes) -> MoEModel:
     torch.manual_seed(0)
-    transformer = Transformer(vocab_size=29, eos_id=0, **SHAPE).double()
+    transformer = Transformer(vocab_size=29, eos_id=0, **{**SHAPE, **(options or {})}).double()
     balance = BalanceLoss(n_layers=2, n_experts=4, weight=0.5)
     return MoEModel(transformer, **{"balance": balance, "router_z_loss": 0.25, "flops_per_token": 1.0, **changes})
 
@@ -38,16 +40,23 @@ def test_a_script_calls_forward_and_loss_and_nothing_before():
     assert float(model.loss(parts, batch)["total"]) == float(total), "a second call is no other one"
 
 
+@pytest.mark.parametrize("options", [{}, {**EVERY_OPTION, "balance": "sign"}], ids=["plain", "every option"])
 @pytest.mark.parametrize("microbatch", [1, 4, 6])
-def test_parts_of_a_batch_that_carry_its_sizes_add_up_to_its_loss(microbatch):
-    model, batch = make_model(), make_batch(6)
+def test_parts_of_a_batch_that_carry_its_sizes_add_up_to_its_loss_and_gradient(microbatch, options):
+    model, batch = make_model(options), make_batch(6)
     whole = model.loss(model(batch), batch)["total"]
+    whole.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
     targets = (batch["labels"][:, 1:] != -100).sum()
     known = with_global_sizes(batch, targets=targets, tokens=96, samples=6)
     total = 0.0
     for part in default_split_batch(known, microbatch):
         total += model.loss(model(part), part)["total"] * len(part["tokens"]) / 6  # the factor is Composer's
+    total.backward()
     assert float(total) == pytest.approx(float(whole), rel=1e-12)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_a_batch_without_any_target_has_a_loss_of_zero_from_its_targets():
@@ -100,6 +109,7 @@ def test_ddp_sends_no_bias_in_a_forward_pass():
 
 
 BIASED = ["model.scoring_func=sigmoid", "model.routed_scaling_factor=2.0", "model.balance="]
+EVERY = [f"model.{name}={value}" for name, value in EVERY_OPTION.items()]
 
 
 def biases(folder) -> torch.Tensor:
@@ -109,13 +119,18 @@ def biases(folder) -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", ["sign", "quantile"])
 def test_a_killed_run_resumes_with_its_biases_to_the_bit(small, tmp_path, rule):
-    settings = [*SHORT, "max_duration=9ba", "save_interval=4ba", *BIASED[:2], BIASED[2] + rule]
+    settings = [*SHORT, "max_duration=9ba", "save_interval=4ba", *EVERY, f"model.balance={rule}"]
     assert train(small, tmp_path, *settings, name="whole")[0] == 0
     folder = die(small, tmp_path, 6, *settings)
     assert biases(folder).abs().max() > 0.005, "the losses after it depend on them"
     assert train(small, tmp_path, *settings)[0] == 0
     assert_same_run(folder, tmp_path / "whole")
-    assert biases(folder).shape == (2, 4) and biases(folder).dtype == torch.float32
+    assert biases(folder).shape == (2, 4), "of the layers that have experts"
+    logged = {key for line in (folder / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    layers = {key.rpartition("/")[2] for key in logged if "/layer_" in key}
+    assert layers == {"layer_01", "layer_02"}, "by the model's own numbers"
+    assert {"weight_rms/dense", "update_rms/dense"} <= logged
+    assert biases(folder).dtype == torch.float32
     assert rows(folder, "train/balance_loss")[9] > 0, "watched, though it is not in the loss"
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe.common.errors import RunFailed
+from moe.model.families.qwen3_moe import QWEN3_MOE
 from moe.use.export import from_hf, to_hf
 from moe.use.export.from_hf import import_folder
 from moe.use.export.to_hf import export, hf_tensors, write_weights
@@ -31,7 +32,7 @@ def nudged(weight: torch.Tensor) -> torch.Tensor:
 def test_the_least_change_of_one_value_in_any_tensor_is_found_and_named(make_run: Callable, tmp_path: Path) -> None:
     """E7: tensor by tensor, of a folder in several files."""
     weights = load_weights(find_checkpoint(str(make_run(tie_embeddings=False))))
-    parts = hf_tensors(weights, dense=False)
+    parts = hf_tensors(weights, QWEN3_MOE)
     write_weights(tmp_path, parts, shard_bytes=20_000, say=quiet)
     verify_tensors(tmp_path, parts)
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -51,7 +52,7 @@ def test_the_least_change_of_one_value_in_any_tensor_is_found_and_named(make_run
 def test_a_tensor_too_few_too_many_or_of_another_shape_or_type_is_found(make_run: Callable, tmp_path: Path) -> None:
     """E7: and a file that cannot be read."""
     weights = load_weights(find_checkpoint(str(make_run())))
-    parts = hf_tensors(weights, dense=False)
+    parts = hf_tensors(weights, QWEN3_MOE)
     write_weights(tmp_path, parts, shard_bytes=10**9, say=quiet)
     path, name = tmp_path / "model.safetensors", "model.norm.weight"
     right = load_file(path)

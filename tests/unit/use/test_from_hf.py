@@ -74,7 +74,7 @@ def test_every_key_of_another_family_is_named(folder: Path, tmp_path: Path) -> N
     changes = {
         "norm_topk_prob": None,
         "attention_bias": True,
-        "mlp_only_layers": [0],
+        "mlp_only_layers": [1],
         "decoder_sparse_step": 2,
         "use_sliding_window": True,
         "hidden_act": "gelu",
@@ -170,7 +170,12 @@ def test_what_does_not_agree_is_not_left_behind_and_a_trained_run_is_never_repla
     with pytest.raises(InputError, match="holds something else"):
         import_folder(str(folder), out=tmp_path / "run", overwrite=True, say=quiet)
     plain = from_hf.from_config
-    monkeypatch.setattr(from_hf, "from_config", lambda *a: plain(*a) | {"rope_theta": 500.0})
+
+    def wrong(*args: Any) -> tuple[dict[str, Any], Any]:
+        settings, family = plain(*args)
+        return {**settings, "rope_theta": 500.0}, family
+
+    monkeypatch.setattr(from_hf, "from_config", wrong)
     with pytest.raises(RunFailed, match="differ from ours"):
         import_folder(str(folder), out=tmp_path / "back", say=quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]

@@ -1,12 +1,15 @@
-"""Training loaders over small folders, and the rows they give: here, or in one process a rank."""
+"""Training loaders over small folders, and the rows they give: here, or in a process for each rank."""
 
+import atexit
 import json
 import os
-import socket
-import subprocess
-import sys
+import tempfile
+from pathlib import Path
+
+import torch
 
 from moe.data import StreamSpec, build_train_loader
+from tests.ranks import on_ranks
 from tests.unit.data.conftest import EOS, SEQ_LEN
 
 COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
@@ -33,42 +36,21 @@ def begun(loader, count):
     return seen, loader.state_dict()
 
 
-RANK_SCRIPT = """
-import json, sys
-from moe.data import StreamSpec, build_train_loader
-specs, batch, workers, start, vocab_size = [json.loads(text) for text in sys.argv[1:]]
-specs = {name: StreamSpec(*spec) for name, spec in specs.items()}
-loader = build_train_loader(specs, seq_len=16, eos_id=0, vocab_size=vocab_size,
-                            document_mask=True, device_batch_size=batch, seed=17, num_workers=workers)
-if start:
-    loader.load_state_dict(start)
-rows = [b["tokens"][:, 0].tolist() for b in loader]
-print("ROWS", json.dumps(rows), flush=True)
-import torch.distributed as dist
-if dist.is_initialized():
-    dist.barrier()
-"""
-
-
 def run_ranks(specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300) -> list[list[list[int]]]:
     """Rows of every batch of each rank; `specs` holds StreamSpec's values."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    started = []
-    for rank in range(ranks):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-c", RANK_SCRIPT, *map(json.dumps, (specs, batch, 0, start, vocab_size))]
-        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=180)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * ranks
-    return [json.loads(output.split("ROWS ")[1].splitlines()[0]) for output in outputs]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def work(rank):
+            atexit._clear()  # what is registered from here on is this rank's: Streaming's shared memory
+            sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            os.environ.update({name: str(size) for name, size in sizes.items()})
+            given = {name: StreamSpec(*spec) for name, spec in specs.items()}
+            loader = loader_of(given, batch=batch, vocab_size=vocab_size)
+            if start:
+                loader.load_state_dict(start)
+            Path(folder, str(rank)).write_text(json.dumps(numbers(loader)))
+            torch.distributed.barrier()
+            atexit._run_exitfuncs()
+
+        on_ranks(ranks, work)
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(ranks)]

@@ -348,15 +348,21 @@ def test_a_faulty_config_is_the_only_line(check: Check) -> None:
     assert code == 2 and list(found) == ["config"] and "exceeds model.n_experts" in found["config"][1]
 
 
-def test_a_model_that_no_export_can_express_is_told_before_it_is_trained(tmp_path: Path) -> None:
+def test_a_model_that_no_export_can_express_and_what_an_engine_loses_are_told_before_training(tmp_path: Path) -> None:
     from moe.config import load_config
     from moe.plan.checks.settings import check_settings
 
-    def told(*overrides: str) -> list[str]:
+    def told(*overrides: str, state: str = "fail") -> list[str]:
         path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
         found = check_settings(load_config(path, list(overrides)), vocab_size=300, world_size=1)
-        return [result.text for result in found if result.name == "export" and result.state == "fail"]
+        return [result.text for result in found if result.name == "export" and result.state == state]
 
-    assert told() == told("model.norm_topk_prob=false") == []
-    (text,) = told("model.balance=sign", "model.scoring_func=sigmoid")
-    assert "model.balance (sign) has no counterpart" in text and "model.scoring_func (sigmoid)" in text
+    assert (
+        told() == told("model.norm_topk_prob=false") == told("model.balance=sign", "model.scoring_func=sigmoid") == []
+    )
+    (text,) = told("model.balance=sign", "model.n_shared_experts=1")
+    assert "Qwen3MoeForCausalLM needs model.balance loss (is sign), model.n_shared_experts 0 (is 1)" in text
+    assert "Glm4MoeForCausalLM needs model.scoring_func sigmoid (is softmax);" in text
+    assert told(state="warn") == told("model.qk_norm=false", state="warn") == []
+    (text,) = told("model.first_k_dense_replace=1", state="warn")
+    assert "model.first_k_dense_replace (1): llama.cpp's Qwen3-MoE has no dense layers" in text

@@ -102,6 +102,24 @@ def test_what_may_change_is_applied_and_what_must_not_is_refused() -> None:
     assert compare_configs({"betas": [0.9, 0.95]}, {"betas": (0.9, 0.95)}) == ([], [])
 
 
+def test_what_an_earlier_version_called_or_had_otherwise_is_no_change_and_no_difference() -> None:
+    from types import SimpleNamespace
+
+    from moe.runs.compare import settings
+    from moe.train.checkpointing.changes import new_changes
+
+    former = changed("model", "qk_norm", True)  # and without what it did not have
+    now = changed("model", "qk_norm", "head")
+    now["model"] |= {"scoring_func": "softmax", "first_k_dense_replace": 0, "dense_hidden": None}
+    assert compare_configs(former, now) == ([], [])
+    assert new_changes({"config": former, "step": 5}, now, {}) == []
+    assert settings(SimpleNamespace(config=former)) == settings(SimpleNamespace(config=now))
+    now["model"]["qk_norm"] = "full"
+    assert compare_configs(former, now)[1] == ["model.qk_norm: was head, is full"]
+    (change,) = new_changes({"config": former, "step": 5}, now, {})
+    assert (change["key"], change["was"], change["now"]) == ("model.qk_norm", "head", "full")
+
+
 def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp_path: Path) -> None:
     from moe.train.checkpointing.checkpoints import Checkpoint
 

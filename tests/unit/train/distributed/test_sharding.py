@@ -13,6 +13,7 @@ from moe.model import Transformer
 from moe.train.distributed import sharding
 from moe.train.distributed.sharding import shard_transformer
 from tests.ranks import on_ranks
+from tests.tiny import EVERY_OPTION
 
 pytestmark = pytest.mark.skipif(
     torch.__version__ < "2.11", reason="older torch is refused: moe.train.distributed.sharding"
@@ -31,9 +32,16 @@ SHAPE = {
 }
 
 
+EVERY = {**EVERY_OPTION, "balance": "sign"}
+
+
 def transformer(**changes):
     torch.manual_seed(0)
-    return Transformer(**SHAPE, **changes)
+    model = Transformer(**{**SHAPE, **changes})
+    for router in model.routers:
+        if router.bias_E is not None:
+            router.bias_E.copy_(torch.tensor([0.1, -0.1, 0.2, -0.2]))
+    return model
 
 
 def sharded(*, compiled=False, **changes):
@@ -57,8 +65,8 @@ def loss_of(model, tokens, autocast=False):
 
 def gradients(rank):
     for autocast, tolerance in ((False, 1e-6), (True, 1e-2)):
-        for how in ({}, {"activation_checkpointing": True}, {"compiled": True}):
-            model, whole = sharded(**how), transformer()
+        for how in ({}, {"activation_checkpointing": True}, {"compiled": True}, EVERY):
+            model, whole = sharded(**how), transformer(**{k: v for k, v in how.items() if k in EVERY})
             for step in range(2):  # the second adds to the first, as microbatches do
                 loss_of(model, batch(rank, step), autocast).backward()
                 losses = [loss_of(whole, batch(other, step), autocast) / 2 for other in range(2)]
@@ -79,11 +87,6 @@ def test_an_assertion_that_fails_in_one_rank_fails_the_test() -> None:
         on_ranks(2, work)
 
 
-def test_gradients_are_the_mean_over_the_ranks_of_the_whole_models() -> None:
-    """In fp32 and bf16; plain, with activation checkpointing, compiled."""
-    on_ranks(2, gradients, fork=False)
-
-
 def kept_weights(rank):
     model, kept = sharded(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -94,8 +97,16 @@ def kept_weights(rank):
     loss.backward()
 
 
-def test_after_the_forward_pass_no_blocks_gathered_weights_stay_in_memory() -> None:
-    on_ranks(2, kept_weights, fork=False)
+def both(rank):
+    gradients(rank)
+    kept_weights(rank)
+
+
+def test_gradients_are_the_mean_over_the_ranks_and_no_gathered_weights_stay_in_memory() -> None:
+    """Gradients in fp32 and bf16; plain, with activation checkpointing, compiled, with every option of the model. New
+    processes cost seconds: one start serves both.
+    """
+    on_ranks(2, both, fork=False)
 
 
 def test_the_norm_is_that_of_all_shards_and_one_ranks_infinity_skips_the_step_on_all() -> None:

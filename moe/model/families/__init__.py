@@ -1,0 +1,1 @@
+"""Architectures of transformers that compute what a model of this project computes; one file each."""

@@ -1,0 +1,92 @@
+"""One step of training as numbers, from which its memory is counted (moe/model/memory.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe.model.flops import ParameterCount, count_parameters, dense_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of training. `microbatch` in sequences; `accumulated` where it is not the whole batch of the device.
+
+    muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
+    one_expert: the worst router: every token has one expert in common.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    n_experts: int
+    top_k: int
+    expert_hidden: int
+    head_dim: int | None = None
+    qk_norm: bool | str = "head"
+    tie_embeddings: bool = True
+    n_shared_experts: int = 0
+    first_k_dense_replace: int = 0
+    dense_hidden: int | None = None
+    document_mask: bool = True
+    dropout: float = 0.0
+    quantile: bool = False
+    seq_len: int
+    microbatch: int
+    accumulated: bool = True
+    activation_checkpointing: bool = False
+    muon: bool = True
+    momentum_bytes: int = 4
+    gpu: bool
+    bf16: bool
+    n_gpus: int = 1
+    one_expert: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.microbatch * self.seq_len
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in the products."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def channels(self) -> int:
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def sparse(self) -> int:
+        """Layers of experts."""
+        return self.n_layers - self.first_k_dense_replace
+
+    @property
+    def dense_width(self) -> int:
+        """Hidden width of the MLP of a dense layer, 0 where there is none."""
+        width = dense_width(
+            self.dense_hidden,
+            top_k=self.top_k,
+            n_shared_experts=self.n_shared_experts,
+            expert_hidden=self.expert_hidden,
+        )
+        return width if self.first_k_dense_replace else 0
+
+    @property
+    def count(self) -> ParameterCount:
+        return count_parameters(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            n_experts=self.n_experts,
+            top_k=self.top_k,
+            expert_hidden=self.expert_hidden,
+            head_dim=self.head_dim,
+            qk_norm=self.qk_norm,
+            tie_embeddings=self.tie_embeddings,
+            n_shared_experts=self.n_shared_experts,
+            first_k_dense_replace=self.first_k_dense_replace,
+            dense_hidden=self.dense_hidden,
+        )
