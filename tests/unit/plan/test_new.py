@@ -64,8 +64,11 @@ def test_the_yaml_says_what_it_was_made_of_and_prints_its_estimate(elsewhere: Pa
     assert max(map(len, text.splitlines())) <= 140
 
 
-def test_without_hours_it_is_as_large_as_20_tokens_a_parameter(elsewhere: Path) -> None:
-    assert new("--tokens", "10B").model == load_config(ROOT / "yamls/500m.yaml").model
+def test_without_hours_it_is_as_large_as_20_tokens_a_parameter() -> None:
+    config = new("--tokens", "10B")
+    ours = load_config(ROOT / "yamls/500m.yaml").model
+    assert replace(config.model, expert_hidden=ours.expert_hidden) == ours, "the shape of 500m"
+    assert size(config)[0] == pytest.approx(500e6, rel=0.03)
 
 
 @pytest.mark.parametrize(("flag", "place"), [("--params", 0), ("--active", 1)])
@@ -135,3 +138,13 @@ def test_a_file_that_is_there_is_never_written_over(elsewhere: Path, capsys) -> 
     (elsewhere / "mine.yaml").write_text("mine")
     assert main(["new", "--tokens", "1B", "--out", "mine.yaml"]) == 2
     assert "is there already" in capsys.readouterr().err and (elsewhere / "mine.yaml").read_text() == "mine"
+
+
+def test_its_yaml_passes_the_check_where_the_data_are_there(tiny: Path, elsewhere: Path, capsys) -> None:
+    config = new("--tokens", "40k", "--data", str(tiny / "data"))
+    assert config.max_seq_len == 32 and config.tokenizer == str(tiny / "tokenizer")
+    capsys.readouterr()
+    code = main(["check", "mine.yaml", "--fast"])
+    shown = capsys.readouterr().out
+    assert code == 0 and " 0 fail" in shown, shown
+    assert "pass  learning rate" in shown and "pass  ranks" not in shown
