@@ -98,8 +98,11 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     return resolved, chosen
 
 
-def describe(config: Config, chosen: list[Choice]) -> list[str]:
-    """Lines for people: the numbers, what they were computed from, and what of that lies beyond what was measured."""
+def describe(config: Config, chosen: list[Choice], *, flops: float) -> list[str]:
+    """Lines for people: the numbers, what they were computed from, and what of that lies beyond what was measured.
+
+    flops: of the run, for the published fit beside the rule's rate.
+    """
     if not chosen:
         return []
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
@@ -112,6 +115,11 @@ def describe(config: Config, chosen: list[Choice]) -> list[str]:
     ]
     if beyond := rule.outside(d_model=d_model, tokens=tokens, batch=tokens_per_step):
         lines.append(f"outside of what was measured here: {', '.join(beyond)}")
+    if any(choice.key == "optimizer.lr" for choice in chosen):
+        lines.append(
+            f"for comparison, Moonlight's fit to {flops:.3g} FLOPs (dense models of 0.4B to 1.5B): "
+            f"{rule.moonlight_rate(flops):.3g}"
+        )
     return lines
 
 

@@ -7,6 +7,7 @@ from composer import Trainer
 from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
+from moe.optim.auto import Choice
 from moe.optim.groups import build_optimizer
 from moe.train.benchmarks import find_benchmarks, scores_are_due
 from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
@@ -34,11 +35,11 @@ def fit(
     start: Start,
     stop: StopSignal,
     on_gpu: bool,
-    rates: list[str],
+    chosen: list[Choice],
 ) -> int:
     """Trains to `max_duration`; returns the exit code, 0.
 
-    rates: what is to be said of the numbers that stand for `auto`.
+    chosen: the numbers that stand for `auto`.
 
     Raises:
         InputError: something a user can fix; nothing has been overwritten.
@@ -50,7 +51,7 @@ def fit(
     score_first = scores_are_due(config, folder, start.step, steps)
     ended = start.step >= steps.total and not (eval_first or score_first)
     benchmarks = None if ended else find_benchmarks(config, inputs, steps)
-    say_plan(config, inputs, folder, steps, size, rates, benchmarks.plan if benchmarks is not None else None)
+    say_plan(config, inputs, folder, steps, size, chosen, benchmarks.plan if benchmarks is not None else None)
     if ended:
         return _nothing_left(config, folder, start, steps)
 

@@ -44,7 +44,7 @@ def train(config: Config, stop: StopSignal) -> int:
         InputError: something a user can fix; nothing has been overwritten.
         Stopped: a signal ended the run early; everything is saved.
     """
-    from moe.optim.auto import describe, resolve
+    from moe.optim.auto import resolve
     from moe.train.inputs import check_data
 
     meta = check_data(config, report=say)
@@ -85,7 +85,7 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
-            return fit(config, meta, folder, start, stop, on_gpu, describe(config, chosen))
+            return fit(config, meta, folder, start, stop, on_gpu, chosen)
     except Stopped:
         folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to resume")
