@@ -165,7 +165,7 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
-STAND_INS: dict[Any, Any] = {str: "1ba", int: 1, float: 1.0}
+STAND_INS: dict[Any, Any] = {str: "1ba", int: 1}  # of any other number 1.0
 
 
 def _filled(config: Any) -> Any:
@@ -174,7 +174,8 @@ def _filled(config: Any) -> Any:
         for key in missing:
             path = tuple(key.split("."))
             hint = _hint_at(path)
-            config = OmegaConf.merge(config, _nested(path, {} if dataclasses.is_dataclass(hint) else STAND_INS[hint]))
+            value: Any = {} if dataclasses.is_dataclass(hint) else STAND_INS.get(hint, 1.0)
+            config = OmegaConf.merge(config, _nested(path, value))
     return config
 
 

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import math
 
+from moe.common.units import short
+
 LR, LR_D, LR_T, LR_B, MOST_LR = 0.82, -5 / 6, -1 / 3, 1 / 2, 0.03
 ADAMW_SHARE = 0.65
 EMBEDDING_WIDTH = 118  # from which on the embedding's rate is above the matrices'
@@ -80,7 +82,7 @@ def outside(*, d_model: int, tokens: float, batch: float) -> list[str]:
     """What of a run lies outside of what was measured here: "d_model 768 (64 to 128)"; empty where nothing does."""
     found = {"d_model": d_model, "tokens": tokens, "batch": batch}
     return [
-        f"{name} {found[name]:,.0f} ({least:,.0f} to {most:,.0f})"
+        f"{name} {short(found[name])} ({short(least)} to {short(most)})"
         for name, (least, most) in MEASURED.items()
         if not least <= found[name] <= most
     ]

@@ -7,6 +7,7 @@ from composer import Trainer
 from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
+from moe.optim.auto import Choice
 from moe.optim.groups import build_optimizer
 from moe.train.benchmarks import find_benchmarks, scores_are_due
 from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
@@ -28,8 +29,18 @@ from moe.train.start import Start, evaluation_is_due, record_start
 from moe.train.stop import StopSignal
 
 
-def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: StopSignal, on_gpu: bool) -> int:
+def fit(
+    config: Config,
+    inputs: Inputs,
+    folder: RunFolder,
+    start: Start,
+    stop: StopSignal,
+    on_gpu: bool,
+    chosen: list[Choice],
+) -> int:
     """Trains to `max_duration`; returns the exit code, 0.
+
+    chosen: the numbers that stand for `auto`.
 
     Raises:
         InputError: something a user can fix; nothing has been overwritten.
@@ -44,7 +55,7 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     score_first = scores_are_due(config, folder, start.step, steps)
     ended = not (more_steps or eval_first or score_first)
     benchmarks = None if ended else find_benchmarks(config, inputs, steps)
-    say_plan(config, inputs, folder, steps, size, benchmarks.plan if benchmarks is not None else None)
+    say_plan(config, inputs, folder, steps, size, chosen, benchmarks.plan if benchmarks is not None else None)
     if ended:
         return _nothing_left(config, folder, start, steps)
 

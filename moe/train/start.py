@@ -123,11 +123,15 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     Raises:
         InputError: that, or `load_path`, does not fit the config.
     """
+    from moe.optim.auto import resolve
     from moe.optim.rates import rate_change
     from moe.train.checkpointing.checkpoints import CheckpointError, find_named
     from moe.train.checkpointing.compatibility import check_continues, check_weights_fit
 
-    settings = dataclasses.asdict(config)
+    def settings_for(continued: Checkpoint | None) -> dict[str, Any]:
+        return dataclasses.asdict(resolve(config, kept=continued.manifest["config"] if continued else None)[0])
+
+    settings = settings_for(checkpoint)
     tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
     if checkpoint is not None:
         check_continues(checkpoint, settings, meta.fingerprint, say, tokenizer, former=meta.former)
@@ -144,7 +148,7 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
         check_weights_fit(named, settings, meta.vocab_size, tokenizer, say)
         say(f"starting from the weights of {named.path}")
         return Start(named, True, 0)
-    check_continues(named, settings, meta.fingerprint, say, tokenizer, former=meta.former)
+    check_continues(named, settings_for(named), meta.fingerprint, say, tokenizer, former=meta.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return Start(named, False, named.step)
 

@@ -32,8 +32,15 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
 
     fast: no hashes, no step, no checkpoint.
     """
+    from moe.optim.auto import resolve
     from moe.train.checkpointing.run_folder import local_folder
 
+    as_given = config
+    try:
+        config, _ = resolve(config)
+    except InputError as error:
+        yield Result("auto", "fail", str(error))
+        return
     yield check_versions()
     yield check_device(config)
     world_size = world_size or _gpus()
@@ -53,7 +60,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     yield check_shared_memory(config, samples=samples)
     folder = check_folder(config, vocab_size=vocab_size)
     yield from folder
-    yield check_resume(config, inputs, hashes=not fast, report=report)
+    yield check_resume(as_given, inputs, hashes=not fast, report=report)
     if fast:
         return
     hindered = [result.name for result in (*found, *folder) if result.state == "fail"]

@@ -27,6 +27,7 @@ FIXED = (
     "train_data.shuffle",
     "train_data.split",
 )
+OWN_GROUP = ("optimizer.adamw.embedding_lr",)  # set or null decides whether the optimizer has one group more
 SHAPE = (
     "d_model",
     "n_layers",
@@ -58,6 +59,7 @@ def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[lis
     for key, (was, now) in differing(with_present_settings(saved), with_present_settings(current)).items():
         section, _, name = key.partition(".")
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
+        fixed |= key in OWN_GROUP and None in (was, now)
         (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
     return applied, refused
 

@@ -58,7 +58,6 @@ KEYS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 2,
         "first_k_dense_replace": 0,
         "use_qk_norm": False,
-        "tie_word_embeddings": True,
         "n_routed_experts": 3,
         "moe_intermediate_size": 48,
         "partial": 1.0,  # partial_rotary_factor, at the top and in rope_parameters
