@@ -93,7 +93,7 @@ def _in_memory(checkpoint: Checkpoint, args: argparse.Namespace) -> Any:
     config = checkpoint.manifest["config"]
     seq_len = config["max_seq_len"]
     bf16 = torch.cuda.is_available() and config.get("precision") == "amp_bf16"
-    masked = config["model"].get("document_mask", False)  # an import tells of none
+    masked = config["model"].get("document_mask", False)  # an import has none
     return ModelLM(
         load_model(checkpoint),
         Requests(tokenizer, max_seq_len=seq_len, trained_mask=masked),
@@ -133,7 +133,7 @@ def _progress(what: str) -> Callable[[], bool]:
 
 
 def _compare(suite: tuple[SuiteTask, ...], found: dict[str, Results]) -> dict[str, Any]:
-    """Prints one column a model, of the scores that tasks are told by; gives the same for a file."""
+    """Prints one column a model, of the scores that stand for tasks; gives the same for a file."""
     from moe.evaluate.scores import main_scores, scores_of
     from moe.evaluate.suites import suite_score
 

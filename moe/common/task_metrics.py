@@ -1,4 +1,4 @@
-"""What scores of tasks are called where metrics are logged, and which of a task's metrics it is told by."""
+"""What scores of tasks are called where metrics are logged, and which of a task's metrics stands for it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def by_task(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def main_metric(metrics: Iterable[str]) -> str:
-    """The one that a task is told by; `metrics` are not empty."""
+    """The one that stands for a task; `metrics` are not empty."""
     listed = list(metrics)
     return next((metric for metric in MAIN if metric in listed), listed[0])

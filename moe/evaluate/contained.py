@@ -2,7 +2,7 @@
 
 Decisions:
 - A standard error that has no formula is bootstrapped here, with a generator of its own. lm-eval's way starts a pool of
-  processes, which a training with threads, a GPU and signal handlers must not fork, and tells of none for weighted
+  processes, which a training with threads, a GPU and signal handlers must not fork, and gives none for weighted
   means.
 """
 

@@ -52,8 +52,8 @@ def continue_all(
                         batch.step()
                     elif ranks.needs_all:
                         model(torch.zeros(1, 1, dtype=torch.int64, device=model.embed.weight.device))
-                except Exception as fault:
-                    error = fault
+                except Exception as raised:
+                    error = raised
                 ranks.turn_ended()
             found |= dict(zip(numbers, batch.new, strict=True))
     for part in ranks.results(found, error):

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class ScoringStopped(BaseException):
-    """The evaluation was asked to stop between two requests. No Exception: nothing on the way takes it for a fault."""
+    """The evaluation was asked to stop between two requests. No Exception: nothing on the way takes it for an error."""
 
 
 class ScoringFailed(RuntimeError):
@@ -66,8 +66,8 @@ class Ranks:
         if self.world_size == 1 and error is not None and not isinstance(error, (RuntimeError, MemoryError)):
             raise error
         cause = None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        told = self.gather((cause, mine))
-        for rank, (cause, _) in enumerate(told):
+        gathered = self.gather((cause, mine))
+        for rank, (cause, _) in enumerate(gathered):
             if cause is not None:
                 raise ScoringFailed(f"rank {rank}: {cause}" if self.world_size > 1 else cause) from error
-        return [result for _, result in told]
+        return [result for _, result in gathered]

@@ -40,14 +40,18 @@ class Requests:
             ScoringFailed: one cannot be asked.
         """
         split = [(c.rstrip(), c[len(c.rstrip()) :] + a) for c, a in pairs]
-        both = self._encode([context + answer for context, answer in split])
-        contexts = self._encode([context for context, _ in split])
+        contexts: dict[str, tuple[int, ...]] = {}  # one for all its answers
         found = []
-        for (_, answer), whole, context in zip(split, both, contexts, strict=True):
-            if len(whole) <= len(context):
-                raise ScoringFailed(f"the answer {answer!r} has no token of its own behind its context")
-            self.bare += not context
-            found.append(self._cut(Question(tuple(context or [self._eos]), tuple(whole[len(context) :]))))
+        for start in range(0, len(split), TEXTS_A_TURN):
+            part = split[start : start + TEXTS_A_TURN]
+            new = list(dict.fromkeys(context for context, _ in part if context not in contexts))
+            contexts |= zip(new, map(tuple, self._encode(new)), strict=True)
+            for (context, answer), ids in zip(part, self._encode([c + a for c, a in part]), strict=True):
+                before = contexts[context]
+                if len(ids) <= len(before):
+                    raise ScoringFailed(f"the answer {answer!r} has no token of its own behind its context")
+                self.bare += not before
+                found.append(self._cut(Question(before or (self._eos,), tuple(ids[len(before) :]))))
         return found
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Question], list[int]]:

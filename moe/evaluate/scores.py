@@ -76,7 +76,7 @@ def _scores(results: dict[str, Any], task: str) -> list[TaskScore]:
 
 
 def main_scores(scores: Iterable[TaskScore]) -> list[TaskScore]:
-    """Of each task the score that it is told by."""
+    """Of each task the score that stands for it."""
     by_task: dict[str, dict[str, TaskScore]] = {}
     for score in scores:
         by_task.setdefault(score.task, {})[score.metric] = score

@@ -5,7 +5,7 @@ Decisions:
   another (Layout). Equal questions are asked once.
 - A context too long for the model loses its first tokens, as in lm-eval. An answer that does not fit is an error.
 - Rows of about the same length form a batch; which ones does not depend on the number of ranks, so neither do scores.
-- Documents are not told apart: an answer sees all of its context. The rows are padded behind, where nobody looks.
+- Documents are not kept apart: an answer sees all of its context. The rows are padded behind, where nobody looks.
 
 B batch, S sequence, N scored tokens.
 """
@@ -117,8 +117,8 @@ def score(
                     found |= _forward(model, batches[mine])
                 elif ranks.needs_all:
                     _forward(model, batches[-1][-1:])
-            except Exception as fault:
-                error = fault
+            except Exception as raised:
+                error = raised
             ranks.turn_ended()
     for part in ranks.results(found, error):
         found |= part

@@ -1,4 +1,4 @@
-"""`eval_tasks` before the first step: the tasks are looked for, loaded, and their cost is told.
+"""`eval_tasks` before the first step: the tasks are looked for, loaded, and their cost is reported.
 
 Decisions:
 - One rank of each machine loads first: what it fetches, the others find there.

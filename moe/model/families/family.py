@@ -72,7 +72,7 @@ class Family:
     projections  gate, up and down
     zeros        parameters that it needs and that are 0 where the model has none
     also         settings -> what else it cannot compute
-    engines      settings -> what is lost in which engine, told before a run
+    engines      settings -> what is lost in which engine, reported before a run
     """
 
     architecture: str

@@ -11,7 +11,7 @@ Decisions:
   the resumed run begins with the scoring. Its scores are logged all at once, or not.
 - Nothing of the run is touched: random states are put back, the model is left in training mode, and counts of experts
   are taken from training steps alone.
-- A task that fails is told once, with its cause, and the run continues without its scores.
+- A task that fails is reported once, with its cause, and the run continues without its scores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from moe.evaluate.scores import TaskScore, main_scores, score_task, scores_of
 from moe.model import Transformer
 from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.saver import CheckpointSaver
+from moe.train.distributed.ranks import RANK
 from moe.train.stop import Stopped, StopSignal
 
 
@@ -63,7 +64,7 @@ class TaskScores(Callback):
         self.alive = alive
         self.spent = spent
         self.busy = ""  # with what
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.every.due(int(state.timestamp.batch)):
@@ -83,9 +84,9 @@ class TaskScores(Callback):
                     try:
                         scores[task.name] = scores_of(score_task(self.lm, task), task.name)
                     except Exception as error:
-                        self._tell_failed(task.name, error)
+                        self._report_failed(task.name, error)
                     for line in self.lm.requests.notes(task.name):
-                        self._tell(line)
+                        self._report(line)
         except ScoringStopped:
             if self.stop.training:
                 self.saver.stop_here(state, logger)
@@ -96,7 +97,7 @@ class TaskScores(Callback):
         logger.log_metrics({**_metrics(scores), SECONDS: seconds})
         if scores:
             shown = [_shown(score) for of_task in scores.values() for score in main_scores(of_task)]
-            say(f"tasks at step {step:,}: {'  '.join(shown)}  ({clock(seconds)})")
+            _say(f"tasks at step {step:,}: {'  '.join(shown)}  ({clock(seconds)})")
 
     def _between(self, state: State, what: str) -> Callable[[], bool]:
         begun, done = time.monotonic(), 0
@@ -111,16 +112,21 @@ class TaskScores(Callback):
         self.busy = f"... {what}"
         return between
 
-    def _tell_failed(self, name: str, error: Exception) -> None:
+    def _report_failed(self, name: str, error: Exception) -> None:
         cause = str(error) if isinstance(error, InputError) else f"{name}: {type(error).__name__}: {error}"
-        if name not in self._told:
-            self._told.add(name)
-            say(f"warning: {cause}; the run continues without its scores")
+        if name not in self._reported:
+            self._reported.add(name)
+            _say(f"warning: {cause}; the run continues without its scores")
 
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            say(f"note: {line}")
+    def _report(self, line: str) -> None:
+        if line not in self._reported:
+            self._reported.add(line)
+            _say(f"note: {line}")
+
+
+def _say(line: str) -> None:
+    if RANK == 0:  # not on each machine
+        say(line)
 
 
 def _metrics(scores: dict[str, list[TaskScore]]) -> dict[str, float]:

@@ -87,18 +87,18 @@ def test_scores_carry_errors_cost_what_was_told_and_leave_random_states_alone(bo
     plain = scoring._forward
     monkeypatch.setattr(scoring, "_forward", lambda m, rows: tokens.extend(r.length for r in rows) or plain(m, rows))
     for task in tasks:
-        told = task_cost(ours.requests, task)
+        cost = task_cost(ours.requests, task)
         tokens.clear()
         found = scores_of(score_task(ours, task), task.name)
-        assert task.name == "offline_copy" or told == sum(tokens), "each question is asked once"
+        assert task.name == "offline_copy" or cost == sum(tokens), "each question is asked once"
         expected = scores_of(score_task(theirs, task), task.name)
         assert [(one.metric, one.items) for one in found] == [(one.metric, one.items) for one in expected]
         assert [one.value for one in found] == pytest.approx([one.value for one in expected], rel=1e-5)
         assert all(one.error is not None and one.error >= 0 and one.items == 7 for one in found)
         assert score_task(ours, task)["results"] == score_task(ours, task)["results"], "asked the same every time"
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    (told,) = main_scores(scores_of(score_task(ours, tasks[0]), "offline_ends"))
-    assert told.metric == "acc_norm"
+    (main,) = main_scores(scores_of(score_task(ours, tasks[0]), "offline_ends"))
+    assert main.metric == "acc_norm"
 
 
 def test_text_becomes_the_tokens_of_the_training(both) -> None:
@@ -119,7 +119,7 @@ SAMPLES = {"until": ["."], "do_sample": True, "temperature": 0.7}
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments", "told"),
+    ("kind", "arguments", "message"),
     [
         ("generate_until", ("a", {"until": ["."]}), r"asks for 256 new tokens \(max_gen_toks\), and the model sees 64"),
         ("generate_until", ("a", {**SAMPLES, "max_gen_toks": 4}), "samples its answers"),
@@ -127,13 +127,13 @@ SAMPLES = {"until": ["."], "do_sample": True, "temperature": 0.7}
         ("loglikelihood", ("a", ""), "has no token of its own"),
     ],
 )
-def test_what_the_model_cannot_be_asked_is_one_sentence(both, kind: str, arguments: tuple, told: str) -> None:
+def test_what_the_model_cannot_be_asked_is_one_sentence(both, kind: str, arguments: tuple, message: str) -> None:
     from lm_eval.api.instance import Instance
 
     request = Instance(kind, {}, arguments, 0, ("task", 0, 1))
-    with pytest.raises(ScoringFailed, match=told):
+    with pytest.raises(ScoringFailed, match=message):
         getattr(both[0], kind)([request])
-    with pytest.raises(ScoringFailed, match=told):
+    with pytest.raises(ScoringFailed, match=message):
         both[0].requests.cost(kind, [request])
 
 

@@ -127,7 +127,7 @@ def test_a_request_to_stop_acts_between_two_batches() -> None:
 
 
 def on_two(rank: int) -> None:
-    """Whole on each rank, then sharded: the same scores and texts as alone; an error and a stop of one reach both."""
+    """Complete on each rank, then sharded: scores and texts as alone; an error and a stop of one reach both."""
     from moe.train.distributed.sharding import shard_transformer
 
     for needs_all in (False, True):

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 from moe.common.errors import InputError
 from moe.train.callbacks.task_scores import TaskScores
+from moe.train.logs import RunLog, logged_at
 from moe.train.stop import EXIT_STOPPED as STOPPED
 from moe.train.stop import StopSignal
 from tests.unit.train.runs import assert_same_run, train
@@ -191,10 +193,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_cannot_be_scored_is_told_before_anything_is_made(
     tiny: Path, tmp_path: Path, own: Path, capsys, case: str
 ) -> None:
-    setting, told = BAD[case]
+    setting, message = BAD[case]
     code, folder = train(tiny, tmp_path, *SETTINGS, setting.replace("{own}", str(own)))
     error = capsys.readouterr().err
-    assert code == 2 and told in error and "Traceback" not in error
+    assert code == 2 and message in error and "Traceback" not in error
     assert not folder.exists() or not list(folder.glob("*.json*")), "nothing of a run is there"
     if case == "no data":
         assert "load_dataset('me/x')" in error and f"bring the folder {tmp_path / 'cache' / 'me___x'} here" in error
@@ -218,3 +220,25 @@ def test_the_check_has_a_line_for_the_tasks(tiny: Path, tmp_path: Path) -> None:
     (line,) = check_tasks(load_config(path, [tasks("no_such_task")]), None, said.append)
     assert line.state == "fail" and "does not know no_such_task" in line.text
     assert check_tasks(load_config(path), None, said.append) == []
+
+
+def test_between_two_requests_the_watchdog_hears_and_a_limit_of_time_acts() -> None:
+    heard: list[None] = []
+    scores = TaskScores.__new__(TaskScores)
+    scores.alive, scores.stop = lambda: heard.append(None), StopSignal()
+    state = SimpleNamespace(device=SimpleNamespace(_device="cpu"))
+    between = scores._between(state, "offline_ends (1 of 2 tasks) at step 6")
+    assert not between() and not between() and len(heard) == 2
+    assert re.fullmatch(r"\.\.\. offline_ends \(1 of 2 tasks\) at step 6 since \d+ s, 2 batches done", scores.busy)
+    scores.stop.time_limit = -1.0
+    assert between()
+
+
+def test_scores_are_a_row_of_their_own_in_every_log() -> None:
+    logs: tuple[list, list] = ([], [])
+    log = RunLog([lambda step, row, to=to: to.append((step, dict(row))) for to in logs], every=None)
+    log.log_metrics({"tasks/a/acc": 0.5, "tasks/seconds": 1.0, "train/loss": 2.0}, step=7)
+    assert logs[0] == logs[1] == [(7, {"tasks/a/acc": 0.5, "tasks/seconds": 1.0})]
+    assert log.pending == {"train/loss": 2.0}, "waits for its own time"
+    assert logged_at(b'{"step": 7, "tasks/seconds": 1.0}\n', 7, "tasks/seconds")
+    assert not logged_at(b'{"step": 7, "tasks/a/acc": 1.0}\n{"step": 8, "tasks/seconds": 1}\n', 7, "tasks/seconds")
