@@ -17,7 +17,7 @@
 # make docs        tries the tutorial's commands with small numbers, then builds the site of docs/ in .site-docs
 #                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
 # make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
-# make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
+# make gpu   verifies, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false

@@ -18,7 +18,7 @@ class BuildWithYamls(build_py):
             return
         folder = Path(self.build_lib, "moe/yamls")
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
-        shutil.copytree(ROOT / "yamls", folder)
+        shutil.copytree(ROOT / "yamls", folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 setup(

@@ -6,7 +6,8 @@ Each competitor is a process of its own that waits while another works: transfor
 (.venv5; left out where it is missing), and peak memory is each one's (on CPU that of the process, imports included). A
 step is forward, backward, clipping and the optimizer. This model meets one other at a time; in every round both take
 steps for some seconds, then a matmul says what the chip gives just then; ratios are of the same round. fp32 on CPU; on
-a GPU bf16 autocast and the shapes of the yamls. No load-balance loss on any side. This model keeps documents apart, as
+a GPU bf16 autocast and the shapes of the yamls. With `--threads 1` a step's time is the processor's, so that the others
+on a shared machine count less. No load-balance loss on any side. This model keeps documents apart, as
 it does by default, which the others do not; there is one document a sample, so that all compute the same.
 """
 
@@ -62,9 +63,12 @@ def yaml_shape(name: str) -> tuple[dict[str, int], int]:
 
 
 def sizes_of(name: str) -> tuple[dict[str, int], int, int]:
-    """Shape, batch and sequence length; "d256/2048" is d256 with one sequence of 2,048 tokens."""
+    """Shape, batch and sequence length; "d256/2048" is d256 with one sequence of 2,048 tokens,
+    fine64 is d256 with 64 experts of 128, 8 a token.
+    """
     name, _, longer = name.partition("/")
     small = {"d256": cpu_shape(256, 512, 8192), "d768": cpu_shape(768, 2048, GPT2_VOCABULARY)}
+    small |= {f"fine{n}": {**small["d256"], "n_experts": n, "top_k": 8, "expert_hidden": 128} for n in (32, 64, 128)}
     if name in small:
         return (small[name], 2048 // int(longer), int(longer)) if longer else (small[name], 4, 512)
     shape, seq_len = yaml_shape(name)
@@ -176,15 +180,24 @@ def compare(name: str, args: argparse.Namespace) -> list[str]:
     gflops = 40 * size**3 / statistics.median(products) / 1e9
     rows.append(f"| {name} | matmul ({notes['matmul']}) | {gflops:,.0f} GFLOP/s | | 100% | |")
     layer = {**spec, "tokens_per_expert": args.tokens_per_expert}
-    running = {kind: Competitor({**layer, "kind": kind}) for kind in ("experts", "dense")}
+    rows.append(layers(name, {**layer, "kind": "dense"}, sys.executable, "of one dense product", args))
+    if PYTHON5.exists():
+        layer["tokens_per_expert"] = batch * seq_len * shape["top_k"] // shape["n_experts"]
+        rows.append(layers(name, {**layer, "kind": "peer experts"}, str(PYTHON5), f"against {NEW}'s", args))
+    return rows
+
+
+def layers(name: str, other: dict[str, Any], python: str, against: str, args: argparse.Namespace) -> str:
+    """A row: the expert layer alone, forward and backward, and another of the same size."""
+    running = {"experts": Competitor({**other, "kind": "experts"}), other["kind"]: Competitor(other, python)}
     times = in_turn(name, running, args.rounds, args.turn)
-    rows.append(
-        f"| {name} | expert layer ({running['experts'].note}), {args.tokens_per_expert:,} tokens an expert | | "
-        f"{ratio(times['dense'], times['experts'])} of one dense product | | |"
-    )
+    notes = [competitor.note for competitor in running.values()]
     for competitor in running.values():
         competitor.close()
-    return rows
+    return (
+        f"| {name} | expert layer ({notes[0]}), {other['tokens_per_expert']:,} tokens an expert | | "
+        f"{ratio(times[other['kind']], times['experts'])} {against} ({notes[1]}) | | |"
+    )
 
 
 def ratio(theirs: list[float], ours: list[float]) -> str:
@@ -197,8 +210,8 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--shapes", nargs="+", default=["500m", "1b", "1_5b"] if on_gpu else ["d256", "d768"],
-        help="d256, d768, d256/2048 (tokens in a sequence), or the names of yamls",
+        "--shapes", nargs="+", default=["500m", "1b", "1_5b"] if on_gpu else ["d256", "d768", "fine64", "fine128"],
+        help="d256, d768, d256/2048 (tokens in a sequence), fine32, fine64, fine128, or the names of yamls",
     )  # fmt: skip
     parser.add_argument("--against", nargs="+", help="rows of the table, as named there; left out: all")
     parser.add_argument("--rounds", type=int, default=3)

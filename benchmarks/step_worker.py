@@ -97,21 +97,34 @@ def matmul(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
     return f"{spec['size']}^3 {DTYPE}", lambda: [torch.mm(a, b) for _ in range(20)] and None
 
 
+def routed(spec: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, weights, choices (at random, `tokens_per_expert` on average) and their counts."""
+    n_experts, top_k, width = (spec["shape"][k] for k in ("n_experts", "top_k", "d_model"))
+    n_tokens = spec["tokens_per_expert"] * n_experts // top_k
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(n_tokens, width, generator=random).to(DEVICE, DTYPE).requires_grad_()
+    weight, expert = torch.randn(n_tokens, n_experts, generator=random).softmax(-1).topk(top_k, -1)
+    counts = torch.bincount(expert.flatten(), minlength=n_experts)
+    return x, weight.to(DEVICE).requires_grad_(), expert.to(DEVICE), counts.to(DEVICE)
+
+
 def expert_layer(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
-    """Forward and backward of one layer of experts, every expert with the same number of tokens."""
+    """Forward and backward of one layer of experts."""
     from moe.model.experts import choose_backend, moe_experts
 
-    n_experts, top_k, width, hidden = (spec["shape"][k] for k in ("n_experts", "top_k", "d_model", "expert_hidden"))
-    n_tokens = spec["tokens_per_expert"] * n_experts // top_k
-    x, w13, w2 = (
+    n_experts, width, hidden = (spec["shape"][k] for k in ("n_experts", "d_model", "expert_hidden"))
+    x, weight, expert, counts = routed(spec)
+    w13, w2 = (
         torch.randn(*shape, device=DEVICE, dtype=DTYPE).requires_grad_()
-        for shape in ((n_tokens, width), (n_experts, 2 * hidden, width), (n_experts, width, hidden))
+        for shape in ((n_experts, 2 * hidden, width), (n_experts, width, hidden))
     )
-    expert = torch.arange(n_tokens * top_k, device=DEVICE).view(n_tokens, top_k) % n_experts
-    weight = torch.full((n_tokens, top_k), 1 / top_k, device=DEVICE)
-    counts = torch.bincount(expert.flatten(), minlength=n_experts)
-    name = choose_backend(x.device, DTYPE, width, hidden)
-    return f"backend {name}", lambda: moe_experts(x, weight, expert, w13, w2, counts).sum().backward()
+
+    def step() -> None:
+        moe_experts(x, weight, expert, w13, w2, counts).sum().backward()
+        for leaf in (x, weight, w13, w2):
+            leaf.grad = None
+
+    return f"backend {choose_backend(x.device, DTYPE, width, hidden)}", step
 
 
 def dense_layer(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
@@ -121,16 +134,51 @@ def dense_layer(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
     x = torch.randn(n_rows, width, device=DEVICE, dtype=DTYPE).requires_grad_()
     w = torch.randn(3 * hidden, width, device=DEVICE, dtype=DTYPE).requires_grad_()
     grad = torch.randn(n_rows, 3 * hidden, device=DEVICE, dtype=DTYPE)
-    return "one product", lambda: torch.nn.functional.linear(x, w).backward(grad)
+
+    def step() -> None:
+        torch.nn.functional.linear(x, w).backward(grad)
+        x.grad = w.grad = None
+
+    return "one product", step
 
 
-KINDS = {"ours": training, "peer": training, "matmul": matmul, "experts": expert_layer, "dense": dense_layer}
+def peer_layer(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
+    """transformers 5's layer of experts, tokens and weights as in `expert_layer`."""
+    import transformers
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    shape = spec["shape"]
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=shape["d_model"], num_experts=shape["n_experts"], num_experts_per_tok=shape["top_k"],
+        moe_intermediate_size=shape["expert_hidden"],
+    )  # fmt: skip
+    config._experts_implementation = "grouped_mm"
+    with torch.device(DEVICE):
+        layer = Qwen3MoeExperts(config).to(DTYPE)
+    torch.manual_seed(0)
+    for weight in layer.parameters():
+        torch.nn.init.normal_(weight)
+    x, weight, expert, _ = routed(spec)
+
+    def step() -> None:
+        layer(x, expert, weight).sum().backward()
+        for leaf in (x, weight, *layer.parameters()):
+            leaf.grad = None
+
+    return f"transformers {transformers.__version__}, grouped_mm", step
+
+
+KINDS = {
+    "ours": training, "peer": training, "matmul": matmul,
+    "experts": expert_layer, "peer experts": peer_layer, "dense": dense_layer,
+}  # fmt: skip
 
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
+    clock = time.process_time if spec["threads"] == 1 and DEVICE == "cpu" else time.perf_counter
     note, step = KINDS[spec["kind"]](spec)
     for _ in range(2):  # warm-up, with the optimizer's state and what is compiled
         step()
@@ -138,11 +186,11 @@ def main() -> None:
         torch.cuda.synchronize()
     print("@" + json.dumps(note), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = clock()
         step()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        print(f"@{time.perf_counter() - start}", flush=True)
+        print(f"@{clock() - start}", flush=True)
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"@{torch.cuda.max_memory_allocated() if DEVICE == 'cuda' else process}", flush=True)
 

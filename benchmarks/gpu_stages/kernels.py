@@ -21,7 +21,7 @@ from gpu_stages.run import Run
 from moe.model import experts as experts_module
 from moe.model.attention import attend, attend_packed
 from moe.model.documents import document_causal_mask, document_ends, document_ids, pack
-from moe.model.experts import BACKENDS
+from moe.model.experts import Products, experts_grouped_mm, experts_triton
 from moe.model.kernels.dispatch import sort_by_expert, to_experts
 from moe.model.loss import linear_cross_entropy
 from moe.model.router import Router
@@ -288,19 +288,20 @@ def _repeated(run: Run, generator: torch.Generator) -> None:
     w13 = torch.randn(e, 2 * width, width, generator=generator).to(run.device, torch.bfloat16)
     w2 = torch.randn(e, width, width, generator=generator).to(run.device, torch.bfloat16)
 
-    def grouped(name: str) -> list[Tensor]:
+    def grouped(products: Products) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in (x, w13, w2)]
         rows = to_experts(leaves[0], sort_by_expert(expert_TK))
-        BACKENDS[name].products(rows, leaves[1], leaves[2], counts).float().square().sum().backward()
+        products(rows, leaves[1], leaves[2], counts).float().square().sum().backward()
         return [t.grad for t in leaves]  # type: ignore[misc]
 
-    parts = {"whole model": whole, "embedding": embedding}
+    parts = {"full model": whole, "embedding": embedding}
     if not run.dry:
         parts["varlen attention"] = varlen
-        parts |= {f"experts, {name}": (lambda name=name: grouped(name)) for name in ("grouped_mm", "triton")}
+        parts["experts, grouped_mm"] = lambda: grouped(experts_grouped_mm)
+        parts["experts, triton"] = lambda: grouped(experts_triton)
     for name, work in parts.items():
         first = [t.clone() for t in work()]
         equal = all(
             all(torch.equal(a, b) for a, b in zip(first, work(), strict=True)) for _ in range(5 if not run.dry else 1)
         )
-        run.figure(f"same bits again: {name}", "yes" if equal else "no", top=name == "whole model")
+        run.figure(f"same bits again: {name}", "yes" if equal else "no", top=name == "full model")

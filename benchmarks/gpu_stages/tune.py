@@ -15,7 +15,7 @@ from gpu_stages.models import TINY, autocast, forward, make_batches, make_model,
 from gpu_stages.references import choices
 from gpu_stages.run import Run
 from moe.model import loss
-from moe.model.experts import BACKENDS
+from moe.model.experts import Products, experts_grouped_mm, experts_triton
 from moe.model.kernels import grouped_gemm
 from moe.model.loss import linear_cross_entropy
 
@@ -42,31 +42,31 @@ def _experts(run: Run, name: str) -> None:
     grad = torch.randn(n_tokens * top_k, width, device=run.device, dtype=dtype)
     flops = 18 * n_tokens * top_k * width * hidden
 
-    def rate(backend: str) -> float:
+    def rate(products: Products) -> float:
         def once() -> None:
             for leaf in leaves:
                 leaf.grad = None
-            BACKENDS[backend].products(*leaves, counts).backward(grad)
+            products(*leaves, counts).backward(grad)
 
         return (
             flops / seconds_of(once, run.device, repeats=10 if not run.dry else 1, warm=2 if not run.dry else 0) / 1e12
         )
 
     if hasattr(F, "grouped_mm") and not run.dry:
-        run.figure(f"{name}: experts, grouped_mm", rate("grouped_mm"), "TFLOP/s", top=True)
+        run.figure(f"{name}: experts, grouped_mm", rate(experts_grouped_mm), "TFLOP/s", top=True)
     if importlib.util.find_spec("triton") is None:
         return
     plain, found = grouped_gemm._tile, {}
     grid = product((64, 128), (32, 64), (4, 8), (3,)) if not run.dry else [(16, 16, 4, 2)]
     try:
-        run.figure(f"{name}: experts, Triton as it is", rate("triton"), "TFLOP/s", top=True)
+        run.figure(f"{name}: experts, Triton as it is", rate(experts_triton), "TFLOP/s", top=True)
         for height, inner, warps, stages in grid:
             if run.left() < 20 and not run.dry:
                 break
             tile = {"BLOCK_N": height, "BLOCK_K": inner, "num_warps": warps, "num_stages": stages}
             grouped_gemm._tile = lambda tile=tile, **_: tile  # type: ignore[assignment]
             try:
-                found[f"{height} rows, {inner} inner, {warps} warps, {stages} stages"] = rate("triton")
+                found[f"{height} rows, {inner} inner, {warps} warps, {stages} stages"] = rate(experts_triton)
             except Exception as error:  # more shared memory than the card has
                 run.figure(f"{name}: tile of {tile} does not run", str(error).splitlines()[0][:200])
     finally:

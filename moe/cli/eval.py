@@ -1,9 +1,8 @@
-"""Measures a checkpoint: its loss on converted data (--data), or its score in tasks of lm-eval (--tasks)."""
+"""Measures a checkpoint: its loss on converted data (--data), or its score in tasks of lm-eval (--tasks, --suite)."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,23 +30,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at most so many batches of the run's global_train_batch_size, as eval_data.max_batches (default: all)",
     )
     add("--batch-size", type=int, default=None, help="sequences at a time; the memory knob, no effect on the result")
-    add(
-        "--tasks",
-        default=None,
-        help="tasks of lm-eval, e.g. hellaswag,arc_easy; the export they are asked of stays in RUN/hf",
-    )
+    add("--tasks", default=None, help="tasks of lm-eval, e.g. hellaswag,arc_easy")
+    add("--suite", default=None, help="a fixed list of tasks with a centred mean: core (docs/evaluation.md)")
     add("--include-path", default=None, help="folder with task files (yaml) of your own")
+    add("--fewshot", type=int, default=None, help="examples before each question of --tasks (default: the task's own)")
     add("--limit", type=int, default=None, help="at most so many examples of each task")
-    add("--output", default=None, help="write the results of --tasks to this file, too (json)")
+    add("--beside", action="append", metavar="MODEL", help="a Hugging Face folder or hub name to score as well")
+    add("--output", default=None, help="write the results of the tasks to this file, too (json)")
+    add(
+        "--through-export",
+        action="store_true",
+        help="ask lm-eval's own model of the checkpoint's export, which stays in RUN/hf, in the place of this one",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.data and args.tasks is None:
-        raise InputError("give --data FOLDER for the loss on converted data, or --tasks NAMES for lm-eval's tasks")
+    if not args.data and args.tasks is None and args.suite is None:
+        raise InputError(
+            "give --data FOLDER for the loss on converted data, --tasks NAMES for lm-eval's tasks, or --suite core"
+        )
     check_effect(args)
-    for flag, value in (("--batch-size", args.batch_size), ("--limit", args.limit)):
-        if value is not None and value < 1:
-            raise InputError(f"{flag} ({value}) must be at least 1")
+    for flag, value, least in (
+        ("--batch-size", args.batch_size, 1),
+        ("--limit", args.limit, 1),
+        ("--fewshot", args.fewshot, 0),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{flag} ({value}) must be at least {least}")
     args.split = args.split or "val"
     args.max_batches = -1 if args.max_batches is None else args.max_batches
     if args.max_batches < 1 and args.max_batches != -1:
@@ -61,16 +70,26 @@ def run(args: argparse.Namespace) -> int:
     note("starting ...")
     if args.data:
         measure_data(args)
-    if args.tasks is not None:
-        measure_tasks(args, [name.strip() for name in args.tasks.split(",") if name.strip()])
+    if args.tasks is not None or args.suite is not None:
+        from moe.cli.eval_tasks import measure_tasks
+
+        measure_tasks(args)
     return 0
 
 
 def check_effect(args: argparse.Namespace) -> None:
     """Raises InputError for a flag that would change nothing."""
     of_data = {"--split": args.split, "--max-batches": args.max_batches}
-    of_tasks = {"--include-path": args.include_path, "--limit": args.limit, "--output": args.output}
-    for needed, absent, flags in (("--data", not args.data, of_data), ("--tasks", args.tasks is None, of_tasks)):
+    of_tasks = {
+        "--include-path": args.include_path,
+        "--fewshot": args.fewshot,
+        "--limit": args.limit,
+        "--beside": args.beside,
+        "--output": args.output,
+        "--through-export": args.through_export or None,
+    }
+    no_tasks = args.tasks is None and args.suite is None
+    for needed, absent, flags in (("--data", not args.data, of_data), ("--tasks", no_tasks, of_tasks)):
         for flag, value in flags.items():
             if absent and value is not None:
                 raise InputError(f"{flag} ({value}) has no effect without {needed}; leave it out, or give {needed}")
@@ -114,25 +133,6 @@ def measure_data(args: argparse.Namespace) -> None:
             f"{folder / args.split} at step {checkpoint.step:,}: loss {found.loss:.4f}  "
             f"perplexity {found.perplexity:.4g}{bits}  ({found.targets:,} tokens predicted in {samples:,} sequences)"
         )
-
-
-def measure_tasks(args: argparse.Namespace, tasks: list[str]) -> None:
-    """Exports the checkpoint where that was not done, and prints lm-eval's tables of --tasks."""
-    from moe.evaluate.tasks import KEPT, find_tasks, result_tables, run_tasks
-    from moe.use.export.beside import exported
-    from moe.use.inference import find_checkpoint
-
-    manager = find_tasks(tasks, args.include_path)
-    checkpoint = find_checkpoint(args.checkpoint, args.step)
-    folder = exported(checkpoint, args.tokenizer)
-    results = run_tasks(folder, tasks, manager, limit=args.limit, batch_size=args.batch_size)
-    show(f"\n{checkpoint.path.parent} at step {checkpoint.step:,}")
-    for table in result_tables(results):
-        show(table)
-    if args.output is not None:
-        kept = {"step": checkpoint.step, **{key: results[key] for key in KEPT if key in results}}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:

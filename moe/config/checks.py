@@ -10,9 +10,12 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges, get
+from moe.config.callbacks import check_callbacks
+from moe.config.schedule import check_rates, check_schedule
 from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
+    from moe.config.observe import EvalTasks
     from moe.config.schema import Config, TrainStream
 
 TIMES = ("max_duration", "save_interval", "eval_interval", "log_interval", "keep_every", "scheduler.t_decay")
@@ -27,9 +30,11 @@ def find_errors(config: Config) -> list[str]:
     times = _parse_times(config, faults)
     _check_model(config, faults)
     _check_ranges(config, faults)
-    _check_schedule(config, times, faults)
+    check_rates(config, faults)
+    check_schedule(config, times, faults)
     _check_data(config, faults)
     _check_run(config, faults)
+    check_callbacks(config.callbacks, faults)
     return faults
 
 
@@ -62,7 +67,7 @@ def _check_characters(path: str, value: Any, faults: list[str]) -> None:
 
 def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
     times = {}
-    for path in TIMES:
+    for path in TIMES if config.eval_tasks is None else (*TIMES, "eval_tasks.interval"):
         text = get(config, path)
         if text is None:
             continue
@@ -71,9 +76,10 @@ def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
         except ValueError as error:
             faults.append(f"{path} ({brief(text)}) {error}")
     try:
-        warmup = parse_time(config.scheduler.t_warmup, zero=True)
-        if warmup.value:
-            times["scheduler.t_warmup"] = warmup
+        if config.scheduler.t_warmup != "auto":
+            warmup = parse_time(config.scheduler.t_warmup, zero=True)
+            if warmup.value:
+                times["scheduler.t_warmup"] = warmup
     except ValueError as error:
         faults.append(f"scheduler.t_warmup ({brief(config.scheduler.t_warmup)}) {error}")
     for path in ("time_limit", "stall_timeout"):
@@ -141,32 +147,6 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
         faults.append("save_num_checkpoints_to_keep (0) keeps nothing to resume from; use at least 1, or -1 for all")
     if config.compile not in ("auto", True, False):
         faults.append(f"compile ({config.compile}) must be auto, true or false")
-
-
-def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -> None:
-    duration = times.get("max_duration")
-    parts = {path: times[path] for path in ("scheduler.t_warmup", "scheduler.t_decay") if path in times}
-    if duration is None:
-        return
-    tokens_per_step = max(1, config.global_train_batch_size * config.max_seq_len)
-    lengths = {path: part.in_unit(duration.unit, tokens_per_step) for path, part in parts.items()}
-    for path, length in lengths.items():
-        if length >= duration.value:
-            faults.append(f"{path} ({parts[path]}) is not shorter than max_duration ({duration}); shorten it")
-    if len(parts) == 2 and sum(lengths.values()) > duration.value:
-        faults.append(
-            f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
-        )
-    if (config.scheduler.name == "wsd") != (config.scheduler.t_decay is not None):
-        fix = (
-            "set it, e.g. to a fifth of max_duration"
-            if config.scheduler.name == "wsd"
-            else "remove it, or use scheduler.name: wsd"
-        )
-        faults.append(
-            f"scheduler.t_decay ({config.scheduler.t_decay}) goes with scheduler.name wsd "
-            f"(is {config.scheduler.name}); {fix}"
-        )
 
 
 def _check_data(config: Config, faults: list[str]) -> None:
@@ -261,6 +241,8 @@ def _check_run(config: Config, faults: list[str]) -> None:
             f"train_data.cache_limit ({limit}) would delete shards that have no other copy: "
             f"the remote of {alone[0].local} is {alone[0].remote}; set remote, or remove cache_limit"
         )
+    if config.eval_tasks is not None:
+        _check_tasks(config.eval_tasks, faults)
     if config.sample_prompts and config.eval_data is None:
         faults.append(
             "sample_prompts are continued at evaluations and eval_data is null; set eval_data, or remove them"
@@ -271,6 +253,18 @@ def _check_run(config: Config, faults: list[str]) -> None:
         faults.append(f"resume_from ({config.resume_from}) must name a step, as step:5000")
     if config.resume_from is not None and config.load_path is not None:
         faults.append("resume_from goes back in this run, load_path starts from another; set only one")
+
+
+def _check_tasks(tasks: EvalTasks, faults: list[str]) -> None:
+    if not tasks.names:
+        faults.append("eval_tasks.names is empty; name tasks of lm-eval, e.g. [hellaswag, arc_easy], or set null")
+    for name in dict.fromkeys(tasks.names):
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None or tasks.names.count(name) > 1:
+            faults.append(f"eval_tasks.names ({brief(name)}) must be a task of lm-eval, named once, e.g. arc_easy")
+    if tasks.limit is not None and not 1 <= tasks.limit <= 10**9:
+        faults.append(f"eval_tasks.limit ({brief(tasks.limit)}) must be at least 1, or null for all questions")
+    if not 0 <= tasks.fewshot <= 100:
+        faults.append(f"eval_tasks.fewshot ({brief(tasks.fewshot)}) must be at least 0 and at most 100")
 
 
 def _check_program(path: str, command: str, faults: list[str]) -> None:

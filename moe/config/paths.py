@@ -39,6 +39,10 @@ def with_paths(config: Config, faults: list[str]) -> Config:
             changes["text"] = data(text, f"{name}.text")
         return dataclasses.replace(section, **changes)
 
+    eval_tasks = config.eval_tasks
+    if eval_tasks is not None:
+        path = made(local_path, eval_tasks.include_path, "eval_tasks.include_path")
+        eval_tasks = dataclasses.replace(eval_tasks, include_path=path)
     save_folder = config.save_folder
     if save_folder.startswith("~"):  # addresses of other kinds are reported by the checks
         save_folder = made(path_or_address, save_folder, "save_folder")
@@ -50,6 +54,7 @@ def with_paths(config: Config, faults: list[str]) -> Config:
         alert_command=_command(config.alert_command),
         train_data=data(config.train_data, "train_data"),
         eval_data=data(config.eval_data, "eval_data"),
+        eval_tasks=eval_tasks,
     )
 
 

@@ -7,13 +7,13 @@ import inspect
 import re
 
 from moe.common.units import show
-from moe.config import schema
+from moe.config import observe, schema
 
 
 def rows() -> list[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every setting, sections after the keys of the level above."""
-    tree = ast.parse(inspect.getsource(schema))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    nodes = [node for module in (schema, observe) for node in ast.parse(inspect.getsource(module)).body]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     found: list[tuple[str, str, str, str]] = []
 
     def visit(name: str, prefix: str) -> None:
@@ -43,11 +43,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 def _kind(kind: str, section: str | None) -> str:
     if section:
         return "sections by name" if kind.startswith("dict") else "section"
-    return (
-        kind.replace("None", "null").replace("Literal[", "").replace("'", "").rstrip("]")
-        if "Literal" in kind
-        else (kind.replace("None", "null"))
-    )
+    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", ""), kind.replace("None", "null"))
 
 
 def _default(value: ast.expr | None) -> str:

@@ -51,6 +51,13 @@ class Every:
     tokens_per_step: int
     total_steps: int
 
+    @property
+    def times(self) -> int:
+        """How often in the whole run."""
+        total = self.total_steps if self.interval.unit == "ba" else self.total_steps * self.tokens_per_step
+        reached = min(total // self.interval.value, self.total_steps)  # a step reaches several multiples at once
+        return reached if self.interval.crossed(self.total_steps, self.tokens_per_step) else reached + 1
+
     def due(self, step: int) -> bool:
         """Whether it is due at the end of the step that makes the count `step`."""
         return step >= self.total_steps or self.interval.crossed(step, self.tokens_per_step)

@@ -50,11 +50,14 @@ def rope_table(*, seq_len: int, head_dim: int, theta: float, device: torch.devic
 
 
 def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
-    """Turns channel i with channel i + C/2 by the position's angle, of the first C channels; those after them stay."""
+    """Turns channel i with channel i + C/2 by the position's angle, of the first C channels; those after them stay.
+
+    The table may be each row's own, [B, S, C/2].
+    """
     turned = 2 * cos_SC2.shape[-1]
     if turned < x_BSHC.shape[-1]:
         return torch.cat((apply_rope(x_BSHC[..., :turned], cos_SC2, sin_SC2), x_BSHC[..., turned:]), dim=-1)
-    cos, sin = cos_SC2[:, None], sin_SC2[:, None]
+    cos, sin = cos_SC2[..., None, :], sin_SC2[..., None, :]
     a, b = x_BSHC.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -62,7 +65,7 @@ def apply_rope(x_BSHC: Tensor, cos_SC2: Tensor, sin_SC2: Tensor) -> Tensor:
 def attend(
     q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_B1SS: Tensor | None, *, grouped: bool, causal: bool = True
 ) -> Tensor:
-    """Causal attention, within mask_B1SS where there is one: [B, S, H, C].
+    """Causal attention, within mask_B1SS where there is one: [B, S, H, C]. The mask counts cached keys, too.
 
     grouped: H is more than G. causal: False where the queries may see all keys, as the last token alone may.
     """
@@ -70,12 +73,14 @@ def attend(
     if mask_B1SS is None:
         return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=causal).transpose(1, 2)
     seq_len = q_BHSC.shape[2]
+    cached = k_BGSC.shape[2] - seq_len
     block = CPU_QUERY_BLOCK if q_BHSC.device.type == "cpu" else seq_len
     outputs = []
     for start in range(0, seq_len, block):
         end = min(start + block, seq_len)
-        mask = mask_B1SS[:, :, start:end, :end]
-        out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :end], v_BGSC[:, :, :end], attn_mask=mask)
+        seen = cached + end
+        mask = mask_B1SS[:, :, start:end, :seen]
+        out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :seen], v_BGSC[:, :, :seen], attn_mask=mask)
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 

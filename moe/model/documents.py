@@ -35,6 +35,22 @@ def document_causal_mask(documents_BS: Tensor, dtype: torch.dtype) -> Tensor:
     return mask_BSS.masked_fill_(~allowed_BSS, float("-inf"))[:, None]
 
 
+class Layout(NamedTuple):
+    """Tokens that do not simply follow one another: several continuations behind one context, rows padded in front.
+
+    positions_BS  int64: each token's place in the text it belongs to, below the number of tokens that are there
+    allowed_BST   bool: which of the T tokens a token may look at, those of the caches first; at least one for each
+    """
+
+    positions_BS: Tensor
+    allowed_BST: Tensor
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive: [B, 1, S, T]."""
+        zeros = torch.zeros(self.allowed_BST.shape, dtype=dtype, device=self.allowed_BST.device)
+        return zeros.masked_fill_(~self.allowed_BST, float("-inf"))[:, None]
+
+
 class Packed(NamedTuple):
     """Documents of a batch as varlen attention takes them: those of all sequences one after another.
 

@@ -9,9 +9,10 @@
 | triton     | other NVIDIA GPUs from sm80 on, other dtypes, shapes | grouped kernels of our own          |
 | loop       | CPU, or no Triton                                    | one per expert, counts on the host  |
 
-  The first two never wait for the GPU (below sm90 grouped_mm would: it copies offsets to the host).
+  The first two are products of rows sorted by expert; they never wait for the GPU (below sm90 grouped_mm would copy
+  offsets to the host). Permutation, SwiGLU and the routing weights stand around them as plain operations, which
+  torch.compile fuses. The loop is the layer in one op: on CPU it pays to gather an expert's rows when its turn comes.
 - A package with kernels of its own adds a line: `add_backend("name", products, fits)`, before the model is built.
-- SwiGLU, permutation and the routing weights stand between the products as plain operations; torch.compile fuses them.
 - Autocast reaches no backend: inputs are cast here, then autocast is off.
 
 T tokens, D width, E experts, K experts per token, N = T*K assignments, F expert hidden.
@@ -27,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe.model.kernels import grouped_gemm
-from moe.model.kernels.dispatch import from_experts, sort_by_expert, to_experts
-from moe.model.kernels.expert_loop import experts_loop
+from moe.model.kernels.dispatch import ExpertOrder, from_experts, sort_by_expert, to_experts
+from moe.model.kernels.expert_loop import loop_layer
 from moe.model.kernels.grouped_gemm import grouped_rows
 from moe.model.precision import compute_dtype, no_autocast
 
@@ -61,31 +62,45 @@ def _fits_triton(device: torch.device, dtype: torch.dtype, width: int, hidden: i
     return _capability(device) >= (8, 0) and _has_triton()
 
 
+Products = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Layer = Callable[[Tensor, Tensor, ExpertOrder, Tensor, Tensor, Tensor], Tensor]
+
+
 class Backend(NamedTuple):
-    """products: of rows sorted by expert [N, D], w13, w2 and counts_E: [N, D], differentiable, a traceable function.
+    """layer: of x_TD, weight_TK, their order, w13, w2 and counts_E, all of one dtype but the weights: [T, D].
     fits: whether it takes inputs of this device, dtype, d_model and expert_hidden.
     """
 
-    products: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    layer: Layer
     fits: Callable[[torch.device, torch.dtype, int, int], bool]
 
 
+def of_sorted_rows(products: Products) -> Layer:
+    """A layer around products of rows sorted by expert [N, D], w13, w2 and counts_E: [N, D]."""
+
+    def layer(
+        x_TD: Tensor, weight_TK: Tensor, order: ExpertOrder, w13_E2FD: Tensor, w2_EDF: Tensor, counts_E: Tensor
+    ) -> Tensor:
+        return from_experts(products(to_experts(x_TD, order), w13_E2FD, w2_EDF, counts_E), weight_TK, order)
+
+    return layer
+
+
 BACKENDS = {
-    "grouped_mm": Backend(experts_grouped_mm, _fits_grouped_mm),
-    "triton": Backend(experts_triton, _fits_triton),
-    "loop": Backend(lambda *args: experts_loop(*args)[0], lambda *_: True),
+    "grouped_mm": Backend(of_sorted_rows(experts_grouped_mm), _fits_grouped_mm),
+    "triton": Backend(of_sorted_rows(experts_triton), _fits_triton),
+    "loop": Backend(loop_layer, lambda *_: True),
 }
 
 
-def add_backend(
-    name: str,
-    products: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    fits: Callable[[torch.device, torch.dtype, int, int], bool],
-) -> None:
-    """Puts one at the front of the table: it is taken wherever it fits."""
+def add_backend(name: str, products: Products, fits: Callable[[torch.device, torch.dtype, int, int], bool]) -> None:
+    """Puts one at the front of the table: it is taken wherever it fits (see Backend).
+
+    products: of rows sorted by expert [N, D], w13, w2 and counts_E: [N, D], differentiable, a traceable function.
+    """
     others = {key: backend for key, backend in BACKENDS.items() if key != name}
     BACKENDS.clear()
-    BACKENDS.update({name: Backend(products, fits), **others})
+    BACKENDS.update({name: Backend(of_sorted_rows(products), fits), **others})
 
 
 @torch.compiler.assume_constant_result
@@ -112,9 +127,7 @@ def moe_experts(
     counts_E (int64) is how often expert_TK names each expert.
     """
     dtype = compute_dtype(x_TD)
-    experts = BACKENDS[choose_backend(x_TD.device, dtype, w13_E2FD.shape[2], w2_EDF.shape[2])].products
+    layer = BACKENDS[choose_backend(x_TD.device, dtype, w13_E2FD.shape[2], w2_EDF.shape[2])].layer
     with no_autocast(x_TD):
         order = sort_by_expert(expert_TK)
-        x_ND = to_experts(x_TD.to(dtype), order)
-        y_ND = experts(x_ND, w13_E2FD.to(dtype), w2_EDF.to(dtype), counts_E)
-        return from_experts(y_ND, weight_TK, order)
+        return layer(x_TD.to(dtype), weight_TK, order, w13_E2FD.to(dtype), w2_EDF.to(dtype), counts_E)

@@ -143,6 +143,28 @@ def linear_cross_entropy(
         return HeadLoss(*_LinearCrossEntropy.apply(x_TD, w_VD, target_T, z_weight, dtype, with_grad, fused))
 
 
+class TokenScores(NamedTuple):
+    """Of each of N tokens: its log probability (nats, at least fp32), and whether no other is more probable."""
+
+    log_prob_N: Tensor
+    greedy_N: Tensor
+
+
+@torch.no_grad()
+def token_scores(x_ND: Tensor, w_VD: Tensor, target_N: Tensor) -> TokenScores:
+    """Of target_N (int64) under softmax(x @ w.T), over chunks of tokens."""
+    dtype = compute_dtype(x_ND)
+    with no_autocast(x_ND):
+        w = w_VD.to(dtype)
+        budget = CHUNK_LOGITS_CPU if x_ND.device.type == "cpu" else CHUNK_LOGITS_GPU
+        log_probs, greedy = [], []
+        for x, target in zip(x_ND.split(chunk := max(1, budget // w.shape[0])), target_N.split(chunk), strict=True):
+            logits = at_least_fp32(x.to(dtype) @ w.t())
+            log_probs.append(logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(-1))
+            greedy.append(logits.argmax(-1) == target)
+    return TokenScores(torch.cat(log_probs), torch.cat(greedy))
+
+
 def target_bytes(labels_BS: Tensor, bytes_V: Tensor) -> Tensor:
     """Bytes of text that the targets of unshifted labels stand for: int64 scalar. bytes_V holds those of each token."""
     target_N = labels_BS[:, 1:].flatten()

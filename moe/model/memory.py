@@ -19,7 +19,8 @@ A step has its peak in one of five phases, whose live tensors are counted as the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
-  the largest expert; a GPU's grouped kernels take all experts at once and keep two results more for the backward pass.
+  the largest expert; a GPU's grouped kernels take all experts at once and keep their rows and two results more
+  for the backward pass.
 - On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
   queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
   grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
@@ -86,7 +87,7 @@ def layer_bytes(step: Step, *, dense: bool = False) -> int:
         return step.tokens * (common + _mlp_bytes(step, step.dense_width))
     router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
     hidden = (4 if step.gpu else 2) * step.expert_hidden
-    experts = c * step.top_k * (2 * d + hidden)
+    experts = c * step.top_k * ((2 if step.gpu else 1) * d + hidden) + (2 * d if step.bf16 and not step.gpu else 0)
     shared = _mlp_bytes(step, step.n_shared_experts * step.expert_hidden)
     return step.tokens * (common + router + experts + shared)
 
@@ -152,10 +153,10 @@ def backward_bytes(step: Step) -> int:
     rows = step.tokens * step.top_k
     largest = step.tokens if step.one_expert else -(-rows // step.n_experts)
     weights = step.count.experts // step.sparse * (2 + 4 if step.bf16 else 4)
-    inside = 5 * c * (rows if step.gpu else largest) * f
+    inside = 5 * c * rows * f if step.gpu else c * largest * (5 * f + 3 * d)
     scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice
-    loop = rows * d * c + weights + inside  # the outputs have gone by then
-    return 2 * 4 * step.tokens * d + max(scatter, loop)
+    products = rows * d * c + weights + inside  # a GPU's outputs have gone by then
+    return 2 * 4 * step.tokens * d + (max(scatter, products) if step.gpu else products)
 
 
 def dense_backward_bytes(step: Step) -> int:

@@ -23,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from moe.model.attention import KVCache, has_varlen, rope_table
 from moe.model.balance import RULES
 from moe.model.block import Block, MoE
-from moe.model.documents import Packed, document_causal_mask, document_ends, document_ids, pack
+from moe.model.documents import Layout, Packed, document_causal_mask, document_ends, document_ids, pack
 from moe.model.flops import dense_width
 from moe.model.init import init_weights
-from moe.model.loss import IGNORE, linear_cross_entropy
+from moe.model.loss import IGNORE, TokenScores, linear_cross_entropy, token_scores
 from moe.model.norm import RMSNorm
 from moe.model.precision import Linear, compute_dtype, linear
 from moe.model.ranks import sum_over_ranks
@@ -228,7 +228,7 @@ class Transformer(nn.Module):
         return packed
 
     def _hidden(
-        self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None
+        self, tokens_BS: Tensor, caches: list[KVCache] | None, ends_BM: Tensor | None, layout: Layout | None
     ) -> tuple[Tensor, RouterStats]:
         """Normed hidden states [B, S, D], and the statistics of all routers."""
         x_BSD = F.dropout(self.embed(tokens_BS), self.dropout, self.training)
@@ -237,9 +237,15 @@ class Transformer(nn.Module):
         cos, sin = rope_table(
             seq_len=start + tokens_BS.shape[1], head_dim=self.rotary_dim, theta=self.rope_theta, device=x_BSD.device
         )
-        rope = (cos[start:].to(dtype), sin[start:].to(dtype))
-        masked = self.document_mask and caches is None
-        documents = self._documents(tokens_BS, ends_BM, dtype) if masked else None
+        documents: Tensor | Packed | None = None
+        if layout is not None:
+            cos, sin = cos[layout.positions_BS], sin[layout.positions_BS]
+            documents = layout.mask(dtype)
+        else:
+            cos, sin = cos[start:], sin[start:]
+            if self.document_mask and caches is None:
+                documents = self._documents(tokens_BS, ends_BM, dtype)
+        rope = (cos.to(dtype), sin.to(dtype))
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         seen: list[RouterStats] = []
         layers: list[KVCache | None] = [*caches] if caches else [None] * len(self.blocks)
@@ -258,13 +264,23 @@ class Transformer(nn.Module):
         labels_BS: Tensor | None = None,
         caches: list[KVCache] | None = None,
         document_ends_BM: Tensor | None = None,
-    ) -> Tensor | LossParts:
+        layout: Layout | None = None,
+        at_N: Tensor | None = None,
+        scored_N: Tensor | None = None,
+    ) -> Tensor | LossParts | TokenScores:
         """Logits [B, S, V] without labels; LossParts with labels (int64 [B, S], unshifted, -100 is no target).
 
         caches: one a layer, for generation; the tokens then follow those that the caches hold.
         document_ends_BM: of these tokens, by `document_ends`; spares work on a GPU and changes no result.
+        layout: what each token looks at, in the place of the document mask.
+        at_N: places among the B*S tokens: logits [N, V] behind these alone, or TokenScores of scored_N behind them.
         """
-        x_BSD, routers = self._hidden(tokens_BS, caches, document_ends_BM)
+        x_BSD, routers = self._hidden(tokens_BS, caches, document_ends_BM, layout)
+        if at_N is not None:
+            x_ND = x_BSD.flatten(0, 1)[at_N]
+            return (
+                linear(x_ND, self.head_weight) if scored_N is None else token_scores(x_ND, self.head_weight, scored_N)
+            )
         if labels_BS is None:
             return linear(x_BSD, self.head_weight)
         target_BS = F.pad(labels_BS[:, 1:], (0, 1), value=IGNORE)

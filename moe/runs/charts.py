@@ -23,12 +23,20 @@ SMOOTH_FROM = 40  # points; below, a line is drawn as it is
 
 @dataclass(frozen=True)
 class Line:
-    """`slot` numbers its colour; `style` is line, faint (behind the smoothed one) or dots."""
+    """`slot` numbers its colour; `style` is line, faint (behind the smoothed one) or dots. `spread`: of each point, how
+    far its error bar reaches to either side; none where it is empty.
+    """
 
     label: str
     points: list[tuple[float, float]]
     slot: int
     style: str = "line"
+    spread: tuple[float, ...] = ()
+
+    @property
+    def bars(self) -> list[tuple[float, float, float]]:
+        """(x, low, high) of each error bar."""
+        return [(x, y - by, y + by) for (x, y), by in zip(self.points, self.spread, strict=False) if by]
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ KINDS = (
 )
 # Said by another metric, or of no use over time.
 SAID = re.compile(
-    r"tokens|.*/perplexity|samples/.*|time/.*"
+    r"tokens|.*/perplexity|samples/.*|tasks/.*|time/.*"
     r"|throughput/((device/)?(batches|samples|flops)_per_sec|device/tokens_per_sec|step_seconds)"
 )
 

@@ -22,6 +22,7 @@ from moe.runs.interruptions import RATE, interruptions, parse_stamp
 from moe.runs.reading import DONE, FAILED, INTERRUPTED, RUNNING, UNSURE, Run, is_number
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
+from moe.runs.task_scores import last_scores
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 SHADES, PLAIN_SHADES = "·░▒▓█", ".:-=#"
@@ -48,6 +49,8 @@ def frame(run: Run, console: Console, now: float | None = None, waits: bool = Fa
     rows.add_column(width=value, justify="right", no_wrap=True)
     rows.add_column(overflow="fold", max_width=room)
     _curves(rows, run, room, plain)
+    if scores := last_scores(run):
+        rows.add_row("tasks", "", Text(scores))
     rows.add_row("checkpoint", *_checkpoint(run, now))
     _interrupted(rows, run)
     _changed(rows, run)

@@ -25,6 +25,7 @@ from moe.runs.reading import RUNNING, Run
 from moe.runs.scales import number
 from moe.runs.summary import RECENT, Summary, summary
 from moe.runs.svg import SLOTS, heat_map, line_chart
+from moe.runs.task_scores import score_rows, task_charts
 
 WIDE, HALF, THIRD = (1100, 320), (540, 210), (350, 150)  # width and height of a drawing
 NONE = "–"
@@ -43,6 +44,7 @@ def report_page(runs: dict[str, Run]) -> str:
         [
             _head(runs, found),
             _curves(runs, marks),
+            _tasks(runs),
             _experts(run, label if len(runs) > 1 else ""),
             _changes(changed, marks),
             _interruptions(run, found),
@@ -127,7 +129,7 @@ def _side_by_side(runs: dict[str, Run]) -> str:
 def _curves(runs: dict[str, Run], marks: Marks) -> str:
     loss = loss_chart(runs, marks)
     drawn = line_chart(loss, *WIDE) if loss else ""
-    drawn += "".join(line_chart(chart, *HALF) for chart in charts(runs, marks))
+    drawn += "".join(line_chart(chart, *HALF) for chart in [*task_charts(runs, marks), *charts(runs, marks)])
     empty = f'<p class="card empty">{next(iter(runs.values())).no_rows.capitalize()}.</p>'
     note = "Over tokens trained on; the number beside a name is the last one."
     if marks.interruptions:
@@ -135,6 +137,12 @@ def _curves(runs: dict[str, Run], marks: Marks) -> str:
     if marks.changes:
         note += " At a line with a letter settings were changed."
     return _section("Curves", f'<div class="grid">{drawn}</div>' if drawn else empty, note)
+
+
+def _tasks(runs: dict[str, Run]) -> str:
+    head, rows = score_rows(runs)
+    note = "Scores of lm-eval's tasks with their standard errors, and how well the validation sets are predicted."
+    return _section("Tasks", _table(rows, head, numbers=True) if rows else "", note)
 
 
 def _experts(run: Run, name: str) -> str:

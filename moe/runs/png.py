@@ -16,6 +16,7 @@ from moe.runs.reading import Run
 from moe.runs.scales import number
 from moe.runs.summary import summary
 from moe.runs.svg import MOST_WORDS, RATIO_BOUNDS
+from moe.runs.task_scores import task_charts
 
 COLOURS = ("#2a6fdb", "#d9622b", "#17936b", "#a345b0", "#b08400", "#0b8a9a", "#c93a5b", "#6b7280")
 RATIOS = ("#1c4f9c", "#4a7fc9", "#8fb3e3", "#cbdcf2", "#eeece6", "#f8d9c9", "#f0a98a", "#dc6a48", "#ab2f1c")
@@ -37,6 +38,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MOST_HEATS = 6
+ROOM = 110  # characters of a legend in the widest chart
 SOFTWARE = "moe report"  # written in the picture: it may be replaced
 
 
@@ -44,7 +46,7 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
     """Draws `runs`, by their labels, the first with its interruptions. None where nothing was logged."""
     label, run = next(iter(runs.items()))
     marks = marks_of(run, interruptions(run), changes(run))
-    loss, others = loss_chart(runs, marks), charts(runs, marks)
+    loss, others = loss_chart(runs, marks), [*task_charts(runs, marks), *charts(runs, marks)]
     heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
     if loss is None and not others:
         return None
@@ -90,6 +92,8 @@ def _chart(axes: Any, chart: Chart, texts: bool = False) -> None:
     for line in chart.lines:
         xs, ys = zip(*line.points, strict=True)
         colour = COLOURS[line.slot % len(COLOURS)]
+        for x, low, high in line.bars:
+            axes.plot([x, x], [low, high], color=colour, alpha=0.6, linewidth=1)
         if line.style == "faint":
             axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=0.8)
         elif line.style == "dots":
@@ -116,8 +120,10 @@ def _chart(axes: Any, chart: Chart, texts: bool = False) -> None:
     axes.xaxis.set_major_formatter(_tokens)
     axes.grid(axis="y", linewidth=0.7)
     axes.set_axisbelow(True)
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize=8, ncols=3)
+    labels = axes.get_legend_handles_labels()[1]
+    if len(labels) > 1:
+        room = ROOM if texts else ROOM // 2  # else a legend wider than its chart takes the width from it
+        axes.legend(fontsize=8, ncols=max(1, min(3, room // (max(map(len, labels)) + 6))))
 
 
 def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:

@@ -32,7 +32,8 @@ def line_chart(chart: Chart, width: int, height: int) -> str:
     points = [point for line in chart.lines for point in line.points]
     log = chart.log and any(y > 0 for _, y in points)
     x_low, x_high = chart.limits_x
-    y_low, y_high = _limits([y for _, y in points if y > 0 or not log], log)
+    ends = [y for line in chart.lines for _, *pair in line.bars for y in pair]
+    y_low, y_high = _limits([y for y in (*(y for _, y in points), *ends) if y > 0 or not log], log)
     right, bottom = width - RIGHT, height - BOTTOM
 
     def px(x: float) -> float:
@@ -58,6 +59,10 @@ def line_chart(chart: Chart, width: int, height: int) -> str:
     parts += _changes(chart.marks.changes, px, width, bottom)
     for line in chart.lines:
         colour = f"c{line.slot % SLOTS}"
+        for x, low, high in line.bars:
+            parts.append(
+                f'<line class="bar {colour}" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{py(low):.1f}" y2="{py(high):.1f}"/>'
+            )
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in line.points)
         if line.style == "dots" or len(line.points) == 1:
             parts.append(f'<polyline class="thread {colour}" points="{path}"/>')

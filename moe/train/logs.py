@@ -30,6 +30,7 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 
 from moe.common.errors import InputError
+from moe.common.task_metrics import PREFIX
 from moe.common.typed_json import parse_json
 from moe.common.units import say
 from moe.config.times import Every
@@ -42,18 +43,23 @@ DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token",
 
 class RunLog(LoggerDestination):
     """Collects metrics and hands a row to each writer after the first step, at every log interval, after an evaluation
-    and at the end.
+    and at the end; and after a step in which a callback of the user's has logged something.
     """
 
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
         self.every = every
         self.pending: dict[str, float | list[float]] = {}
+        self.of_users: set[str] = set()  # names that callbacks of the user's have logged
         self._reported: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        at_once = {name: float(value) for name, value in metrics.items() if name.startswith(PREFIX)}
+        if at_once:
+            assert step is not None
+            self._send(step, at_once)
         for name, value in metrics.items():
-            if not name.startswith(DROPPED):
+            if not name.startswith((*DROPPED, PREFIX)):
                 self.pending[name] = value if isinstance(value, list) else float(value)
 
     def log_table(
@@ -65,12 +71,17 @@ class RunLog(LoggerDestination):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
-        if self.every.due(step) or step == 1:  # the loss that a run begins with, whatever the interval
+        if self.every.due(step) or step == 1 or self.of_users & self.pending.keys():  # 1: the loss a run begins with
             self._write(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        self.pending = {name: value for name, value in self.pending.items() if name.startswith("metrics/")}
+        kept = [name for name in self.pending if name.startswith("metrics/") or name in self.of_users]
+        self.pending = {name: self.pending[name] for name in kept}
         self._write(state)
+
+    def close(self, state: State, logger: Logger) -> None:
+        self.pending = {name: value for name, value in self.pending.items() if name in self.of_users}
+        self._write(state)  # what was logged after the last row
 
     def _write(self, state: State) -> None:
         row, self.pending = self.pending, {}
@@ -120,6 +131,11 @@ def evaluated_at(log: bytes, step: int, keys: Sequence[str]) -> bool:
     """Whether metrics.jsonl holds all `keys` of the evaluation of `step`; one that was interrupted is not there."""
     found = [line for line in log.splitlines() if _is_eval(line) and _step_of(line) == step]
     return all(any(f'"{key}"'.encode() in line for line in found) for key in keys)
+
+
+def logged_at(log: bytes, step: int, key: str) -> bool:
+    """Whether metrics.jsonl holds `key` at `step`."""
+    return any(f'"{key}"'.encode() in line and _step_of(line) == step for line in log.splitlines())
 
 
 def _is_eval(line: bytes) -> bool:

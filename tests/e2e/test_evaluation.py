@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,9 @@ def test_ranks_change_neither_the_evaluation_nor_the_samples(tiny: Path, tmp_pat
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny, save_folder=str(tmp_path / "${run_name}")))
     overrides = ["max_duration=4ba", "scheduler.t_warmup=1ba", "model.dropout=0"]
     overrides += ["global_train_batch_size=16", "eval_data.max_batches=-1", "sample_prompts=[the model]"]
+    names = ["offline_ends", "offline_last_word", "offline_text", "offline_copy"] if find_spec("lm_eval") else []
+    tasks = {"names": names, "interval": "2ba", "limit": 5, "include_path": str(ROOT / "yamls" / "tasks")}
+    overrides += ["eval_tasks=" + json.dumps(tasks)] if names else []
     assert main([str(config), *overrides, "run_name=one"]) == 0
     one = capsys.readouterr().out
     command = [COMPOSER, "-n", "2", str(ROOT / "train.py"), str(config), *overrides, "run_name=two"]
@@ -35,3 +40,13 @@ def test_ranks_change_neither_the_evaluation_nor_the_samples(tiny: Path, tmp_pat
         found = rows(tmp_path / "two", key)
         assert sorted(found) == [0, 4] and found == pytest.approx(rows(tmp_path / "one", key), rel=1e-5)
     assert rows(tmp_path / "two", "samples/the model")[0] == rows(tmp_path / "one", "samples/the model")[0]
+    for task, metric in {
+        "offline_ends": "acc_norm",
+        "offline_text": "bits_per_byte",
+        "offline_copy": "exact_match",
+    }.items():
+        if task in names:
+            found = rows(tmp_path / "two", f"tasks/{task}/{metric}")
+            expected = rows(tmp_path / "one", f"tasks/{task}/{metric}")
+            assert sorted(found) == [2, 4] and found == pytest.approx(expected, rel=1e-4)
+    assert two.stdout.count("tasks at step ") == (2 if names else 0), "by one rank only"

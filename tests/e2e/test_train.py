@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -175,10 +176,16 @@ def two(config: Path, flags: list[str]) -> Path:
     return config.with_name("two")
 
 
+SCORED = {"names": ["offline_ends", "offline_copy"], "interval": "20ba", "limit": 3}
+TASKS = ["eval_tasks=" + json.dumps({**SCORED, "include_path": str(ROOT / "yamls" / "tasks")})]
+TASKS = TASKS if find_spec("lm_eval") else []
+
+
 @pytest.fixture(scope="module")
 def sharded(config: Path, flags: list[str]) -> Path:
-    """Two ranks that share the weights."""
-    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=sharded", "parallelism.fsdp2=true"], life=4)
+    """Two ranks that share the weights, and score tasks meanwhile."""
+    command = [COMPOSER, "-n", "2", *flags, "run_name=sharded", "parallelism.fsdp2=true", *TASKS]
+    text = run_ranks(config, command, life=4)
     assert "2 x CPU, fp32, microbatch 32, FSDP2" in text
     return config.with_name("sharded")
 
@@ -240,12 +247,16 @@ def test_fsdp2_that_is_killed_goes_on_with_the_same_losses_and_weights(
 ) -> None:
     log = config.with_name("killed.log")
     command = [COMPOSER, "-n", "2", *flags, "run_name=killed", "parallelism.fsdp2=true", "save_interval=10ba"]
+    command += TASKS
     process = start(command, log, **traced(config.parent))
     wait_for("step 12/40", log, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "resumed from step" in run_ranks(config, command, life=6)
     assert_same_run(config.with_name("killed"), sharded)
+    for task in ("offline_ends/acc_norm", "offline_copy/exact_match") if TASKS else ():
+        assert rows(config.with_name("killed"), f"tasks/{task}") == rows(sharded, f"tasks/{task}"), task
+        assert list(rows(sharded, f"tasks/{task}")) == [20, 40]
 
 
 def test_row08_a_shard_that_goes_missing_or_lies_is_a_clear_error_with_workers_too(tiny: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The order of an epoch as a function: position -> sample, without an array of the epoch (docs/data-order.md).
 
 - Global batch i holds, stripe after stripe, positions i B/C to (i + 1) B/C of each of the C stripes. A rank takes its
-  part of every batch, a worker every so manieth batch: neither changes what a batch holds.
+  part of every batch, a worker every n-th batch: neither changes what a batch holds.
 - Streams lie behind each other on a line of the epoch's length and element x belongs to stripe x mod C. That gives the
   samples of each stream in each stripe, and in each pass over the stream: all add up, whatever divides what.
 - Inside a stripe, shares.py says which stream a position reads, and windows.py which of its samples. A pass is a full

@@ -28,7 +28,7 @@ def sort_by_expert(expert_TK: Tensor) -> ExpertOrder:
     return ExpertOrder(order_N, inverse_N.view(expert_TK.shape))
 
 
-def _weighted_sum(y_ND: Tensor, inverse_TK: Tensor, weight_TK: Tensor | None) -> Tensor:
+def weighted_sum(y_ND: Tensor, inverse_TK: Tensor, weight_TK: Tensor | None) -> Tensor:
     """Sum over K of the rows that belong to a token, in the wider dtype of rows and weights."""
     out_TD: Tensor | None = None
     for k, inverse_T in enumerate(inverse_TK.unbind(1)):
@@ -50,14 +50,14 @@ class _ToExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
         (inverse_TK,) = ctx.saved_tensors
-        return _weighted_sum(grad_ND, inverse_TK, None), None, None
+        return weighted_sum(grad_ND, inverse_TK, None), None, None
 
 
 class _FromExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, weight_TK: Tensor, order_N: Tensor, inverse_TK: Tensor) -> Tensor:
         ctx.save_for_backward(y_ND, weight_TK, order_N)
-        return _weighted_sum(y_ND, inverse_TK, weight_TK)
+        return weighted_sum(y_ND, inverse_TK, weight_TK)
 
     @staticmethod
     @once_differentiable

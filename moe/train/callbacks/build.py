@@ -6,6 +6,7 @@ Their order is the order in which they act on the same event.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from composer import Callback
 from composer.loggers import LoggerDestination
@@ -16,16 +17,20 @@ from moe.config.steps import Steps
 from moe.data.text.tokenizer import load_tokenizer
 from moe.optim.muon import Muon
 from moe.optim.rates import schedule
+from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.alarms import Alarms
 from moe.train.callbacks.console import Console
 from moe.train.callbacks.events import Events
 from moe.train.callbacks.gradients import GradientClipping
 from moe.train.callbacks.learning_rate import LearningRate
 from moe.train.callbacks.losses import StepLosses
+from moe.train.callbacks.progress import Progress
 from moe.train.callbacks.samples import Samples
 from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.callbacks.seeding import StepSeed
+from moe.train.callbacks.task_scores import TaskScores
 from moe.train.callbacks.throughput import Throughput
+from moe.train.callbacks.user import UserCallbacks, sources
 from moe.train.callbacks.weights import WeightNorms
 from moe.train.checkpointing.changes import versions
 from moe.train.checkpointing.checkpoints import TOKENIZER
@@ -45,6 +50,7 @@ def build_callbacks(
     model: MoEModel,
     optimizer: Muon,
     steps: Steps,
+    users: UserCallbacks | None = None,
 ) -> list[Callback]:
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
     log = steps.every(config.log_interval)
@@ -81,22 +87,57 @@ def build_callbacks(
                 "tokenizer": meta.tokenizer.fingerprint if meta.tokenizer is not None else None,
                 "versions": versions(),
                 "changes": folder.history.changes,
+                "callbacks": sources(users),
             },
         ),
     ]
+    *ours, saver = callbacks
     if config.eval_data is not None and config.sample_prompts:
-        callbacks.append(
-            Samples(
-                model.transformer, load_tokenizer(meta.tokenizer_name or config.tokenizer), list(config.sample_prompts)
-            )
+        tokenizer = load_tokenizer(meta.tokenizer_name or config.tokenizer)
+        ours.append(Samples(model.transformer, tokenizer, list(config.sample_prompts)))
+    return [*ours, *([users] if users is not None else []), saver]
+
+
+def build_scores(
+    config: Config,
+    benchmarks: Benchmarks | None,
+    stop: StopSignal,
+    model: MoEModel,
+    steps: Steps,
+    microbatch: int,
+    watchdog: Progress,
+    callbacks: list[Callback],
+) -> list[TaskScores]:
+    """What scores `benchmarks`, in the memory of a validation batch; `callbacks` are those that act before it."""
+    if benchmarks is None or config.eval_tasks is None:
+        return []
+    (saver,) = (callback for callback in callbacks if isinstance(callback, CheckpointSaver))
+    (throughput,) = (callback for callback in callbacks if isinstance(callback, Throughput))
+    return [
+        TaskScores(
+            benchmarks,
+            model.transformer,
+            steps.every(config.eval_tasks.interval),
+            batch_tokens=microbatch * config.max_seq_len,
+            stop=stop,
+            saver=saver,
+            alive=watchdog.alive,
+            spent=throughput.spent,
         )
-    return callbacks
+    ]
 
 
 def build_loggers(
-    config: Config, folder: RunFolder, stop: StopSignal, steps: Steps, writers: list[Writer]
+    config: Config,
+    folder: RunFolder,
+    stop: StopSignal,
+    steps: Steps,
+    writers: list[Writer],
+    busy: Callable[[], str] = lambda: "",
 ) -> list[LoggerDestination]:
-    """Rows to `writers`; and what rank 0 alone does: events to the run folder, rows to the terminal, alarms."""
+    """Rows to `writers`; and what rank 0 alone does: events to the run folder, rows to the terminal, alarms. busy: see
+    Console.
+    """
     log = steps.every(config.log_interval)
     rows = RunLog(writers, log)
     if RANK != 0:
@@ -110,4 +151,4 @@ def build_loggers(
         use_wandb=config.loggers.wandb is not None,
         report=say,
     )
-    return [rows, Events(folder.history), Console(log), alarms]
+    return [rows, Events(folder.history), Console(log, busy), alarms]

@@ -12,6 +12,7 @@ the GPU's peak (mfu), steps skipped, spikes. Where steps are slow, a line every 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from composer import Logger, State
@@ -23,10 +24,14 @@ from moe.train.callbacks.pulse import Pulse
 
 
 class Console(LoggerDestination):
-    """A logger, so that it sees what the callbacks of the same step have logged."""
+    """A logger, so that it sees what the callbacks of the same step have logged.
 
-    def __init__(self, every: Every):
+    busy: what keeps the run between two steps, where something does.
+    """
+
+    def __init__(self, every: Every, busy: Callable[[], str] = lambda: ""):
         self.every = every
+        self.busy = busy
         self.total_steps = every.total_steps
         self.tokens_per_step = every.tokens_per_step
         self.latest: dict[str, float] = {}
@@ -70,6 +75,8 @@ class Console(LoggerDestination):
         self._pulse.heard()
 
     def _how_far(self) -> str:
+        if busy := self.busy():
+            return busy
         now = time.monotonic()
         if self._evaluates:
             return f"... {self._evaluates} since {now - self._eval_start:.0f} s, {self._microbatches} batches done"

@@ -1,9 +1,9 @@
 """Ends a run that makes no progress. Logs no metrics.
 
-- A thread watches from before the Trainer is built until the run's end. Progress is a microbatch, a step, an evaluation
-  batch. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main one first, to stderr and
-  to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the process: a call that hangs
-  in C cannot be interrupted.
+- A thread watches from before the Trainer is built until the run's end. Progress is a microbatch, a step, a batch of
+  an evaluation or of a scoring. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main
+  one first, to stderr and to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the
+  process: a call that hangs in C cannot be interrupted.
 - A report may hang as the run does, on its disk or a terminal that nobody reads: each part has REPORT_S seconds.
 - The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
   first step would stall again.
@@ -109,8 +109,12 @@ class Progress(Callback):
         file = self.stacks / f"step-{self.step:08d}-rank-{self.rank}.txt"
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def _beat(self, state: State) -> None:
+    def alive(self) -> None:
+        """Something has come on that is no step and no evaluation."""
         self._looks = 0
+
+    def _beat(self, state: State) -> None:
+        self.alive()
         self.step = int(state.timestamp.batch)
 
     def fit_start(self, state: State, logger: Logger) -> None:

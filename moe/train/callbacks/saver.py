@@ -88,7 +88,7 @@ class CheckpointSaver(Callback):
         # weights are still those before the step: they can be saved as they are; sharded ones only by all ranks at
         # once, and a collective for every microbatch would be dear
         if self.stop.overdue and not state.fsdp_enabled:
-            self._stop(state, logger)
+            self.stop_here(state, logger)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._report_failure()
@@ -97,13 +97,14 @@ class CheckpointSaver(Callback):
 
     def eval_batch_start(self, state: State, logger: Logger) -> None:
         if self.stop.training and self.stop.agreed(state.device._device):
-            self._stop(state, logger)
+            self.stop_here(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self.stop.agreed(state.device._device) and int(state.timestamp.batch) < self.every.total_steps:
-            self._stop(state, logger)
+            self.stop_here(state, logger)
 
-    def _stop(self, state: State, logger: Logger) -> None:
+    def stop_here(self, state: State, logger: Logger) -> None:
+        """Saves and raises Stopped; between two steps only."""
         self.stop.step_ended()
         self._report_failure(wait=True)
         self.save(state, logger)

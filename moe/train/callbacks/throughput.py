@@ -39,15 +39,22 @@ class Throughput(Callback):
         self.log = log
         self.peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.evaluated = 0.0  # seconds, over all starts
+        self.apart = 0.0  # of them those that Composer's clock takes for training
         self._start: float | None = None
         self._busy = self._waited = 0.0
         self._steps = 0
 
     def state_dict(self) -> dict[str, float]:
-        return {"evaluated": self.evaluated}
+        return {"evaluated": self.evaluated, "apart": self.apart}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.evaluated = state["evaluated"]
+        self.apart = state.get("apart", 0.0)  # earlier versions had none
+
+    def spent(self, seconds: float) -> None:
+        """Seconds between two steps in which tasks were scored."""
+        self.evaluated += seconds
+        self.apart += seconds
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         if self._start is None:  # else the loader came to an epoch's end and is asked again
@@ -70,7 +77,7 @@ class Throughput(Callback):
     def _metrics(self, state: State) -> dict[str, float]:
         rate = self._steps * self.log.tokens_per_step / self._busy
         of_device = rate / dist.get_world_size()
-        trained = state.timestamp.total_wct.total_seconds()
+        trained = state.timestamp.total_wct.total_seconds() - self.apart
         metrics = {
             "throughput/tokens_per_sec": rate,
             "throughput/device/tokens_per_sec": of_device,

@@ -21,6 +21,7 @@ from moe.config.former import model_settings
 from moe.data.meta import Meta, read_meta
 from moe.model.flops import count_parameters
 from moe.train.checkpointing.checkpoints import Checkpoint
+from moe.use.export.card_tasks import tasks_section
 
 CURVES = "curves.png"
 SHAPE = (
@@ -65,6 +66,7 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
         sections += [_recipe(checkpoint), *_other_changes(checkpoint)]
     if evaluations := _evaluations(rows):
         sections.append(evaluations)
+    sections += tasks_section(rows, config)
     if pictured:
         sections.append(f"## Curves\n\n![Training and validation loss over tokens]({CURVES})")
     sections.append(_use(config.get("run_name", "model")))

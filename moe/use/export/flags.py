@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--step", type=int, default=None, help="of a run folder, the checkpoint of this step")
     add("--tokenizer", default=None, help="folder or hub name of another tokenizer than the checkpoint's own")
     add("--from-hf", metavar="FOLDER", help="the other way: a Hugging Face folder or hub name becomes a checkpoint")
+    add("--upcycle", metavar="RECIPE", help="with --from-hf, of a dense model: copies=8,pieces=4[,active=1,shared=0]")
     add("--out", required=True, help="the folder to write; with --from-hf a run folder for load_path")
     add("--overwrite", action="store_true", help="replace what is in --out")
 
@@ -38,6 +39,8 @@ def export_from(args: argparse.Namespace) -> int:
             raise InputError(f"--step ({args.step}) chooses a checkpoint to export; --from-hf has none, leave it out")
         if args.from_hf is not None and args.tokenizer is not None:
             raise InputError(f"--tokenizer ({args.tokenizer}) is for an export; --from-hf brings its own, leave it out")
+        if args.upcycle is not None and args.from_hf is None:
+            raise InputError(f"--upcycle ({args.upcycle}) is of a dense model that --from-hf names; give that too")
         out = local_path(args.out, "--out")
         if args.from_hf is None:
             from moe.use.export.to_hf import export
@@ -52,8 +55,12 @@ def export_from(args: argparse.Namespace) -> int:
             )
         else:
             from moe.use.export.from_hf import import_folder
+            from moe.use.export.upcycle import parse_recipe
 
-            import_folder(expanded(args.from_hf, "--from-hf"), out=out, overwrite=args.overwrite, say=say)
+            recipe = None if args.upcycle is None else parse_recipe(args.upcycle)
+            import_folder(
+                expanded(args.from_hf, "--from-hf"), out=out, recipe=recipe, overwrite=args.overwrite, say=say
+            )
     except (InputError, RunFailed) as error:
         note(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1

@@ -6,6 +6,7 @@
   not grow with the model.
 - An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
   cut, and that is reported.
+- A dense model may become a Mixture of Experts on the way (upcycle.py).
 - The same verification as for an export: transformers on the folder against our model of the checkpoint.
 """
 
@@ -31,15 +32,24 @@ from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name, read_che
 from moe.use.export.folders import written_aside
 from moe.use.export.hf_weights import check_sizes, opened, read_weights
 from moe.use.export.settings import from_config
-from moe.use.export.verify import CannotLoad, verify_import, verify_logits
+from moe.use.export.upcycle import Recipe, upcycle, upcycled_settings
+from moe.use.export.verify import CannotLoad, verify_import, verify_logits, verify_weights
 from moe.use.inference import PREFIX, build_skeleton, load_weights
 
 TEMPORARY = "tensors"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
-def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Callable[[str], None] = show) -> Path:
-    """Writes the checkpoint of step 0 in `out` and returns its folder.
+def import_folder(
+    source: str,
+    *,
+    out: Path,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = show,
+) -> Path:
+    """Writes the checkpoint of step 0 in `out` and returns its folder. recipe: what is made of a dense model, see
+    upcycle.py.
 
     Raises:
         InputError: no such folder or hub name, a model that is not of this family, `out` is there already, or no space.
@@ -58,7 +68,11 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         )
     if ids < content["vocab_size"]:
         say(f"the embedding has {content['vocab_size']:,} rows, the tokenizer {ids:,} ids; the rest is cut")
-    model = build_skeleton(settings, vocab_size=ids, eos_id=tokenizer.eos_token_id)
+    read = build_skeleton(settings, vocab_size=ids, eos_id=tokenizer.eos_token_id)
+    model = read
+    if recipe is not None:
+        settings = upcycled_settings(settings, recipe, source)
+        model = build_skeleton(settings, vocab_size=ids, eos_id=tokenizer.eos_token_id)
     max_seq_len = content.get("max_position_embeddings", 2048)
     manifest = {
         "config": {"run_name": out.name, "model": settings, "tokenizer": source, "max_seq_len": max_seq_len},
@@ -75,26 +89,30 @@ def import_folder(source: str, *, out: Path, overwrite: bool = False, say: Calla
         with opened(folder) as place:
             weights = read_weights(
                 place,
-                model.state_dict(),
+                read.state_dict(),
                 source=f"--from-hf ({folder})",
                 family=family,
                 scratch=scratch,
             )
+            if recipe is not None:
+                verify_import(weights, place, family)
+                weights = upcycle(weights, model.state_dict(), recipe, scratch)
         state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
         shape = (len(model.expert_layers), settings["n_experts"])
         more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
         state["balance.share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
         write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
         say("reading it back, comparing logits with transformers' ...")
+        written = load_weights(read_checkpoint(aside / folder_name(0), hashes=False))
         with opened(folder) as place:
-            verify_import(load_weights(read_checkpoint(aside / folder_name(0), hashes=False)), place, family)
+            verify_import(written, place, family) if recipe is None else verify_weights(written, weights)
         model.load_state_dict(weights, assign=True)
         try:
             difference = verify_logits(folder, model.eval())
         except CannotLoad as error:  # the folder is the user's here
             raise InputError(f"--from-hf ({source}): {error}") from error
         say(f"verified: max logit difference {difference:.1e}")
-        del weights, state
+        del weights, written, state
         shutil.rmtree(scratch)
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")
     say(yaml.safe_dump({"tokenizer": source, "model": settings}, sort_keys=False))

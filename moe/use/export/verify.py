@@ -25,7 +25,7 @@ from moe.data.text.plain_ids import encode_plain
 from moe.data.text.tokenizer import PROBES
 from moe.model import Transformer
 from moe.model.families.family import Family
-from moe.use.export.names import hf_parts
+from moe.use.export.names import hf_parts, scale_of
 
 TOLERANCE = 1e-4
 TOKENS = 64
@@ -87,9 +87,21 @@ def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], famil
     faults = []
     for ours, weight in weights.items():
         for name, part in hf_parts(ours, weight, family).items():
-            if not same_bits(part, place[name].get_tensor(name)[: part.shape[0]].float()):
+            read = place[name].get_tensor(name)[: part.shape[0]].float() * scale_of(ours, family)
+            if not same_bits(part, read):
                 faults.append(f"{name}: its values differ from those in {ours} of the checkpoint")
     _refuse(faults)
+
+
+def verify_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Holds parameters as a checkpoint gives them back against those that were to be written.
+
+    Raises:
+        RunFailed: names the parameters that differ, or that only one of them has.
+    """
+    names = found.keys() & expected.keys()
+    faults = [f"{name}: is missing or was not expected" for name in found.keys() ^ expected.keys()]
+    _refuse(faults + [f"{name}: its values differ" for name in names if not same_bits(found[name], expected[name])])
 
 
 def _refuse(faults: list[str]) -> None:

@@ -27,3 +27,10 @@ def test_an_interval_in_tokens_is_due_when_a_multiple_is_reached() -> None:
 def test_an_interval_in_batches_is_due_at_multiples_and_at_the_last_step() -> None:
     every = Every(Time(5, "ba"), tokens_per_step=300, total_steps=12)
     assert [step for step in range(1, 13) if every.due(step)] == [5, 10, 12]
+
+
+@pytest.mark.parametrize("interval", ["1ba", "3ba", "7ba", "100ba", "5tok", "8tok", "20tok", "64tok", "10000tok"])
+@pytest.mark.parametrize("total", [1, 6, 7, 21])
+def test_how_often_something_is_due_is_counted_without_walking_there(interval: str, total: int) -> None:
+    every = Every(parse_time(interval), tokens_per_step=8, total_steps=total)
+    assert every.times == sum(every.due(step) for step in range(1, total + 1))

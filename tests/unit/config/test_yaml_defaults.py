@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from moe.config import Config, load_config
-from moe.model.flops import flops_per_token
+from moe.model.flops import count_parameters, flops_per_token, model_shape
 
 ABOVE_THE_FITS = ("demo", "own_text", "quick")  # a few hundred steps
 YAMLS = sorted((Path(__file__).resolve().parents[3] / "yamls").glob("*.yaml"))
-MOE_SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "n_experts", "top_k", "expert_hidden")
 COMPUTE = re.compile(r"C = ([\d.]+) GFLOPs a token x ([\d.]+) (million|billion) tokens = ([\d.e]+) FLOPs")
 BATCH = re.compile(r"# (\d+) x (\d+) = ([\d,]+) tokens a step(?:, ([\d,]+) steps)?")
 
@@ -22,8 +21,7 @@ def number(text: str) -> float:
 def compute(config: Config) -> tuple[float, float, float]:
     """FLOPs a token, tokens, and their product, the C of Moonlight's fits."""
     vocab_size = 8192 if config.run_name in ("demo", "own-text") else 50257
-    shape = {name: getattr(config.model, name) for name in MOE_SHAPE}
-    flops = flops_per_token(vocab_size=vocab_size, seq_len=config.max_seq_len, **shape)
+    flops = flops_per_token(**model_shape(config.model, vocab_size), seq_len=config.max_seq_len)
     tokens = float(config.max_duration.removesuffix("tok"))
     return flops, tokens, flops * tokens
 
@@ -64,3 +62,28 @@ def test_batch_and_warmup_are_what_their_comments_say(path: Path) -> None:
     assert warmup is not None
     assert number(warmup[1]) == total * number(warmup[2]) / 100
     assert number(warmup[3]) == round(number(warmup[1]) / tokens_per_step)
+
+
+@pytest.mark.parametrize("name", ["500m_fine", "500m_fine_shared"])
+def test_a_fine_yaml_is_500m_in_smaller_experts_and_says_its_size(name: str) -> None:
+    folder = YAMLS[0].parent
+    plain, fine = (load_config(folder / f"{stem}.yaml") for stem in ("500m", name))
+    sizes = [count_parameters(**model_shape(config.model, 50257)) for config in (plain, fine)]
+    assert sizes[1].active == pytest.approx(sizes[0].active, rel=0.02)
+    text = (folder / f"{name}.yaml").read_text()
+    told = re.search(r"^# (\d+)M parameters \((\d+)M active\) in (\d+) fine experts, (\d+) a token", text)
+    assert told is not None
+    assert [round(sizes[1].total / 1e6), round(sizes[1].active / 1e6)] == [int(told[1]), int(told[2])]
+    assert [fine.model.n_experts, fine.model.top_k] == [int(told[3]), int(told[4])] == [64, 8]
+    times = re.search(r"([\d.]+) times as many in all", text.replace("\n# ", " "))
+    assert times is not None and number(times[1]) == round(sizes[1].total / sizes[0].total, 1)
+    same = (
+        "max_duration",
+        "global_train_batch_size",
+        "optimizer",
+        "scheduler",
+        "max_seq_len",
+        "train_data",
+        "eval_data",
+    )
+    assert all(getattr(plain, key) == getattr(fine, key) for key in same)

@@ -149,6 +149,9 @@ def test_data_of_another_tokenizer_and_damaged_data_are_refused(run: Path, tiny:
 USELESS = {
     "--output": ["--data", "{data}", "--output", "x.json"],
     "--limit": ["--data", "{data}", "--limit", "3"],
+    "--fewshot": ["--data", "{data}", "--fewshot", "3"],
+    "--beside": ["--data", "{data}", "--beside", "gpt2"],
+    "--through-export": ["--data", "{data}", "--through-export"],
     "--include-path": ["--data", "{data}", "--include-path", "x"],
     "--split": ["--tasks", "arc", "--split", "val"],
     "--max-batches": ["--tasks", "arc", "--max-batches", "-1"],

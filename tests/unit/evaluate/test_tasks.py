@@ -76,14 +76,37 @@ def test_a_task_of_ones_own_is_scored_as_the_model_answers(
     assert 0 < sum(expected) < len(expected), "a score of 0 or 1 would show little"
     results = json.loads(out.read_text())
     assert results["step"] == 20 and results["results"]["own_choice"]["acc,none"] == sum(expected) / len(expected)
-    shown = capsys.readouterr().out
-    assert "own_choice" in shown and "verified: max logit difference" in shown
+    assert "own_choice" in capsys.readouterr().out and not (run / "hf").exists(), "nothing is exported"
+    assert main([*command, "--limit", "5", "--through-export"]) == 0
+    assert "verified: max logit difference" in capsys.readouterr().out
     (exported,) = (run / "hf").iterdir()
     assert exported.name.startswith("step-00000020-")
-    assert main([*command, "--limit", "5"]) == 0
-    again = capsys.readouterr().out
-    assert "verified" not in again, "the export is used again"
     assert json.loads(out.read_text())["results"]["own_choice"]["acc,none"] == sum(expected[:5]) / 5
+    assert main([*command, "--limit", "5", "--fewshot", "0", "--beside", str(exported)]) == 0
+    shown = capsys.readouterr().out
+    assert "verified" not in shown
+    compared = json.loads(out.read_text())["compared"]
+    ours, beside = (scores[0] for scores in compared.values())
+    assert ours == beside and ours["value"] == sum(expected[:5]) / 5 and ours["error"] > 0
+    assert f"{ours['value']:.4f} ±{ours['error']:.4f}" in shown and exported.name in shown
+
+
+def test_a_suite_is_scored_with_its_centred_mean(run: Path, tasks: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    from moe.evaluate.suites import SUITES, SuiteTask
+
+    monkeypatch.setitem(SUITES, "core", (SuiteTask("own_choice", "acc", 0, 0.5),))
+    out = tmp_path / "core.json"
+    command = ["eval", str(run), "--suite", "core", "--include-path", str(tasks), "--output", str(out)]
+    assert main(command) == 0
+    value, mean = next(iter(json.loads(out.read_text())["compared"].values()))
+    assert mean["value"] == pytest.approx((value["value"] - 0.5) / 0.5) and "centred mean" in capsys.readouterr().out
+    for flags, cause in (
+        (["--suite", "score"], "--suite (score): there is core"),
+        (["--suite", "core", "--fewshot", "2"], "--fewshot (2) has no effect on --suite"),
+        (["--suite", "core", "--tasks", "own_choice"], "--tasks (own_choice) is in --suite core"),
+    ):
+        assert main(["eval", str(run), *flags, "--include-path", str(tasks)]) == 2
+        assert cause in capsys.readouterr().err
 
 
 def test_an_unknown_task_and_a_missing_folder_are_told(run: Path, tasks: Path, capsys, monkeypatch) -> None:
@@ -98,11 +121,11 @@ def test_an_unknown_task_and_a_missing_folder_are_told(run: Path, tasks: Path, c
     assert "--include-path (nowhere): there is no such folder" in capsys.readouterr().err
 
 
-def test_a_task_whose_data_cannot_be_had_is_told_before_the_export(run: Path, tasks: Path, capsys) -> None:
+def test_a_task_whose_data_cannot_be_had_is_told(run: Path, tasks: Path, capsys) -> None:
     (tasks / "data.jsonl").unlink()
     assert main(["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks)]) == 2
     told = capsys.readouterr().err
-    assert "--tasks: the data of own_choice is not available: " in told and "docs/serving.md" in told
+    assert "--tasks: the data of own_choice is not available: " in told and "docs/evaluation.md" in told
     assert "Traceback" not in told and not (run / "hf").exists()
 
 
@@ -113,14 +136,14 @@ def test_without_lm_eval_the_command_to_install_it_is_told(run: Path, capsys, mo
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "cause"),
     [
-        ('doc_to_text: "{{question}}"', 'doc_to_text: "{{question | nofilter}}"'),
-        ("output_type: multiple_choice", "output_type: generate_until"),
+        ('doc_to_text: "{{question}}"', 'doc_to_text: "{{question | nofilter}}"', "lm-eval cannot do it ("),
+        ("output_type: multiple_choice", "output_type: generate_until", "cannot be scored: it asks for 256 new tokens"),
     ],
 )
 def test_a_task_that_lm_eval_cannot_run_is_one_message(
-    run: Path, tasks: Path, capsys, monkeypatch, old: str, new: str
+    run: Path, tasks: Path, capsys, old: str, new: str, cause: str
 ) -> None:
     """C8: a template that is wrong, a task of another kind: lm-eval's words, exit code 2, no traceback."""
     text = (tasks / "own.yaml").read_text()
@@ -128,4 +151,4 @@ def test_a_task_that_lm_eval_cannot_run_is_one_message(
     (tasks / "own.yaml").write_text(text.replace(old, new))
     assert main(["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks)]) == 2
     told = capsys.readouterr().err
-    assert told.count("error: --tasks (own_choice): lm-eval cannot do it (") == 1 and "Traceback" not in told
+    assert told.count("error: --tasks (own_choice)") == 1 and cause in told and "Traceback" not in told

@@ -97,10 +97,10 @@ def test_backends_agree_in_bf16(name, request):
     need(name)
     with torch.device(request.getfixturevalue("triton_device") if name == "triton" else "cpu"):
         expert = chosen("spread")
-        (x, _, w13, w2), _, counts = inputs(expert, torch.bfloat16)
-        x_ND = to_experts(x, sort_by_expert(expert))
-        loop, _ = experts_loop(x_ND, w13, w2, counts)
-        torch.testing.assert_close(BACKENDS[name].products(x_ND, w13, w2, counts), loop, atol=0.05, rtol=0.05)
+        (x, weight, w13, w2), _, counts = inputs(expert, torch.bfloat16)
+        order = sort_by_expert(expert)
+        loop, found = (BACKENDS[which].layer(x, weight, order, w13, w2, counts) for which in ("loop", name))
+        torch.testing.assert_close(found, loop, atol=0.05, rtol=0.05)
 
 
 def test_autocast_casts_weights_and_keeps_fp32_gradients(backend):
@@ -117,10 +117,22 @@ def test_autocast_casts_weights_and_keeps_fp32_gradients(backend):
 
 
 def test_loop_is_a_sound_torch_library_op():
-    (x, _, w13, w2), _, counts = inputs(chosen("empty experts"), torch.float64)
-    x_ND = to_experts(x, sort_by_expert(chosen("empty experts"))).detach().requires_grad_()
-    found = torch.library.opcheck(experts_loop, (x_ND, w13, w2, counts))
+    (x, weight, w13, w2), _, counts = inputs(chosen("empty experts"), torch.float64)
+    order = sort_by_expert(chosen("empty experts"))
+    found = torch.library.opcheck(experts_loop, (x, weight, *order, w13, w2, counts))
     assert set(found.values()) == {"SUCCESS"}
+
+
+def test_the_loop_keeps_one_row_of_each_choice_and_not_its_input_too():
+    """With 8 choices a token those rows are most of what a layer keeps."""
+    expert = torch.randint(E, (40, 3), generator=torch.Generator().manual_seed(1))
+    (x, weight, w13, w2), grad, counts = inputs(expert, torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        out = moe_experts(x, weight, expert, w13, w2, counts)
+    assert kept.count((expert.numel(), D)) == 1 and (len(x), D) in kept
+    out.backward(grad)
+    assert x.grad.abs().min() > 0
 
 
 GPU = torch.device("cuda", 0)
@@ -173,7 +185,9 @@ def test_a_package_adds_kernels_of_its_own_to_the_table(monkeypatch):
 
     def products(x_ND, w13, w2, counts_E):
         rows.append(len(x_ND))
-        return experts_loop(x_ND, w13, w2, counts_E)[0]
+        parts = zip(x_ND.split(counts_E.tolist()), w13, w2, strict=True)
+        halves = [((x @ w13_2FD.t()).chunk(2, -1), w2_DF) for x, w13_2FD, w2_DF in parts]
+        return torch.cat([(F.silu(gate) * up) @ w2_DF.t() for (gate, up), w2_DF in halves])
 
     experts.add_backend("own", products, lambda device, dtype, width, hidden: width == D and dtype == torch.float64)
     expert = chosen("spread")
