@@ -87,7 +87,7 @@ def shuffles() -> list[str]:
     return lines
 
 
-def losses(folder: Path, seeds: int) -> list[str]:
+def losses(folder: Path, seeds: int, share: float) -> list[str]:
     from learning_run import BATCH as rows
     from learning_run import Run, open_data, train
 
@@ -98,7 +98,9 @@ def losses(folder: Path, seeds: int) -> list[str]:
     found = []
     for seed in range(seeds):
         orders = ours(sizes, seed=seed, batch=rows), theirs(sizes, "py1e", seed=seed, block=16 * 64)
-        here, before = (train(Run(optimizer="muon", lr=0.008, seed=seed), data, order)["final"] for order in orders)
+        here, before = (
+            train(Run(optimizer="muon", lr=0.008, seed=seed, share=share), data, order)["final"] for order in orders
+        )
         found.append(here - before)
         lines.append(f"| {seed} | {here:.4f} | {before:.4f} | {here - before:+.4f} |")
         print(lines[-1], flush=True)
@@ -112,10 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--losses", type=Path, help="the data of benchmarks/learning.py: train with each order")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="of 384 steps of 2,048 tokens")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     name = "losses" if args.losses else "shuffle"
-    lines = losses(args.losses, args.seeds) if args.losses else shuffles()
+    lines = losses(args.losses, args.seeds, args.share) if args.losses else shuffles()
     if args.write:
         page = PAGE.read_text(encoding="utf-8")
         text = "\n".join(lines)

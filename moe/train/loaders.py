@@ -32,6 +32,7 @@ def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: Te
         num_workers=config.num_workers,
         num_canonical_nodes=config.train_data.num_canonical_nodes,
         cache_limit=config.train_data.cache_limit,
+        verified=True,  # by check_data
         **_contents(config, meta),
     )
     return _train_spec(loader, transforms)

@@ -58,7 +58,7 @@ class TokenDataset(StreamingDataset):
             ) from None
         if self.cache_limit is not None and any(stream.remote is None for stream in self.streams):
             raise InputError("cache_limit would delete shards that have no other copy; give each stream a remote")
-        self.window = None if stock_order else self._window()  # in shards; None: stock's order
+        self._set_window(None if stock_order else self._window())
         self._position: dict[str, Any] | None = None
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
@@ -102,7 +102,7 @@ class TokenDataset(StreamingDataset):
             )
         if self.window is not None and order["name"] is None:
             say("this run keeps the order of sequences that it was begun with (py1e): memory grows with the data")
-        self.window = order["window"]
+        self._set_window(order["window"])
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
@@ -115,6 +115,13 @@ class TokenDataset(StreamingDataset):
         self.num_canonical_nodes = self.num_canonical_nodes or world.num_nodes
         self._set_shuffle_block_size(world)
         return (at["epoch"], at["sample_in_epoch"]) if at is not None and goes_on else (epoch, 0)
+
+    def _set_window(self, window: int | None) -> None:
+        """In shards; None: stock's order. With a window the shard that comes next is fetched a block ahead, and to look
+        at more than a batch would go beyond it, where many workers read.
+        """
+        self.window = window
+        self.predownload = (self.batch_size or 1) * (8 if window is None else 1)
 
     def _window(self) -> int:
         fit = None

@@ -32,7 +32,7 @@ from moe.data.read.verify import verify_split
 SHUFFLE_BLOCK = 1 << 18  # sequences, of py1e, for runs that were begun with it; Streaming's own least value
 
 
-def open_stream(spec: StreamSpec) -> tuple[TokenStream, int]:
+def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStream, int]:
     """The split as Streaming sees it, and its number of sequences. Fetches index.json from `remote` where it is not
     there yet. Its names become paths below `local`, and those of further downloads.
 
@@ -40,7 +40,7 @@ def open_stream(spec: StreamSpec) -> tuple[TokenStream, int]:
     `local` alone.
     """
     folder = os.path.join(spec.local, spec.split)
-    if spec.remote is None:
+    if spec.remote is None and not verified:
         faults = verify_split(folder)
         if faults:
             more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -104,20 +104,21 @@ def build_train_loader(
     num_canonical_nodes: int = 1,
     cache_limit: int | str | None = None,
     multiprocessing_context: str | None = None,
+    verified: bool = False,
 ) -> StreamingDataLoader:
     """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
 
     specs: one folder, or the streams of a mixture by name; their order does not matter.
     num_canonical_nodes: stripes of the order, a divisor of the global batch; more than 1 lets several nodes fetch
-    different shards from `remote`. Raises InputError for data that cannot be used, or fewer samples than one global
-    batch.
+    different shards from `remote`. verified: the sizes of all shards were, a moment ago: of 30,000 it takes a second.
+    Raises InputError for data that cannot be used, or fewer sequences than one global batch.
     """
     global_batch = device_batch_size * World.detect().num_ranks
     if global_batch % num_canonical_nodes:
         raise InputError(
             f"num_canonical_nodes ({num_canonical_nodes}) does not divide the global batch ({global_batch}); use 1"
         )
-    opened = {name: open_stream(spec) for name, spec in sorted(specs.items())}
+    opened = {name: open_stream(spec, verified=verified) for name, spec in sorted(specs.items())}
     counts = epoch_samples(specs, {name: samples for name, (_, samples) in opened.items()}, global_batch=global_batch)
     for name, (stream, _) in opened.items():
         stream.choose = counts[name]
