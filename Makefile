@@ -5,6 +5,7 @@
 # make constraints  the versions of make setup, renewed: the newest that fit together; run the suite before they are kept
 # make format  fixes what the linter can           make bench-step   a training step against transformers'
 # make bench-reader   reading shards against stock Streaming and a plain memmap
+# make bench-scale    the start and memory of a run on a trillion tokens, in sparse shards that take no disk
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
 # make test-newest   the tests of model, optimizer, training, export, config and checks on the newest of all packages
 #                    (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
@@ -16,14 +17,14 @@
 # make docs        tries the tutorial's commands with small numbers, then builds the site of docs/ in .site-docs
 #                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
 # make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
-# make gpu   proves, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
+# make gpu   verifies, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-checkpoint bench-convert bench-learning
+.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -81,6 +82,9 @@ bench-step: .venv5/ready
 
 bench-reader: setup
 	$(BIN)/python benchmarks/reader.py --write
+
+bench-scale: setup
+	$(BIN)/python benchmarks/scale.py --write
 
 bench-checkpoint: setup
 	$(BIN)/python benchmarks/checkpoint.py

@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py --text FOLDER      trains what is missing (parquet in FineWeb's schema, or a hub name)
     python benchmarks/learning.py --plan             what is done and what is not
-    python benchmarks/learning.py --report           docs/learning.md and docs/learning.png from the results alone
+    python benchmarks/learning.py --report           docs/learning.md and its pictures from the results alone
 
 - One run is a few minutes on one core. Its result is one JSON in benchmarks/results/learning, kept in git: nothing is
   retrained, and whoever starts this resumes where it stopped. A run that was killed starts over.

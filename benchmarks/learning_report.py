@@ -28,6 +28,7 @@ from learning_matrix import (
     tuned_adamw,
     wide_sweep,
 )
+from learning_rule_report import rule_part
 from learning_run import BATCH, SEQ_LEN, Run
 from learning_stats import differences, interval, over_seeds, recipe_rows, token_shares
 
@@ -243,8 +244,10 @@ def missing(results: Results) -> str:
 
 def write_report(results: Results, docs: Path) -> None:
     from learning_picture import draw
+    from learning_rule_picture import draw_rule
 
     parts = {
+        "rule": rule_part(results),
         "goals": goal_table(results),
         "rates": rate_table(results),
         "adamw": adamw_table(results),
@@ -262,3 +265,4 @@ def write_report(results: Results, docs: Path) -> None:
         assert count == 1, f"{path} has no place for {name}"
     path.write_text(page, encoding="utf-8")
     draw(results, docs / "learning.png")
+    draw_rule(results, docs / "learning-rule.png")

@@ -210,14 +210,17 @@ def evaluate(model: Transformer, data: Data, most: int | None = None) -> float:
     return nll / targets
 
 
-def train(run: Run, data: Data) -> dict[str, Any]:
-    """Trains from the start and returns what is kept of it: settings, sizes, curve, final loss, expert loads."""
+def train(run: Run, data: Data, order: np.ndarray | None = None) -> dict[str, Any]:
+    """Trains from the start and returns what is kept of it: settings, sizes, curve, final loss, expert loads.
+
+    order: rows of `data.train` as they are read, where it is not that of the seed.
+    """
     torch.set_num_threads(1)
     shape, made_by = run.shape(data.vocab_size), commit()
     model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS, seed=run.seed)
     optimizer = Muon(optimizer_groups(model, run))
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    order = data_order(len(data.train), run.steps * run.batch, run.seed)
+    order = data_order(len(data.train), run.steps * run.batch, run.seed) if order is None else order
     balance = Balance(run)
     microbatch = min(run.batch, BATCH if run.balance == "lagged" else MICROBATCH)
     evaluate_at = {round(run.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}

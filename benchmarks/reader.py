@@ -2,10 +2,10 @@
 
     make bench-reader        or: python benchmarks/reader.py --repeats 5 --write
 
-Each reads the same sequences in the same shuffled order, one full epoch in one process without a DataLoader; the first
-check is that they give the same tokens. The memmap loader is nanoGPT's way: one flat file, a slice a sample, no shards,
-no position. A second table has the DataLoader as the trainer uses it, batches collated, by number of workers.
-`--write` puts both tables into docs/performance.md.
+Each reads the same sequences in the same shuffled order (Streaming's py1e), one full epoch in one process without a
+DataLoader, and this reader also in its own order; the first check is that they give the same tokens. The memmap loader
+is nanoGPT's way: one flat file, a slice a sequence, no shards, no position. A second table has the DataLoader as the
+trainer uses it, batches collated, by number of workers. `--write` puts both tables into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def stock(folder: Path) -> Iterator[np.ndarray]:
         yield sample["tokens"]
 
 
-def ours(folder: Path, seq_len: int) -> Samples:
-    return TokenDataset(local=str(folder), seq_len=seq_len, vocab_size=50257, **SETTINGS)
+def ours(folder: Path, seq_len: int, *, stock_order: bool = False) -> Samples:
+    return TokenDataset(local=str(folder), seq_len=seq_len, vocab_size=50257, stock_order=stock_order, **SETTINGS)
 
 
 def memmap(folder: Path, seq_len: int, order: np.ndarray) -> Iterator[np.ndarray]:
@@ -93,11 +93,13 @@ def timed(open_samples: Callable[[], Samples]) -> tuple[int, float, float]:
 
 def compare(folder: Path, seq_len: int, repeats: int) -> dict[str, list[tuple[float, float]]]:
     """(sequences per CPU second, sequences per wall second) of each reader, repetition by repetition."""
-    order = np.array([number_of(sample) for sample in ours(folder, seq_len)])
-    for a, b, c in zip(stock(folder), ours(folder, seq_len), memmap(folder, seq_len, order), strict=True):
+    order = np.array([number_of(sample) for sample in ours(folder, seq_len, stock_order=True)])
+    theirs = ours(folder, seq_len, stock_order=True)
+    for a, b, c in zip(stock(folder), theirs, memmap(folder, seq_len, order), strict=True):
         assert np.array_equal(a, b) and np.array_equal(b, c), "the readers differ"
     readers: dict[str, Callable[[], Samples]] = {
         "StreamingDataset": lambda: StreamingDataset(local=str(folder), **SETTINGS),  # type: ignore[arg-type]
+        "this reader, py1e": lambda: ours(folder, seq_len, stock_order=True),
         "this reader": lambda: ours(folder, seq_len),
         "plain memmap": lambda: memmap(folder, seq_len, order),
     }

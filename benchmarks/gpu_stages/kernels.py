@@ -294,7 +294,7 @@ def _repeated(run: Run, generator: torch.Generator) -> None:
         products(rows, leaves[1], leaves[2], counts).float().square().sum().backward()
         return [t.grad for t in leaves]  # type: ignore[misc]
 
-    parts = {"whole model": whole, "embedding": embedding}
+    parts = {"full model": whole, "embedding": embedding}
     if not run.dry:
         parts["varlen attention"] = varlen
         parts["experts, grouped_mm"] = lambda: grouped(experts_grouped_mm)
@@ -304,4 +304,4 @@ def _repeated(run: Run, generator: torch.Generator) -> None:
         equal = all(
             all(torch.equal(a, b) for a, b in zip(first, work(), strict=True)) for _ in range(5 if not run.dry else 1)
         )
-        run.figure(f"same bits again: {name}", "yes" if equal else "no", top=name == "whole model")
+        run.figure(f"same bits again: {name}", "yes" if equal else "no", top=name == "full model")

@@ -22,10 +22,10 @@ def smoke(run: Run) -> None:
     run.figure("steps", len(first), expected=5, check=sorted(first) == [1, 2, 3, 4, 5])
     saved = (folder / "step-00000005" / "manifest.json").is_file()
     run.figure("saved at step 5", "yes" if saved else "no", check=saved)
-    expect_code(run, train_to_end(run, "500m", [*settings, "max_duration=8ba"]), 0, "going on to step 8")
+    expect_code(run, train_to_end(run, "500m", [*settings, "max_duration=8ba"]), 0, "resuming to step 8")
     after = losses(folder)
     run.figure(
-        "goes on at step", min(set(after) - set(first), default=0), expected=6, check=sorted(after)[5:] == [6, 7, 8]
+        "resumes at step", min(set(after) - set(first), default=0), expected=6, check=sorted(after)[5:] == [6, 7, 8]
     )
     same = all(after[step] == loss for step, loss in first.items())
     run.figure("finite and falling", after[8], check=same and math.isfinite(after[8]) and after[8] < after[1])

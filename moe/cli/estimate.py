@@ -48,11 +48,12 @@ def run(args: argparse.Namespace) -> int:
     from moe.common.errors import InputError
     from moe.config import load_config
     from moe.config.bounds import brief
+    from moe.optim.auto import resolve
     from moe.plan import estimate as plan
     from moe.plan.gpus import GPUS, find_gpu, own_gpu
     from moe.plan.vocabulary import find_vocab_size
 
-    config = load_config(args.config, args.overrides)
+    config, _ = resolve(load_config(args.config, args.overrides))
     if args.mfu is not None and not LEAST_MFU <= args.mfu <= 1:
         raise InputError(f"--mfu ({args.mfu}) must be at least {LEAST_MFU} and at most 1, as 0.3")
     mfu = plan.MFU if args.mfu is None else args.mfu
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     for part in (
         _parameters(config, vocab_size, source),
         _work(config, vocab_size),
+        _rates(config, vocab_size),
         _memory(config, memory, gpu),
         [*_fits(config, fits, mfu, bool(prices), gpus), *(_span(fits, gpu, mfu) if args.mfu is None else [])],
         *([_dense_twin(config, vocab_size, gpu, mfu)] if config.model.n_experts > 1 else []),
@@ -144,6 +146,19 @@ def _work(config: Config, vocab_size: int) -> Iterator[str]:
         f"{short(work.tokens_per_parameter)} total "
         f"(compute-optimal for a dense model: about {CHINCHILLA}, arXiv 2203.15556)"
     )
+
+
+def _rates(config: Config, vocab_size: int) -> Iterator[str]:
+    from moe.plan.estimate import find_rates
+
+    rule, optimizer = find_rates(config, vocab_size), config.optimizer
+    yield f"{'RATES':<14}{'of this run':>14}{'by the rule':>14}   (for width, tokens and batch: docs/learning.md)"
+    yield f"  {'peak rate':<12}{optimizer.lr:>14g}{rule.lr:>14.3g}   Moonlight's fit: {rule.moonlight:.3g}"
+    yield f"  {'decay':<12}{optimizer.weight_decay:>14g}{rule.weight_decay:>14.3g}"
+    yield f"  {'warmup':<12}{config.scheduler.t_warmup:>14}{f'{rule.warmup_steps}ba':>14}"
+    if rule.outside:
+        yield "  outside of what the rule was measured at:"
+        yield f"  {', '.join(rule.outside)}"
 
 
 def _memory(config: Config, memory: list[GpuMemory], gpu: Gpu) -> Iterator[str]:

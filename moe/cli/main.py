@@ -16,6 +16,7 @@ from moe.common.units import drop, flush, note, ready, show
 
 COMMANDS = {
     "demo": "make text, tokenizer and shards from what is on this machine, and train a small MoE on them",
+    "new": "write a yaml for so many tokens, as large as a card and hours allow",
     "yaml": "write one of the yamls to begin with into a file of your own",
     "tokenizer": "train a tokenizer on text",
     "convert": "tokenise text into shards",

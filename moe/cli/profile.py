@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise InputError(f"--trace ({args.trace}): there is no folder {args.trace.parent}")
     from moe.config import load_config
+    from moe.optim.auto import resolve
 
-    config = load_config(args.config, args.overrides)
+    config, _ = resolve(load_config(args.config, args.overrides))
     say("starting ...")
     from moe.train.inputs import check_data
 

@@ -41,6 +41,7 @@ CLOSED: dict[str, tuple[float, float]] = {  # at least, at most
 ABOVE_ZERO: dict[str, float] = {  # at most
     "optimizer.lr": 10,
     "optimizer.adamw.lr": 10,
+    "optimizer.adamw.embedding_lr": 10,
     "optimizer.adamw.eps": 1,
     "gradient_clip_norm": 1e12,
     "model.rope_theta": 1e12,
@@ -72,11 +73,11 @@ def check_dimensions(config: Config, faults: list[str]) -> bool:
 def check_ranges(config: Config, faults: list[str]) -> None:
     for path, (low, high) in CLOSED.items():
         value = get(config, path)
-        if value is not None and not low <= value <= high:
+        if value not in (None, "auto") and not low <= value <= high:
             faults.append(f"{path} ({brief(value)}) must be at least {low} and at most {high:,}")
     for path, high in ABOVE_ZERO.items():
         value = get(config, path)
-        if value is not None and not 0 < value <= high:
+        if value not in (None, "auto") and not 0 < value <= high:
             faults.append(f"{path} ({brief(value)}) must be above 0 and at most {high:,.0f}")
     if not all(0 <= beta < 1 for beta in config.optimizer.adamw.betas):
         faults.append(f"optimizer.adamw.betas ({list(config.optimizer.adamw.betas)}) must lie in [0, 1)")

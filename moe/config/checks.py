@@ -10,6 +10,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges, get
+from moe.config.callbacks import check_callbacks
+from moe.config.schedule import check_rates, check_schedule
 from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ def find_errors(config: Config) -> list[str]:
     times = _parse_times(config, faults)
     _check_model(config, faults)
     _check_ranges(config, faults)
-    _check_schedule(config, times, faults)
+    check_rates(config, faults)
+    check_schedule(config, times, faults)
     _check_data(config, faults)
     _check_run(config, faults)
+    check_callbacks(config.callbacks, faults)
     return faults
 
 
@@ -72,9 +76,10 @@ def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
         except ValueError as error:
             faults.append(f"{path} ({brief(text)}) {error}")
     try:
-        warmup = parse_time(config.scheduler.t_warmup, zero=True)
-        if warmup.value:
-            times["scheduler.t_warmup"] = warmup
+        if config.scheduler.t_warmup != "auto":
+            warmup = parse_time(config.scheduler.t_warmup, zero=True)
+            if warmup.value:
+                times["scheduler.t_warmup"] = warmup
     except ValueError as error:
         faults.append(f"scheduler.t_warmup ({brief(config.scheduler.t_warmup)}) {error}")
     for path in ("time_limit", "stall_timeout"):
@@ -144,32 +149,6 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
         faults.append(f"compile ({config.compile}) must be auto, true or false")
 
 
-def _check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -> None:
-    duration = times.get("max_duration")
-    parts = {path: times[path] for path in ("scheduler.t_warmup", "scheduler.t_decay") if path in times}
-    if duration is None:
-        return
-    tokens_per_step = max(1, config.global_train_batch_size * config.max_seq_len)
-    lengths = {path: part.in_unit(duration.unit, tokens_per_step) for path, part in parts.items()}
-    for path, length in lengths.items():
-        if length >= duration.value:
-            faults.append(f"{path} ({parts[path]}) is not shorter than max_duration ({duration}); shorten it")
-    if len(parts) == 2 and sum(lengths.values()) > duration.value:
-        faults.append(
-            f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
-        )
-    if (config.scheduler.name == "wsd") != (config.scheduler.t_decay is not None):
-        fix = (
-            "set it, e.g. to a fifth of max_duration"
-            if config.scheduler.name == "wsd"
-            else "remove it, or use scheduler.name: wsd"
-        )
-        faults.append(
-            f"scheduler.t_decay ({config.scheduler.t_decay}) goes with scheduler.name wsd "
-            f"(is {config.scheduler.name}); {fix}"
-        )
-
-
 def _check_data(config: Config, faults: list[str]) -> None:
     for key, data in (("train_data", config.train_data), ("eval_data", config.eval_data)):
         if data is None:
@@ -193,7 +172,17 @@ def _check_data(config: Config, faults: list[str]) -> None:
             if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
                 faults.append(f"{key}.streams.{name}: a stream's name must be letters, digits, '_' and '-'")
     _check_weights(config.train_data.streams, faults)
-    text = config.train_data.text
+    stripes, text = config.train_data.num_canonical_nodes, config.train_data.text
+    if stripes < 1 or config.global_train_batch_size % stripes:
+        faults.append(
+            f"train_data.num_canonical_nodes ({stripes}) must be at least 1 and divide global_train_batch_size "
+            f"({config.global_train_batch_size}); use 1, or the number of machines"
+        )
+    if text is not None and stripes != 1:
+        faults.append(
+            f"train_data.num_canonical_nodes ({stripes}) goes with converted data; text is divided into "
+            "train_data.text.lanes: remove it"
+        )
     if text is not None and not 0 <= text.val_fraction < 1:
         faults.append(f"train_data.text.val_fraction ({text.val_fraction}) must be at least 0 and below 1, as 0.005")
     if text is not None and not (1 <= text.lanes <= MOST_LANES and 0 <= text.val_seed < 2**63):

@@ -44,7 +44,7 @@ TABLE = [
     ("train_data.local", "converted data", "dataset data_path data_dir dataset_name"),
     ("loggers.wandb.project", "", "wandb_project"),
     ("optimizer.lr", "", "lr learning_rate max_lr peak_lr matrix_lr"),
-    ("optimizer.adamw.lr", "", "embedding_lr"),
+    ("optimizer.adamw.embedding_lr", "where tie_embeddings is false", "embedding_lr"),
     ("optimizer.weight_decay", "", "weight_decay wd"),
     ("optimizer.adamw.betas", "a list of both", "beta1 beta2 adam_beta1 adam_beta2"),
     ("optimizer.adamw.eps", "", "adam_epsilon adam_eps"),

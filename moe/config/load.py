@@ -165,7 +165,7 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
-STAND_INS: dict[Any, Any] = {str: "1ba", int: 1, float: 1.0}
+STAND_INS: dict[Any, Any] = {str: "1ba", int: 1}  # of any other number 1.0
 
 
 def _filled(config: Any) -> Any:
@@ -174,7 +174,8 @@ def _filled(config: Any) -> Any:
         for key in missing:
             path = tuple(key.split("."))
             hint = _hint_at(path)
-            config = OmegaConf.merge(config, _nested(path, {} if dataclasses.is_dataclass(hint) else STAND_INS[hint]))
+            value: Any = {} if dataclasses.is_dataclass(hint) else STAND_INS.get(hint, 1.0)
+            config = OmegaConf.merge(config, _nested(path, value))
     return config
 
 
@@ -234,6 +235,8 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
     """`path: value, what is wrong, the fix` from what OmegaConf says."""
     dotted = ".".join(path)
     for depth, key in enumerate(path):
+        if depth and _is_setting(path[:depth]) and get_origin(_hint_at(path[:depth])) is list:
+            return f"{'.'.join(path[:depth])}: is a section (found {key!r} in it); write a list, as [...]"
         known = _fields_at(path[:depth])
         if known is None:
             continue
@@ -245,5 +248,7 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
             return f"{'.'.join(path[: depth + 1])}: unknown key; {hint_for(path, depth) or fix}"
     if (known := _fields_at(path)) != []:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
+    if get_origin(_hint_at(path)) is list and not isinstance(value, list):
+        return f"{dotted}: is {'null' if value is None else value!r}; write a list, as [...]; [] is an empty one"
     reason = str(error).splitlines()[0]
     return f"{dotted}: is {value!r}; {reason[0].lower()}{reason[1:]}"

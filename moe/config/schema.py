@@ -5,7 +5,7 @@ keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_durat
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from moe.config.observe import EvalTasks, LoggersConfig
 
@@ -68,8 +68,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    lr: float | None = None
-    "Learning rate of the AdamW groups; null means `optimizer.lr`."
+    lr: float | Literal["auto"] | None = None
+    "Learning rate of the AdamW groups; null means `optimizer.lr`, as does auto."
+    embedding_lr: float | Literal["auto"] | None = None
+    "That of an embedding that is not the head too (`tie_embeddings: false`); null means `lr`. auto: by a rule."
     betas: tuple[float, float] = (0.9, 0.95)
     "Decay rates of the two moments."
     eps: float = 1e-8
@@ -78,12 +80,12 @@ class AdamWConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    lr: float
-    "Peak learning rate."
+    lr: float | Literal["auto"]
+    "Peak learning rate. auto: by a rule, from width, tokens and batch (docs/learning.md)."
     name: Literal["muon", "adamw"] = "muon"
     "`muon`: Muon for every matrix of the blocks, AdamW for embeddings, head and norms. `adamw`: AdamW for all."
-    weight_decay: float = 0.1
-    "Decoupled weight decay; none on norms."
+    weight_decay: float | Literal["auto"] = 0.1
+    "Decoupled weight decay; none on norms. auto: by a rule, from `lr` and the number of steps."
     momentum: float = 0.95
     "Muon's Nesterov momentum."
     momentum_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -100,7 +102,7 @@ class SchedulerConfig:
     )
     "Shape of the learning rate over `max_duration`."
     t_warmup: str = "0ba"
-    "Linear warmup, in tokens or steps, e.g. 100000000tok."
+    "Linear warmup, in tokens or steps, e.g. 100000000tok. auto: by a rule, from the number of steps."
     alpha_f: float = 0.1
     "Final learning rate as a share of the peak."
     t_decay: str | None = None
@@ -171,6 +173,8 @@ class TrainData:
     "With `remote`: most disk for fetched shards, e.g. 100gb; older ones go. At least four of the largest: 300mb."
     shuffle: bool = True
     "Shuffle sequences anew in each epoch (seeded)."
+    num_canonical_nodes: int = 1
+    "Stripes of the order, each with shards of its own. A multiple of N lets N machines fetch 1/N of a `remote` each."
     streams: dict[str, TrainStream] = field(default_factory=dict)
     "A mixture of several folders, each under a name of its own (docs/data.md)."
     text: TextData | None = None
@@ -262,6 +266,8 @@ class Config:
     log_interval: str = "10ba"
     "Time between log lines and logged metrics."
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    callbacks: list[Any] = field(default_factory=list)
+    "Callbacks of your own or Composer's: `[{class: my_file.MyCallback, every: 100ba}]`, arguments beside the class."
     alert_command: str | None = None
     "Program to run at each alarm, e.g. `notify-send moe`: the message is its last argument and in $MOE_MESSAGE."
     max_skipped_steps: int = 20

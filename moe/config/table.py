@@ -43,11 +43,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 def _kind(kind: str, section: str | None) -> str:
     if section:
         return "sections by name" if kind.startswith("dict") else "section"
-    return (
-        kind.replace("None", "null").replace("Literal[", "").replace("'", "").rstrip("]")
-        if "Literal" in kind
-        else (kind.replace("None", "null"))
-    )
+    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", ""), kind.replace("None", "null"))
 
 
 def _default(value: ast.expr | None) -> str:

@@ -5,6 +5,7 @@ reads alike.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import math
 from collections.abc import Iterator
@@ -64,13 +65,34 @@ def read_as(value: Any, hint: Any) -> Any:
         return [read_as(item, part) for item in value]
     if isinstance(value, dict):
         return {key: read_as(item, None) for key, item in value.items()}
+    if _number_or_word(hint):
+        return _read_number_or_word(value, hint)
     if not isinstance(value, _Scalar):
         return value
-    if is_text(hint):
+    if is_text(hint) or isinstance(value.value, datetime.date):  # no setting is a date
         return value.text
     if not _reads_alike(value):
         raise ValueError(f"is {value.text!r}, which yaml reads as {value.value}; write the number in plain digits")
     return value.value
+
+
+def _number_or_word(hint: Any) -> bool:
+    """Whether it is a number with a fraction or one of some words, such as `float | Literal["auto"]`."""
+    return float in get_args(hint) and any(get_origin(part) is Literal for part in get_args(hint))
+
+
+def _read_number_or_word(value: Any, hint: Any) -> Any:
+    """As a setting that is a number alone takes it: 5e-4, which yaml reads as text, too."""
+    words = [word for part in get_args(hint) for word in get_args(part)]
+    text = value.text if isinstance(value, _Scalar) else value
+    if not isinstance(text, str) or text in words:
+        return text
+    if isinstance(value, _Scalar) and not _reads_alike(value):
+        raise ValueError(f"is {text!r}, which yaml reads as {value.value}; write the number in plain digits")
+    try:
+        return float(value.value if isinstance(value, _Scalar) and not isinstance(value.value, bool) else text)
+    except (TypeError, ValueError):
+        raise ValueError(f"is {text!r}; write a number, or {' or '.join(words)}") from None
 
 
 def _reads_alike(number: _Scalar) -> bool:

@@ -9,7 +9,7 @@ from moe.model.flops import ParameterCount, count_parameters, dense_width
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of training. `microbatch` in sequences; `accumulated` where it is not the whole batch of the device.
+    """One step of training. `microbatch` in sequences; `accumulated` where it is not the full batch of the device.
 
     muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
     one_expert: the worst router: every token has one expert in common.

@@ -33,9 +33,14 @@ def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
     total = parse_time(config["max_duration"])
     done = step if total.unit == "ba" else step * config["global_train_batch_size"] * config["max_seq_len"]
     factor = schedule(config)(min(done, total.value))
-    lr = config["optimizer"]["lr"]
-    own = config["optimizer"]["adamw"]["lr"] if config["optimizer"]["name"] == "muon" else None
-    return {"learning rate": lr * factor, "AdamW's learning rate": (lr if own is None else own) * factor}
+    optimizer = config["optimizer"]
+    own = optimizer["lr"] if optimizer["adamw"]["lr"] is None else optimizer["adamw"]["lr"]
+    rates = {
+        "learning rate": optimizer["lr"] if optimizer["name"] == "muon" else own,
+        "AdamW's learning rate": own,
+        "the embedding's learning rate": optimizer["adamw"].get("embedding_lr") or own,
+    }
+    return {name: rate * factor for name, rate in rates.items()}
 
 
 def rate_change(old: dict[str, Any], new: dict[str, Any], step: int) -> str | None:
@@ -46,8 +51,9 @@ def rate_change(old: dict[str, Any], new: dict[str, Any], step: int) -> str | No
         before, after = rates_at(old, step + 1), rates_at(new, step + 1)
     except (KeyError, TypeError, ValueError):
         return None
-    moved = {name: f"{before[name]:.2e} -> {after[name]:.2e}" for name in before}
-    moved = {name: text for name, text in moved.items() if len(set(text.split(" -> "))) > 1}
-    if len(set(moved.values())) == 1:  # one rate for all groups
-        moved = dict([next(iter(moved.items()))])
-    return ", ".join(f"{name} {text}" for name, text in moved.items()) + f" at step {step + 1:,}" if moved else None
+    moved: dict[str, str] = {}  # groups that move alike are named once, by the first
+    for name in before:
+        was, now = f"{before[name]:.2e}", f"{after[name]:.2e}"
+        if was != now:
+            moved.setdefault(f"{was} -> {now}", name)
+    return ", ".join(f"{name} {text}" for text, name in moved.items()) + f" at step {step + 1:,}" if moved else None

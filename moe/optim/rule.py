@@ -19,13 +19,15 @@
   tuned (github.com/KellerJordan/modded-nanogpt, records/track_3_optimization). Short runs forget their start anyway.
 - AdamW's factor and its long warmup are from sweeps of 384 and 1,536 steps here: the same rate with a short warmup
   lies at a cliff.
-- What was measured here, and what is from elsewhere, is told apart by MEASURED.
+- What was measured here, and what is from elsewhere, is marked by MEASURED.
 - Imports no torch. Pure functions: a run's numbers follow from its settings alone.
 """
 
 from __future__ import annotations
 
 import math
+
+from moe.common.units import short
 
 LR, LR_D, LR_T, LR_B, MOST_LR = 0.82, -5 / 6, -1 / 3, 1 / 2, 0.03
 ADAMW_SHARE = 0.65
@@ -80,7 +82,7 @@ def outside(*, d_model: int, tokens: float, batch: float) -> list[str]:
     """What of a run lies outside of what was measured here: "d_model 768 (64 to 128)"; empty where nothing does."""
     found = {"d_model": d_model, "tokens": tokens, "batch": batch}
     return [
-        f"{name} {found[name]:,.0f} ({least:,.0f} to {most:,.0f})"
+        f"{name} {short(found[name])} ({short(least)} to {short(most)})"
         for name, (least, most) in MEASURED.items()
         if not least <= found[name] <= most
     ]

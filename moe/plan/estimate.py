@@ -16,6 +16,7 @@ from moe.config import Config, parse_time
 from moe.config.steps import Steps
 from moe.model.flops import ParameterCount, count_parameters, flops_per_token, model_shape
 from moe.model.memory import Step, StepMemory, imbalance_bytes, optimizer_bytes, step_memory
+from moe.optim import rule
 from moe.plan.gpus import GPUS, Gpu
 
 SLACK = 0.08  # of the step's peak: blocks that the caching allocator has rounded up or cannot reuse
@@ -94,6 +95,31 @@ def find_work(config: Config, vocab_size: int) -> Work:
         flops * tokens,
         tokens / count.total,
         tokens / count.active,
+    )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the rule of moe/optim/rule.py gives for a run, and Moonlight's fit; outside: what of it was not measured."""
+
+    lr: float
+    weight_decay: float
+    warmup_steps: int
+    moonlight: float
+    outside: list[str]
+
+
+def find_rates(config: Config, vocab_size: int) -> Rates:
+    """The decay is that of the rule's own rate."""
+    work, name = find_work(config, vocab_size), config.optimizer.name
+    size = {"d_model": config.model.d_model, "tokens": work.tokens, "batch": work.tokens_per_step}
+    lr = rule.learning_rate(**size, optimizer=name)
+    return Rates(
+        lr=lr,
+        weight_decay=rule.weight_decay(lr, steps=work.steps),
+        warmup_steps=round(rule.warmup_steps(work.steps, optimizer=name)),
+        moonlight=rule.moonlight_rate(work.flops),
+        outside=rule.outside(**size),
     )
 
 
@@ -228,6 +254,7 @@ def as_json(
         "vocab_size": vocab_size,
         "parameters": parameters(config, vocab_size)._asdict(),
         "work": asdict(find_work(config, vocab_size)),
+        "rates": asdict(find_rates(config, vocab_size)),
         "memory": {
             "gpu": gpu.name,
             "bytes": [

@@ -7,11 +7,13 @@ from composer import Trainer
 from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
+from moe.optim.auto import Choice
 from moe.optim.groups import build_optimizer
 from moe.train.benchmarks import find_benchmarks, scores_are_due
 from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
 from moe.train.callbacks.task_scores import TaskScores
+from moe.train.callbacks.user import build_user_callbacks
 from moe.train.checkpointing.loading import patched_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.compiling import COMPILED
@@ -27,8 +29,18 @@ from moe.train.start import Start, evaluation_is_due, record_start
 from moe.train.stop import StopSignal
 
 
-def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: StopSignal, on_gpu: bool) -> int:
+def fit(
+    config: Config,
+    inputs: Inputs,
+    folder: RunFolder,
+    start: Start,
+    stop: StopSignal,
+    on_gpu: bool,
+    chosen: list[Choice],
+) -> int:
     """Trains to `max_duration`; returns the exit code, 0.
+
+    chosen: the numbers that stand for `auto`.
 
     Raises:
         InputError: something a user can fix; nothing has been overwritten.
@@ -36,14 +48,18 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     """
     steps = Steps.of(config)
     size = microbatch_size(config, WORLD_SIZE, on_gpu)
-    eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval))
+    more_steps = start.step < steps.total
+    # callbacks of the user's are loaded as they were before the evaluation of that step: they must see it again
+    again = bool(config.callbacks) and more_steps
+    eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval), again=again)
     score_first = scores_are_due(config, folder, start.step, steps)
-    ended = start.step >= steps.total and not (eval_first or score_first)
+    ended = not (more_steps or eval_first or score_first)
     benchmarks = None if ended else find_benchmarks(config, inputs, steps)
-    say_plan(config, inputs, folder, steps, size, benchmarks.plan if benchmarks is not None else None)
+    say_plan(config, inputs, folder, steps, size, chosen, benchmarks.plan if benchmarks is not None else None)
     if ended:
         return _nothing_left(config, folder, start, steps)
 
+    users = build_user_callbacks(config)
     model = build_model(config, inputs, inputs.tokenizer_name)
     if model.transformer.compiled:
         say(COMPILED)
@@ -53,9 +69,9 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
     microbatch = choose_microbatch(size, config, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)
     train_data = build_train_spec(config, inputs, WORLD_SIZE, inputs.text)
-    writers, finish_logs = record_start(config, folder, start, eval_first, inputs)
+    writers, finish_logs = record_start(config, folder, start, eval_first, inputs, users)
     watchdog = build_watchdog(config, folder, stop)
-    callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps)
+    callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps, users)
     scores = build_scores(config, benchmarks, stop, model, steps, microbatch, watchdog, callbacks)
     loggers = build_loggers(config, folder, stop, steps, writers, lambda: "".join(each.busy for each in scores))
     with watched(watchdog, finish_logs), patched_composer(start.load) as load_path:
@@ -82,8 +98,13 @@ def fit(config: Config, inputs: Inputs, folder: RunFolder, start: Start, stop: S
             watchdog,
             eval_first=eval_first,
             scores=scores[0] if score_first else None,
-            more_steps=start.step < steps.total,
+            more_steps=more_steps,
         )
+    if more_steps and (reached := int(trainer.state.timestamp.batch)) < steps.total:
+        folder.end("stopped", say, reason="a callback")
+        say(f"stopped by a callback at step {reached:,} of {steps.total:,}; {folder.newest()}")
+        say("the same command resumes from there; to end the run for good set max_duration to that step")
+        return 0
     folder.end("done", say)
     say(f"done: {steps.total:,} steps; checkpoint and logs are in {folder.path}")
     return 0
@@ -109,7 +130,9 @@ def _train(
                 trainer.eval()
             if scores is not None:
                 scores.score(trainer.state, trainer.logger)
-            if more_steps:
+            end = trainer.state.max_duration
+            assert end is not None
+            if more_steps and trainer.state.timestamp.get(end.unit) < end:  # else a callback has stopped it
                 trainer.fit()
     finally:
         trainer.engine.close()  # not trainer.close(), which waits for all ranks: one of them may have failed alone

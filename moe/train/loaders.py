@@ -30,6 +30,7 @@ def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: Te
         seed=config.seed,
         device_batch_size=config.global_train_batch_size // world_size,
         num_workers=config.num_workers,
+        num_canonical_nodes=config.train_data.num_canonical_nodes,
         cache_limit=config.train_data.cache_limit,
         **_contents(config, meta),
     )

@@ -43,13 +43,14 @@ DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token",
 
 class RunLog(LoggerDestination):
     """Collects metrics and hands a row to each writer after the first step, at every log interval, after an evaluation
-    and at the end.
+    and at the end; and after a step in which a callback of the user's has logged something.
     """
 
     def __init__(self, writers: Sequence[Writer], every: Every):
         self.writers = writers
         self.every = every
         self.pending: dict[str, float | list[float]] = {}
+        self.of_users: set[str] = set()  # names that callbacks of the user's have logged
         self._reported: set[str] = set()
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -70,12 +71,17 @@ class RunLog(LoggerDestination):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
-        if self.every.due(step) or step == 1:  # the loss that a run begins with, whatever the interval
+        if self.every.due(step) or step == 1 or self.of_users & self.pending.keys():  # 1: the loss a run begins with
             self._write(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        self.pending = {name: value for name, value in self.pending.items() if name.startswith("metrics/")}
+        kept = [name for name in self.pending if name.startswith("metrics/") or name in self.of_users]
+        self.pending = {name: self.pending[name] for name in kept}
         self._write(state)
+
+    def close(self, state: State, logger: Logger) -> None:
+        self.pending = {name: value for name, value in self.pending.items() if name in self.of_users}
+        self._write(state)  # what was logged after the last row
 
     def _write(self, state: State) -> None:
         row, self.pending = self.pending, {}

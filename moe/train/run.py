@@ -10,7 +10,6 @@ import warnings
 from contextlib import suppress
 from typing import NoReturn
 
-from moe.common.errors import InputError
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
@@ -44,6 +43,7 @@ def train(config: Config, stop: StopSignal) -> int:
         InputError: something a user can fix; nothing has been overwritten.
         Stopped: a signal ended the run early; everything is saved.
     """
+    from moe.optim.auto import resolve
     from moe.train.inputs import check_data
 
     meta = check_data(config, report=say)
@@ -69,6 +69,10 @@ def train(config: Config, stop: StopSignal) -> int:
         with stop.ends_waits():
             dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
     folder, start = open_folder(config, meta)
+    continued = start.load.manifest["config"] if start.load is not None and not start.weights_only else None
+    config, chosen = resolve(config, continued)
+    if chosen or "auto" in folder.record:
+        folder.note(auto={choice.key: choice.value for choice in chosen})
 
     def last_words() -> None:
         say(
@@ -80,14 +84,12 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
-            return fit(config, meta, folder, start, stop, on_gpu)
+            return fit(config, meta, folder, start, stop, on_gpu, chosen)
     except Stopped:
         folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to resume")
         raise
-    except InputError:
-        raise
-    except BaseException as error:
+    except BaseException as error:  # of a start that was not recorded nothing is noted
         folder.end("failed", say, reason=f"{type(error).__name__}: {error}"[:1000])
         raise
     finally:

@@ -7,21 +7,31 @@ import torch
 from moe.common.units import say, short
 from moe.config import Config
 from moe.config.steps import Steps
-from moe.model.flops import count_parameters, experts_in_words, model_shape
+from moe.model.flops import count_parameters, experts_in_words, flops_per_token, model_shape
+from moe.optim.auto import Choice, describe
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
 
 
 def say_plan(
-    config: Config, inputs: Inputs, folder: RunFolder, steps: Steps, microbatch: int | str, tasks: str | None = None
+    config: Config,
+    inputs: Inputs,
+    folder: RunFolder,
+    steps: Steps,
+    microbatch: int | str,
+    chosen: list[Choice],
+    tasks: str | None = None,
 ) -> None:
     """What the run is about to do: parameters, steps, data, device, folder, fresh or resumed.
 
-    microbatch: as `microbatch_size` gives it. tasks: what is scored, where something is.
+    microbatch: as `microbatch_size` gives it. chosen: the numbers that stand for `auto`. tasks: what is
+    scored, where something is.
     """
     count = count_parameters(**model_shape(config.model, inputs.vocab_size))
     tokens = steps.total * steps.tokens_per_step
+    flops = flops_per_token(**model_shape(config.model, inputs.vocab_size), seq_len=config.max_seq_len) * tokens
+    rates = describe(config, chosen, flops=flops)
     first, *more = inputs.plan
     evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
     if config.eval_data is not None and config.eval_data.text:
@@ -31,6 +41,7 @@ def say_plan(
         "model": f"{count.total:,} parameters, {count.active:,} active per token ({experts_in_words(config.model)})",
         "steps": f"{steps.total:,} of {config.global_train_batch_size} x {config.max_seq_len:,} = "
         f"{steps.tokens_per_step:,} tokens; {short(tokens)} tokens in total",
+        **({"rates": f"\n{'':10}".join(rates)} if rates else {}),
         "data": first
         + (f" ({tokens / inputs.epoch_tokens:.2f} epochs)" if inputs.epoch_tokens else "")
         + (f", {', '.join(evaluated)} for evaluation" if evaluated else ", no evaluation")

@@ -16,6 +16,7 @@ from moe.config import Config, Every, to_yaml
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
 
 if TYPE_CHECKING:
+    from moe.train.callbacks.user import UserCallbacks
     from moe.train.checkpointing.checkpoints import Checkpoint
     from moe.train.checkpointing.run_folder import RunFolder
     from moe.train.inputs import Inputs
@@ -122,11 +123,15 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     Raises:
         InputError: that, or `load_path`, does not fit the config.
     """
+    from moe.optim.auto import resolve
     from moe.optim.rates import rate_change
     from moe.train.checkpointing.checkpoints import CheckpointError, find_named
     from moe.train.checkpointing.compatibility import check_continues, check_weights_fit
 
-    settings = dataclasses.asdict(config)
+    def settings_for(continued: Checkpoint | None) -> dict[str, Any]:
+        return dataclasses.asdict(resolve(config, kept=continued.manifest["config"] if continued else None)[0])
+
+    settings = settings_for(checkpoint)
     tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
     if checkpoint is not None:
         check_continues(checkpoint, settings, meta.fingerprint, say, tokenizer, former=meta.former)
@@ -143,13 +148,16 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
         check_weights_fit(named, settings, meta.vocab_size, tokenizer, say)
         say(f"starting from the weights of {named.path}")
         return Start(named, True, 0)
-    check_continues(named, settings, meta.fingerprint, say, tokenizer, former=meta.former)
+    check_continues(named, settings_for(named), meta.fingerprint, say, tokenizer, former=meta.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return Start(named, False, named.step)
 
 
-def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every) -> bool:
-    """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted."""
+def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every, *, again: bool) -> bool:
+    """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted.
+
+    again: also where it was not.
+    """
     from moe.train.inputs import streams_of
     from moe.train.logs import evaluated_at
 
@@ -157,11 +165,11 @@ def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every
         return False
     names = streams_of(config.eval_data) or [""]
     keys = [f"metrics/eval/{name}/loss" if name else "metrics/eval/loss" for name in names]
-    return agreed(lambda: not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
+    return agreed(lambda: again or not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
 
 
 def record_start(
-    config: Config, folder: RunFolder, start: Start, eval_again: bool, inputs: Inputs
+    config: Config, folder: RunFolder, start: Start, eval_again: bool, inputs: Inputs, users: UserCallbacks | None
 ) -> tuple[list[Any], Any]:
     """The start is recorded, with what it changes in its run: after the last check, since what is refused changes
     nothing. Gives the loggers (on rank 0 alone), and what to call with the exit code at the end.
@@ -169,12 +177,12 @@ def record_start(
     Raises:
         InputError: on every rank: W&B does not start, the folder is another process's, or cannot be written.
     """
-    _expect_changes(config, folder, start)
+    _expect_changes(config, folder, start, users)
     opened: list[tuple[list[Any], Any]] = []
 
     def open_here() -> None:
         try:
-            opened.append(_open_logs(config, folder, start.step, eval_again, inputs))
+            opened.append(_open_logs(config, folder, start.step, eval_again, inputs, users))
         except OSError as error:
             raise InputError(
                 f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
@@ -185,10 +193,12 @@ def record_start(
 
 
 def _open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs
+    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs, users: UserCallbacks | None
 ) -> tuple[list[Any], Any]:
     from moe.data.read.text_known import write_known
     from moe.data.text.kept_tokenizer import write_kept
+    from moe.train.callbacks.user import sources
+    from moe.train.callbacks.user_classes import write_sources
     from moe.train.checkpointing.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
 
@@ -215,6 +225,10 @@ def _open_logs(
         tokenizer = inputs.tokenizer
         if tokenizer is not None and tokenizer.files and not write_kept(tokenizer, folder.path / TOKENIZER):
             say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
+        if users is not None:
+            write_sources(users.classes, folder.path)
+        if users is not None or "callbacks" in folder.record:
+            folder.note(callbacks=sources(users))
         if inputs.text is not None:
             write_known(folder.path, inputs.text.files)
         metrics = folder.path / "metrics.jsonl"
@@ -229,17 +243,21 @@ def _open_logs(
     return writers + written, finish
 
 
-def _expect_changes(config: Config, folder: RunFolder, start: Start) -> None:
+def _expect_changes(config: Config, folder: RunFolder, start: Start, users: UserCallbacks | None) -> None:
     """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
     from moe.optim.rates import rate_change
+    from moe.train.callbacks.user import sources
     from moe.train.checkpointing.changes import command, earlier_changes, new_changes, versions
 
     if start.load is None or start.weights_only:
         return
     manifest, settings = start.load.manifest, dataclasses.asdict(config)
+    changes = new_changes(manifest, settings, versions(), sources(users))
+    for change in [change for change in changes if change["key"].startswith("callbacks.")]:
+        say(f"changed since the checkpoint: the source of {change['key'].partition('.')[2]} (sha256 {change['now']})")
     folder.history.expect(
         earlier_changes(manifest),
-        new_changes(manifest, settings, versions()),
+        changes,
         command=command(),
         rate=rate_change(manifest["config"], settings, manifest["step"]),
     )

@@ -177,7 +177,7 @@ def test_the_classes_of_the_page_on_extending_do_what_it_says(monkeypatch: pytes
     import torch
 
     page = (ROOT / "docs/extending.md").read_text()
-    rule_code, callback_code = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    rule_code, _, callback_code = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     monkeypatch.setitem(sys.modules, "composer", SimpleNamespace(Callback=object))  # whose import takes seconds
     names: dict[str, Any] = {}
     exec(rule_code, names)

@@ -31,7 +31,7 @@ from learning_stats import crossing, interval, token_shares
 BEST = {"adamw": 4e-3, "muon": 2e-3}
 PAGE = "".join(
     f"<!-- {name} -->\nold\n<!-- /{name} -->\n"
-    for name in ("goals", "rates", "adamw", "budgets", "long", "recipe", "missing")
+    for name in ("rule", "goals", "rates", "adamw", "budgets", "long", "recipe", "missing")
 )
 
 

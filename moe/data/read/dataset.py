@@ -1,5 +1,8 @@
-"""StreamingDataset over blocks of tokens: same sequences and order as stock, read through one memmap per shard.
+"""StreamingDataset over blocks of tokens: read through one memmap per shard, in an order that needs no array.
 
+The order is that of order.py, or stock's, with stock's memory: a run that was begun with it keeps it.
+Streams, the cache, eviction and the position are stock's. Of its constructor the Spanner is replaced, which holds eight
+bytes a sample; `_get_work` gives a sequence that works out what it is asked for.
 Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
 is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
@@ -13,32 +16,39 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import monotonic, time_ns
+from time import monotonic, sleep, time_ns
 from typing import Any
 
 import numpy as np
 from streaming import StreamingDataset
+from streaming.base import dataset as stock
+from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
 
 from moe.common.errors import DataError, InputError
+from moe.common.units import say
+from moe.data.read.order import NAME, Order, window_of
+from moe.data.read.spans import Spans
 from moe.data.read.verify import ENCODING
+from moe.data.read.work import Place, Work
 
 MOST_OPEN = 64  # maps a process holds
 LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read
 
 
 class TokenDataset(StreamingDataset):
-    """Items are token ids [S], uint16 or uint32. Keywords beyond the three named ones are StreamingDataset's.
+    """Items are token ids [S], uint16 or uint32. Other keywords than the named ones are StreamingDataset's.
 
-    seq_len: S, which the shards must have. vocab_size: an id at or above it raises.
+    seq_len: S, which the shards must have. vocab_size: an id at or above it raises. stock_order: use `shuffle_algo`.
     """
 
-    def __init__(self, *, seq_len: int, vocab_size: int, **streaming: Any) -> None:
+    def __init__(self, *, seq_len: int, vocab_size: int, stock_order: bool = False, **streaming: Any) -> None:
         try:
-            super().__init__(**streaming)
+            with _small_spanner():
+                super().__init__(**streaming)
         except ValueError as error:
             if streaming.get("cache_limit") is None:
                 raise
@@ -48,6 +58,7 @@ class TokenDataset(StreamingDataset):
             ) from None
         if self.cache_limit is not None and any(stream.remote is None for stream in self.streams):
             raise InputError("cache_limit would delete shards that have no other copy; give each stream a remote")
+        self.window = None if stock_order else self._window()  # in shards; None: stock's order
         self._position: dict[str, Any] | None = None
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
@@ -73,8 +84,25 @@ class TokenDataset(StreamingDataset):
             "_looked": {},
         }  # maps are per process: a spawned worker opens its own
 
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """Stock's position, and the order that it is a position in; without `order` it is stock's."""
+        order = {} if self.window is None else {"order": {"name": NAME, "window": self.window}}
+        return {**super().state_dict(num_samples, from_beginning), **order}
+
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Where to resume, as `state_dict` gives it. Call it before the first worker starts."""
+        """Where to resume, as `state_dict` gives it. Call it before the first worker starts.
+
+        Raises InputError for an order that is not known here.
+        """
+        order = obj.get("order", {"name": None, "window": None})
+        if order["name"] not in (None, NAME):
+            raise InputError(
+                f"the checkpoint's order of sequences ({order['name']}) is not known to this version, "
+                f"which has {NAME}; resume with the version that wrote it"
+            )
+        if self.window is not None and order["name"] is None:
+            say("this run keeps the order of sequences that it was begun with (py1e): memory grows with the data")
+        self.window = order["window"]
         self._position = dict(obj)
 
     def _resume(self, world: World, epoch: int) -> tuple[int, int]:
@@ -87,6 +115,31 @@ class TokenDataset(StreamingDataset):
         self.num_canonical_nodes = self.num_canonical_nodes or world.num_nodes
         self._set_shuffle_block_size(world)
         return (at["epoch"], at["sample_in_epoch"]) if at is not None and goes_on else (epoch, 0)
+
+    def _window(self) -> int:
+        fit = None
+        if self.cache_limit:
+            room = int(self.cache_limit) - sum(stream.get_index_size() for stream in self.streams)
+            fit = int(room // self.max_shard_size_across_all_streams)
+        return window_of(self.num_canonical_nodes or 1, self.num_streams, fit)
+
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
+        """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the whole epoch."""
+        if self.window is None:
+            return super()._get_work(epoch, sample_in_epoch)
+        assert self.batch_size is not None
+        world = self._parallel_worker_world
+        edges = np.cumsum(self.shards_per_stream)[:-1]
+        order = Order(
+            np.split(self.samples_per_shard, edges),
+            [int(stream.choose) for stream in self.streams],
+            seed=self.shuffle_seed,
+            stripes=self.num_canonical_nodes or 1,
+            window=self.window,
+            shuffle=self.shuffle,
+        )
+        place = Place(self.batch_size, world.rank, world.num_ranks, world.worker_of_rank, world.workers_per_rank)
+        return Work(order, epoch, sample_in_epoch, place)
 
     def _path(self, shard_id: int) -> Path:
         shard = self.shards[shard_id]
@@ -149,9 +202,49 @@ class TokenDataset(StreamingDataset):
     def _prepare_thread(self, it: _Iterator) -> None:
         """Fetches shards ahead, as stock does by every sequence; where all shards are here there is nothing to do."""
         if not self._all_local:
-            return self._noting_exit(super()._prepare_thread, it)
+            fetch = super()._prepare_thread if self.window is None else self._fetch_ahead
+            return self._noting_exit(fetch, it)
         it.prepare_index = it.total
         return it.on_exit()
+
+    def _fetch_ahead(self, it: _Iterator) -> None:
+        """Fetches the shards of the window, and the one that comes next, which has a block's time for it. Shards that
+        are here are touched first: none of them may be the coldest, which eviction takes.
+        """
+        work: Any = it.sample_ids
+        known: set[int] = set()
+        size = self.batch_size or 1
+        for batch in range(it.total // size):
+            while (batch - 1) * size > it.yield_index and not self._ends(it):
+                sleep(TICK)
+            if self._ends(it):
+                break
+            shards = work.shards_ahead(batch)
+            if new := [shard for shard in shards if shard not in known]:
+                for shard in shards:
+                    if self._shard_states[shard] == _ShardState.LOCAL:
+                        self._shard_access_times[shard] = time_ns()
+                for shard in new:
+                    if not self._ends(it):
+                        self.prepare_shard(shard, False)
+            known = set(shards)
+        it.prepare_index = it.total
+        it.on_exit()
+
+    def _ends(self, it: _Iterator) -> bool:
+        return it.should_exit() or self._event.is_set()
+
+    def _each_sample_id(self, it: _Iterator) -> Iterator[int]:
+        """Stock's waits for each sample's shard; where all are here there is nothing to wait for."""
+        if self.window is None or not self._all_local:
+            yield from super()._each_sample_id(it)
+            return
+        for sample_id in it.sample_ids:
+            if it.should_exit():
+                break
+            it.yield_index += 1
+            yield sample_id
+        it.on_exit()
 
     def _ready_thread(self, it: _Iterator) -> None:
         if not self._all_local:
@@ -194,3 +287,14 @@ class TokenDataset(StreamingDataset):
         # a background thread failed: stock would end the epoch here, as if all had been read
         if self._fault is not None:
             raise DataError(self._fault)
+
+
+@contextmanager
+def _small_spanner() -> Iterator[None]:
+    """Stock's constructor makes a Spanner by this name, of eight bytes a sample."""
+    theirs = stock.Spanner
+    stock.Spanner = Spans  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        stock.Spanner = theirs  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """Batches of converted folders, for training and for evaluation.
 
-- Training order is a function of (seed, epoch, global batch): `num_canonical_nodes` and `shuffle_block_size` are
-  fixed, and an epoch is cut to complete global batches, so no sequence is repeated to fill one. Ranks, nodes and
-  workers only divide the work.
+- Training order is a function of (seed, epoch, global batch), `num_canonical_nodes` and the window (order.py), and an
+  epoch is cut to complete global batches, so no sequence is repeated to fill one. Ranks, nodes and workers only divide
+  the work.
 - Batches and the order of evaluation are those of batches.py.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from streaming import Stream, StreamingDataLoader
+from streaming import StreamingDataLoader
 from streaming.base.constant import DEFAULT_TIMEOUT
 from streaming.base.world import World
 from torch.utils.data import DataLoader
@@ -26,12 +26,13 @@ from moe.common.untrusted_names import file_name
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
+from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
 
-SHUFFLE_BLOCK = 1 << 18  # sequences; Streaming's own least value
+SHUFFLE_BLOCK = 1 << 18  # sequences, of py1e, for runs that were begun with it; Streaming's own least value
 
 
-def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
+def open_stream(spec: StreamSpec) -> tuple[TokenStream, int]:
     """The split as Streaming sees it, and its number of sequences. Fetches index.json from `remote` where it is not
     there yet. Its names become paths below `local`, and those of further downloads.
 
@@ -44,7 +45,7 @@ def open_stream(spec: StreamSpec) -> tuple[Stream, int]:
         if faults:
             more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(faults[:5]) + more)
-    stream = Stream(
+    stream = TokenStream(
         local=spec.local,
         remote=spec.remote,
         split=spec.split,
@@ -107,8 +108,9 @@ def build_train_loader(
     """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
 
     specs: one folder, or the streams of a mixture by name; their order does not matter.
-    num_canonical_nodes: a divisor of the global batch; more than 1 lets several nodes fetch different shards from
-    `remote`. Raises InputError for data that cannot be used, or fewer samples than one global batch.
+    num_canonical_nodes: stripes of the order, a divisor of the global batch; more than 1 lets several nodes fetch
+    different shards from `remote`. Raises InputError for data that cannot be used, or fewer samples than one global
+    batch.
     """
     global_batch = device_batch_size * World.detect().num_ranks
     if global_batch % num_canonical_nodes:

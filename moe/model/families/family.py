@@ -63,13 +63,16 @@ class Family:
     to_keys      settings -> keys that follow from several
     from_keys    config.json -> those settings again, and what is wrong with the keys
     dense        it has one expert: an ordinary MLP
-    names        our parameter inside a block -> theirs inside a layer; None: it has none, and needs none
+    names        our parameter inside a block -> theirs inside a layer; None: it has none, and needs none. moe.w13 and
+                 moe.w2 stand here where one tensor holds the matrices of all experts, lm_head.weight where another does
+    scales       our parameter -> what its values are multiplied by when they are read
+    folded       config.json -> the family with the scales of that model
     experts      the folder of an expert inside a layer, {} its number; shared, mlp: those of the shared expert and of a
                  dense layer's MLP
     projections  gate, up and down
     zeros        parameters that it needs and that are 0 where the model has none
     also         settings -> what else it cannot compute
-    engines      settings -> what is lost in which engine, told before a run
+    engines      settings -> what is lost in which engine, reported before a run
     """
 
     architecture: str
@@ -82,6 +85,8 @@ class Family:
     from_keys: Callable[[dict[str, Any]], Read] = nothing_to_read
     dense: bool = False
     names: dict[str, str | None] = field(default_factory=lambda: COMMON_NAMES)
+    scales: dict[str, float] = field(default_factory=dict)
+    folded: Callable[[dict[str, Any]], Family] | None = None
     experts: str = "mlp.experts.{}"
     shared: str = "mlp.shared_experts"
     mlp: str = "mlp"

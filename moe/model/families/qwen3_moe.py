@@ -32,16 +32,19 @@ def _from_keys(config: dict[str, Any]) -> Read:
     if first < 0 or listed != list(range(first)):
         faults.append(f"mlp_only_layers ({listed}): must be the first layers, as [] or [0, 1]")
         first = 0
-    dense = {"dense_hidden": ("intermediate_size", config.get("intermediate_size"))}
     found = {"n_experts": (experts, config.get(experts))}
-    return found | ({"first_k_dense_replace": ("first_k_dense_replace", first)} | dense if first else {}), faults
+    if first:
+        found["first_k_dense_replace"] = ("first_k_dense_replace", first)
+        found["dense_hidden"] = ("intermediate_size", config.get("intermediate_size"))
+    return found, faults
 
 
 def _engines(settings: Settings) -> list[str]:
     notes = []
-    if settings["first_k_dense_replace"]:
-        notes.append(f"model.first_k_dense_replace ({settings['first_k_dense_replace']}): llama.cpp's Qwen3-MoE has no")
-        notes[-1] += " dense layers, so that there is no GGUF of it"
+    if first := settings["first_k_dense_replace"]:
+        notes.append(
+            f"model.first_k_dense_replace ({first}): llama.cpp's Qwen3-MoE has no dense layers: there is no GGUF of it"
+        )
     if not settings["norm_topk_prob"]:
         notes.append("model.norm_topk_prob (false): llama.cpp's Qwen3-MoE always divides by the sum, and answers wrong")
     return notes

@@ -8,13 +8,14 @@ from moe.common.errors import InputError
 from moe.config.former import REQUIRED, model_settings
 from moe.model.families.family import Family, Settings
 from moe.model.families.glm4_moe import GLM4_MOE
+from moe.model.families.granite_moe import GRANITE_MOE
 from moe.model.families.mixtral import MIXTRAL
 from moe.model.families.olmoe import OLMOE
 from moe.model.families.qwen3 import QWEN3
 from moe.model.families.qwen3_moe import QWEN3_MOE
 
 FAMILIES: tuple[Family, ...] = (QWEN3, QWEN3_MOE, MIXTRAL, OLMOE, GLM4_MOE)  # in the order of preference
-BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
+BY_ARCHITECTURE = {family.architecture: family for family in (*FAMILIES, GRANITE_MOE)}  # what can be read
 
 
 def complete(model: dict[str, Any]) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from moe.common.errors import InputError
 from moe.config import Config
+from moe.plan.checks.callbacks import check_user_callbacks
 from moe.plan.checks.data import check_run_data
 from moe.plan.checks.folder import check_folder, check_resume, existing
 from moe.plan.checks.machine import (
@@ -31,8 +32,15 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
 
     fast: no hashes, no step, no checkpoint.
     """
+    from moe.optim.auto import resolve
     from moe.train.checkpointing.run_folder import local_folder
 
+    as_given = config
+    try:
+        config, _ = resolve(config)
+    except InputError as error:
+        yield Result("auto", "fail", str(error))
+        return
     yield check_versions()
     yield check_device(config)
     world_size = world_size or _gpus()
@@ -44,6 +52,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     yield from check_tasks(config, inputs, report)
     vocab_size = inputs.vocab_size if inputs is not None else _vocabulary(config)
     yield from check_settings(config, vocab_size=vocab_size, world_size=world_size)
+    yield from check_user_callbacks(config)
     memory = check_memory(config, vocab_size=vocab_size)
     yield memory
     yield check_loader(config, world_size=world_size)
@@ -51,7 +60,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     yield check_shared_memory(config, samples=samples)
     folder = check_folder(config, vocab_size=vocab_size)
     yield from folder
-    yield check_resume(config, inputs, hashes=not fast, report=report)
+    yield check_resume(as_given, inputs, hashes=not fast, report=report)
     if fast:
         return
     hindered = [result.name for result in (*found, *folder) if result.state == "fail"]

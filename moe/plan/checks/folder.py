@@ -151,11 +151,12 @@ def _other(config: Config, inputs: Inputs | None) -> Path:
 
 def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:
     """What has changed since the checkpoint. Raises InputError for what must not."""
+    from moe.optim.auto import resolve
     from moe.optim.rates import rate_change
     from moe.train.checkpointing.compatibility import check_continues
 
     lines: list[str] = []
-    settings: dict[str, Any] = dataclasses.asdict(config)
+    settings: dict[str, Any] = dataclasses.asdict(resolve(config, kept=found.manifest["config"])[0])
     data, former = (found.manifest["data"], ()) if inputs is None else (inputs.fingerprint, inputs.former)
     check_continues(found, settings, data, lines.append, _tokenizer(inputs), former=former)
     moved = rate_change(found.manifest["config"], settings, found.step)

@@ -7,12 +7,12 @@ import dataclasses
 from moe.config import Config
 from moe.config.checks import check_ranks
 from moe.model.families.table import engine_notes, hindrance_of
+from moe.optim.auto import number
 from moe.plan.checks.result import Result
-from moe.plan.estimate import find_work
+from moe.plan.estimate import find_rates, find_work
 
-TOO_HIGH, TOO_LOW = 3.0, 1 / 20  # times the rule of thumb
-# The rule is one for thousands of steps. Below, what docs/learning.md measured; there 4 times as much was no worse.
-FEW_STEPS, TOO_HIGH_OF_FEW, OF_FEW = 1000, 4.0, {"muon": 0.008, "adamw": 0.004}
+TOO_HIGH, TOO_LOW = 3.0, 1 / 20  # times the rule
+FEW_STEPS, TOO_HIGH_OF_FEW = 1000, 4.0  # in few steps 4 times the best rate was no worse (docs/learning.md)
 UNSCALED = 20.0  # optimizer.adjust_lr_fn original wants about 0.02 where match_rms_adamw wants about 0.001
 
 
@@ -30,23 +30,20 @@ def check_settings(config: Config, *, vocab_size: int, world_size: int) -> list[
 
 
 def _learning_rate(config: Config, vocab_size: int) -> Result:
-    """Peak rates against 0.01273 C^-0.0575, C the run's FLOPs (Moonlight, arXiv 2502.16982), or what few steps want."""
-    work, optimizer = find_work(config, vocab_size), config.optimizer
-    rule, highest, source = 0.01273 * work.flops**-0.0575, TOO_HIGH, "0.01273 C^-0.0575, Moonlight"
-    if work.steps < FEW_STEPS:
-        highest, source = TOO_HIGH_OF_FEW, f"under {FEW_STEPS:,} steps: docs/learning.md"
-        rule = max(rule, OF_FEW[optimizer.name])
+    """Peak rates against the rule (moe/optim/rule.py)."""
+    optimizer, rule = config.optimizer, find_rates(config, vocab_size).lr
+    highest = TOO_HIGH_OF_FEW if find_work(config, vocab_size).steps < FEW_STEPS else TOO_HIGH
     unscaled = optimizer.name == "muon" and optimizer.adjust_lr_fn == "original"
-    wanted = {"optimizer.lr": (optimizer.lr, rule * UNSCALED if unscaled else rule)}
+    wanted = {"optimizer.lr": (number(optimizer.lr), rule * UNSCALED if unscaled else rule)}
     if optimizer.adamw.lr is not None:
-        wanted["optimizer.adamw.lr"] = (optimizer.adamw.lr, rule)
+        wanted["optimizer.adamw.lr"] = (number(optimizer.adamw.lr), rule)
     for key, (rate, usual) in wanted.items():
         if not TOO_LOW * usual < rate < highest * usual:
             return Result(
                 "learning rate",
                 "warn",
                 f"{key} ({rate:g}) is {rate / usual:.3g} times the {usual:.2g} that is usual for a run of this size "
-                f"({source}); use about {usual:.1g}",
+                f"(the rule for its width, tokens and batch: docs/learning.md); use about {usual:.1g}, or auto",
             )
     usual = wanted["optimizer.lr"][1]
     return Result("learning rate", "pass", f"{optimizer.lr:g}; usual for a run of this size: {usual:.2g}")

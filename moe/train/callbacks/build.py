@@ -30,6 +30,7 @@ from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.callbacks.seeding import StepSeed
 from moe.train.callbacks.task_scores import TaskScores
 from moe.train.callbacks.throughput import Throughput
+from moe.train.callbacks.user import UserCallbacks, sources
 from moe.train.callbacks.weights import WeightNorms
 from moe.train.checkpointing.changes import versions
 from moe.train.checkpointing.checkpoints import TOKENIZER
@@ -49,6 +50,7 @@ def build_callbacks(
     model: MoEModel,
     optimizer: Muon,
     steps: Steps,
+    users: UserCallbacks | None = None,
 ) -> list[Callback]:
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
     log = steps.every(config.log_interval)
@@ -85,16 +87,15 @@ def build_callbacks(
                 "tokenizer": meta.tokenizer.fingerprint if meta.tokenizer is not None else None,
                 "versions": versions(),
                 "changes": folder.history.changes,
+                "callbacks": sources(users),
             },
         ),
     ]
+    *ours, saver = callbacks
     if config.eval_data is not None and config.sample_prompts:
-        callbacks.append(
-            Samples(
-                model.transformer, load_tokenizer(meta.tokenizer_name or config.tokenizer), list(config.sample_prompts)
-            )
-        )
-    return callbacks
+        tokenizer = load_tokenizer(meta.tokenizer_name or config.tokenizer)
+        ours.append(Samples(model.transformer, tokenizer, list(config.sample_prompts)))
+    return [*ours, *([users] if users is not None else []), saver]
 
 
 def build_scores(

@@ -13,10 +13,14 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
+def hashed(*position: object) -> int:
     """A 63-bit seed; hashed, because neighbouring seeds of a plain sum would repeat between ranks and steps."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, position)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    return hashed(seed, step, rank)
 
 
 class StepSeed(Callback):

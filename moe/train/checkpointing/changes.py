@@ -14,6 +14,7 @@ import shlex
 import sys
 from typing import Any, TypedDict
 
+from moe.config.former import with_present_settings
 from moe.train.checkpointing.compatibility import OF_ONE_START, differing
 
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
@@ -38,11 +39,21 @@ def command() -> str:
     return shlex.join([program, *sys.argv[1:]])
 
 
-def new_changes(manifest: dict[str, Any], config: dict[str, Any], versions: dict[str, str]) -> list[Change]:
-    """What a start with `config` changes in the run that the checkpoint of `manifest` is of."""
-    found = {key: both for key, both in differing(manifest["config"], config).items() if key not in OF_ONE_START}
+def new_changes(
+    manifest: dict[str, Any], config: dict[str, Any], versions: dict[str, str], sources: dict[str, str | None]
+) -> list[Change]:
+    """What a start with `config` changes in the run that the checkpoint of `manifest` is of.
+
+    sources: sha256 of the source of each callback that the config names; one that comes or goes is the config's change.
+    """
+    settings = differing(with_present_settings(manifest["config"]), with_present_settings(config))
+    found = {key: both for key, both in settings.items() if key not in OF_ONE_START}
     if manifest.get("versions"):
         found |= {f"versions.{name}": both for name, both in differing(manifest["versions"], versions).items()}
+    was, now = manifest.get("callbacks") or {}, sources
+    found |= {
+        f"callbacks.{key}": (was[key], now[key]) for key in sorted(was.keys() & now.keys()) if was[key] != now[key]
+    }
     return [Change(step=manifest["step"], key=key, was=was, now=now) for key, (was, now) in found.items()]
 
 

@@ -269,9 +269,7 @@ def find_named(path: str) -> Checkpoint:
     if (folder / MANIFEST).exists() or (folder / STATE).exists():
         return read_checkpoint(folder)
     if not step_folders(folder):
-        raise CheckpointError(
-            f"{path}: is not a checkpoint and holds none (step-* folders with {STATE} and {MANIFEST})"
-        )
+        raise CheckpointError(f"{path}: is not a checkpoint and holds none (step-*/ with {STATE} and {MANIFEST})")
     faults = []
     for candidate in reversed(step_folders(folder)):
         try:

@@ -23,9 +23,11 @@ FIXED = (
     "optimizer.momentum_dtype",
     "optimizer.name",
     "seed",
+    "train_data.num_canonical_nodes",
     "train_data.shuffle",
     "train_data.split",
 )
+OWN_GROUP = ("optimizer.adamw.embedding_lr",)  # set or null decides whether the optimizer has one group more
 SHAPE = (
     "d_model",
     "n_layers",
@@ -48,23 +50,23 @@ SHAPE = (
 
 
 def compare_configs(saved: dict[str, Any], current: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused)."""
+    """What differs between a checkpoint's config and this one: (changes that are applied, changes that are refused).
+
+    What an earlier version has saved counts as this one would have written it: no default and no name is a change.
+    """
     applied: list[str] = []
     refused: list[str] = []
-    for key, (was, now) in differing(saved, current).items():
+    for key, (was, now) in differing(with_present_settings(saved), with_present_settings(current)).items():
         section, _, name = key.partition(".")
         fixed = key in FIXED or (section == "model" and name not in FREE_IN_MODEL)
+        fixed |= key in OWN_GROUP and None in (was, now)
         (refused if fixed else applied).append(f"{key}: was {was}, is {now}")
     return applied, refused
 
 
 def differing(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by their full names, as (was, is); None stands for one that is not there.
-
-    What an earlier version has saved counts as this one would have written it: no default and no name is a change.
-    """
-    saved, current = map(with_present_settings, (saved, current))
-    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(current))))  # tuples as json keeps them
+    """Settings that differ, by their full names, as (was, is); None stands for one that is not there."""
+    before, now = (dict(_leaves(json.loads(json.dumps(side)))) for side in (saved, current))  # tuples as json has them
     keys = sorted(before.keys() | now.keys())
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 

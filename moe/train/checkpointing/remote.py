@@ -43,7 +43,8 @@ from moe.train.checkpointing.checkpoints import (
 from moe.train.checkpointing.retention import steps_to_remove
 
 RUN_FILE = "run.json"
-LOGS = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl", "tensorboard", "stacks", TOKENIZER)
+LOG_FILES = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl")
+LOGS = (*LOG_FILES, "tensorboard", "stacks", "callbacks", TOKENIZER)
 
 
 class RemoteRun:

@@ -6,6 +6,7 @@
   not grow with the model.
 - An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
   cut, and that is reported.
+- A dense model may become a Mixture of Experts on the way (upcycle.py).
 - The same verification as for an export: transformers on the folder against our model of the checkpoint.
 """
 

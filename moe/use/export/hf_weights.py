@@ -21,7 +21,7 @@ from moe.common.errors import InputError
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, file_name
 from moe.model.families.family import Family
-from moe.use.export.names import hf_parts
+from moe.use.export.names import hf_parts, scale_of
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 IGNORED_NAMES = ("rotary_emb.inv_freq",)  # older files hold the table of rotary embeddings
@@ -92,11 +92,15 @@ def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any],
         width = held["head_dim"] or 1
     held["num_attention_heads"] = _size(place, f"{first}q_proj.weight", 0) // width
     held["num_key_value_heads"] = _size(place, f"{first}k_proj.weight", 0) // width
-    gate = f"{sparse}{family.experts.format(0)}.{family.projections[0]}.weight"
-    held[keys["expert_hidden"]] = _size(place, gate, 0)
-    if not family.dense:
-        experts = keys.get("n_experts") or ("num_experts" if "num_experts" in content else "num_local_experts")
-        held[experts] = _count(place, sparse + family.experts.format(""))
+    experts = keys.get("n_experts") or ("num_experts" if "num_experts" in content else "num_local_experts")
+    if joined := family.names.get("moe.w13"):
+        held[keys["expert_hidden"]] = _size(place, sparse + joined, 1) // 2
+        held[experts] = _size(place, sparse + joined, 0)
+    else:
+        gate = f"{sparse}{family.experts.format(0)}.{family.projections[0]}.weight"
+        held[keys["expert_hidden"]] = _size(place, gate, 0)
+        if not family.dense:
+            held[experts] = _count(place, sparse + family.experts.format(""))
     held = {key: size for key, size in held.items() if key in content}
     faults = [
         f"{key} ({content[key]}): must be {size}, as in the weights"
@@ -150,6 +154,8 @@ def read_weights(
     for name, weight in weights.items():
         for theirs, part in hf_parts(name, weight, family).items():
             part.copy_(place[theirs].get_slice(theirs)[: part.shape[0]])
+            if (scale := scale_of(name, family)) != 1:
+                part.mul_(scale)
             if not is_finite(part):
                 faults.append(theirs)
     check_finite(faults, source)

@@ -22,19 +22,24 @@ OUTER = {
 def hf_parts(name: str, weight: Tensor, family: Family) -> dict[str, Tensor]:
     """The tensors that hold parameter `name` in a Hugging Face folder, each a view of `weight`."""
     if name in OUTER:
-        return {OUTER[name]: weight}
+        return {family.names.get(name) or OUTER[name]: weight}
     _, number, rest = name.split(".", 2)
     layer = f"model.layers.{number}"
     folder, _, matrix = rest.rpartition(".")
-    if folder == "moe" and matrix in ("w13", "w2"):
+    if folder == "moe" and matrix in ("w13", "w2") and rest not in family.names:
         experts = [f"{layer}.{family.experts.format(e)}" for e in range(weight.shape[0])]
         parts = [_matrices(expert, matrix, part, family) for expert, part in zip(experts, weight, strict=True)]
         return {key: value for kind in zip(*(part.items() for part in parts), strict=True) for key, value in kind}
-    if matrix in ("w13", "w2"):
+    if matrix in ("w13", "w2") and rest not in family.names:
         inside = {"moe.shared": family.shared, "mlp": family.mlp}[folder]
         return _matrices(f"{layer}.{inside}", matrix, weight, family)
     theirs = family.names.get(rest, rest.replace("attn.", "self_attn."))
     return {} if theirs is None else {f"{layer}.{theirs}": weight}
+
+
+def scale_of(name: str, family: Family) -> float:
+    """What the values of parameter `name` are multiplied by when they are read."""
+    return family.scales.get(name if name in OUTER else name.split(".", 2)[2], 1.0)
 
 
 def _matrices(prefix: str, matrix: str, weight: Tensor, family: Family) -> dict[str, Tensor]:

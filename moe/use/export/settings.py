@@ -14,9 +14,10 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.config.former import DEFAULTS
 from moe.model.families.family import Family, Settings
-from moe.model.families.table import BY_ARCHITECTURE, FAMILIES
+from moe.model.families.table import BY_ARCHITECTURE
+from moe.model.flops import dense_width_of
 
-# Kind, least, most and the words for it; every other number is a whole one from 1.
+# Kind, least, most and the words for it; every other number is an integer of at least 1.
 NUMBERS: dict[str, tuple[Any, float, float, str]] = {
     "rms_norm_eps": ((int, float), 1e-300, 1, "a number above 0, at most 1"),
     "rope_theta": ((int, float), 1e-300, 1e12, "a number above 0, at most 1e12"),
@@ -83,7 +84,7 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
     architecture = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else None
     family = BY_ARCHITECTURE.get(architecture or "")
     if family is None:
-        known = ", ".join(known.architecture for known in FAMILIES)
+        known = ", ".join(BY_ARCHITECTURE)
         raise _differs(source, [f"architectures ({listed}): must be one of {known}"])
     faults = []
     if config.get("model_type") != family.model_type:
@@ -118,10 +119,12 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
         raise _differs(source, faults)
     if settings["head_dim"] == settings["d_model"] // settings["n_heads"]:
         settings["head_dim"] = None  # as a yaml has it, whose value a run compares with this one
+    if settings.get("dense_hidden") == dense_width_of({"n_shared_experts": 0, **settings, "dense_hidden": None}):
+        settings["dense_hidden"] = None
     for name in ("rope_theta", "partial_rotary_factor", "routed_scaling_factor"):
         if name in settings:
             settings[name] = float(settings[name])
-    return settings, family
+    return settings, family.folded(config) if family.folded else family
 
 
 def _differs(source: str, faults: list[str]) -> InputError:

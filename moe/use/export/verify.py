@@ -25,7 +25,7 @@ from moe.data.text.plain_ids import encode_plain
 from moe.data.text.tokenizer import PROBES
 from moe.model import Transformer
 from moe.model.families.family import Family
-from moe.use.export.names import hf_parts
+from moe.use.export.names import hf_parts, scale_of
 
 TOLERANCE = 1e-4
 TOKENS = 64
@@ -87,7 +87,8 @@ def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], famil
     faults = []
     for ours, weight in weights.items():
         for name, part in hf_parts(ours, weight, family).items():
-            if not same_bits(part, place[name].get_tensor(name)[: part.shape[0]].float()):
+            read = place[name].get_tensor(name)[: part.shape[0]].float() * scale_of(ours, family)
+            if not same_bits(part, read):
                 faults.append(f"{name}: its values differ from those in {ours} of the checkpoint")
     _refuse(faults)
 

@@ -120,6 +120,12 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["max_failed_saves=0"], r"max_failed_saves \(0\) must be at least 1"),
         (["train_data.cache_limit=1gb"], r"cache_limit \(1gb\) would delete shards that have no other copy"),
         (["train_data.cache_limit=lots"], r"cache_limit \(lots\) is not a size; write it as 500mb or 100gb"),
+        (["train_data.num_canonical_nodes=3"], r"num_canonical_nodes \(3\) must be at least 1 and divide .*size \(8\)"),
+        (["train_data.num_canonical_nodes=0"], r"num_canonical_nodes \(0\) must be at least 1"),
+        (
+            ["train_data={text: {dataset: x}, num_canonical_nodes: 2}"],
+            r"num_canonical_nodes \(2\) goes with converted data",
+        ),
         (["save_folder=${nope}"], r"nope"),
         (["run_name=${run_name}"], r"run_name"),
         (['save_folder="runs\\0/x"'], r"save_folder \('runs\\x00/x'\) holds a character that is not valid UTF-8"),

@@ -1,5 +1,9 @@
 """Small datasets of tokens that the tests make themselves."""
 
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +50,17 @@ def token_folder(tmp_path: Path) -> Path:
     write_split(tmp_path / "data" / "train", numbered_rows(230))
     write_split(tmp_path / "data" / "val", numbered_rows(21))
     return tmp_path / "data"
+
+
+@contextmanager
+def files_left(count: int) -> Iterator[None]:
+    """This process may open so many files more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while", "seven", "wizards", "quietly"]

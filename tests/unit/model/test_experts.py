@@ -123,6 +123,18 @@ def test_loop_is_a_sound_torch_library_op():
     assert set(found.values()) == {"SUCCESS"}
 
 
+def test_the_loop_keeps_one_row_of_each_choice_and_not_its_input_too():
+    """With 8 choices a token those rows are most of what a layer keeps."""
+    expert = torch.randint(E, (40, 3), generator=torch.Generator().manual_seed(1))
+    (x, weight, w13, w2), grad, counts = inputs(expert, torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        out = moe_experts(x, weight, expert, w13, w2, counts)
+    assert kept.count((expert.numel(), D)) == 1 and (len(x), D) in kept
+    out.backward(grad)
+    assert x.grad.abs().min() > 0
+
+
 GPU = torch.device("cuda", 0)
 
 

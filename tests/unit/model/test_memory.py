@@ -135,8 +135,8 @@ def test_what_fsdp2_gathers_is_in_fp32_and_cast_beside_it():
 def test_the_histogram_of_quantile_is_in_the_activations():
     from moe.model.balance import RULES
 
-    plain, quantile = (
-        memory.activation_bytes(Step(**SHAPE, seq_len=SEQ_LEN, microbatch=1, gpu=True, bf16=True, quantile=on))
-        for on in (False, True)
-    )
-    assert quantile - plain == 3 * 4 * 8 * RULES["quantile"].bins * 8, "4 layers, 8 experts, 8 bytes"
+    for first in (0, 1):
+        settings = {"first_k_dense_replace": first, "seq_len": SEQ_LEN, "microbatch": 1, "gpu": True, "bf16": True}
+        plain, quantile = (memory.activation_bytes(Step(**SHAPE, **settings, quantile=on)) for on in (False, True))
+        bins = (4 - first) * 8 * RULES["quantile"].bins
+        assert quantile - plain == 3 * bins * 8, "layers of experts, 8 experts, 8 bytes"

@@ -15,6 +15,8 @@ SHAPES = {
     "blocks.0.moe.w2": (2, 8, 6),
     "blocks.0.moe.shared.w13": (12, 8),
     "blocks.0.moe.shared.w2": (8, 6),
+    "blocks.1.mlp.w13": (20, 8),
+    "blocks.1.mlp.w2": (8, 10),
     "norm.weight": (8,),
     "lm_head.weight": (11, 8),
 }
@@ -48,8 +50,9 @@ def test_muon_takes_the_matrices_of_the_blocks():
             "blocks.0.moe.router.weight",
             "blocks.0.moe.w2",
             "blocks.0.moe.shared.w2",
+            "blocks.1.mlp.w2",
         },
-        "muon_gate_up": {"blocks.0.moe.w13", "blocks.0.moe.shared.w13"},
+        "muon_gate_up": {"blocks.0.moe.w13", "blocks.0.moe.shared.w13", "blocks.1.mlp.w13"},
         "adamw": {"embed.weight", "lm_head.weight"},
         "norms": NORMS,
     }
@@ -119,3 +122,17 @@ def test_groups_drive_an_optimizer():
 def test_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"optimizer.name \('sgd'\)"):
         build_groups(Names(), name="sgd", lr=1e-3, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_an_embedding_with_a_rate_of_its_own_is_a_group_where_it_is_not_the_head_too(name):
+    model = Names()
+    groups = build_groups(model, name=name, lr=1e-3, weight_decay=0.1, embedding_lr=4e-3)
+    assert [(group["lr"], group["kind"]) for group in groups if group["name"] == "embedding"] == [(4e-3, "adamw")]
+    assert members(model, groups)["embedding"] == {"embed.weight"}
+    assert "lm_head.weight" in members(model, groups)["adamw"]
+    plain = build_groups(model, name=name, lr=1e-3, weight_decay=0.1)
+    assert "embedding" not in members(model, plain) and "embed.weight" in members(model, plain)["adamw"]
+    del model.by_name["lm_head.weight"]
+    tied = build_groups(model, name=name, lr=1e-3, weight_decay=0.1, embedding_lr=4e-3)
+    assert "embedding" not in members(model, tied)

@@ -42,6 +42,8 @@ def test_parts_add_up_and_the_page_shows_them(capsys) -> None:
         "19,074 of 256 x 2,048",
         "1.14 G a token",
         "58.5 active, 19.6 total",
+        "0.001       0.00109   Moonlight's fit: 0.00102",
+        "d_model 768 (64 to 128), tokens 10B",
         "RTX 3080",
         "B200",
     ):

@@ -62,7 +62,7 @@ def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_p
     assert tmp_path.is_dir()
     err = capsys.readouterr().err
     assert "is a folder; name a file" in err
-    assert "--steps (0)" in err and "there is not a folder" in err and "Traceback" not in err
+    assert "--steps (0)" in err and "there is no folder" in err and "Traceback" not in err
 
 
 def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> None:

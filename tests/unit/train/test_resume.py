@@ -216,6 +216,12 @@ def test_the_rates_change_is_told_for_each_cause() -> None:
     assert rate_change(old, with_("optimizer", adamw={**adamw, "lr": 3e-3}), 54) == (
         "AdamW's learning rate 5.00e-04 -> 1.50e-03 at step 55"
     )
+    assert rate_change(old, with_("optimizer", adamw={**adamw, "embedding_lr": 4e-3}), 54) == (
+        "the embedding's learning rate 5.00e-04 -> 2.00e-03 at step 55"
+    )
+    alone = {**old, "optimizer": {**old["optimizer"], "name": "adamw", "adamw": {**adamw, "lr": 2e-3}}}  # type: ignore[dict-item]
+    halved = {**alone, "optimizer": {**alone["optimizer"], "adamw": {**adamw, "lr": 1e-3}}}
+    assert rate_change(alone, halved, 54) == "learning rate 1.00e-03 -> 5.00e-04 at step 55"
     assert rate_change({"max_duration": "9"}, old, 1) is None, "a manifest that cannot tell"
 
 

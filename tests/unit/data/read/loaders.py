@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -36,16 +37,20 @@ def begun(loader, count):
     return seen, loader.state_dict()
 
 
-def run_ranks(specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300) -> list[list[list[int]]]:
-    """Rows of every batch of each rank; `specs` holds StreamSpec's values."""
+def run_ranks(
+    specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300, workers=0, files=None
+) -> list[list[list[int]]]:
+    """Rows of every batch of each rank; `specs` holds StreamSpec's values, `files` may be open at once."""
     with tempfile.TemporaryDirectory() as folder:
 
         def work(rank):
             atexit._clear()  # what is registered from here on is this rank's: Streaming's shared memory
             sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             os.environ.update({name: str(size) for name, size in sizes.items()})
+            if files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
             given = {name: StreamSpec(*spec) for name, spec in specs.items()}
-            loader = loader_of(given, batch=batch, vocab_size=vocab_size)
+            loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers)
             if start:
                 loader.load_state_dict(start)
             Path(folder, str(rank)).write_text(json.dumps(numbers(loader)))

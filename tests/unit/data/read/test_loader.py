@@ -64,7 +64,8 @@ def test_two_ranks_repeat_no_sample_to_fill_the_last_batch(tmp_path):
     assert len(rows) == len(set(rows)) == 24
 
 
-def test_samples_and_order_are_those_of_stock_streaming(token_folder):
+def test_a_position_without_an_order_is_one_in_stocks_order_and_stays_one(token_folder, capsys):
+    """Runs that earlier versions began."""
     stock = StreamingDataset(
         local=str(token_folder),
         split="train",
@@ -76,10 +77,32 @@ def test_samples_and_order_are_those_of_stock_streaming(token_folder):
         num_canonical_nodes=1,
         epoch_size=224,
     )
-    expected = [sample["tokens"].tolist() for sample in stock]
+    expected = [[sample["tokens"].tolist() for sample in stock] for _ in range(2)]
     del stock
-    got = [row for batch in train_loader(token_folder) for row in batch["tokens"].tolist()]
-    assert got == expected
+    loader = train_loader(token_folder)
+    loader.load_state_dict({"epoch": 0, "sample_in_epoch": 16, "num_canonical_nodes": 1, "shuffle_seed": 17})
+    assert capsys.readouterr().out.count("keeps the order of sequences that it was begun with (py1e)") == 1
+    epochs = [[row for batch in loader for row in batch["tokens"].tolist()] for _ in range(2)]
+    assert epochs == [expected[0][16:], expected[1]]
+    assert "order" not in loader.state_dict()
+
+
+def test_an_order_that_this_version_does_not_know_is_refused_by_name(token_folder):
+    loader = train_loader(token_folder)
+    position = {"epoch": 0, "sample_in_epoch": 0, "num_canonical_nodes": 1, "shuffle_seed": 17}
+    with pytest.raises(InputError, match=r"order of sequences \(window-9\) is not known to this version"):
+        loader.load_state_dict({**position, "order": {"name": "window-9", "window": 3}})
+
+
+def test_a_position_keeps_its_window(token_folder):
+    """A cache of another size would choose another one, and another order with it."""
+    first = train_loader(token_folder)
+    first.dataset.window = 1
+    seen, state = begun(first, 9)
+    whole = train_loader(token_folder)
+    assert whole.dataset.window == 32 and state["order"] == {"name": "window-1", "window": 1}
+    whole.load_state_dict({**state, "sample_in_epoch": 0})
+    assert numbers(whole)[:9] == seen != numbers(train_loader(token_folder))[:9]
 
 
 def test_label_after_an_eos_is_ignored_when_documents_are_masked(token_folder):

@@ -1,38 +1,43 @@
-"""More shards than a process may have files open."""
+"""More shards, or files of text, than a process may have files open."""
 
+import itertools
+import json
 import os
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from moe.common.environment import LEAST_FILES
+from moe.data import build_text_loader
 from moe.data.read.dataset import MOST_OPEN
 from moe.data.write.shards import ShardFormat
-from tests.unit.data.conftest import SEQ_LEN, numbered_rows
-from tests.unit.data.read.loaders import numbers, train_loader
+from tests.unit.data.conftest import SEQ_LEN, files_left, make_texts, numbered_rows
+from tests.unit.data.read.loaders import numbers, run_ranks, train_loader
 
 SHARDS = 4 * MOST_OPEN
 
 
+def write_shards(folder: Path, shards: int) -> Path:
+    """Shards of two sequences each."""
+    (folder / "train").mkdir()
+    layout, rows = ShardFormat(seq_len=SEQ_LEN, dtype="uint16"), numbered_rows(2 * shards)
+    paths = (folder / "train" / f"shard.{i:05}.mds" for i in range(shards))
+    infos = [layout.write(path, rows[2 * i : 2 * i + 2]) for i, path in enumerate(paths)]
+    layout.write_index(folder / "train", infos)
+    return folder
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """SHARDS shards of two samples each."""
-    (tmp_path / "train").mkdir()
-    layout, rows = ShardFormat(seq_len=SEQ_LEN, dtype="uint16"), numbered_rows(2 * SHARDS)
-    paths = (tmp_path / "train" / f"shard.{i:05}.mds" for i in range(SHARDS))
-    infos = [layout.write(path, rows[2 * i : 2 * i + 2]) for i, path in enumerate(paths)]
-    layout.write_index(tmp_path / "train", infos)
-    return tmp_path
+    return write_shards(tmp_path, SHARDS)
 
 
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
     """Room for MOST_OPEN shards and 150 more (Streaming opens six files a dataset of the machine); not for all."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + MOST_OPEN + 150, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with files_left(MOST_OPEN + 150):
+        yield
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -40,6 +45,26 @@ def test_an_epoch_over_more_shards_than_files_may_be_open(many: Path, few_descri
     """H1: each shard that was met kept a descriptor."""
     loader = train_loader(many, batch=8, workers=workers, vocab_size=2 * SHARDS + 1)
     assert sorted(number for batch in numbers(loader) for number in batch) == list(range(1, 2 * SHARDS + 1))
+
+
+def test_ranks_with_workers_read_2000_shards_with_128_files_each(tmp_path: Path) -> None:
+    """The least that a run asks for (moe/common/environment.py)."""
+    write_shards(tmp_path, 2000)
+    ranks = run_ranks(
+        {"": [str(tmp_path), None, "train"]}, ranks=2, batch=40, vocab_size=4001, workers=2, files=LEAST_FILES
+    )
+    assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, 4001))
+
+
+def test_300_files_of_text_are_read_with_40_open(tmp_path: Path, plan: Callable) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, text in enumerate(make_texts(300)):
+        (folder / f"{number:03}.jsonl").write_text(json.dumps({"id": str(number), "text": text}) + "\n")
+    job = plan(folder).job
+    loader, _ = build_text_loader(job, device_batch_size=8, num_workers=0, document_mask=True)
+    with files_left(40):
+        assert len(list(itertools.islice(loader, 60))) == 60
 
 
 def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:

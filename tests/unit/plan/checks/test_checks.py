@@ -168,15 +168,15 @@ def test_data_that_is_not_there_is_told_without_looking_for_the_tokenizer(check:
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.adamw.lr"])
 def test_a_learning_rate_a_hundred_times_too_high(check: Check, key: str) -> None:
-    assert_told(check, [f"{key}=0.4"], "learning rate", "warn", f"{key} (0.4)", "times the 0.008", "use about 0.008")
+    assert_told(check, [f"{key}=3"], "learning rate", "warn", f"{key} (3) is 100 times the 0.03", "use about 0.03")
 
 
 @pytest.mark.parametrize(
     ("settings", "usual"),
     [
-        (["optimizer.lr=0.012", "max_duration=2000ba"], "0.003"),
-        (["optimizer.lr=0.032"], "0.008"),
-        (["optimizer.lr=0.016", "optimizer.name=adamw"], "0.004"),
+        (["optimizer.lr=0.04", "max_duration=2000ba"], "0.0091"),
+        (["optimizer.lr=0.13"], "0.03"),
+        (["optimizer.lr=0.08", "optimizer.name=adamw"], "0.019"),
     ],
 )
 def test_a_learning_rate_four_times_the_usual(check: Check, settings: list[str], usual: str) -> None:

@@ -106,5 +106,26 @@ def test_the_run_folder_and_its_checkpoints_hold_the_tokenizer(changed: Path, ti
 def test_other_versions_are_a_change_and_flags_of_one_start_are_none() -> None:
     """D1: what may change without a word of the user's is told too."""
     saved = {"step": 3, "config": {"seed": 1, "time_limit": None}, "versions": {"torch": "2.10.0", "numpy": "2.0"}}
-    found = new_changes(saved, {"seed": 1, "time_limit": "1h"}, {"torch": "2.11.0", "numpy": "2.0"})
+    found = new_changes(saved, {"seed": 1, "time_limit": "1h"}, {"torch": "2.11.0", "numpy": "2.0"}, {})
     assert found == [{"step": 3, "key": "versions.torch", "was": "2.10.0", "now": "2.11.0"}]
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_was_at_its_default() -> None:
+    """A key that is new in this version was a change of each run that resumed with it."""
+    from moe.train.checkpointing.compatibility import compare_configs
+
+    now = {
+        "seed": 1,
+        "eval_first": True,
+        "loggers": {"tensorboard": {}, "wandb": None},
+        "optimizer": {"momentum": 0.95},
+    }
+    now |= {"eval_data": {"local": "x", "max_batches": 7}, "callbacks": [], "sample_prompts": ["a"]}
+    saved = {"step": 3, "config": {"seed": 1, "optimizer": {}, "eval_data": {"local": "x"}}}
+    found = new_changes(saved, now, {}, {})
+    assert [(change["key"], change["was"], change["now"]) for change in found] == [
+        ("eval_data.max_batches", 100, 7),
+        ("sample_prompts", [], ["a"]),
+    ]
+    lines = ["eval_data.max_batches: was 100, is 7", "sample_prompts: was [], is ['a']"]
+    assert compare_configs(saved["config"], now) == (lines, [])

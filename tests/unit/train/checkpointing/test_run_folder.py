@@ -112,12 +112,20 @@ def test_what_an_earlier_version_called_or_had_otherwise_is_no_change_and_no_dif
     now = changed("model", "qk_norm", "head")
     now["model"] |= {"scoring_func": "softmax", "first_k_dense_replace": 0, "dense_hidden": None}
     assert compare_configs(former, now) == ([], [])
-    assert new_changes({"config": former, "step": 5}, now, {}) == []
+    assert new_changes({"config": former, "step": 5}, now, {}, {}) == []
     assert settings(SimpleNamespace(config=former)) == settings(SimpleNamespace(config=now))
     now["model"]["qk_norm"] = "full"
     assert compare_configs(former, now)[1] == ["model.qk_norm: was head, is full"]
-    (change,) = new_changes({"config": former, "step": 5}, now, {})
+    (change,) = new_changes({"config": former, "step": 5}, now, {}, {})
     assert (change["key"], change["was"], change["now"]) == ("model.qk_norm", "head", "full")
+
+
+def test_a_run_keeps_its_stripes_and_an_earlier_one_had_one() -> None:
+    former = {"train_data": {"local": "x"}}
+    now = {"train_data": {"local": "x", "num_canonical_nodes": 1}}
+    assert compare_configs(former, now) == ([], [])
+    now["train_data"]["num_canonical_nodes"] = 2
+    assert compare_configs(former, now)[1] == ["train_data.num_canonical_nodes: was 1, is 2"]
 
 
 def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp_path: Path) -> None:

@@ -229,3 +229,10 @@ def test_a_bias_brings_back_an_expert_whose_logit_is_raised_by_4_in_every_layer(
     found = loads(0.0, flooded=4.0, rule=rule, number_of_steps=within)
     assert found[0].amax(-1).min() > 3.0, "4 would be every token, of which each has 2 of 8"
     assert found[-5:].mean(0).max() < 1.3
+
+
+def test_the_balance_loss_brings_an_expert_back_whose_logit_is_raised_by_4_in_every_layer():
+    """Of that expert: the others' loads are at most 1.5 to 2 here under the loss, raised or not."""
+    found = loads(0.01, flooded=4.0, number_of_steps=60)
+    assert found[0, :, 0].min() > 3.0
+    assert found[-20:, :, 0].mean(0).max() < 1.5

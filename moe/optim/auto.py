@@ -1,0 +1,138 @@
+"""Settings that say `auto`: the numbers of moe/optim/rule.py, or those that the run has already.
+
+- A run that resumes keeps its numbers: a rate that moved because `max_duration` did would be a jump that nobody asked
+  for. What the rule would give now is reported beside it, to be set by hand.
+- What was set by hand stays, and what follows from it follows: the decay is that of the rate in force.
+- Rounded to three digits: the number that is reported is the one that trains, and can be typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from moe.common.errors import InputError
+from moe.common.units import short
+from moe.config import Config, parse_time
+from moe.config.checks import find_errors
+from moe.optim import rule
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` stands for at one key. by_rule: what the rule gives for the settings of now."""
+
+    key: str
+    value: float | str | None
+    by_rule: float | str | None
+    kept: bool
+
+    def __str__(self) -> str:
+        text = f"{self.key} {_shown(self.value)}"
+        if self.kept and self.value != self.by_rule:
+            return f"{text} (kept; the rule gives {_shown(self.by_rule)} now, set it to take it)"
+        return f"{text} (kept)" if self.kept else text
+
+
+def number(value: float | Literal["auto"]) -> float:
+    """A setting of a config from `resolve`, where no `auto` is left."""
+    assert not isinstance(value, str)
+    return value
+
+
+def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config, list[Choice]]:
+    """The config with numbers in the place of `auto`, and what they are.
+
+    kept: the config, as a manifest has it, of the checkpoint that is resumed from.
+    Raises InputError where the numbers do not fit the other settings.
+    """
+    optimizer, chosen = config.optimizer, []
+    d_model, tied = config.model.d_model, config.model.tie_embeddings
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
+    tokens = parse_time(config.max_duration).to_tokens(tokens_per_step)
+    steps = tokens / tokens_per_step
+
+    def choose(key: str, setting: Any, by_rule: Callable[[], float | str | None]) -> Any:
+        if setting != AUTO:
+            return setting
+        found = by_rule()
+        choice = Choice(key, found if kept is None else _get(kept, key), found, kept is not None)
+        chosen.append(choice)
+        return choice.value
+
+    lr = choose(
+        "optimizer.lr",
+        optimizer.lr,
+        lambda: _rounded(
+            rule.learning_rate(d_model=d_model, tokens=tokens, batch=tokens_per_step, optimizer=optimizer.name)
+        ),
+    )
+    decay = choose(
+        "optimizer.weight_decay", optimizer.weight_decay, lambda: _rounded(rule.weight_decay(lr, steps=steps))
+    )
+    own = choose("optimizer.adamw.lr", optimizer.adamw.lr, lambda: lr)
+    embedding = choose(
+        "optimizer.adamw.embedding_lr",
+        optimizer.adamw.embedding_lr,
+        lambda: None if tied else _rounded(rule.embedding_rate(lr, d_model=d_model, tied=tied)),
+    )
+    warmup = choose(
+        "scheduler.t_warmup",
+        config.scheduler.t_warmup,
+        lambda: f"{round(rule.warmup_steps(steps, optimizer=optimizer.name))}ba",
+    )
+    if not chosen:
+        return config, []
+    adamw = replace(optimizer.adamw, lr=own, embedding_lr=embedding)
+    resolved = replace(
+        config,
+        optimizer=replace(optimizer, lr=lr, weight_decay=decay, adamw=adamw),
+        scheduler=replace(config.scheduler, t_warmup=warmup),
+    )
+    if errors := find_errors(resolved):
+        numbers = ", ".join(map(str, chosen))
+        raise InputError(f"auto ({numbers}) does not fit the other settings:\n" + "\n".join(f"  {e}" for e in errors))
+    return resolved, chosen
+
+
+def describe(config: Config, chosen: list[Choice], *, flops: float) -> list[str]:
+    """Lines for people: the numbers, what they were computed from, and what of that lies beyond what was measured.
+
+    flops: of the run, for the published fit beside the rule's rate.
+    """
+    if not chosen:
+        return []
+    tokens_per_step = config.global_train_batch_size * config.max_seq_len
+    tokens = parse_time(config.max_duration).to_tokens(tokens_per_step)
+    d_model = config.model.d_model
+    lines = [
+        "auto: " + ", ".join(map(str, chosen)),
+        f"by the rule for d_model {d_model}, {short(tokens)} tokens, {short(tokens_per_step)} a step "
+        "(docs/learning.md)",
+    ]
+    if beyond := rule.outside(d_model=d_model, tokens=tokens, batch=tokens_per_step):
+        lines.append(f"outside of what was measured here: {', '.join(beyond)}")
+    if any(choice.key == "optimizer.lr" for choice in chosen):
+        lines.append(
+            f"for comparison, Moonlight's fit to {flops:.3g} FLOPs (dense models of 0.4B to 1.5B): "
+            f"{rule.moonlight_rate(flops):.3g}"
+        )
+    return lines
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _shown(value: float | str | None) -> str:
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else value
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part)
+    return value

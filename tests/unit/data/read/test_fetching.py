@@ -1,0 +1,85 @@
+"""A cache smaller than the data: each shard is fetched once in an epoch, before it is needed."""
+
+import collections
+import time
+
+import pytest
+from streaming import Stream
+
+from moe.data.write.shards import ShardFormat
+from tests.unit.data.conftest import SEQ_LEN, numbered_rows
+from tests.unit.data.read.loaders import numbers, train_loader
+
+SHARDS, ROWS, FIT = 24, 60, 8
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """SHARDS shards of ROWS samples."""
+    folder = tmp_path / "remote" / "train"
+    folder.mkdir(parents=True)
+    layout, rows = ShardFormat(seq_len=SEQ_LEN, dtype="uint16"), numbered_rows(SHARDS * ROWS)
+    infos = [layout.write(folder / f"shard.{i:05}.mds", rows[ROWS * i : ROWS * (i + 1)]) for i in range(SHARDS)]
+    layout.write_index(folder, infos)
+    return tmp_path / "remote"
+
+
+def limited(remote, cache, **more):
+    """A loader whose cache holds the index and FIT shards."""
+    files = sorted((remote / "train").iterdir())
+    limit = files[0].stat().st_size + FIT * files[1].stat().st_size
+    assert files[0].name == "index.json"
+    return train_loader(cache, remote=remote, cache_limit=limit, vocab_size=SHARDS * ROWS + 1, **more)
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """Names of the files that were fetched, by any process, in turn; each takes `seconds`."""
+    log, plain = tmp_path / "fetched", Stream._download_file
+    log.touch()
+
+    def fetch(self, name, to=None):
+        time.sleep(found.seconds)
+        with open(log, "a") as file:
+            file.write(f"{name}\n")
+        return plain(self, name, to)
+
+    class Fetched:
+        seconds = 0.0
+
+        def count(self):
+            return collections.Counter(name for name in log.read_text().split() if name.startswith("shard"))
+
+    found = Fetched()
+    monkeypatch.setattr(Stream, "_download_file", fetch)
+    return found
+
+
+@pytest.mark.parametrize(("workers", "stripes"), [(0, 1), (2, 1), (0, 2)])
+def test_each_shard_is_fetched_once_in_an_epoch_and_the_order_is_that_of_local_data(
+    remote, tmp_path, fetched, workers, stripes
+):
+    loader = limited(remote, tmp_path / "cache", workers=workers, num_canonical_nodes=stripes)
+    assert loader.dataset.window == FIT // stripes - 2
+    local = train_loader(remote, vocab_size=SHARDS * ROWS + 1, num_canonical_nodes=stripes)
+    local.dataset.window = loader.dataset.window
+    assert numbers(loader) == numbers(local)
+    found = fetched.count()
+    assert len(found) == SHARDS and set(found.values()) <= ({1} if stripes == 1 else {1, 2})
+    assert sum(found.values()) <= SHARDS + stripes - 1, "a shard that two stripes divide may be fetched for each"
+    assert len(list((tmp_path / "cache").rglob("*.mds"))) <= FIT
+
+
+def test_after_the_first_window_no_batch_waits_for_a_throttled_remote(remote, tmp_path, fetched):
+    fetched.seconds = 0.1
+    batches = iter(limited(remote, tmp_path / "cache", batch=20))
+    waited = []
+    for _ in range(SHARDS * ROWS // 20):
+        start = time.monotonic()
+        next(batches)
+        waited.append(time.monotonic() - start)
+        time.sleep(0.1)  # three batches a shard: a shard arrives in a third of the time in which one is read
+    window = FIT * ROWS // 20
+    later = len([name for name in fetched.count()]) - FIT
+    assert later == SHARDS - FIT
+    assert sum(waited[window:]) < 0.5 * later * fetched.seconds

@@ -1,0 +1,53 @@
+"""What is replaced in Streaming is written against one version of it: another one has to be read before it is used."""
+
+import hashlib
+import inspect
+from importlib.metadata import version
+
+import pytest
+from streaming import Stream, StreamingDataset
+from streaming.base.dataset import _Iterator
+
+from moe.data.read.dataset import TokenDataset
+
+READ = {  # what TokenDataset replaces, calls or counts on, as it was read
+    "StreamingDataset.__init__": "34032a553e3c",
+    "StreamingDataset.__iter__": "6457c4cfbae0",
+    "StreamingDataset._get_work": "b44aef7d7bfd",
+    "StreamingDataset._each_sample_id": "78e2aed24cff",
+    "StreamingDataset._prepare_thread": "51ca7defcb59",
+    "StreamingDataset._ready_thread": "7d83095a9f36",
+    "StreamingDataset._resume": "308faccca0ea",
+    "StreamingDataset._resume_incr_epoch": "401d17537fb8",
+    "StreamingDataset.state_dict": "f43fd0324bba",
+    "StreamingDataset.prepare_shard": "0aebbfc3c71c",
+    "StreamingDataset._evict_coldest_shard": "6a59f5f042e3",
+    "StreamingDataset.resample_streams": "0f2bf8c08cdb",
+    "Stream.get_shards": "6d6f4b3a6363",
+    "_Iterator.exit": "c045919ed781",
+    "_Iterator.on_exit": "769d8b76660f",
+}
+
+
+def print_of(part) -> str:
+    return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_streamings_own_is_what_it_was_when_it_was_read(name):
+    owner, _, part = name.partition(".")
+    found = getattr({"StreamingDataset": StreamingDataset, "Stream": Stream, "_Iterator": _Iterator}[owner], part)
+    assert print_of(found) == READ[name], f"{name} of streaming {version('mosaicml-streaming')} is another one; read it"
+
+
+def test_what_holds_eight_bytes_a_sample_is_not_made(token_folder):
+    dataset = TokenDataset(
+        seq_len=16, vocab_size=300, local=str(token_folder), split="train", batch_size=2, num_canonical_nodes=1
+    )
+    assert type(dataset.spanner).__module__ == "moe.data.read.spans"
+    assert [dataset.spanner[i] for i in (0, 229)] == [(0, 0), (2, 229 - sum(len(s) for s in dataset.shards[:2]))]
+    with pytest.raises(IndexError, match="sample 230 of 230"):
+        dataset.spanner[230]
+    from streaming.base import dataset as stock
+
+    assert stock.Spanner.__module__.startswith("streaming."), "stock's datasets keep theirs"

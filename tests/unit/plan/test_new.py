@@ -1,0 +1,150 @@
+"""`moe new`: a yaml from a few wishes, its numbers, and what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moe.cli.main import main
+from moe.config import Config, load_config
+from moe.model.flops import count_parameters, model_shape
+from moe.optim.rule import learning_rate
+from moe.plan.gpus import find_gpu
+from moe.plan.new import for_tokens
+from moe.plan.sizing import find_fit, shape_for
+
+ROOT = Path(__file__).resolve().parents[3]
+YAMLS = sorted((ROOT / "yamls").glob("*.yaml"), key=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def new(*words: str, out: str = "mine.yaml") -> Config:
+    assert main(["new", *words, "--out", out]) == 0
+    return load_config(out)
+
+
+def size(config: Config) -> tuple[int, int]:
+    count = count_parameters(**model_shape(config.model, 50257))
+    return count.total, count.active
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_like_a_yaml_of_ours_gives_its_settings_again(path: Path) -> None:
+    """Its intervals, evaluations and what is kept for ever follow from its tokens and batch alone."""
+    ours = load_config(path)
+    found = new("--like", path.stem, "--tokens", ours.max_duration.removesuffix("tok"), "--vocab-size", "50257")
+    assert replace(found, run_name=ours.run_name, save_folder=ours.save_folder) == ours
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_what_is_derived_is_computed_and_not_copied(path: Path) -> None:
+    ours = load_config(path)
+    blank = replace(ours, save_interval="7ba", eval_interval="7ba", keep_every="7tok")
+    assert for_tokens(blank, None, 1) == ours
+
+
+def test_the_yaml_says_what_it_was_made_of_and_prints_its_estimate(elsewhere: Path, capsys) -> None:
+    config = new("--tokens", "10B", "--gpu", "4090", "--hours", "24")
+    text, shown = (elsewhere / "mine.yaml").read_text(), capsys.readouterr().out
+    total, active = size(config)
+    fit = find_fit(config, 50257, find_gpu("4090"), 1)
+    assert 20 * 3600 < fit.seconds <= 24 * 3600 and fit.microbatch, "the largest that a day allows"
+    assert f"model: # {total:,} parameters, {active:,} active per token" in text
+    assert "Written by: moe new --tokens 10B --gpu 4090 --gpus 1 --hours 24" in text
+    assert "mine.yaml is written" in shown and "MEMORY of one RTX 4090 24GB" in shown
+    assert (config.global_train_batch_size, config.run_name) == (256, "mine")
+    rate = learning_rate(d_model=config.model.d_model, tokens=10e9, batch=524_288)
+    assert config.optimizer.lr == pytest.approx(rate, rel=5e-3)
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_without_hours_it_is_as_large_as_20_tokens_a_parameter() -> None:
+    config = new("--tokens", "10B")
+    ours = load_config(ROOT / "yamls/500m.yaml").model
+    assert replace(config.model, expert_hidden=ours.expert_hidden) == ours, "the shape of 500m"
+    assert size(config)[0] == pytest.approx(500e6, rel=0.03)
+
+
+@pytest.mark.parametrize(("flag", "place"), [("--params", 0), ("--active", 1)])
+def test_a_size_that_is_asked_for_is_met(flag: str, place: int) -> None:
+    for asked in (40e6, 170e6, 520e6, 1.1e9):
+        shape = shape_for(load_config(ROOT / "yamls/500m.yaml").model, 50257, int(asked), active=place == 1)
+        assert shape.d_model % shape.n_heads == 0 and shape.n_heads % shape.n_kv_heads == 0
+        count = count_parameters(**model_shape(shape, 50257))
+        assert (count.total, count.active)[place] == pytest.approx(asked, rel=0.06)
+
+
+def test_more_tokens_mean_a_larger_batch_that_the_gpus_divide_and_the_rules_rate() -> None:
+    config = new("--like", "500m", "--tokens", "100B", "--gpus", "6")
+    assert config.model == load_config(ROOT / "yamls/500m.yaml").model
+    assert config.global_train_batch_size == 576 == 6 * 96  # 256 x 10^0.383 = 618, in steps of lcm(64, 6)
+    rate = learning_rate(d_model=768, tokens=1e11, batch=576 * 2048)
+    assert config.optimizer.lr == pytest.approx(rate, rel=5e-3)
+    assert config.keep_every == "10000000000tok" and config.eval_data is not None and config.eval_data.max_batches == 9
+
+
+def test_a_model_too_large_for_one_card_is_divided_and_computed_again() -> None:
+    config = new("--tokens", "20B", "--params", "2B", "--gpu", "A100 40GB", "--gpus", "8")
+    assert config.parallelism.fsdp2
+    alone = new("--tokens", "2B", "--params", "1B", "--gpu", "4090", out="alone.yaml")
+    assert alone.activation_checkpointing and not alone.parallelism.fsdp2
+
+
+def test_data_that_are_there_decide_sequences_and_tokenizer(elsewhere: Path) -> None:
+    (elsewhere / "d").mkdir()
+    meta = {"seq_len": 512, "tokenizer": "./tok", "vocab_size": 1000}
+    (elsewhere / "d/meta.json").write_text(json.dumps(meta))
+    config = new("--tokens", "1B", "--params", "50M", "--data", "d")
+    assert (config.max_seq_len, config.train_data.local) == (512, "d") and config.tokenizer.endswith("tok")
+    assert config.eval_data is not None and config.eval_data.local == "d"
+    assert config.global_train_batch_size == pytest.approx(1024 * 0.1**0.383, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tokens", "10B", "--params", "3B", "--gpu", "3080"], ("needs", "has 10.74 GB", "--params ", "--gpu 'A100")),
+        (["--tokens", "10B", "--params", "500M", "--gpu", "4090", "--hours", "24"],
+         ("takes 2d15h on 1 x RTX 4090 24GB, more than 24 hours", "--hours 64", "--gpus 4", "--params 15", "--gpu '")),
+        (["--tokens", "10B", "--hours", "0.001"], ("no size of 10B tokens fits 1 x H100 80GB within 0.001 hours",)),
+        (["--tokens", "10k"], ("--tokens (10k) makes", "give at least")),
+        (["--tokens", "1B", "--params", "1k"], ("--params (1k): the nearest shape has 20.2", "M; ask for about that")),
+        (["--tokens", "1B", "--active", "900B"], ("needs 44,5", "it would with --params 6")),
+        (["--tokens", "lots"], ("--tokens (lots) is not a number", "write 10B")),
+        (["--tokens", "0"], ("--tokens (0) is not a number",)),
+        (["--tokens", "1B", "--gpus", "0"], ("--gpus (0) must be at least 1",)),
+        (["--tokens", "1B", "--hours", "nan"], ("--hours (nan) must be above 0",)),
+        (["--tokens", "1B", "--gpu", "abacus"], ("GPU (abacus) is not known",)),
+        (["--tokens", "1B", "--like", "7b"], ("there is no yaml '7b'",)),
+        (["--params", "1B"], ("give --tokens",)),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_message_that_names_what_would(
+    words: list[str], told: tuple[str, ...], elsewhere: Path, capsys
+) -> None:
+    assert main(["new", *words, "--out", "mine.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert all(text in error for text in told) and error.count("\n") == 1, error
+    assert not (elsewhere / "mine.yaml").exists()
+
+
+def test_a_file_that_is_there_is_never_written_over(elsewhere: Path, capsys) -> None:
+    (elsewhere / "mine.yaml").write_text("mine")
+    assert main(["new", "--tokens", "1B", "--out", "mine.yaml"]) == 2
+    assert "is there already" in capsys.readouterr().err and (elsewhere / "mine.yaml").read_text() == "mine"
+
+
+def test_its_yaml_passes_the_check_where_the_data_are_there(tiny: Path, elsewhere: Path, capsys) -> None:
+    config = new("--tokens", "40k", "--data", str(tiny / "data"))
+    assert config.max_seq_len == 32 and config.tokenizer == str(tiny / "tokenizer")
+    capsys.readouterr()
+    code = main(["check", "mine.yaml", "--fast"])
+    shown = capsys.readouterr().out
+    assert code == 0 and " 0 fail" in shown, shown
+    assert "pass  learning rate" in shown and "pass  ranks" not in shown
