@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep, time_ns
 from typing import Any
 
 import numpy as np
 from streaming import StreamingDataset
-from streaming.base import dataset as stock
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
@@ -31,7 +30,7 @@ from streaming.base.world import World
 from moe.common.errors import DataError, InputError
 from moe.common.units import say
 from moe.data.read.order import NAME, Order, window_of
-from moe.data.read.spans import Spans
+from moe.data.read.spans import small_spanner
 from moe.data.read.verify import ENCODING
 from moe.data.read.work import Place, Work
 
@@ -47,7 +46,7 @@ class TokenDataset(StreamingDataset):
 
     def __init__(self, *, seq_len: int, vocab_size: int, stock_order: bool = False, **streaming: Any) -> None:
         try:
-            with _small_spanner():
+            with small_spanner():
                 super().__init__(**streaming)
         except ValueError as error:
             if streaming.get("cache_limit") is None:
@@ -294,14 +293,3 @@ class TokenDataset(StreamingDataset):
         # a background thread failed: stock would end the epoch here, as if all had been read
         if self._fault is not None:
             raise DataError(self._fault)
-
-
-@contextmanager
-def _small_spanner() -> Iterator[None]:
-    """Stock's constructor makes a Spanner by this name, of eight bytes a sample."""
-    theirs = stock.Spanner
-    stock.Spanner = Spans  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        stock.Spanner = theirs  # type: ignore[misc]
