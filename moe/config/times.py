@@ -53,7 +53,7 @@ class Every:
 
     @property
     def times(self) -> int:
-        """How often in the whole run."""
+        """How often over the run."""
         total = self.total_steps if self.interval.unit == "ba" else self.total_steps * self.tokens_per_step
         reached = min(total // self.interval.value, self.total_steps)  # a step reaches several multiples at once
         return reached if self.interval.crossed(self.total_steps, self.tokens_per_step) else reached + 1

@@ -90,6 +90,6 @@ def git_hash(size: int) -> hashlib._Hash:
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
-def proven(path: str, listed: str | None) -> str | None:
+def verified_against(path: str, listed: str | None) -> str | None:
     """What this process has held all bytes of a file against; None for nothing. Arguments as of Proof."""
     return None if listed is None else _proven.get((path, listed))

@@ -19,7 +19,7 @@ A step has its peak in one of five phases, whose live tensors are counted as the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
-  the largest expert; a GPU's grouped kernels take all experts at once and keep their rows and two results more
+  a block of rows; a GPU's grouped kernels take all experts at once and keep their rows and two results more
   for the backward pass.
 - On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
   queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
@@ -41,6 +41,7 @@ from moe.model.step import Step
 CHUNK_LOGITS_CPU = 2**22
 CHUNK_LOGITS_GPU = 2**26
 CPU_QUERY_BLOCK = 128  # as in attention.py
+CPU_BLOCK_ROWS = 512  # as in expert_loop.py
 QUANTILE_BINS = 1000  # as in balance.py
 TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sequence: FineWeb's batches have 32 to 128 at 2,048 tokens
 
@@ -151,7 +152,7 @@ def backward_bytes(step: Step) -> int:
     """Inside one block's backward pass, at its experts."""
     d, f, c = step.d_model, step.expert_hidden, step.compute
     rows = step.tokens * step.top_k
-    largest = step.tokens if step.one_expert else -(-rows // step.n_experts)
+    largest = step.tokens if step.one_expert else max(-(-rows // step.n_experts), min(rows, CPU_BLOCK_ROWS))
     weights = step.count.experts // step.sparse * (2 + 4 if step.bf16 else 4)
     inside = 5 * c * rows * f if step.gpu else c * largest * (5 * f + 3 * d)
     scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice

@@ -1,8 +1,9 @@
 """Which size a run has: a shape of a wanted number of parameters, and the largest that a card and a time allow.
 
-- Shapes: heads of 64; a width of a multiple of 256, so that 4 key-value heads divide the heads; a layer for each 64 of
-  width (the yamls have 64 to 77); experts as in the yamls, their width what the number of parameters asks for, between
-  once and three times the model's. Of several widths that can, the one whose experts are nearest to 8/3 of it.
+- Shapes: heads of 64; a width of a multiple of 128; 4 key-value heads, or as many of fewer as divide the heads; a layer
+  for each 64 of width (the yamls have 64 to 77); experts as in the yamls, their width what the number of parameters
+  asks for, between once and four times the model's. Of several widths that can, the one whose experts are nearest to
+  8/3 of it.
 - No larger than a twentieth of the run's tokens, unless that is asked for: 20 tokens a parameter, as the yamls.
 - Several GPUs hold the model each, or divide it (FSDP2) where they cannot. Where a step does not fit, blocks are
   computed again in the backward pass.
@@ -19,9 +20,9 @@ from moe.model.flops import count_parameters, model_shape
 from moe.plan.estimate import MFU, find_work, gpu_memory, largest_microbatch, make_step
 from moe.plan.gpus import Gpu
 
-HEAD_DIM, WIDTH, LAYER, HIDDEN = 64, 256, 64, 64  # a head; steps of the width; width for each layer; steps of experts
-N_KV_HEADS, USUAL_HIDDEN = 4, 8 / 3
-NARROW, WIDE, MOST_WIDTH = 1.0, 3.0, 16_384  # of an expert, times the width; of the model
+HEAD_DIM, WIDTH, LAYER, HIDDEN = 64, 128, 64, 64  # a head; steps of the width; width for each layer; steps of experts
+MOST_KV_HEADS, USUAL_HIDDEN = 4, 8 / 3
+NARROW, WIDE, MOST_WIDTH = 1.0, 4.0, 16_384  # of an expert, times the width; of the model
 TOKENS_PER_PARAMETER = 20
 FINEST = 1.04  # between two sizes that are tried
 SMALLEST = 3_000_000
@@ -71,7 +72,7 @@ def _shape(model: ModelConfig, width: int, expert_hidden: int) -> ModelConfig:
         d_model=width,
         n_layers=max(1, round(width / LAYER)),
         n_heads=n_heads,
-        n_kv_heads=min(N_KV_HEADS, n_heads),
+        n_kv_heads=max(heads for heads in range(1, MOST_KV_HEADS + 1) if n_heads % heads == 0),
         head_dim=None,
         expert_hidden=expert_hidden,
     )

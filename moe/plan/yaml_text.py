@@ -38,7 +38,7 @@ LAST = "what you see"  # and whatever no other section has
 
 
 def chosen_keys(full: dict[str, Any], begun_with: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Of `full` what stands in the yaml `begun_with`, and what is not as in `defaults`, its whole config."""
+    """Of `full` what stands in the yaml `begun_with`, and what is not as in `defaults`, its full config."""
     found: dict[str, Any] = {}
     for key, value in full.items():
         before = begun_with.get(key)

@@ -65,9 +65,14 @@ def _ends(run: Run, key: str) -> list[str]:
     if not points:
         return ["", "", ""]
     shown = [
-        number(value) + (f" ± {errors[step]:.2g}" if step in errors else "") for step, value in (points[0], points[-1])
+        number(value) + (f" ± {_two_digits(errors[step])}" if step in errors else "")
+        for step, value in (points[0], points[-1])
     ]
     return [*shown, f"{points[-1][0]:,}"]
+
+
+def _two_digits(error: float) -> str:
+    return f"{error:.2g}" if error < 10 else f"{error:,.0f}"
 
 
 def last_scores(run: Run) -> str:

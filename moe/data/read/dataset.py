@@ -130,7 +130,7 @@ class TokenDataset(StreamingDataset):
         return window_of(self.num_canonical_nodes or 1, self.num_streams, fit)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
-        """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the whole epoch."""
+        """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the full epoch."""
         if self.window is None:
             return super()._get_work(epoch, sample_in_epoch)
         assert self.batch_size is not None

@@ -16,7 +16,7 @@ import numpy as np
 
 from moe.common.errors import InputError
 from moe.data.folders import Folder
-from moe.data.hub_proof import proven
+from moe.data.hub_proof import verified_against
 from moe.data.text.content import stat_of
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.errors import BadFileError
@@ -184,6 +184,6 @@ def _refuse_changed(file: SourceFile, before: list[int] | None) -> None:
 def proof_of(unit: Unit) -> str:
     """What a unit's bytes from the hub were held against. One that is a part of its file says nothing of all of it."""
     whole = unit.begin == 0 and (unit.file.kind == "parquet" or unit.end == unit.file.size)
-    if whole and (proof := proven(unit.file.path, unit.file.listed)):
+    if whole and (proof := verified_against(unit.file.path, unit.file.listed)):
         return proof
     return "size, ETag" + (", page checksums where the file has them" if unit.file.kind == "parquet" else "")

@@ -102,10 +102,10 @@ class Family:
             found.append(f"model.n_experts {'1' if self.dense else 'above 1'} (is {settings['n_experts']})")
         for name, values in self.has.items():
             if settings[name] not in values:
-                wanted = " or ".join(map(_told, values))
-                found.append(f"model.{name} {wanted} (is {_told(settings[name])})")
+                wanted = " or ".join(map(_shown, values))
+                found.append(f"model.{name} {wanted} (is {_shown(settings[name])})")
         return found + self.also(settings)
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

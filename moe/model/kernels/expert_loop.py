@@ -2,18 +2,17 @@
 
 - One `torch.library` op whose host-side counts stay inside, so that torch.compile sees no graph break. On a GPU it
   would wait for the counts.
-- An expert's rows are gathered when its turn comes and stay in the processor's cache until it has used them. The rows
-  of all experts together are K times the batch: with many small experts, to write, save and read those costs a tenth
-  of the layer. Only the results [N, D], the gates [N, 2F] and, in the backward pass, the gradient of the rows [N, D]
-  are held for all experts.
+- Experts come in blocks of some hundred rows, which are gathered when their turn comes and stay in the processor's
+  cache until they have been used; what is not a matrix product is done for a block at once. The rows of all experts
+  together are K times the batch: with many small experts, to write, save and read those costs a tenth of the layer.
+  Only the results [N, D], the gates [N, 2F] and, in the backward pass, the rows' gradient [N, D] are held for all.
 - Each expert's result and gradient is written into its slice of one preallocated tensor; indexing w[e] under autograd
   would allocate a full-size gradient per expert (2 to 4 times slower).
 
 T tokens, K experts per token, N = T*K rows sorted by expert, D width, E experts, F expert hidden.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,28 @@ from torch.utils.flop_counter import register_flop_formula
 
 from moe.model.kernels.dispatch import ExpertOrder, weighted_sum
 
+BLOCK_ROWS = 512  # or one expert, where that has more
 
-def _by_expert(counts_E: Tensor, *rows_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Each expert's part of the tensors."""
-    counts = counts_E.tolist()
-    return zip(*(tensor.split(counts) for tensor in rows_N), strict=True)
+
+class _Block(NamedTuple):
+    """Experts that follow each other: which, their rows, and the rows of each."""
+
+    experts: slice
+    rows: slice
+    counts: list[int]
+
+
+def _blocks(counts_E: Tensor) -> list[_Block]:
+    blocks: list[_Block] = []
+    row = 0
+    for expert, count in enumerate(counts_E.tolist()):
+        if blocks and sum(blocks[-1].counts) + count <= BLOCK_ROWS:
+            first, rows, counts = blocks.pop()
+            blocks.append(_Block(slice(first.start, expert + 1), slice(rows.start, row + count), [*counts, count]))
+        else:
+            blocks.append(_Block(slice(expert, expert + 1), slice(row, row + count), [count]))
+        row += count
+    return blocks
 
 
 @torch.library.custom_op("moe::experts_loop", mutates_args=())
@@ -46,11 +62,15 @@ def experts_loop(
     n_rows, width = order_N.shape[0], x_TD.shape[1]
     y_ND = x_TD.new_empty(n_rows, width)
     gate_up_N2F = x_TD.new_empty(n_rows, w13_E2FD.shape[1])
-    rows = _by_expert(counts_E, order_N // inverse_TK.shape[1], gate_up_N2F, y_ND)
-    for (token, gate_up, y), w13_2FD, w2_DF in zip(rows, w13_E2FD.unbind(0), w2_EDF.unbind(0), strict=True):
-        torch.mm(x_TD.index_select(0, token), w13_2FD.t(), out=gate_up)
+    token_N = order_N // inverse_TK.shape[1]
+    for experts, rows, counts in _blocks(counts_E):
+        x, gate_up, y = x_TD.index_select(0, token_N[rows]), gate_up_N2F[rows], y_ND[rows]
+        for x_e, gate_up_e, w13_2FD in zip(x.split(counts), gate_up.split(counts), w13_E2FD[experts], strict=True):
+            torch.mm(x_e, w13_2FD.t(), out=gate_up_e)
         gate, up = gate_up.chunk(2, dim=-1)
-        torch.mm(F.silu(gate).mul_(up), w2_DF.t(), out=y)
+        hidden = F.silu(gate).mul_(up)
+        for hidden_e, y_e, w2_DF in zip(hidden.split(counts), y.split(counts), w2_EDF[experts], strict=True):
+            torch.mm(hidden_e, w2_DF.t(), out=y_e)
     return weighted_sum(y_ND, inverse_TK, weight_TK).to(x_TD.dtype), gate_up_N2F, y_ND
 
 
@@ -87,24 +107,28 @@ def experts_loop_backward(
     dx_ND, dw13_E2FD, dw2_EDF = torch.empty_like(y_ND), torch.empty_like(w13_E2FD), torch.empty_like(w2_EDF)
     weight_N = weight_TK.flatten().index_select(0, order_N)
     dweight_N = torch.empty_like(weight_N)
-    rows = _by_expert(counts_E, order_N // inverse_TK.shape[1], weight_N, dweight_N, gate_up_N2F, y_ND, dx_ND)
-    matrices = zip(w13_E2FD.unbind(0), w2_EDF.unbind(0), dw13_E2FD.unbind(0), dw2_EDF.unbind(0), strict=True)
-    for (token, weight, dweight, gate_up, y, dx), (w13_2FD, w2_DF, dw13_2FD, dw2_DF) in zip(
-        rows, matrices, strict=True
-    ):
-        grad = grad_TD.index_select(0, token)
-        torch.sum(grad * y, -1, dtype=dweight.dtype, out=dweight)
-        grad = (grad * weight[:, None]).to(dtype)
-        gate, up = gate_up.chunk(2, dim=-1)
+    token_N = order_N // inverse_TK.shape[1]
+    for experts, rows, counts in _blocks(counts_E):
+        grad, x = grad_TD.index_select(0, token_N[rows]), x_TD.index_select(0, token_N[rows])
+        torch.sum(grad * y_ND[rows], -1, dtype=weight_N.dtype, out=dweight_N[rows])
+        grad = (grad * weight_N[rows, None]).to(dtype)
+        gate, up = gate_up_N2F[rows].chunk(2, dim=-1)
         act = F.silu(gate)
-        torch.mm(grad.t(), act * up, out=dw2_DF)
-        dh = grad @ w2_DF
-        dgate_up = torch.empty_like(gate_up)
+        hidden, dhidden = act * up, torch.empty_like(act)
+        parts = zip(grad.split(counts), hidden.split(counts), dhidden.split(counts), strict=True)
+        for (grad_e, hidden_e, dhidden_e), w2_DF, dw2_DF in zip(parts, w2_EDF[experts], dw2_EDF[experts], strict=True):
+            torch.mm(grad_e.t(), hidden_e, out=dw2_DF)
+            torch.mm(grad_e, w2_DF, out=dhidden_e)
+        dgate_up = x.new_empty(len(x), 2 * act.shape[1])
         dgate, dup = dgate_up.chunk(2, dim=-1)
-        torch.mul(dh, act, out=dup)
-        torch.ops.aten.silu_backward.grad_input(dh.mul_(up), gate, grad_input=dgate)
-        torch.mm(dgate_up.t(), x_TD.index_select(0, token), out=dw13_2FD)
-        torch.mm(dgate_up, w13_2FD, out=dx)
+        torch.mul(dhidden, act, out=dup)
+        torch.ops.aten.silu_backward.grad_input(dhidden.mul_(up), gate, grad_input=dgate)
+        parts = zip(dgate_up.split(counts), x.split(counts), dx_ND[rows].split(counts), strict=True)
+        for (dgate_up_e, x_e, dx_e), w13_2FD, dw13_2FD in zip(
+            parts, w13_E2FD[experts], dw13_E2FD[experts], strict=True
+        ):
+            torch.mm(dgate_up_e.t(), x_e, out=dw13_2FD)
+            torch.mm(dgate_up_e, w13_2FD, out=dx_e)
     dweight_TK = torch.empty_like(weight_TK).view(-1).scatter_(0, order_N, dweight_N).view_as(weight_TK)
     return weighted_sum(dx_ND, inverse_TK, None), dweight_TK, dw13_E2FD, dw2_EDF
 

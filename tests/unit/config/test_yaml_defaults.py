@@ -1,11 +1,13 @@
 """The numbers in the yamls' comments are those the yamls' own settings give."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from moe.config import Config, load_config
+from moe.model.families.table import family_of
 from moe.model.flops import count_parameters, flops_per_token, model_shape
 
 ABOVE_THE_FITS = ("demo", "own_text", "quick")  # a few hundred steps
@@ -77,6 +79,8 @@ def test_a_fine_yaml_is_500m_in_smaller_experts_and_says_its_size(name: str) -> 
     assert [fine.model.n_experts, fine.model.top_k] == [int(told[3]), int(told[4])] == [64, 8]
     times = re.search(r"([\d.]+) times as many in all", text.replace("\n# ", " "))
     assert times is not None and number(times[1]) == round(sizes[1].total / sizes[0].total, 1)
+    exports = re.search(r"Exports as (\w+)\.", text)
+    assert exports is not None and family_of(asdict(fine.model)).architecture == f"{exports[1]}ForCausalLM"
     same = (
         "max_duration",
         "global_train_batch_size",

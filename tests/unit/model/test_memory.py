@@ -7,6 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from moe.model import Transformer, attention, loss, memory
+from moe.model.kernels import expert_loop
 from moe.model.memory import Step, imbalance_bytes, optimizer_bytes, step_memory
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
@@ -80,6 +81,7 @@ def test_the_computed_peak_is_within_a_tenth_of_the_allocators(microbatch, chang
 def test_chunks_and_blocks_are_those_of_the_model():
     assert (memory.CHUNK_LOGITS_CPU, memory.CHUNK_LOGITS_GPU) == (loss.CHUNK_LOGITS_CPU, loss.CHUNK_LOGITS_GPU)
     assert memory.CPU_QUERY_BLOCK == attention.CPU_QUERY_BLOCK
+    assert memory.CPU_BLOCK_ROWS == expert_loop.BLOCK_ROWS
 
 
 def test_the_worst_router_costs_memory_in_the_loop_over_experts_and_none_in_one_kernel():

@@ -11,7 +11,7 @@ from moe.runs.frame import frame
 from moe.runs.page import report_page
 from moe.runs.png import report_png
 from moe.runs.reading import read_run
-from moe.runs.task_scores import score_rows, task_charts
+from moe.runs.task_scores import _two_digits, score_rows, task_charts
 from tests.unit.runs.folders import TOKENS_PER_STEP, make_run, row
 
 SCORES = {50: (0.25, 0.05, 3.0), 100: (0.5, 0.04, 2.0)}
@@ -51,6 +51,7 @@ def test_the_table_has_every_metric_and_the_validation_beside(tmp_path: Path) ->
             ["validation", "bits per byte", "1.500", "1.500", "100"],
         ],
     )
+    assert [_two_digits(error) for error in (0.0207, 4.71, 137.4)] == ["0.021", "4.7", "137"]
     head, rows = score_rows({"one": one, "two": two})
     assert head == ["task", "metric", "one", "two"] and rows[0][2:] == ["0.5000 ± 0.04", "0.7500 ± 0.04"]
     charts = task_charts({"one": one, "two": two}, Marks())

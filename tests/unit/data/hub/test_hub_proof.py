@@ -7,7 +7,7 @@ import random
 import pytest
 
 from moe.common.errors import InputError
-from moe.data.hub_proof import proven
+from moe.data.hub_proof import verified_against
 from moe.data.meta import read_meta
 from moe.data.text import planning
 from moe.data.text.streams import open_source
@@ -66,7 +66,7 @@ def test_a_file_read_from_front_to_end_is_held_against_the_hubs_sha256(serve, fo
     assert file.size == 4500
     with open_source(file, block_bytes=1000) as reader:
         assert reader.read() == bytes(4500)
-    assert proven(file.path, file.listed) == "sha256"
+    assert verified_against(file.path, file.listed) == "sha256"
     (folder / "a.txt").write_bytes(bytes(4499) + b"\1")
     with open_source(file, block_bytes=1000) as reader, pytest.raises(InputError, match=r"a\.txt: its bytes are not"):
         reader.read()
@@ -148,7 +148,7 @@ def test_a_mirror_that_does_not_say_which_files_are_lfs_gives_their_pointers_blo
                 with pytest.raises(InputError, match="its bytes are not those"):
                     reader.read()
             else:
-                assert reader.read() == content and proven(file.path, file.listed) == "git blob id"
+                assert reader.read() == content and verified_against(file.path, file.listed) == "git blob id"
 
 
 @pytest.mark.parametrize("listing", ["lfs", "blobId"])
@@ -166,10 +166,10 @@ def test_a_file_read_in_parts_one_after_the_other_is_hashed_whole(serve, folder,
 
     read(0, 3200)
     read(6100, 9500)
-    assert proven(file.path, file.listed) is None, "a part is missing"
+    assert verified_against(file.path, file.listed) is None, "a part is missing"
     read(3199, 6300)
     read(6299, 9500)
-    assert proven(file.path, file.listed) == {"lfs": "sha256", "blobId": "git blob id"}[listing]
+    assert verified_against(file.path, file.listed) == {"lfs": "sha256", "blobId": "git blob id"}[listing]
     read(0, 3200)
     (folder / "a.txt").write_bytes(content[:7000] + b"??" + content[7002:])
     read(3199, 6300)
