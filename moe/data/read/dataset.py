@@ -77,11 +77,8 @@ class TokenDataset(StreamingDataset):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_rows": OrderedDict(),
-            "_looked": {},
-        }  # maps are per process: a spawned worker opens its own
+        # maps are per process: a spawned worker opens its own
+        return {**self.__dict__, "_rows": OrderedDict(), "_looked": {}}
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Stock's position, and the order that it is a position in; without `order` it is stock's."""
@@ -123,11 +120,15 @@ class TokenDataset(StreamingDataset):
         self.predownload = (self.batch_size or 1) * (8 if window is None else 1)
 
     def _window(self) -> int:
-        fit = None
+        fit, stripes = None, self.num_canonical_nodes or 1
         if self.cache_limit:
             room = int(self.cache_limit) - sum(stream.get_index_size() for stream in self.streams)
             fit = int(room // self.max_shard_size_across_all_streams)
-        return window_of(self.num_canonical_nodes or 1, self.num_streams, fit)
+            here = stripes // self._unique_rank_world.num_nodes or 1
+            if fit < 3 * here * self.num_streams:
+                need = f"and {here} stripes of {self.num_streams} streams need 3 each"
+                say(f"warning: train_data.cache_limit holds {fit} shards, {need}; raise it, or some are fetched again")
+        return window_of(stripes, self.num_streams, fit)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
         """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the full epoch."""
