@@ -242,11 +242,12 @@ def notes(config: Config, fit: Fit, wanted: Wanted, vocab_size: int) -> dict[str
         "device_train_microbatch_size": "the memory knob: does not change the result",
         "activation_checkpointing": "without it a step does not fit the memory",
         "parallelism": "the model is divided among the GPUs: one alone cannot hold it",
-        "precision": "fp32, with one printed line, where the device has no bf16",
         "save_interval": "steps; what is lost at most when the machine dies without warning",
         "keep_every": "and for ever the first at or after each tenth of the run",
         "autoresume": "the same command resumes from the newest checkpoint",
     }
+    if config.precision == "amp_bf16":
+        found["precision"] = "fp32, with one printed line, where the device has no bf16"
     if beyond := rates.outside:
         found["optimizer"] = f"the rule was not measured at {', '.join(beyond)}"
     return found
