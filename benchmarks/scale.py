@@ -3,7 +3,7 @@
     python benchmarks/scale.py --tokens 1e12 --seq-lens 512 2048 --write
 
 For each sequence length, and for a small dataset beside it: seconds from the command to the first step of a tiny model
-with two loader workers, the largest process of the run (RssAnon and page tables, which is what it holds; mapped shards
+with two loader workers, the largest process of the run (RssAnon and page tables; mapped shards
 are page cache and not counted) and /dev/shm. Then, with the loader alone: the first batch at 99% of an epoch, and a
 mixture of five streams over ten epochs, some batches of each. `--tree FOLDER` measures the code of another checkout.
 `--write` puts the table into docs/performance.md.
@@ -12,7 +12,6 @@ mixture of five streams over ten epochs, some batches of each. `--tree FOLDER` m
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -103,9 +102,8 @@ def large_data(small: Path, folder: Path, tokens: int) -> int:
             print(f"  {number:,} of {full:,} shards", flush=True)
     layout.write_index(folder / "train", infos)
     (folder / "val").symlink_to(small / "val")
-    record = dataclasses.asdict(dataclasses.replace(meta, samples={**meta.samples, "train": samples}))
     found = json.loads((small / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**found, "samples": record["samples"]}))
+    (folder / "meta.json").write_text(json.dumps({**found, "samples": {**meta.samples, "train": samples}}))
     return len(infos)
 
 
@@ -215,10 +213,11 @@ def main() -> None:
             print(f"S={seq_len}: {shards:,} shards, {int(args.tokens) // seq_len:,} samples", flush=True)
             name = f"{args.tokens / 1e9:,.0f}B tokens, S = {seq_len:,}, {shards:,} shards"
             base = train(small, folder, seq_len, args.tree, "small")
-            add(f"1.4M tokens, S = {seq_len:,}", "moe train, first step", base, base)
+            little = f"{read_meta(small).tokens['train'] / 1e6:.1f}M tokens, S = {seq_len:,}"
+            add(little, "moe train, first step", base, base)
             add(name, "moe train, first step", train(folder / "large", folder, seq_len, args.tree, "large"), base)
             base = load([["", str(small), {}]], folder, seq_len, args.tree, 0.0, 1)
-            add(f"1.4M tokens, S = {seq_len:,}", "loader", base, base)
+            add(little, "loader", base, base)
             large = [["", str(folder / "large"), {}]]
             for what, share in (("loader", 0.0), ("loader at 99% of an epoch", 0.99)):
                 add(name, what, load(large, folder, seq_len, args.tree, share, 1), base)

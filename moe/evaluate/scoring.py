@@ -23,6 +23,8 @@ from moe.model import Transformer
 from moe.model.documents import Layout
 from moe.model.loss import TokenScores
 
+MASKED_SPAN = 512  # tokens; what a kernel with a mask writes grows with a row's length squared
+
 
 class Question(NamedTuple):
     """Token ids; both have at least one."""
@@ -86,13 +88,20 @@ def rows_of(questions: Sequence[Question], most: int) -> list[Row]:
 
 
 def batches_of(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
-    """Consecutive rows, of which the longest times their number is at most `batch_tokens`, or one row."""
+    """Consecutive rows, of which the longest times their number is at most `batch_tokens`, or one row. Fewer where some
+    need a mask and are long.
+    """
     batches: list[list[Row]] = []
+    masked = False
     for row in rows:
-        if batches and batches[-1][0].length * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+        masked = masked or row.branches
+        if batches:
+            tokens = batches[-1][0].length * (len(batches[-1]) + 1)
+            if tokens <= batch_tokens and not (masked and tokens * batches[-1][0].length > batch_tokens * MASKED_SPAN):
+                batches[-1].append(row)
+                continue
+        batches.append([row])
+        masked = row.branches
     return batches
 
 

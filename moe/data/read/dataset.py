@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep, time_ns
 from typing import Any
 
 import numpy as np
 from streaming import StreamingDataset
-from streaming.base import dataset as stock
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
@@ -31,7 +30,7 @@ from streaming.base.world import World
 from moe.common.errors import DataError, InputError
 from moe.common.units import say
 from moe.data.read.order import NAME, Order, window_of
-from moe.data.read.spans import Spans
+from moe.data.read.spans import small_spanner
 from moe.data.read.verify import ENCODING
 from moe.data.read.work import Place, Work
 
@@ -47,7 +46,7 @@ class TokenDataset(StreamingDataset):
 
     def __init__(self, *, seq_len: int, vocab_size: int, stock_order: bool = False, **streaming: Any) -> None:
         try:
-            with _small_spanner():
+            with small_spanner():
                 super().__init__(**streaming)
         except ValueError as error:
             if streaming.get("cache_limit") is None:
@@ -78,11 +77,8 @@ class TokenDataset(StreamingDataset):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_rows": OrderedDict(),
-            "_looked": {},
-        }  # maps are per process: a spawned worker opens its own
+        # maps are per process: a spawned worker opens its own
+        return {**self.__dict__, "_rows": OrderedDict(), "_looked": {}}
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Stock's position, and the order that it is a position in; without `order` it is stock's."""
@@ -124,11 +120,15 @@ class TokenDataset(StreamingDataset):
         self.predownload = (self.batch_size or 1) * (8 if window is None else 1)
 
     def _window(self) -> int:
-        fit = None
+        fit, stripes = None, self.num_canonical_nodes or 1
         if self.cache_limit:
             room = int(self.cache_limit) - sum(stream.get_index_size() for stream in self.streams)
             fit = int(room // self.max_shard_size_across_all_streams)
-        return window_of(self.num_canonical_nodes or 1, self.num_streams, fit)
+            here = stripes // self._unique_rank_world.num_nodes or 1
+            if fit < 3 * here * self.num_streams:
+                need = f"and {here} stripes of {self.num_streams} streams need 3 each"
+                say(f"warning: train_data.cache_limit holds {fit} shards, {need}; raise it, or some are fetched again")
+        return window_of(stripes, self.num_streams, fit)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
         """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the full epoch."""
@@ -294,14 +294,3 @@ class TokenDataset(StreamingDataset):
         # a background thread failed: stock would end the epoch here, as if all had been read
         if self._fault is not None:
             raise DataError(self._fault)
-
-
-@contextmanager
-def _small_spanner() -> Iterator[None]:
-    """Stock's constructor makes a Spanner by this name, of eight bytes a sample."""
-    theirs = stock.Spanner
-    stock.Spanner = Spans  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        stock.Spanner = theirs  # type: ignore[misc]

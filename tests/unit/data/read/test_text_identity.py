@@ -101,13 +101,15 @@ def test_all_bytes_are_compared_where_that_is_asked_for(plan, text_folder, tmp_p
     samples, full = plan(), plan(verify="full")
     assert "train_data.text.verify=full: hashing 3 files" in capsys.readouterr().out
     version, raw = content.sample_of(str(path), "jsonl"), bytearray(path.read_bytes())
-    for place in range(70_000, len(raw)):
-        if raw[place : place + 4] == b"word":
-            raw[place : place + 4] = b"WORD"
-            path.write_bytes(raw)
-            if content.sample_of(str(path), "jsonl") == version:
-                break
-            raw[place : place + 4] = b"word"
+    for start in range(70_000, len(raw) - 1000, 1000):
+        place = raw.index(b"word", start)
+        raw[place : place + 4] = b"WORD"
+        path.write_bytes(raw)
+        if content.sample_of(str(path), "jsonl") == version:
+            break
+        raw[place : place + 4] = b"word"
+    else:
+        pytest.fail("the samples are all of the file")
     assert plan().fingerprint == samples.fingerprint, "the samples are those of before"
     continues(tmp_path, samples.fingerprint, plan(verify="full"))  # nothing to compare: it began without
     continues(tmp_path, full.fingerprint, plan())

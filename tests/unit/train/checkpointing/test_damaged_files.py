@@ -75,7 +75,7 @@ def test_a_metrics_file_that_is_a_folder_is_named_on_every_rank(tmp_path: Path) 
     folder = open_folder(tmp_path / "run")
     (tmp_path / "run/metrics.jsonl").mkdir()
     with pytest.raises(InputError, match=r"metrics\.jsonl: Is a directory"):
-        evaluation_is_due(config, folder, 0, Every(parse_time("2ba"), 1, 10))
+        evaluation_is_due(config, folder, 0, Every(parse_time("2ba"), 1, 10), again=False)
 
 
 @pytest.mark.parametrize("line", ['{"step": "3"}', '{"step": null}', '{"step": -1}', "[3]", '"step"', "{", "\xff"])
