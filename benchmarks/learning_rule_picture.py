@@ -18,7 +18,10 @@ MOST = 0.4  # nats; beyond it only that a rate is bad is of interest
 
 
 def draw_rule(results: Results, path: Path) -> None:
+    """Nothing while no cell is complete."""
     found = outcomes(results)
+    if not found:
+        return
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.5, 4.7), layout="constrained")
         axes.axhspan(0, NEAR, color="#e3efe0", zorder=0)
@@ -39,9 +42,6 @@ def draw_rule(results: Results, path: Path) -> None:
             xlabel="rate over the rule's (open diamond: Moonlight's)",
             ylabel="nats a token",
         )
-        if found:
-            axes.legend(frameon=False, fontsize=9)
-        else:
-            axes.annotate("no cell is complete yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
+        axes.legend(frameon=False, fontsize=9)
         figure.savefig(path, dpi=120)
         plt.close(figure)

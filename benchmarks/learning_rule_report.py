@@ -14,10 +14,11 @@ import statistics
 from dataclasses import dataclass
 
 from learning_matrix import Results
-from learning_rule import ADAMW, CELLS, CONSTANT, FACTORS, Cell
+from learning_rule import ADAMW, CELLS, CONSTANT, FACTORS, Cell, rule_matrix
 
 STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom
 NEAR, FAR, SUFFICIENT, ADAMW_NEAR = 0.02, 0.05, 6, 0.05  # nats, nats, cells, nats: as the page says before the runs
+PICTURE = "![Nats above each cell's best by the rate over the rule's](learning-rule.png)"
 EDGE = 0.02  # share by which the constant may lie beyond the last rate that was run
 
 
@@ -162,6 +163,17 @@ def missing(results: Results) -> str:
     return "Not run yet: " + "; ".join(left) + "." if left else ""
 
 
+def made_by(results: Results) -> str:
+    """The code that made the runs: one commit, or it is said that they are several."""
+    runs = [run for _, known in rule_matrix(results) for run in known or []]
+    commits = sorted({found["commit"] for run in runs if (found := results.get(run)) is not None})
+    if not commits:
+        return ""
+    several = "" if len(commits) == 1 else ", which are several: differences between their runs may be the code's"
+    return f"{sum(results.get(run) is not None for run in runs)} runs, made by commit {', '.join(commits)}{several}."
+
+
 def rule_part(results: Results) -> str:
-    parts = [rule_table(results), verdict(results), adamw_verdict(results), missing(results)]
+    picture = PICTURE if outcomes(results) else ""
+    parts = [picture, rule_table(results), verdict(results), adamw_verdict(results), missing(results), made_by(results)]
     return "\n\n".join(part for part in parts if part)

@@ -57,7 +57,7 @@ class ModelConfig:
     balance: Literal["loss", "sign", "quantile"] = "loss"
     "What loads experts evenly: `loss` (`balance_loss`) or a bias of the choice, `sign` (arXiv 2408.15664), `quantile`."
     balance_rate: float | None = None
-    "What a bias moves in a step, `sign` only. null means 0.001, in a run of less than 1,000 steps 0.01."
+    "A bias's step (`sign`). null: 0.001; under 1,000 steps 0.01. [Loads](training.md#balance): 0.48-1.56, 0.86-1.15."
     balance_loss: float | None = None
     "Weight of each layer's load-balance loss (arXiv 2501.11873). null means 0.01, and 0 where `balance` is another."
     router_z_loss: float = 0.001

@@ -46,8 +46,9 @@ def made_up(run: Run) -> dict:
     loss += 0.02 * (run.warmup != 0.1) + 0.02 * (run.weight_decay != 0.1) - 0.01 * (run.beta2 != 0.95)
     loss += 0.01 * (run.optimizer == "muon" and run.beta2 == 0.95) * -1 + 0.2 * (run.n_experts == 1)
     curve = [[run.tokens * i // 6, loss + 6 - i] for i in range(1, 7)]
+    source = {"data": "d", "commit": "abc"}
     sizes = {"parameters": 10, "active": 5, "flops": 100.0, "optimizer_flops": 10.0, "expert_load": [0.5, 1.5]}
-    return {**dataclasses.asdict(run), **sizes, "tokens": run.tokens, "curve": curve, "final": loss, "data": "d"}
+    return {**dataclasses.asdict(run), **sizes, **source, "tokens": run.tokens, "curve": curve, "final": loss}
 
 
 def finish(results: Results, most: int = 1000) -> list[Run]:

@@ -30,7 +30,7 @@ def finish(results: Results, best: dict[str, float], most: int = 10_000, bend: f
                 if results.get(run) is None and most > 0:
                     factor = run.lr / rule[name, run.optimizer]
                     loss = 4 + bend * math.log2(factor / best[name]) ** 2 + 0.01 * run.seed + 0.001 * run.seed * factor
-                    results.put(run, {**dataclasses.asdict(run), "final": loss, "data": "d"})
+                    results.put(run, {**dataclasses.asdict(run), "final": loss, "data": "d", "commit": "abc"})
                     made, most = True, most - 1
 
 
@@ -115,7 +115,17 @@ def test_the_interval_of_a_sum_comes_from_the_cells_with_two_seeds() -> None:
     assert total == pytest.approx(0.4) and half == pytest.approx(12.706 * math.sqrt(0.03))
 
 
-def test_the_picture_is_drawn_with_and_without_results(made, tmp_path: Path) -> None:
-    for results in (Results(tmp_path / "none"), made()):
-        draw_rule(results, tmp_path / "picture.png")
-        assert 5_000 < (tmp_path / "picture.png").stat().st_size < 300_000
+def test_the_commit_that_made_the_runs_is_named_and_several_are_pointed_out(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    finish(results, BEST, most=3)
+    assert "3 runs, made by commit abc." in rule_part(results)
+    run = Cell("width 128").run(1.0)
+    results.put(run, {**dataclasses.asdict(run), "final": 4.0, "data": "d", "commit": "def+"})
+    assert "4 runs, made by commit abc, def+, which are several" in rule_part(results)
+
+
+def test_the_picture_is_drawn_as_soon_as_a_cell_is_complete(made, tmp_path: Path) -> None:
+    draw_rule(Results(tmp_path / "none"), tmp_path / "picture.png")
+    assert not (tmp_path / "picture.png").exists() and "learning-rule.png" not in rule_part(Results(tmp_path / "none"))
+    draw_rule(made(), tmp_path / "picture.png")
+    assert 5_000 < (tmp_path / "picture.png").stat().st_size < 300_000 and "learning-rule.png" in rule_part(made())

@@ -93,7 +93,7 @@ def test_a_counting_callback_ends_as_in_an_uninterrupted_run_and_moves_nothing(
     code, uncut = train(small, tmp_path, *settings, name="uncut")
     assert code == 0
 
-    die(small, tmp_path, 12, *settings)
+    die(small, tmp_path, 12, *settings, "save_interval=10ba")  # resumes behind an evaluation that was made
     signals: list[StopSignal] = []
     monkeypatch.setattr(StopSignal, "install", lambda self: signals.append(self))
     with monkeypatch.context() as patch:
