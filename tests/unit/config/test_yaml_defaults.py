@@ -77,7 +77,7 @@ def test_a_fine_yaml_is_500m_in_smaller_experts_and_says_its_size(name: str) -> 
     assert told is not None
     assert [round(sizes[1].total / 1e6), round(sizes[1].active / 1e6)] == [int(told[1]), int(told[2])]
     assert [fine.model.n_experts, fine.model.top_k] == [int(told[3]), int(told[4])] == [64, 8]
-    times = re.search(r"([\d.]+) times as many in all", text.replace("\n# ", " "))
+    times = re.search(r"([\d.]+) times as many in total", text.replace("\n# ", " "))
     assert times is not None and number(times[1]) == round(sizes[1].total / sizes[0].total, 1)
     exports = re.search(r"Exports as (\w+)\.", text)
     assert exports is not None and family_of(asdict(fine.model)).architecture == f"{exports[1]}ForCausalLM"
