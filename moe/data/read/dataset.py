@@ -216,10 +216,9 @@ class TokenDataset(StreamingDataset):
 
     def _fetch_ahead(self, it: _Iterator) -> None:
         """Fetches the shards of the window, and the one that comes next, which has a block's time for it. Shards that
-        are here are touched first: none of them may be the coldest, which eviction takes.
+        are here are touched at each batch: none of them may be the coldest, which eviction takes, for any worker.
         """
         work: Any = it.sample_ids
-        known: set[int] = set()
         size = self.batch_size or 1
         for batch in range(it.total // size):
             while (batch - 1) * size > it.yield_index and not self._ends(it):
@@ -227,14 +226,12 @@ class TokenDataset(StreamingDataset):
             if self._ends(it):
                 break
             shards = work.shards_ahead(batch)
-            if new := [shard for shard in shards if shard not in known]:
-                for shard in shards:
-                    if self._shard_states[shard] == _ShardState.LOCAL:
-                        self._shard_access_times[shard] = time_ns()
-                for shard in new:
-                    if not self._ends(it):
-                        self.prepare_shard(shard, False)
-            known = set(shards)
+            missing = [shard for shard in shards if self._shard_states[shard] != _ShardState.LOCAL]
+            for shard in set(shards) - set(missing):
+                self._shard_access_times[shard] = time_ns()
+            for shard in missing:
+                if not self._ends(it):
+                    self.prepare_shard(shard, False)
         it.prepare_index = it.total
         it.on_exit()
 

@@ -29,8 +29,26 @@ def folder(make_run: Callable, tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
+GLM: dict[str, Any] = {"scoring_func": "sigmoid", "balance": "sign", "n_layers": 2, "first_k_dense_replace": 1}
+GLM |= {
+    "qk_norm": "head",
+    "dense_hidden": 40,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 2.5,
+    "partial_rotary_factor": 0.5,
+}
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"tie_embeddings": False, "head_dim": 16, "rope_theta": 1e6, "norm_topk_prob": False}], ids=str
+    "changes",
+    [
+        {},
+        {"tie_embeddings": False, "head_dim": 16, "rope_theta": 1e6, "norm_topk_prob": False},
+        {"qk_norm": False},  # Mixtral
+        {"qk_norm": "full", "norm_topk_prob": False},  # OLMoE
+        GLM,
+    ],
+    ids=str,
 )
 def test_the_round_trip_is_bit_identical(make_run: Callable, tmp_path: Path, changes: dict[str, Any]) -> None:
     run = make_run(**changes)
