@@ -22,7 +22,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -43,7 +43,7 @@ DROPPED = ("loss/train/", "trainer/", "time/batch", "time/sample", "time/token",
 
 class RunLog(LoggerDestination):
     """Collects metrics and hands a row to each writer after the first step, at every log interval, after an evaluation
-    and at the end; and after a step in which a callback of the user's has logged something.
+    and at the end; and of what a callback of the user's has logged, after that step.
     """
 
     def __init__(self, writers: Sequence[Writer], every: Every):
@@ -71,8 +71,10 @@ class RunLog(LoggerDestination):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
-        if self.every.due(step) or step == 1 or self.of_users & self.pending.keys():  # 1: the loss a run begins with
+        if self.every.due(step) or step == 1:  # the loss that a run begins with, whatever the interval
             self._write(state)
+        else:  # ours that is pending may be of an earlier step
+            self._write(state, self.of_users)
 
     def eval_end(self, state: State, logger: Logger) -> None:
         kept = [name for name in self.pending if name.startswith("metrics/") or name in self.of_users]
@@ -80,11 +82,12 @@ class RunLog(LoggerDestination):
         self._write(state)
 
     def close(self, state: State, logger: Logger) -> None:
-        self.pending = {name: value for name, value in self.pending.items() if name in self.of_users}
-        self._write(state)  # what was logged after the last row
+        self._write(state, self.of_users)  # what was logged after the last row
 
-    def _write(self, state: State) -> None:
-        row, self.pending = self.pending, {}
+    def _write(self, state: State, names: Collection[str] | None = None) -> None:
+        """A row of what is pending; of `names` alone where these are given."""
+        row = {name: value for name, value in self.pending.items() if names is None or name in names}
+        self.pending = {name: value for name, value in self.pending.items() if name not in row}
         if row:
             self._send(int(state.timestamp.batch), row)
 
