@@ -114,7 +114,7 @@ def test_a_disk_that_fills_at_the_weights_is_one_message(make_run: Callable, tmp
 
 def test_a_disk_that_fills_in_an_import_is_one_message(make_run: Callable, tmp_path: Path, monkeypatch, capsys) -> None:
     assert run_script(make_run(), "--out", tmp_path / "hf") == 0
-    for module, name in ((hf_weights, "_on_disk"), (from_hf, "write_checkpoint")):
+    for module, name in ((hf_weights, "on_disk"), (from_hf, "write_checkpoint")):
         plain = getattr(module, name)
 
         def full(*args, plain=plain):
