@@ -14,6 +14,7 @@ from tests.ranks import on_ranks
 from tests.unit.data.conftest import EOS, SEQ_LEN
 
 COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
+FILES_OF_A_START = 20  # what a training process has open before it reads
 
 
 def loader_of(specs, *, batch=8, workers=0, seed=17, **more):
@@ -47,8 +48,9 @@ def run_ranks(
             atexit._clear()  # what is registered from here on is this rank's: Streaming's shared memory
             sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             os.environ.update({name: str(size) for name, size in sizes.items()})
-            if files:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+            if files:  # beside those that the tests before this one have left open in a forked process
+                most = len(os.listdir("/proc/self/fd")) + files - FILES_OF_A_START
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             given = {name: StreamSpec(*spec) for name, spec in specs.items()}
             loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers)
             if start:
