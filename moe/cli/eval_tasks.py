@@ -24,7 +24,7 @@ Results = dict[str, dict[str, Any]]  # lm-eval's, by the name that was asked for
 
 def measure_tasks(args: argparse.Namespace) -> None:
     """Prints lm-eval's tables of the tasks; of a suite, and with --beside, what compares models."""
-    from moe.evaluate.scores import KEPT, hugging_face_model, merged, result_tables
+    from moe.evaluate.scores import KEPT, check_hugging_face_model, hugging_face_model, merged, result_tables
     from moe.use.inference import find_checkpoint
 
     suite = _suite(args.suite, args.fewshot)
@@ -32,6 +32,8 @@ def measure_tasks(args: argparse.Namespace) -> None:
     if not suite and not names:
         raise InputError(f"--tasks ({args.tasks}) names no task, e.g. hellaswag,arc_easy")
     tasks = _load(args, suite, names)
+    for name in args.beside or []:
+        check_hugging_face_model(name, "--beside")
     checkpoint = find_checkpoint(args.checkpoint, args.step)
     lm: Any
     if args.through_export:
@@ -46,14 +48,19 @@ def measure_tasks(args: argparse.Namespace) -> None:
     for table in result_tables(results):
         show(table)
     kept = {"step": checkpoint.step, **{key: results[key] for key in KEPT if key in results}}
+    _write(args.output, kept)  # the other models take as long again, and may fail
     others = {
         name: _results(hugging_face_model(name, args.batch_size, "--beside"), tasks) for name in args.beside or []
     }
     if suite or others:
         kept |= _compare(suite, {str(checkpoint.path.parent): found, **others})
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
+        _write(args.output, kept)
+
+
+def _write(path: Path | None, kept: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def _suite(name: str | None, fewshot: int | None) -> tuple[SuiteTask, ...]:

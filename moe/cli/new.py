@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     wanted, out = _wanted(args), local_path(args.out, "--out")
     if out.exists():
         raise InputError(f"{out} is there already; remove it, or choose another file with --out")
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.stem) is None:
+        raise InputError(f"--out ({out}): its name is the run's, of letters, digits, '.', '_' and '-'; choose another")
     path = named_yaml(args.like or BASE)
     like = load_config(path)
     base = like if args.data is None else with_data(like, args.data)

@@ -263,7 +263,7 @@ def _check_tasks(tasks: EvalTasks, faults: list[str]) -> None:
             faults.append(f"eval_tasks.names ({brief(name)}) must be a task of lm-eval, named once, e.g. arc_easy")
     if tasks.limit is not None and not 1 <= tasks.limit <= 10**9:
         faults.append(f"eval_tasks.limit ({brief(tasks.limit)}) must be at least 1, or null for all questions")
-    if not 0 <= tasks.fewshot <= 100:
+    if tasks.fewshot is not None and not 0 <= tasks.fewshot <= 100:
         faults.append(f"eval_tasks.fewshot ({brief(tasks.fewshot)}) must be at least 0 and at most 100")
 
 

@@ -174,7 +174,9 @@ def _filled(config: Any) -> Any:
         for key in missing:
             path = tuple(key.split("."))
             hint = _hint_at(path)
-            value: Any = {} if dataclasses.is_dataclass(hint) else STAND_INS.get(hint, 1.0)
+            value: Any = STAND_INS.get(hint, 1.0)
+            if dataclasses.is_dataclass(hint) or get_origin(hint) is list:
+                value = [] if get_origin(hint) is list else {}
             config = OmegaConf.merge(config, _nested(path, value))
     return config
 

@@ -12,8 +12,8 @@ class EvalTasks:
     "Time between scorings; the end of the run always makes one."
     limit: int | None = 500
     "At most so many questions of each task; null asks all."
-    fewshot: int = 0
-    "Examples before each question."
+    fewshot: int | None = None
+    "Examples before each question; null: the task's own number."
     include_path: str | None = None
     "Folder with task files of your own, e.g. yamls/tasks."
 

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 
 def check_rates(config: Config, faults: list[str]) -> None:
     optimizer = config.optimizer
-    if optimizer.lr == "auto" and optimizer.name == "muon" and optimizer.adjust_lr_fn != "match_rms_adamw":
-        faults.append(
-            f"optimizer.lr (auto) is a rule for optimizer.adjust_lr_fn match_rms_adamw (is {optimizer.adjust_lr_fn}); "
-            "set a number, about 0.02"
-        )
+    if optimizer.name == "muon" and optimizer.adjust_lr_fn != "match_rms_adamw":
+        adamw = optimizer.adamw
+        rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "adamw.embedding_lr": adamw.embedding_lr}
+        for key, value in rates.items():
+            if value == "auto":
+                fix = "set a number, about 0.02" if key == "lr" else "set a number"
+                faults.append(
+                    f"optimizer.{key} (auto) is a rule for optimizer.adjust_lr_fn match_rms_adamw "
+                    f"(is {optimizer.adjust_lr_fn}); {fix}"
+                )
     if optimizer.adamw.embedding_lr not in (None, "auto") and config.model.tie_embeddings:
         faults.append(
             f"optimizer.adamw.embedding_lr ({optimizer.adamw.embedding_lr:g}) goes with model.tie_embeddings false: "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from moe.evaluate.ranks import Ranks
-from moe.evaluate.scoring import as_one_document
+from moe.evaluate.scoring import MASKED_SPAN, as_one_document
 from moe.model import Transformer
 from moe.model.attention import KVCache
 from moe.model.documents import Layout
@@ -38,7 +38,9 @@ def continue_all(
         ScoringStopped: see Ranks.
     """
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
-    size = max(1, batch_tokens // most)
+    size = max(
+        1, min(batch_tokens // most, batch_tokens * MASKED_SPAN // most**2)
+    )  # prompts of unlike lengths need a mask
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     found: dict[int, list[int]] = {}
     error: Exception | None = None

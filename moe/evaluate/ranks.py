@@ -3,7 +3,8 @@
 Decisions:
 - All ranks take as many turns: a sharded model needs every rank in each forward pass, and a request to stop is agreed
   on between two turns.
-- An error on one rank is raised on all of them after the last turn, so that none waits for another.
+- An error on one rank is raised on all of them after the last turn, so that none waits for another. But a rank of a
+  sharded model that fails within a forward pass leaves the others waiting there: time-outs end such a run.
 """
 
 from __future__ import annotations

@@ -99,6 +99,15 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def check_hugging_face_model(folder: str, about: str) -> None:
+    """Raises InputError where `hugging_face_model` would find no model or no tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with library_errors("transformers", f"{about} ({folder})"):
+        AutoConfig.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder)
+
+
 def hugging_face_model(folder: str, batch_size: int | None, about: str = "") -> Any:
     """lm-eval's own model of a Hugging Face folder or hub name, for `score_task`. about: the flag that asked for it.
 

@@ -127,7 +127,7 @@ def score(
                 elif ranks.needs_all:
                     _forward(model, batches[-1][-1:])
             except Exception as raised:
-                error = raised
+                error = error or raised
             ranks.turn_ended()
     for part in ranks.results(found, error):
         found |= part

@@ -114,9 +114,11 @@ def _bring(manager: Any, name: str) -> str:
     if path is None or not isinstance(path, str) or path in ("json", "csv", "parquet", "text"):
         return f"where no hub can be reached, {own}"
     import datasets
+    from datasets.naming import camelcase_to_snakecase
 
     given = repr(path) + (f", {config['dataset_name']!r}" if config.get("dataset_name") else "")
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
+    *parents, last = path.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join((*parents, camelcase_to_snakecase(last)))
     return (
         f'where no hub can be reached, run `python -c "import datasets; datasets.load_dataset({given})"` on a machine '
         f"that reaches it and bring the folder {folder} here, or {own}"

@@ -2,7 +2,8 @@
 
 - A run that resumes keeps its numbers: a rate that moved because `max_duration` did would be a jump that nobody asked
   for. What the rule would give now is reported beside it, to be set by hand.
-- What was set by hand stays, and what follows from it follows: the decay is that of the rate in force.
+- What was set by hand stays, and what follows from it follows: the decay and AdamW's rates are those of
+  the rate in force.
 - Rounded to three digits: the number that is reported is the one that trains, and can be typed.
 """
 
@@ -32,7 +33,7 @@ class Choice:
 
     def __str__(self) -> str:
         text = f"{self.key} {_shown(self.value)}"
-        if self.kept and self.value != self.by_rule:
+        if self.kept and self.value != self.by_rule and None not in (self.value, self.by_rule):
             return f"{text} (kept; the rule gives {_shown(self.by_rule)} now, set it to take it)"
         return f"{text} (kept)" if self.kept else text
 
@@ -55,20 +56,24 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     tokens = parse_time(config.max_duration).to_tokens(tokens_per_step)
     steps = tokens / tokens_per_step
 
-    def choose(key: str, setting: Any, by_rule: Callable[[], float | str | None]) -> Any:
+    def choose(key: str, setting: Any, by_rule: Callable[[], float | str | None], follows: bool = True) -> Any:
+        """follows: the rate; a number that does is kept only while the rate is."""
         if setting != AUTO:
             return setting
         found = by_rule()
-        choice = Choice(key, found if kept is None else _get(kept, key), found, kept is not None)
+        keeps = kept is not None and not (follows and lr != _get(kept, "optimizer.lr"))
+        choice = Choice(key, _get(kept, key) if keeps and kept is not None else found, found, keeps)
         chosen.append(choice)
         return choice.value
 
+    lr: Any = None
     lr = choose(
         "optimizer.lr",
         optimizer.lr,
         lambda: _rounded(
             rule.learning_rate(d_model=d_model, tokens=tokens, batch=tokens_per_step, optimizer=optimizer.name)
         ),
+        follows=False,
     )
     decay = choose(
         "optimizer.weight_decay", optimizer.weight_decay, lambda: _rounded(rule.weight_decay(lr, steps=steps))
@@ -83,6 +88,7 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
         "scheduler.t_warmup",
         config.scheduler.t_warmup,
         lambda: f"{round(rule.warmup_steps(steps, optimizer=optimizer.name))}ba",
+        follows=False,
     )
     if not chosen:
         return config, []

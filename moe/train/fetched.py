@@ -30,6 +30,8 @@ def fetch_plan(config: Config, specs: Mapping[str, StreamSpec], shares: Mapping[
     if not held:
         return []
     often = "" if config.train_data.cache_limit is None else " in each epoch"
+    if not config.train_data.shuffle and machines > 1:  # stripes take turns, row by row
+        return [f"each of {machines} machines fetches all {size(held)}{often}: sequences are read as they lie"]
     if stripes % machines == 0:
         return [f"each machine fetches {size(held / machines)}{often}"]
     return [

@@ -118,17 +118,24 @@ class TokenDataset(StreamingDataset):
         """
         self.window = window
         self.predownload = (self.batch_size or 1) * (8 if window is None else 1)
+        self._check_cache()
+
+    def _fit(self) -> int | None:
+        """Shards that the cache holds; None where it has no limit."""
+        if not self.cache_limit:
+            return None
+        room = int(self.cache_limit) - sum(stream.get_index_size() for stream in self.streams)
+        return int(room // self.max_shard_size_across_all_streams)
+
+    def _check_cache(self) -> None:
+        """Reports a cache that is too small for the window, which a run that resumes brings with it."""
+        fit, here = self._fit(), (self.num_canonical_nodes or 1) // self._unique_rank_world.num_nodes or 1
+        if fit is not None and self.window is not None and fit < (self.window + 2) * here * self.num_streams:
+            need = f"and {here} stripes of {self.num_streams} streams need {self.window + 2} each"
+            say(f"warning: train_data.cache_limit holds {fit} shards, {need}; raise it, or some are fetched again")
 
     def _window(self) -> int:
-        fit, stripes = None, self.num_canonical_nodes or 1
-        if self.cache_limit:
-            room = int(self.cache_limit) - sum(stream.get_index_size() for stream in self.streams)
-            fit = int(room // self.max_shard_size_across_all_streams)
-            here = stripes // self._unique_rank_world.num_nodes or 1
-            if fit < 3 * here * self.num_streams:
-                need = f"and {here} stripes of {self.num_streams} streams need 3 each"
-                say(f"warning: train_data.cache_limit holds {fit} shards, {need}; raise it, or some are fetched again")
-        return window_of(stripes, self.num_streams, fit)
+        return window_of(self.num_canonical_nodes or 1, self.num_streams, self._fit())
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
         """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the full epoch."""

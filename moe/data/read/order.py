@@ -80,6 +80,8 @@ class Order:
 
     def shards_ahead(self, epoch: int, stripes: np.ndarray, positions: np.ndarray) -> list[int]:
         """Shards that these positions need or that come next, the first ones first; ids over all streams."""
+        if not self._shuffle:
+            return self._shards_as_they_lie(stripes, positions)
         found: list[int] = []
         for stream, number, which, place in self._passes(epoch, stripes, positions):
             ahead = self._pass(stream, epoch, number).shards_ahead(stripes[which], place)
@@ -87,10 +89,24 @@ class Order:
         return list(dict.fromkeys(found))
 
     def _as_they_lie(self, stripes: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        stream, inside = self._lying(stripes, positions)
+        return self._first_sample[stream] + inside
+
+    def _lying(self, stripes: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Streams [n] of positions, and samples [n] inside them."""
         place = positions * self.stripes + stripes
         stream = np.searchsorted(self._begins, place, "right") - 1
-        inside = (place - self._begins[stream]) % np.array(self._held)[stream]
-        return self._first_sample[stream] + inside
+        return stream, (place - self._begins[stream]) % np.array(self._held)[stream]
+
+    def _shards_as_they_lie(self, stripes: np.ndarray, positions: np.ndarray) -> list[int]:
+        found: list[int] = []
+        streams, inside = self._lying(stripes, positions)
+        for stream in np.unique(streams).tolist():
+            needed = np.searchsorted(self._edges[stream], inside[streams == stream], "right") - 1
+            after = np.append(needed, needed[-1] + 1)
+            ahead = self._shards[stream][after[after < len(self._shards[stream])]]
+            found += (ahead + self._first_shard[stream]).tolist()
+        return list(dict.fromkeys(found))
 
     def _passes(
         self, epoch: int, stripes: np.ndarray, positions: np.ndarray

@@ -71,6 +71,7 @@ class Family:
                  dense layer's MLP
     projections  gate, up and down
     zeros        parameters that it needs and that are 0 where the model has none
+    rope_theta   what an absent one means
     also         settings -> what else it cannot compute
     engines      settings -> what is lost in which engine, reported before a run
     """
@@ -92,6 +93,7 @@ class Family:
     mlp: str = "mlp"
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     zeros: tuple[str, ...] = ()
+    rope_theta: float = 10000.0
     also: Callable[[Settings], list[str]] = no_notes
     engines: Callable[[Settings], list[str]] = no_notes
 

@@ -67,9 +67,9 @@ GLM4_MOE = Family(
         "attention_bias": (False, False),
         "n_group": (1, 1),
         "topk_group": (1, 1),
+        "num_nextn_predict_layers": (0, 0),
     },
     written={
-        "num_nextn_predict_layers": 0,
         "output_router_logits": False,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",

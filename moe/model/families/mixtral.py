@@ -34,4 +34,5 @@ MIXTRAL = Family(
     names={**COMMON_NAMES, "moe.router.weight": "block_sparse_moe.gate.weight"},
     experts="block_sparse_moe.experts.{}",
     projections=("w1", "w3", "w2"),
+    rope_theta=1e6,
 )

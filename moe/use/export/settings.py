@@ -104,7 +104,7 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
     if "partial_rotary_factor" not in more:
         share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
         faults += [f"partial_rotary_factor ({share}): must be 1.0"] * (share != 1.0)
-    values["rope_theta"] = ("rope_theta", rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    values["rope_theta"] = ("rope_theta", rope.get("rope_theta", config.get("rope_theta", family.rope_theta)))
     given = dict(values.values()) | {
         "vocab_size": config.get("vocab_size"),
         "max_position_embeddings": config.get("max_position_embeddings", 2048),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from moe.common import units
+from moe.common.units import short
 
 ROOT = Path(__file__).resolve().parents[3]
 ODD = "caf\xe9 \u4e2d \udcff \x1b]0;title\x07 \u202e end"
@@ -108,3 +109,13 @@ def test_names_are_shown_with_escapes_that_keep_them_apart() -> None:
     shown = [printable(text) for text in texts]
     assert shown[:3] == ["a\\xffb", "a\\xfeb", "a\\ud800b"] and shown[-1] == texts[-1]
     assert len(set(shown)) == len(texts) and all(text.encode().decode().isprintable() for text in shown)
+
+
+def test_a_count_is_rounded_before_its_unit_is_chosen() -> None:
+    assert [short(count) for count in (999_400_000, 999_700_000, 1_234_567, 999.9, 12)] == [
+        "999M",
+        "1B",
+        "1.23M",
+        "1k",
+        "12",
+    ]

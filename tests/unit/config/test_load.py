@@ -205,6 +205,13 @@ def test_named_sizes_have_the_parameters_they_are_named_after(name: str, total: 
 STREAMS = "train_data={streams: {web: {local: w}, code: {local: c, proportion: 0.2}}}"
 
 
+def test_a_list_that_is_missing_does_not_hide_other_errors(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["eval_tasks={limit: 0}", "gradient_clip_norm=-1"])
+    assert all(key in str(caught.value) for key in ("eval_tasks.names: is missing", "gradient_clip_norm (-1.0)"))
+    assert "AnyNode" not in str(caught.value)
+
+
 def test_streams_of_a_mixture_have_names_of_their_own(path: Path) -> None:
     config = load_config(
         path, [STREAMS, "train_data.streams.code.proportion=0.3", "eval_data={streams: {a: {local: w}}}"]

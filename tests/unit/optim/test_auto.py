@@ -83,6 +83,15 @@ def test_a_run_that_resumes_keeps_its_numbers_and_says_what_the_rule_gives_now(l
     assert f"optimizer.lr 0.0123 (kept; the rule gives {by_rule:g} now, set it to take it)" in told
 
 
+def test_what_follows_a_rate_that_is_set_by_hand_in_mid_run_follows_it(load) -> None:
+    begun = {"lr": 0.0123, "weight_decay": 0.2, "adamw": {"lr": 0.0123, "embedding_lr": None}}
+    kept = {"optimizer": begun, "scheduler": {"t_warmup": "77ba"}}
+    config, chosen = resolve(load(*ALL, "optimizer.lr=0.0001"), kept)
+    assert config.optimizer.adamw.lr == 0.0001 and config.optimizer.weight_decay != 0.2
+    assert config.scheduler.t_warmup == "77ba"
+    assert not any("set it to take it" in str(choice) for choice in chosen if choice.by_rule is None)
+
+
 def test_a_warmup_that_leaves_no_room_is_refused_with_its_number(load) -> None:
     wsd = ["scheduler.name=wsd", "scheduler.t_decay=5950ba", "scheduler.t_warmup=auto"]
     with pytest.raises(InputError, match=r"scheduler\.t_warmup 100ba\) does not fit.*\n.*together exceed max_duration"):

@@ -148,3 +148,9 @@ def test_its_yaml_passes_the_check_where_the_data_are_there(tiny: Path, elsewher
     shown = capsys.readouterr().out
     assert code == 0 and " 0 fail" in shown, shown
     assert "pass  learning rate" in shown and "pass  ranks" not in shown
+
+
+def test_a_name_that_no_run_can_have_is_refused_and_leaves_no_file(elsewhere: Path, capsys) -> None:
+    assert main(["new", "--tokens", "1B", "--out", "my run.yaml"]) == 2
+    assert "--out (my run.yaml): its name is the run's" in capsys.readouterr().err
+    assert not (elsewhere / "my run.yaml").exists()

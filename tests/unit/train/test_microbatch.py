@@ -179,9 +179,7 @@ def test_a_resumed_run_uses_the_size_that_was_found_and_does_not_search(
     tiny: Path, tmp_path: Path, memory_for, monkeypatch
 ) -> None:
     plain = microbatch.microbatch_size
-    monkeypatch.setattr(
-        microbatch, "microbatch_size", lambda config, world_size, on_gpu: plain(config, world_size, True)
-    )
+    monkeypatch.setattr("moe.train.fit.microbatch_size", lambda config, world, on_gpu: plain(config, world, True))
     settings = ["device_train_microbatch_size=auto", "max_duration=8ba", "scheduler.t_warmup=1ba"]
     settings += ["eval_interval=4ba", "save_interval=4ba"]
     tried = memory_for(5)

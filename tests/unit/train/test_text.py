@@ -65,7 +65,7 @@ def test_a_step_that_is_abandoned_is_replayed_from_the_batch_it_had(tiny, text, 
 
     def overdue(self, state, logger):
         if int(state.timestamp.batch) == 6:  # the batch is fetched, the step is not made
-            self._stop(state, logger)
+            self.stop_here(state, logger)
         plain(self, state, logger)
 
     monkeypatch.setattr(CheckpointSaver, "before_forward", overdue)

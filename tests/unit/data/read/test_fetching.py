@@ -78,6 +78,21 @@ def test_a_cache_that_is_too_small_for_its_stripes_is_a_warning_and_loses_nothin
     assert sorted(row for batch in numbers(loader) for row in batch) == list(range(1, SHARDS * ROWS + 1))
 
 
+def test_a_cache_that_is_too_small_for_the_window_that_a_run_has_is_a_warning(remote, tmp_path, capsys):
+    loader = limited(remote, tmp_path / "cache")
+    at = {**loader.state_dict(), "order": {"name": "window-1", "window": 32}}
+    assert "warning" not in capsys.readouterr().out
+    loader.load_state_dict(at)
+    assert "holds 8 shards, and 1 stripes of 1 streams need 34 each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_shuffle_each_shard_is_fetched_once_too(remote, tmp_path, fetched, workers):
+    loader = limited(remote, tmp_path / "cache", spare=2, workers=workers, shuffle=False)
+    assert [row for batch in numbers(loader) for row in batch] == list(range(1, SHARDS * ROWS + 1))
+    assert set(fetched.count().values()) == {1} and len(fetched.count()) == SHARDS
+
+
 def test_after_the_first_window_no_batch_waits_for_a_throttled_remote(remote, tmp_path, fetched):
     fetched.seconds = 0.1
     batches = iter(limited(remote, tmp_path / "cache", batch=20))

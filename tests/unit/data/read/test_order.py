@@ -195,3 +195,9 @@ def test_without_shuffle_samples_come_as_they_lie():
     order = Order([np.array([3, 2]), np.array([4])], [10, 6], seed=1, stripes=2, shuffle=False)
     whole = np.stack(stripes_of(order, 4), axis=1).reshape(-1).tolist()
     assert whole == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6]
+    for first in range(0, 16, 4):  # two batches of two rows a stripe
+        at = np.tile([0, 1], 2), np.repeat(np.arange(first // 2, first // 2 + 2), 2)
+        needed = np.searchsorted([3, 5, 9], order.samples(0, *at), "right").tolist()
+        ahead = order.shards_ahead(0, *at)
+        assert list(dict.fromkeys(needed)) == [shard for shard in ahead if shard in needed], "in the order of their use"
+        assert len(ahead) <= len(set(needed)) + 2, "and one behind them in each stream"

@@ -154,7 +154,9 @@ def test_a_step_is_abandoned_only_where_one_rank_can_save_alone(fsdp2) -> None:
     from moe.train.callbacks.saver import CheckpointSaver
 
     stopped = []
-    saver = types.SimpleNamespace(stop=types.SimpleNamespace(overdue=True), _stop=lambda *args: stopped.append(args))
+    saver = types.SimpleNamespace(
+        stop=types.SimpleNamespace(overdue=True), stop_here=lambda *args: stopped.append(args)
+    )
     CheckpointSaver.before_forward(saver, types.SimpleNamespace(fsdp_enabled=fsdp2), None)
     assert bool(stopped) != fsdp2
 
