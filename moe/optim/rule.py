@@ -52,8 +52,8 @@ def learning_rate(*, d_model: int, tokens: float, batch: float, optimizer: str =
 def embedding_rate(lr: float, *, d_model: int, tied: bool) -> float:
     """Of an embedding that is no head too, `sqrt(d / 118)` times the matrices' rate `lr` where that is more.
 
-    Marin's law for its Adam groups over that for its matrices (issue 7856, as converted) and arXiv 2506.15025 agree in
-    the root of the width.
+    Marin's law for its Adam groups over that for its matrices (its issue 7856, in the units of Muon here) and arXiv
+    2506.15025 agree in the root of the width.
     """
     return lr if tied else lr * max(1.0, math.sqrt(d_model / EMBEDDING_WIDTH))
 

@@ -85,7 +85,11 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
     family = BY_ARCHITECTURE.get(architecture or "")
     if family is None:
         known = ", ".join(BY_ARCHITECTURE)
-        raise _differs(source, [f"architectures ({listed}): must be one of {known}"])
+        supported = {theirs for each in BY_ARCHITECTURE.values() for theirs, _ in each.keys.values()}
+        hinder = [
+            f"{key} ({config[key]}): is not supported" for key in FOREIGN if key not in supported and config.get(key)
+        ]
+        raise _differs(source, [f"architectures ({listed}): must be one of {known}", *hinder])
     faults = []
     if config.get("model_type") != family.model_type:
         faults.append(f"model_type ({config.get('model_type')!r}): must be {family.model_type}")

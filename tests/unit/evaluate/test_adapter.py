@@ -157,3 +157,52 @@ def test_a_bootstrapped_error_is_that_of_the_formula_where_there_is_one() -> Non
     assert bootstrapped(lambda values: sum(values) / len(values), items) == pytest.approx(formula, rel=0.2)
     assert bootstrapped(lambda values: values[1000], items) is None
     assert standard_error_of(lambda values: values[1000], 10)(items) == "N/A"
+
+
+def test_a_bootstrap_takes_turns_and_ter_which_would_take_hours_has_no_error() -> None:
+    from lm_eval.api.metrics import ter
+
+    turns: list[None] = []
+    assert bootstrapped(lambda values: values[0], [1.0, 2.0], lambda: turns.append(None)) is not None
+    assert len(turns) == 200
+
+    def stops() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bootstrapped(lambda values: values[0], [1.0, 2.0], stops)
+    assert standard_error_of(ter, 100)([("the end", "an end")] * 3) == "N/A"
+
+
+def test_what_tasks_draw_is_alike_everywhere_and_moves_nothing_outside() -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    found = []
+    for seed in (1, 2):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        with contained():
+            found.append(draws())
+        behind = draws()
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        assert behind == draws()
+    assert found[0] == found[1]
+
+
+def test_a_run_asks_with_a_tasks_own_number_of_examples() -> None:
+    from moe.config.observe import EvalTasks
+
+    wanted = EvalTasks(names=["offline_order"])
+    task = load_task(find_tasks(wanted.names, TASKS), "offline_order", fewshot=wanted.fewshot)
+    task.prepare()
+    assert [each.get_config("num_fewshot") for each in task.loaded["tasks"].values()] == [3]
+
+
+def test_data_to_bring_have_the_folder_that_datasets_gives_them() -> None:
+    from types import SimpleNamespace
+
+    from moe.evaluate.tasks import _bring
+
+    entry = SimpleNamespace(cfg={"dataset_path": "TIGER-Lab/MMLU-Pro"})
+    told = _bring(SimpleNamespace(task_index={"mmlu_pro": entry}), "mmlu_pro")
+    assert "load_dataset('TIGER-Lab/MMLU-Pro')" in told and "/TIGER-Lab___mmlu-pro here" in told

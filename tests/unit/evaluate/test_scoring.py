@@ -174,3 +174,30 @@ ALONE: dict = {}
 def test_two_ranks_share_the_work_and_all_get_all_of_it() -> None:
     ALONE.update({size: scored(model(), size) for size in (30, 60)}, written=continued(model(), 48))
     on_ranks(2, on_two)
+
+
+def test_long_prompts_that_need_a_mask_are_written_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    import moe.evaluate.greedy as module
+
+    transformer, sizes = model(), []
+    expected = continued(transformer, 48)
+    transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for span, most in ((MOST, 2), (MOST // 2, 1)):
+        monkeypatch.setattr(module, "MASKED_SPAN", span)
+        sizes.clear()
+        assert continued(transformer, 48) == expected and max(sizes) == most
+
+
+def test_of_several_errors_the_first_is_reported() -> None:
+    transformer, made = model(), []
+    ranks = Ranks(transformer)
+    ranks.needs_all = True  # so that passes are made behind the first error too
+
+    def fails(*_: object) -> None:
+        made.append(None)
+        raise RuntimeError(f"error {len(made)}")
+
+    transformer.blocks[1].register_forward_pre_hook(fails)
+    with pytest.raises(ScoringFailed, match=r"error 1$"):
+        score(transformer, questions(), most=MOST, batch_tokens=30, ranks=ranks)
+    assert len(made) > 1

@@ -91,6 +91,28 @@ def test_a_task_of_ones_own_is_scored_as_the_model_answers(
     assert f"{ours['value']:.4f} ±{ours['error']:.4f}" in shown and exported.name in shown
 
 
+def test_other_models_are_looked_for_first_and_take_no_result_away(
+    run: Path, tasks: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    import moe.evaluate.scores as module
+    from moe.common.errors import InputError
+
+    out = tmp_path / "own.json"
+    command = ["eval", str(run), "--tasks", "own_choice", "--include-path", str(tasks), "--limit", "5"]
+    command += ["--output", str(out), "--beside", str(tmp_path / "none")]
+    (tmp_path / "none").mkdir()
+    assert main(command) == 2
+    assert f"--beside ({tmp_path / 'none'})" in capsys.readouterr().err and not out.exists()
+
+    def breaks(*_: object) -> None:
+        raise InputError("no room for it")
+
+    monkeypatch.setattr(module, "check_hugging_face_model", lambda *_: None)
+    monkeypatch.setattr(module, "hugging_face_model", breaks)
+    assert main(command) == 2 and "no room for it" in capsys.readouterr().err
+    assert "own_choice" in json.loads(out.read_text())["results"]
+
+
 def test_a_suite_is_scored_with_its_centred_mean(run: Path, tasks: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     from moe.evaluate.suites import SUITES, SuiteTask
 

@@ -121,6 +121,31 @@ def test_another_architecture_is_refused(config: dict, told: str) -> None:
         from_config(config, "x")
 
 
+def test_another_architecture_is_refused_with_the_other_keys_that_hinder() -> None:
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "n_shared_experts": 2, "quantization_config": {"bits": 8}}
+    with pytest.raises(InputError) as error:
+        from_config(config, "x")
+    assert "architectures (['DeepseekV3ForCausalLM'])" in str(error.value)
+    assert "quantization_config ({'bits': 8}): is not supported" in str(error.value)
+    assert "n_shared_experts" not in str(error.value), "which Glm4Moe has"
+
+
+def test_an_absent_rope_theta_is_what_the_architecture_means_by_it(make_run: Callable, tmp_path: Path) -> None:
+    for name, changes, expected in (("mixtral", {"qk_norm": False}, 1e6), ("qwen", {}, 1e4)):
+        export(str(make_run(name=name, **changes)), out=tmp_path / f"hf-{name}", say=quiet)
+        config = json.loads((tmp_path / f"hf-{name}" / "config.json").read_text())
+        config.pop("rope_theta", None), config.pop("rope_parameters", None)
+        assert from_config(config, "x")[0]["rope_theta"] == expected
+
+
+def test_layers_that_predict_several_tokens_are_refused_by_name(make_run: Callable, tmp_path: Path) -> None:
+    export(str(make_run(**GLM)), out=tmp_path / "hf", say=quiet)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["num_nextn_predict_layers"] == 0 and from_config(config, "x")
+    with pytest.raises(InputError, match=r"num_nextn_predict_layers \(1\): must be 0"):
+        from_config({**config, "num_nextn_predict_layers": 1}, "x")
+
+
 def test_weights_with_no_place_or_of_another_shape_are_named(folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
