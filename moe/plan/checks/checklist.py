@@ -8,7 +8,7 @@ from moe.common.errors import InputError
 from moe.config import Config
 from moe.plan.checks.callbacks import check_user_callbacks
 from moe.plan.checks.data import check_run_data
-from moe.plan.checks.folder import check_folder, check_resume, existing
+from moe.plan.checks.folder import check_folder, check_resume, existing, kept_settings
 from moe.plan.checks.machine import (
     check_device,
     check_loader,
@@ -37,10 +37,12 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
 
     as_given = config
     try:
-        config, _ = resolve(config)
+        config, chosen = resolve(config, kept_settings(config))
     except InputError as error:
         yield Result("auto", "fail", str(error))
         return
+    if chosen:
+        yield Result("auto", "pass", ", ".join(map(str, chosen)))
     yield check_versions()
     yield check_device(config)
     world_size = world_size or _gpus()

@@ -71,6 +71,20 @@ def _space(config: Config, vocab_size: int, place: Path, there: list[Path]) -> R
     return Result("space", "pass", f"{text}, {size(most)} more for {disk.most} checkpoints at most")
 
 
+def kept_settings(config: Config) -> dict[str, Any] | None:
+    """The config of the newest checkpoint on this machine, whose numbers a resumed run keeps where it says `auto`; None
+    where there is none. What else there is to be said of it, `check_resume` says.
+    """
+    from moe.train.checkpointing.checkpoints import newest_checkpoint, step_folders
+    from moe.train.checkpointing.run_folder import local_folder
+
+    try:
+        found, _ = newest_checkpoint(step_folders(local_folder(config.save_folder, config.run_name)), hashes=False)
+    except OSError:
+        return None
+    return found.manifest["config"] if found is not None else None
+
+
 def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report: Report) -> Result:
     """Fresh, or the step that the run resumes from; with `hashes` every byte of its checkpoint is read."""
     from moe.train.checkpointing.run_folder import local_folder

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe.config import load_config
+from moe.plan.checks.checklist import run_checks
 from tests.unit.train.runs import rows, train
 
 AUTO = [
@@ -40,3 +41,8 @@ def test_a_run_trains_by_the_rule_and_resumes_at_its_own_rate(tiny: Path, tmp_pa
     assert "changed since the checkpoint: max_duration" in out and "optimizer.lr: was" not in out
     assert max(rows(folder, "optim/lr/muon").values()) == pytest.approx(config.optimizer.lr)
     assert load_config(folder / "config.yaml").optimizer.lr == config.optimizer.lr
+
+    wanted = load_config(tmp_path / "c.yaml", [f"save_folder={folder}", *AUTO, "max_duration=4000ba"])
+    first = next(iter(run_checks(wanted, world_size=1, fast=True, report=print)))
+    assert (first.name, first.state) == ("auto", "pass")
+    assert f"optimizer.lr {config.optimizer.lr:g} (kept; the rule gives" in first.text, "the rate that would train"
