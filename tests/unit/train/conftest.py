@@ -8,7 +8,8 @@ import contextlib
 import gc
 import json
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,20 @@ def _release_shared_memory() -> Iterator[None]:
         with contextlib.suppress(BufferError):  # an array still looks into it
             memory.cleanup()
             memory.created_shms.clear()  # or a second cleanup would unlink what another process has under that name
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Writes a module into the working directory, which is this test's own, in the place of one that was imported."""
+    monkeypatch.chdir(tmp_path)
+    path, names = list(sys.path), set()
+
+    def written(name: str, code: str) -> None:
+        sys.modules.pop(name, None)
+        names.add(name)
+        (tmp_path / f"{name}.py").write_text(code)
+
+    yield written
+    sys.path[:] = path
+    for name in names:
+        sys.modules.pop(name, None)
