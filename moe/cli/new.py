@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from moe.cli.yaml import named_yaml, write_new
     from moe.common.paths import local_path
     from moe.config import load_config, to_yaml
+    from moe.config.checks import RUN_NAME
     from moe.plan.new import make, notes, with_data
     from moe.plan.vocabulary import find_vocab_size
     from moe.plan.yaml_text import as_text, chosen_keys
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     wanted, out = _wanted(args), local_path(args.out, "--out")
     if out.exists():
         raise InputError(f"{out} is there already; remove it, or choose another file with --out")
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.stem) is None:
+    if re.fullmatch(RUN_NAME, out.stem) is None:
         raise InputError(f"--out ({out}): its name is the run's, of letters, digits, '.', '_' and '-'; choose another")
     path = named_yaml(args.like or BASE)
     like = load_config(path)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TIMES = ("max_duration", "save_interval", "eval_interval", "log_interval", "keep_every", "scheduler.t_decay")
 WEIGHTS = {"proportion": 1_000_000, "repeat": 10_000, "choose": 2**31 - 1}  # of a stream in a mixture: the most
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 MOST_LANES = 1024  # each holds a window of text in memory
 
 
@@ -221,7 +222,7 @@ def _check_weights(streams: dict[str, TrainStream], faults: list[str]) -> None:
 
 
 def _check_run(config: Config, faults: list[str]) -> None:
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run_name) is None:
+    if re.fullmatch(RUN_NAME, config.run_name) is None:
         faults.append(
             f"run_name ({config.run_name}) must be letters, digits, '.', '_' and '-' "
             "(quote it in yaml if it looks like a number)"

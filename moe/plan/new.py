@@ -75,15 +75,21 @@ def for_tokens(like: Config, tokens: int | None, n_gpus: int) -> Config:
     same = tokens in (None, own_tokens)
     tokens = tokens or own_tokens
     batch = like.global_train_batch_size
+
+    def batch_for(tokens: int) -> int:
+        return _rounded_batch(own_batch * (tokens / own_tokens) ** BATCH_GROWTH / like.max_seq_len, n_gpus)
+
     if not same or batch % n_gpus:
-        grown = own_batch * (tokens / own_tokens) ** BATCH_GROWTH / like.max_seq_len
-        batch = _rounded_batch(grown, n_gpus)
+        batch = batch_for(tokens)
     tokens_per_step = batch * like.max_seq_len
     steps = -(-tokens // tokens_per_step)
     if steps < LEAST_STEPS:
+        enough = LEAST_STEPS * tokens_per_step
+        while (more := LEAST_STEPS * batch_for(enough) * like.max_seq_len) > enough:  # with the tokens the batch grows
+            enough = more
         raise InputError(
             f"--tokens ({short(tokens)}) makes {steps} steps of {batch} x {like.max_seq_len} tokens; give at least "
-            f"{short(LEAST_STEPS * tokens_per_step)}"
+            f"{-(-enough // 1000)}k"
         )
     interval = f"{_interval(steps)}ba"
     assert like.eval_data is not None
@@ -170,7 +176,8 @@ def _refusal(config: Config, fit: Fit, wanted: Wanted, vocab_size: int, build: C
     would = []
     smaller = largest(build, vocab_size, wanted.gpu, wanted.n_gpus, most=count.total, seconds=seconds)
     if smaller is not None:
-        would.append(f"--params {short(parameters(smaller[0], vocab_size).total)}")
+        instead = "" if wanted.shape_free else " in the place of --like"
+        would.append(f"--params {short(parameters(smaller[0], vocab_size).total)}{instead}")
     if fit.microbatch:
         text = f"takes {clock(fit.seconds)} on {_cards(wanted)}, more than {wanted.hours:g} hours"
         would.append(f"--hours {math.ceil(fit.seconds / 3600)}")

@@ -1,6 +1,7 @@
 """`moe new`: a yaml from a few wishes, its numbers, and what it refuses."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +155,16 @@ def test_a_name_that_no_run_can_have_is_refused_and_leaves_no_file(elsewhere: Pa
     assert main(["new", "--tokens", "1B", "--out", "my run.yaml"]) == 2
     assert "--out (my run.yaml): its name is the run's" in capsys.readouterr().err
     assert not (elsewhere / "my run.yaml").exists()
+
+
+@pytest.mark.parametrize("tokens", ["10k", "1k"])
+def test_the_least_number_of_tokens_that_is_named_is_enough(tokens: str, elsewhere: Path, capsys) -> None:
+    assert main(["new", "--tokens", tokens, "--out", "few.yaml"]) == 2
+    least = re.search(r"give at least (\d+k)", capsys.readouterr().err)
+    assert least and main(["new", "--tokens", least[1], "--out", "enough.yaml"]) == 0
+
+
+def test_another_size_is_suggested_as_it_can_be_given(elsewhere: Path, capsys) -> None:
+    assert main(["new", "--like", "1b", "--gpu", "RTX 4090", "--hours", "100", "--out", "mine.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"--params [\d.]+[MB] in the place of --like", told) and "e+" not in told
