@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
             from moe.plan.checks.page import show_checks
 
             return show_checks(lambda: config, argv[0])
+        stop.set_grace(parse_seconds(config.stop_grace))
         stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
         return train(config, stop)
     except (InputError, RunFailed) as error:

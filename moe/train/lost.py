@@ -53,4 +53,4 @@ def interrupted_by_losses(progress: Progress) -> Iterator[None]:
         text = str(error) if isinstance(error, RuntimeError) else f"DataLoader worker exited unexpectedly: {error!r}"
         cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in text)
         complain(text.strip().splitlines()[-1] + cut)
-        raise Stopped from None
+        raise Stopped(text if is_lost_rank(error) else "") from None

@@ -77,9 +77,9 @@ from itertools import chain, repeat
 from moe.train.stop import StopSignal
 c, stop = CDLL(None), StopSignal()
 stop.install()
-with stop.ends_waits():  # 20 s in C, and the word from within it: no handler of Python runs
-    waits = chain(map(c.puts, [b"waiting"]), map(c.fflush, [None]), map(c.usleep, repeat(100_000, 200)))
-    deque(waits, maxlen=0)
+# 20 s in C, and the word from within it: no handler of Python runs
+waits = chain(map(c.puts, [b"waiting"]), map(c.fflush, [None]), map(c.usleep, repeat(100_000, 200)))
+deque(waits, maxlen=0)
 """
 
 
