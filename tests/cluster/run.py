@@ -120,7 +120,7 @@ def term(cluster: Cluster) -> None:
     pair = Pair(cluster, "term-again", f"save_folder={run}", "max_duration=120ba")
     codes, _ = pair.end()
     assert codes == [0, 0], pair.said()[-2000:]
-    tell(f"      the same command on both: {pair.line('resumed from')}; {codes}, {each_step_once(run)} steps")
+    tell(f"      the same command: {pair.line('resumed from')}; {codes}, {each_step_once(run)} steps")
 
 
 def kill(cluster: Cluster) -> None:
@@ -276,8 +276,10 @@ def slurm(cluster: Cluster) -> None:
         trains(1)
         tell(f"slurm: {it('sbatch', '--version')}, two nodes; job {job} trains")
         resumed("time limit of 3 min, TERM 60 s before", 2)
-        high = it("sbatch", "--parsable", "-p", "high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2",
-                  f"--output={cluster.folder}/high.log", "--chdir=/tmp", "--wrap", "srun hostname; sleep 5", **env)  # fmt: skip
+        wanted = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", f"--output={cluster.folder}/high.log"]
+        high = it(
+            "sbatch", "--parsable", "-p", "high", *wanted, "--chdir=/tmp", "--wrap", "srun hostname; sleep 5", **env
+        )
         until(lambda: it.state(high) == "COMPLETED", f"the job of the partition high ({it.state(high)})")
         resumed("preempted by a job of a higher partition", 3)
         time.sleep(3)
