@@ -66,7 +66,10 @@ def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: A
     job, folder = work.get()
     settle_process()
     while True:
-        item = channel.recv()
+        try:
+            item = channel.recv()
+        except EOFError:  # there is nothing left for this one
+            return
         try:
             faults = convert_item(job, item, folder, lambda *made: add(counter, *made))
             answer: tuple[list[BadFileError] | Exception, str | None] = faults, None

@@ -58,7 +58,7 @@ class UnitStore:
         self._item_of: dict[str, str] = {}
         self._noted: set[str] = set()  # items
         self._last: tuple[str, dict[str, dict[str, Any]]] = ("", {})
-        self._last_array: tuple[str, np.ndarray] = ("", np.empty(0))
+        self._last_arrays: dict[str, tuple[str, np.ndarray]] = {}  # of each name
 
     def refresh(self) -> None:
         """Look again: other machines may have made units."""
@@ -159,19 +159,19 @@ class UnitStore:
     def array(self, unit: Unit, name: str) -> np.ndarray:
         """`lengths` or `hashes` of the unit's documents."""
         home = self.home(unit)
-        whole = self._array(f"{home}/{name}.npy")
+        if self._last_arrays.get(name, ("",))[0] != home:
+            self._last_arrays[name] = home, self._array(f"{home}/{name}.npy")
+        whole = self._last_arrays[name][1]
         if home == unit.name:
             return whole
         first = self.mark(unit.name)["at"]["documents"]
         return whole[first : first + self._done[unit.name].documents]
 
     def _array(self, name: str) -> np.ndarray:
-        if self._last_array[0] != name:
-            content = self.folder.read(name)
-            if content is None:
-                raise InputError(f"{self.folder}/{name} is missing; run with --overwrite")
-            self._last_array = (name, np.load(io.BytesIO(content)))
-        return self._last_array[1]
+        content = self.folder.read(name)
+        if content is None:
+            raise InputError(f"{self.folder}/{name} is missing; run with --overwrite")
+        return np.load(io.BytesIO(content))
 
 
 def _brief(mark: dict[str, Any]) -> Done:
