@@ -35,7 +35,7 @@ from moe.data.text.tables import FOOTER_BYTES, open_parquet
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
 THREADS = 24
-BEGIN = 64  # files that are looked at before the work
+BEGIN, MOST_AHEAD = 64, 512  # files that are looked at before the work; units that wait for it
 REPORT_EVERY_S = 5.0
 MARGIN = 2  # of rows: as many may be skipped
 TOKEN_BYTES, DOCUMENT_BYTES = 16, 64 << 10  # of text, more than those of any usual language or dataset
@@ -140,7 +140,6 @@ class Planning:
     bad: list[BadFileError] = field(default_factory=list)
     looked_at: int = 0
     weight: int = 0  # of `units`
-    stopped: bool = False
     _kinds: Counter[str] = field(default_factory=Counter)  # of files that were opened
 
     def more(self) -> bool:
@@ -167,10 +166,14 @@ class Planning:
         return True
 
     def all(self) -> None:
-        """Look at all files, until `stopped`."""
+        """Look at all files."""
+        for _ in self.one_by_one():
+            pass
+
+    def one_by_one(self) -> Iterator[None]:
+        """Look at one file after another, as it is asked for."""
         for _ in self._look():
-            if self.stopped:
-                return
+            yield
 
     def _look(self) -> Iterator[tuple[list[Unit], int]]:
         """(units, rows) of each further file; none of one that cannot be read. They are noted here."""
@@ -231,10 +234,14 @@ class Planning:
 
 
 class Ahead:
-    """Looks at all files that `planning` has not seen, in a thread, while its units are converted."""
+    """Looks at all files that `planning` has not seen, in a thread, while its units are converted; at most MOST_AHEAD
+    units further than those, as a hub may count both's requests.
+
+    taken: how many of the units have been.
+    """
 
     def __init__(self, planning: Planning) -> None:
-        self._planning = planning
+        self._planning, self.taken, self._stopped = planning, 0, False
         self._bytes = sum(file.size for file in planning.files)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._plan, daemon=True)
@@ -244,11 +251,15 @@ class Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._planning.stopped = True
+        self._stopped = True
 
     def _plan(self) -> None:
         try:
-            self._planning.all()
+            for _ in self._planning.one_by_one():
+                while not self._stopped and len(self._planning.units) > self.taken + MOST_AHEAD:
+                    time.sleep(0.1)
+                if self._stopped:
+                    return
         except BaseException as error:
             self._error = error
 

@@ -91,6 +91,8 @@ class _Work:
             if at < len(self._units):
                 yield self._units[at]
                 at += 1
+                if self._ahead is not None:
+                    self._ahead.taken = at
             elif complete:
                 return
             else:
