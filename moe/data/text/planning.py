@@ -156,12 +156,12 @@ class Planning:
         for units, count in self._look():
             weight = sum(unit.weight for unit in units)
             rows, text_bytes = rows + (count or weight // DOCUMENT_BYTES), text_bytes + weight
-            if self.thorough or not one_kind or not self.units:
+            if not one_kind or not self.units:
                 continue
             if limited:
                 if remote and self._enough(rows, text_bytes) and self.looked_at >= 2 * begun:
                     break
-            elif self._kinds.total() >= opened_before + BEGIN:
+            elif not self.thorough and self._kinds.total() > opened_before + BEGIN:
                 break
         return True
 
