@@ -5,23 +5,25 @@ A unit costs some numbers here, whether there are ten or a million: no mark, and
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit
+from moe.data.text.planning import in_order
 from moe.data.text.rows import Skipped
 from moe.data.write.doubled import Doubled
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit_store import UnitStore
 
-LENGTHS_HELD = 1 << 20
+LENGTHS_HELD, READERS = 1 << 20, 8
 Units = Sequence[tuple[UnitStore, Unit]]
 
 
@@ -96,9 +98,9 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
     digest = xxhash.xxh128(str(layout.config))
     proofs: dict[str, set[str]] = {}
     reads: dict[int, list] = {}
-    for store, unit in units:
+    for store, unit, mark, own_lengths, hashes in _loaded(units):
         found.units += 1
-        mark, home = store.mark(unit.name), store.home(unit)
+        home = store.home(unit)
         for split in SPLITS:
             entry = mark["splits"][split]
             rest = store.rest(unit, mark, split, header=header, block=layout.seq_len, width=width)
@@ -112,12 +114,12 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
         found.text_bytes += mark["text_bytes"]
         found.skipped.merge(Skipped(**mark["skipped"]))
         found.counts.update(mark["counts"])
-        held.append(store.array(unit, "lengths"))
+        held.append(own_lengths)
         held_count += len(held[-1])
         if held_count >= LENGTHS_HELD:
             found.lengths, held, held_count = add_lengths(found.lengths, np.concatenate(held)), [], 0
-        if mark["counts"]["named"]:
-            doubled.add(store.array(unit, "hashes"))
+        if hashes is not None:
+            doubled.add(hashes)
         if "proof" in mark:
             proofs.setdefault(mark["file"], set()).add(mark["proof"])
         if mark["read"] is not None:
@@ -130,6 +132,24 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
     found.reads = [[place, *entries] for place, entries in reads.items()]
     found.digest = digest.hexdigest()
     return found
+
+
+def _loaded(units: Units) -> Iterator[tuple[UnitStore, Unit, dict[str, Any], np.ndarray, np.ndarray | None]]:
+    """Each unit with its done mark, lengths and, where documents have ids, hashes. Those that were made by themselves are
+    read by READERS at once: on a bucket each file takes a while.
+    """
+    alone = [(store, unit) for store, unit in units if store.home(unit) == unit.name]
+    with contextlib.closing(in_order(_load, alone, threads=READERS, ahead=2 * READERS)) as found:
+        for store, unit in units:
+            is_alone = store.home(unit) == unit.name
+            yield store, unit, *(next(found) if is_alone else _load((store, unit)))
+
+
+def _load(part: tuple[UnitStore, Unit]) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
+    store, unit = part
+    mark = store.mark(unit.name)
+    hashes = store.array(unit, "hashes") if mark["counts"]["named"] else None
+    return mark, store.array(unit, "lengths"), hashes
 
 
 def _strength(proof: str) -> bool:

@@ -159,11 +159,11 @@ class UnitStore:
     def array(self, unit: Unit, name: str) -> np.ndarray:
         """`lengths` or `hashes` of the unit's documents."""
         home = self.home(unit)
+        if home == unit.name:  # not kept: many may be read at once
+            return self._array(f"{home}/{name}.npy")
         if self._last_arrays.get(name, ("",))[0] != home:
             self._last_arrays[name] = home, self._array(f"{home}/{name}.npy")
         whole = self._last_arrays[name][1]
-        if home == unit.name:
-            return whole
         first = self.mark(unit.name)["at"]["documents"]
         return whole[first : first + self._done[unit.name].documents]
 
