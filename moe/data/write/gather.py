@@ -135,8 +135,8 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
 
 
 def _loaded(units: Units) -> Iterator[tuple[UnitStore, Unit, dict[str, Any], np.ndarray, np.ndarray | None]]:
-    """Each unit with its done mark, lengths and, where documents have ids, hashes. Those that were made by themselves are
-    read by READERS at once: on a bucket each file takes a while.
+    """Each unit with its done mark, lengths and, where documents have ids, hashes. Those that were made by themselves
+    are read by READERS at once: on a bucket each file takes a while.
     """
     alone = [(store, unit) for store, unit in units if store.home(unit) == unit.name]
     with contextlib.closing(in_order(_load, alone, threads=READERS, ahead=2 * READERS)) as found:
