@@ -75,7 +75,7 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["optimizer.lr=nan"], r"optimizer\.lr \(nan\) must be above 0"),
         (["device_train_microbatch_size=big"], r"device_train_microbatch_size \(big\) must be an integer"),
         (["compile=maybe"], r"compile \(maybe\) must be auto, true or false"),
-        (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) goes with scheduler\.name wsd"),
+        (["scheduler.name=wsd"], r"scheduler\.t_decay \(None\) needs scheduler\.name wsd"),
         (["run_name=a/b"], r"run_name \(a/b\) must be letters"),
         (["save_num_checkpoints_to_keep=0"], r"save_num_checkpoints_to_keep \(0\) keeps nothing"),
         (["optimizer.adamw.betas=[0.9, 1.5]"], r"optimizer\.adamw\.betas \(\[0\.9, 1\.5\]\) must lie in"),
@@ -113,7 +113,7 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
         (["train_data.num_canonical_nodes=0"], r"num_canonical_nodes \(0\) must be at least 1"),
         (
             ["train_data={text: {dataset: x}, num_canonical_nodes: 2}"],
-            r"num_canonical_nodes \(2\) goes with converted data",
+            r"num_canonical_nodes \(2\) needs converted data",
         ),
         (["save_folder=${nope}"], r"nope"),
         (["run_name=${run_name}"], r"run_name"),
@@ -187,7 +187,7 @@ def test_streams_of_a_mixture_have_names_of_their_own(path: Path) -> None:
     [
         (["train_data={}"], r"train_data: has no data; give one of local \(a folder\), streams"),
         ([STREAMS, "train_data.local=x"], r"train_data: has local and streams; give one of"),
-        ([STREAMS, "train_data.remote=s3://x"], r"train_data\.remote \(s3://x\) goes with train_data\.local"),
+        ([STREAMS, "train_data.remote=s3://x"], r"train_data\.remote \(s3://x\) needs train_data\.local"),
         ([STREAMS, "train_data.streams.web.locl=x"], r"web\.locl: unknown key; did you mean .*streams\.web\.local\?"),
         ([STREAMS, "train_data.streams.books.proportion=0.1"], r"train_data\.streams\.books\.local: is missing"),
         ([STREAMS, "train_data.streams.web=5"], r"train_data\.streams\.web: is 5; this is a section, with local,"),
@@ -214,7 +214,7 @@ def test_streams_of_a_mixture_have_names_of_their_own(path: Path) -> None:
             [STREAMS, "train_data.streams.code.choose=99999999999"],
             r"choose \(99999999999\) must be above 0 and at most",
         ),
-        (["eval_data={text: true}"], r"eval_data\.text goes with train_data\.text and a val_fraction above 0"),
+        (["eval_data={text: true}"], r"eval_data\.text needs train_data\.text and a val_fraction above 0"),
         (["train_data={streams: {'a/b': {local: w}}}"], r"streams\.a/b: a stream's name must be letters"),
     ],
 )
@@ -273,7 +273,7 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
     ("overrides", "expected"),
     [
         (["model.balance=quantile", "model.top_k=4"], "model.balance (quantile) needs model.top_k (4) below"),
-        (["model.balance_rate=0.1"], "model.balance_rate (0.1) goes with model.balance sign (is loss); remove it"),
+        (["model.balance_rate=0.1"], "model.balance_rate (0.1) needs model.balance sign (is loss); remove it"),
         (["model.balance=sign", "model.balance_rate=0"], "model.balance_rate (0.0) must be above 0 and at most 1"),
         (["model.partial_rotary_factor=0.2"], "model.partial_rotary_factor (0.2) of a head's 16 channels makes 3"),
         (["model.partial_rotary_factor=1.5"], "model.partial_rotary_factor (1.5) must be above 0 and at most 1"),
@@ -282,7 +282,7 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.scoring_func=relu"], "model.scoring_func: is 'relu'"),
         (["model.first_k_dense_replace=2"], "model.first_k_dense_replace (2) leaves no layer of experts of model.n_"),
         (["model.first_k_dense_replace=-1"], "model.first_k_dense_replace (-1) must be at least 0"),
-        (["model.dense_hidden=64"], "model.dense_hidden (64) goes with model.first_k_dense_replace above 0; remove it"),
+        (["model.dense_hidden=64"], "model.dense_hidden (64) needs model.first_k_dense_replace above 0; remove it"),
         (["model.first_k_dense_replace=1", "model.dense_hidden=0"], "model.dense_hidden (0) must be at least 1"),
         (["model.qk_norm=layer"], "model.qk_norm (layer) must be head, full or false"),
         (["model.qk_norm=null"], "model.qk_norm: is None"),
