@@ -126,6 +126,9 @@ def test_items_follow_from_the_listing_alone(monkeypatch):
     files = [SourceFile(str(i), "", "txt", size, "") for i, size in enumerate([10, 10, 10, 10, 70, 50, 60, 5, 5, 5])]
     assert items.groups_of(files).tolist() == [0, 0, 0, 1, -1, 2, 3, 3, 3, 4]
     assert (items.groups_of(files[:4]) == -1).all(), "few files stay by themselves"
+    monkeypatch.setattr(items, "HUB_FILES", 2)
+    hub = [SourceFile(str(i), "", "txt", 10, "", remote=True) for i in range(5)]
+    assert items.groups_of(hub).tolist() == [0, 0, 1, 1, 2]
 
 
 def test_no_further_unit_yet_is_passed_on_between_items():
