@@ -11,6 +11,8 @@
 #                    (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
+# make bench-convert-scale   conversion of 100,000 small files, 27,000 footers of a hub, a hub that limits requests
+# make soak        50,000 steps of a tiny model in a process of its own: does anything grow; hours (STEPS=2000: fewer)
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
@@ -25,6 +27,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
 .PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
+.PHONY: bench-convert-scale soak
 
 setup: .venv/ready
 
@@ -95,6 +98,13 @@ chaos: setup
 
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
+
+bench-convert-scale: setup
+	$(BIN)/python benchmarks/convert_scale.py --write
+
+STEPS ?= 50000
+soak: setup
+	$(BIN)/python benchmarks/soak.py --steps $(STEPS) --write --detach
 
 .venv-docs/ready: pyproject.toml | setup
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
