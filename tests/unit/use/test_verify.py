@@ -145,7 +145,7 @@ def test_an_altered_tensor_of_each_kind_fails_and_what_was_exported_does_not(fam
             verify_logits(tmp_path, model)
 
 
-@pytest.mark.parametrize("factor", [1e-4, 1e3])
+@pytest.mark.parametrize("factor", [1e-6, 1e3])
 def test_a_difference_counts_relative_to_the_logits_however_large_they_are(families, tmp_path: Path, factor: float):
     folder, model = families["Qwen3Moe"]
     tensors, model = load_file(folder / "model.safetensors"), copy.deepcopy(model)
@@ -156,7 +156,7 @@ def test_a_difference_counts_relative_to_the_logits_however_large_they_are(famil
     assert verify_logits(tmp_path, model) < 1e-5
     tensors["model.layers.1.mlp.gate.weight"] = tensors["model.layers.1.mlp.gate.weight"].flip(0).contiguous()
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunFailed, match="of the largest logit"):
+    with pytest.raises(RunFailed, match="logits differ"):
         verify_logits(tmp_path, model)
 
 
