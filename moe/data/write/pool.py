@@ -1,8 +1,11 @@
-"""Run the unit function over units: in this process with one worker, else one spawned process a worker, one thread
+"""Run the items of a conversion: in this process with one worker, else one spawned process a worker, one thread
 each.
 
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that keeps writing).
-- A unit whose file cannot be read is reported, not raised: the others continue.
+- A worker that dies closes its pipe, whenever that is: one place to see it. (concurrent.futures looks after its
+  processes in a thread, which a death while others still start sets against the thread that starts them.)
+- A file that cannot be read is reported, not raised: the others continue.
+- Items come as they are planned: None among them says that there is none at this moment.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Any
 
 from moe.common.errors import InputError
@@ -23,12 +27,10 @@ from moe.data.folders import Folder
 from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
-from moe.data.text.files import Unit
-from moe.data.write.unit import Job, convert_unit
+from moe.data.write.items import Item, convert_item
+from moe.data.write.unit import Job
 
-_job: Job
-_folder: Folder
-_counter: Any
+ASK_AGAIN_S = 0.1
 
 
 def _exit_with_parent() -> None:
@@ -38,15 +40,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _start_worker(work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
-    global _job, _folder, _counter
-    _job, _folder = work.get()
-    _counter = counter
-    settle_process()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
 def add(counter: Any, tokens: int, weight: int, documents: int) -> None:
     with counter.get_lock():
         counter[0] += tokens
@@ -54,12 +47,77 @@ def add(counter: Any, tokens: int, weight: int, documents: int) -> None:
         counter[2] += documents
 
 
-def _run(unit: Unit) -> BadFileError | None:
+def counted(counter: Any) -> list[int]:
+    """Tokens, weight and documents; without the lock, which a worker may have been killed with."""
+    return counter.get_obj()[:]
+
+
+class _InWorker(Exception):
+    """The traceback of a worker's error, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
+    """A worker: takes items, answers each by (its files' errors, None) or (what it raised, its traceback)."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    job, folder = work.get()
+    settle_process()
+    while True:
+        try:
+            item = channel.recv()
+        except EOFError:  # there is nothing left for this one
+            return
+        try:
+            faults = convert_item(job, item, folder, lambda *made: add(counter, *made))
+            answer: tuple[list[BadFileError] | Exception, str | None] = faults, None
+        except Exception as error:
+            answer = error, traceback.format_exc()
+        channel.send(answer)
+
+
+class _Worker:
+    """The parent's side of one worker. Raises InputError where the worker is dead."""
+
+    def __init__(self, *shared: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.channel, theirs = context.Pipe()
+        context.Process(target=_work, args=(theirs, *shared)).start()
+        theirs.close()  # open in the worker alone: its death is the end of the channel
+
+    def give(self, item: Item) -> None:
+        try:
+            self.channel.send(item)
+        except OSError as error:
+            raise _died() from error
+
+    def take(self) -> list[BadFileError]:
+        """Its files' errors; raises what the worker raised."""
+        try:
+            answer, its_traceback = self.channel.recv()
+        except (EOFError, OSError) as error:
+            raise _died() from error
+        if its_traceback:
+            raise answer from _InWorker(its_traceback)
+        return answer
+
+
+def _died() -> InputError:
+    return InputError(
+        "a worker process died, most often for lack of memory; what is done is kept: "
+        "run the same command with fewer --workers"
+    )
+
+
+def _start_workers(number: int, *shared: Any) -> list[_Worker]:
+    # Ctrl+C reaches the process group; a worker starts with it ignored, or a traceback would end its imports
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        convert_unit(_job, unit, _folder, lambda *made: add(_counter, *made))
-    except BadFileError as error:
-        return error
-    return None
+        return [_Worker(*shared) for _ in range(number)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def new_counter() -> Any:
@@ -69,54 +127,48 @@ def new_counter() -> Any:
 
 def run_units(
     job: Job,
-    units: Iterable[Unit],
+    items: Iterable[Item | None],
     folder: Folder,
     *,
     workers: int,
     counter: Any,
-    finished: Callable[[Unit, BadFileError | None], bool],
+    finished: Callable[[Item, list[BadFileError]], bool],
 ) -> None:
-    """Convert units in order; `finished(unit, fault)` after each says whether to continue.
+    """Convert items in order; `finished(item, errors of its files)` after each says whether to continue.
 
     Raises InputError when a worker dies.
     """
-    todo = iter(units)
     if workers == 1:
         settle_process()
-        for unit in todo:
-            fault = None
-            try:
-                convert_unit(job, unit, folder, lambda *made: add(counter, *made))
-            except BadFileError as error:
-                fault = error
-            if not finished(unit, fault):
+        for item in items:
+            if item is None:
+                time.sleep(ASK_AGAIN_S)
+            elif not finished(item, convert_item(job, item, folder, lambda *made: add(counter, *made))):
                 return
         return
-    context = multiprocessing.get_context("spawn")
-    work = SharedValue((job, folder))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work, counter))
-    running: dict[Future, Unit] = {}
+    todo = iter(items)
+    running: dict[Any, tuple[_Worker, Item]] = {}
+    waiting: list[_Worker] = []  # for an item that is still to be planned
+
+    def give_next(worker: _Worker) -> None:
+        for item in itertools.islice(todo, 1):
+            if item is None:
+                waiting.append(worker)
+            else:
+                running[worker.channel] = worker, item
+                worker.give(item)
+
     try:
-        going = True
-        while going:
-            # Ctrl+C reaches the process group; a worker starts with it ignored, or a traceback would end its imports
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                for following in itertools.islice(todo, 2 * workers - len(running)):
-                    running[pool.submit(_run, following)] = following
-                pool.submit(int)  # the pool looks at a worker's death from the submit after the one that started it
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                going = finished(running.pop(future), future.result()) and going
-        pool.shutdown(wait=False, cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process died, most often for lack of memory; what is done is kept: "
-            "run the same command with fewer --workers"
-        ) from error
+        for worker in _start_workers(workers, SharedValue((job, folder)), counter):
+            give_next(worker)
+        while running or waiting:
+            for channel in connection.wait(list(running), ASK_AGAIN_S if waiting else None):
+                worker, item = running.pop(channel)
+                if not finished(item, worker.take()):
+                    return
+                waiting.append(worker)
+            for _ in range(len(waiting)):
+                give_next(waiting.pop(0))
     finally:
         for process in multiprocessing.active_children():
             process.terminate()
