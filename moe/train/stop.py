@@ -102,7 +102,11 @@ class StopSignal:
         self._act(number)
 
     def noted(self, number: int) -> None:
-        """In a thread: the kernel has noted a signal. Acts on it, where the main thread does not come to that."""
+        """In a thread: the kernel has noted a signal. Acts on it, where the main thread does not come to that; not for
+        the handler of somebody else.
+        """
+        if signal.getsignal(number) != self._handle:
+            return
         self._noted += 1
         time.sleep(LOOK)
         if self._handled < self._noted:
