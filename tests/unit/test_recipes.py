@@ -30,7 +30,8 @@ done
 exit "$worst"
 """
 SCONTROL = """#!/bin/bash
-if [ "$1" = show ]; then printf 'node0\\nnode1\\n'; else echo "scontrol $*" >> "$LOG"; fi
+if [ "$2" = job ]; then echo "JobId=$3 JobState=${STATE:-RUNNING} Reason=None"
+elif [ "$1" = show ]; then printf 'node0\\nnode1\\n'; else echo "scontrol $*" >> "$LOG"; fi
 """
 MOE = r"""#!/bin/bash
 echo "moe $*" >> "$LOG"
@@ -84,6 +85,13 @@ def test_slurm_requeues_what_was_stopped_or_lost(stubs, codes: str) -> None:
     assert "scontrol requeue 42\n" in called and code == 0
     code, called = submit(stubs, codes, SLURM_RESTART_COUNT="100")
     assert "requeue" not in called and code != 0, "MAX_RESTARTS"
+
+
+def test_slurm_does_not_requeue_a_job_that_was_cancelled(stubs) -> None:
+    """scancel sends TERM too: the job saved and came back."""
+    for state in ("CANCELLED", "COMPLETING"):
+        code, called = submit(stubs, "75 75", STATE=state)
+        assert "requeue" not in called and code == 75
 
 
 @pytest.mark.parametrize(("codes", "code"), [("1 75", 1), ("75 1", 1), ("2 2", 2), ("1 247", 1)])
