@@ -25,11 +25,17 @@ from moe.model.router import LayerMetric, Router, RouterStats, bias_range
 class Balance(nn.Module):
     """No rule at all, and what a rule may have.
 
-    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB.
+    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB. Every rule is made with n_layers (those that
+    have experts), n_experts, weight (`model.balance_loss`) and rate (`model.balance_rate`).
     """
 
     uses_bias = False
     bins = 0
+
+    def __init__(
+        self, *, n_layers: int = 0, n_experts: int = 0, weight: float = 0.0, rate: float | None = None
+    ) -> None:
+        super().__init__()
 
     def loss(self, stats: RouterStats, tokens: int) -> Tensor | float:
         """What is added to a microbatch's loss. tokens: of the global batch."""
@@ -114,7 +120,7 @@ def set_bias(router: Router, bias_E: Tensor) -> None:
     router.bias_E.copy_(bias_E - bias_E.mean())
 
 
-RULES: dict[str, type[BalanceLoss]] = {"loss": BalanceLoss, "sign": BiasSign, "quantile": BiasQuantile}
+RULES: dict[str, type[Balance]] = {"loss": BalanceLoss, "sign": BiasSign, "quantile": BiasQuantile}
 
 FORMER_NAMES = {"expert_share_LE": "balance.share_LE"}  # of entries in the checkpoints of version 0.1
 
