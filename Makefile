@@ -22,6 +22,8 @@
 #                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
 # make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
 # make gpu   verifies, measures and tunes on an NVIDIA GPU, in half an hour (benchmarks/gpu.py); make gpu DRY=1: on the CPU
+# make cluster     two machines in namespaces of this one, with a real Slurm, killed and cut (root; apt-get install
+#                  slurm-wlm munge); its output goes into docs/cluster.md
 # make chaos-convert   conversion killed 20 times, then finished: the same bytes
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
@@ -31,6 +33,7 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
 .PHONY: bench-convert-scale soak
 .PHONY: bench-upcycle
+.PHONY: cluster
 
 setup: .venv/ready
 
@@ -130,6 +133,10 @@ pictures: setup
 bench-learning: setup
 	$(if $(TEXT),$(BIN)/python benchmarks/learning.py --text $(TEXT))
 	$(BIN)/python benchmarks/learning.py --report
+
+cluster: setup
+	rm -rf /tmp/moe-cluster
+	$(BIN)/python -m tests.cluster.run --folder /tmp/moe-cluster --write
 
 bench-upcycle: setup
 	$(if $(TEXT),$(BIN)/python benchmarks/upcycle.py --text $(TEXT))

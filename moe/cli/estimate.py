@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moe.cli.estimate_cluster import add_cluster_arguments, estimate_cluster
 from moe.common.units import clock, short, show, size
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory", metavar="SIZE", help="of a --gpu that the table does not have, e.g. 48GB")
     add("--gpu-tflops", type=float, help="its peak, dense, in the run's precision, e.g. 180")
     add("--vocab-size", type=int, default=None, help="tokens in the vocabulary, where nothing on disk gives it")
+    add_cluster_arguments(parser)
     add("--json", action="store_true", help="print everything as JSON")
 
 
@@ -72,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
     prices = _prices(args.price, gpus)
     fits = plan.find_fits(config, vocab_size, mfu=mfu, prices=prices, gpus=gpus)
     memory = plan.find_memory(config, vocab_size, gpu)
+    cluster, numbers = estimate_cluster(args, config, vocab_size, gpu, mfu)
     if args.json:
-        show(json.dumps(plan.as_json(config, vocab_size, memory, fits, gpu, mfu), indent=1))
+        found = plan.as_json(config, vocab_size, memory, fits, gpu, mfu)
+        show(json.dumps(found if numbers is None else {**found, "cluster": numbers}, indent=1))
         return 0
     show(f"{config.run_name}  ({args.config})")
     for part in (
@@ -84,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         [*_fits(config, fits, mfu, bool(prices), gpus), *(_span(fits, gpu, mfu) if args.mfu is None else [])],
         *([_dense_twin(config, vocab_size, gpu, mfu)] if config.model.n_experts > 1 else []),
         _disk(config, vocab_size),
+        *([cluster] if cluster else []),
     ):
         show()
         for line in part:

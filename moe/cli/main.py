@@ -21,6 +21,7 @@ COMMANDS = {
     "tokenizer": "train a tokenizer on text",
     "convert": "tokenise text into shards",
     "train": "train what a yaml says, or resume where the run stopped",
+    "launch": "start the ranks of this machine, one of several or the only one, as `composer -n N train.py` does",
     "export": "write a checkpoint as a Hugging Face folder, or make one of such a folder",
     "estimate": "parameters, memory, time, cost and disk of a run, from its yaml alone",
     "check": "check all that a run needs: machine, data, folders, services, one step, a checkpoint",

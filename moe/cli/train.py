@@ -14,7 +14,7 @@ from moe.common.errors import InputError, RunFailed
 from moe.common.units import complain, ready, say, show
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
-from moe.train.distributed.ranks import LOCAL_RANK, WORLD_SIZE
+from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, WORLD_SIZE
 from moe.train.run import end, train
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
             from moe.plan.checks.page import show_checks
 
             return show_checks(lambda: config, argv[0])
+        stop.set_grace(parse_seconds(config.stop_grace))
         stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
         return train(config, stop)
     except (InputError, RunFailed) as error:
@@ -51,6 +52,13 @@ def main(argv: list[str]) -> int:
             complain(str(error))
         return 2 if isinstance(error, InputError) else 1
     except Stopped:
+        return EXIT_STOPPED
+    except RuntimeError as error:
+        from moe.train.lost import is_lost_rank
+
+        if MACHINES == 1 or not is_lost_rank(error):
+            raise
+        complain(f"{str(error).strip().splitlines()[-1]}; before a step was taken; run the same command again")
         return EXIT_STOPPED
 
 

@@ -2,7 +2,7 @@
 
 Decisions:
 - An empty variable is an unset one. Variables of a launcher come all together or not at all: one that was left behind
-  is refused by its name, not waited for.
+  is refused by its name, not waited for. NODE_RANK alone is worked out, which torchrun sets under another name.
 - A user id without an entry in the user database (`docker run -u 1234`) gets a name, and where it has no home that it
   can write, one in the temporary folder: torch's compiler and others ask for both.
 - COLUMNS of 0 or 1, as some launchers set it, is no width of a terminal: 80 is taken.
@@ -21,7 +21,15 @@ from contextlib import suppress
 
 from moe.common.errors import InputError
 
-LEAST = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": 0, "MASTER_PORT": 1}
+LEAST = {
+    "RANK": 0,
+    "WORLD_SIZE": 1,
+    "LOCAL_RANK": 0,
+    "LOCAL_WORLD_SIZE": 1,
+    "NODE_RANK": 0,
+    "GROUP_RANK": 0,
+    "MASTER_PORT": 1,
+}
 MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what ranks need
 LINE = 80  # columns
 LEAST_FILES = 128  # open at once by a run with two loader workers
@@ -39,6 +47,7 @@ def settle() -> None:
     if number("COLUMNS", LINE) < 2:
         os.environ["COLUMNS"] = str(LINE)
     _check_ranks(os.environ)
+    _number_the_node()
     _name_the_user()
     _raise_file_limit()
 
@@ -71,6 +80,13 @@ def _check_ranks(environ: Mapping[str, str]) -> None:
             f"the environment's WORLD_SIZE ({environ['WORLD_SIZE']}) says that {number('WORLD_SIZE', 1) - 1} other "
             f"rank(s) take part, and {', '.join(missing)} of a launcher is not set; {unset}"
         )
+
+
+def _number_the_node() -> None:
+    """torchrun calls it GROUP_RANK; Composer reads NODE_RANK where a run resumes, and only there."""
+    if number("WORLD_SIZE", 1) > 1 and "NODE_RANK" not in os.environ:
+        by_order = number("RANK", 0) // number("LOCAL_WORLD_SIZE", 1)
+        os.environ["NODE_RANK"] = str(number("GROUP_RANK", by_order))
 
 
 def _name_the_user() -> None:

@@ -83,10 +83,10 @@ def _parse_times(config: Config, faults: list[str]) -> dict[str, Time]:
                 times["scheduler.t_warmup"] = warmup
     except ValueError as error:
         faults.append(f"scheduler.t_warmup ({brief(config.scheduler.t_warmup)}) {error}")
-    for path in ("time_limit", "stall_timeout"):
+    for path in ("time_limit", "start_timeout", "stall_timeout", "stop_grace"):
         text = get(config, path)
         try:
-            if text is not None:
+            if text is not None and (path, text) != ("stall_timeout", "auto"):
                 parse_seconds(text)
         except ValueError as error:
             faults.append(f"{path} ({brief(text)}) {error}")

@@ -274,7 +274,11 @@ class Config:
     "Steps in a row with a non-finite gradient (each skipped on every rank) that stop the run."
     time_limit: str | None = None
     "Wall-clock time of one start of the command, e.g. 24h: then it saves and exits 75. Leave room for a last save."
-    stall_timeout: str = "30m"
-    "Without progress for this long (a step, an evaluation batch) the run writes all stacks and ends. Above one step."
+    start_timeout: str = "10m"
+    "How long the ranks of a start wait for each other: then the start says who is missing, and exits 75."
+    stall_timeout: str = "auto"
+    "Without progress for so long it writes all stacks and ends. Above a step and a save. auto: 30m; 5m over machines."
+    stop_grace: str = "25s"
+    "Time that a launcher or scheduler grants after SIGTERM, less a few seconds. Composer's launcher kills after 30s."
     check: bool = False
     "Check what the run needs, as `moe check` does, and exit: 0 when all is well, 2 when something must be fixed."

@@ -1,7 +1,8 @@
 """Whether an error says that another process of the run is gone: a loader's worker, or a rank.
 
 Such an end is an interruption: this rank has done nothing wrong, and the same command resumes. Before a start's first
-step it is an error all the same, since it may come again at each start.
+step it is an error all the same, since it may come again at each start; not so on several machines, where one may be
+preempted at any moment, and the lost rank's own code says whether it has failed.
 
 - A worker: recognised by where the error was raised. torch's handler of SIGCHLD raises in whatever line the main thread
   is in; a loader that waits for a batch finds dead workers; one that takes a batch from a dying worker loses the
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 
 from moe.common.units import complain
 from moe.train.callbacks.progress import Progress
+from moe.train.distributed.ranks import MACHINES
 from moe.train.stop import Stopped
 
 LOADER = "torch.utils.data.dataloader"
@@ -44,13 +46,14 @@ def is_lost_rank(error: BaseException) -> bool:
 
 @contextmanager
 def interrupted_by_losses(progress: Progress) -> Iterator[None]:
-    """Within it a lost worker or rank raises Stopped, with a message, if this start has trained a step."""
+    """Within it a lost worker or rank raises Stopped, with a message; of one machine, if this start has made a step."""
     try:
         yield
     except (RuntimeError, ConnectionResetError, EOFError) as error:
-        if not (progress.steps_done and (is_lost_worker(error) or is_lost_rank(error))):
+        steps = bool(progress.steps_done)
+        if not (steps and is_lost_worker(error)) and not ((steps or MACHINES > 1) and is_lost_rank(error)):
             raise
         text = str(error) if isinstance(error, RuntimeError) else f"DataLoader worker exited unexpectedly: {error!r}"
         cut = "; or a shard was cut short while it was read, which the next start names" * ("Bus error" in text)
         complain(text.strip().splitlines()[-1] + cut)
-        raise Stopped from None
+        raise Stopped(text if is_lost_rank(error) else "") from None

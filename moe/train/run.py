@@ -14,10 +14,9 @@ from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
 from moe.train.start import open_folder, with_precision
-from moe.train.stop import LAST_RESORT, Stopped, StopSignal
+from moe.train.stop import Stopped, StopSignal
 
 LONGEST_END = 60.0  # seconds that all exit handlers have
-DIST_TIMEOUT = 1800.0  # seconds; rank 0 may hash large checkpoints while the others wait
 
 
 def end(code: int) -> NoReturn:
@@ -51,9 +50,9 @@ def train(config: Config, stop: StopSignal) -> int:
     warnings.filterwarnings("ignore", message=".*(is not in the state_dict|pin_memory|No batches were trained).*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     import torch
-    from composer.utils import dist, get_device
 
     from moe.train.compiling import check_compiler
+    from moe.train.distributed.joining import join
     from moe.train.fit import fit
     from moe.train.temporary_folder import temporary_folder
     from moe.train.tf32 import forbid_tf32
@@ -64,10 +63,7 @@ def train(config: Config, stop: StopSignal) -> int:
     config = _with_sharding(with_precision(config, on_gpu))
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        say(f"waiting for {WORLD_SIZE - 1} other rank{'s' * (WORLD_SIZE > 2)} at {where} ...")
-        with stop.ends_waits():
-            dist.initialize_dist(get_device("gpu" if on_gpu else "cpu"), timeout=DIST_TIMEOUT)
+        stop.peers = join(config, on_gpu=on_gpu)
     folder, start = open_folder(config, meta)
     continued = start.load.manifest["config"] if start.load is not None and not start.weights_only else None
     config, chosen = resolve(config, continued)
@@ -76,7 +72,7 @@ def train(config: Config, stop: StopSignal) -> int:
 
     def last_words() -> None:
         say(
-            f"the step did not end within {LAST_RESORT:.0f} s of {stop.reason}, and the launcher would kill it: "
+            f"the step did not end within {stop.grace:.0f} s of {stop.reason}, and the launcher would kill it: "
             f"it is lost; {folder.newest()}; run the same command again to resume"
         )
         folder.close("stopped", reason=f"{stop.reason}, in a step that did not end")
@@ -85,7 +81,8 @@ def train(config: Config, stop: StopSignal) -> int:
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             return fit(config, meta, folder, start, stop, on_gpu, chosen)
-    except Stopped:
+    except Stopped as stopped:
+        stop.lost(str(stopped))
         folder.end("stopped", say, reason=stop.reason)
         say(f"stopped by {stop.reason}; {folder.newest()}; run the same command again to resume")
         raise

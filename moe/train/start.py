@@ -54,6 +54,7 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
     """
     from moe.train.checkpointing.remote import RemoteRun
     from moe.train.checkpointing.run_folder import RunFolder, local_folder
+    from moe.train.distributed.same_folder import check_same_folder
 
     if LOCAL_RANK == 0:
         _clean_leftovers(config)
@@ -70,6 +71,7 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
     path = local_folder(config.save_folder, config.run_name)
     try:
+        check_same_folder(path, config.save_folder)
         record, checkpoint, start = agreed(open_here, here=RANK == 0)
         agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
     except BaseException:

@@ -9,6 +9,9 @@ Decisions:
   before the launcher would kill (a hung collective, a slow step of one microbatch), a thread ends the process, which
   says so first. Either way a resume replays the step. Without a launcher nobody kills: the step may take its time.
 - These seconds are counted in looks, not by a clock: a process that was suspended has not had them.
+- A call in C that waits (a collective) keeps Python's handlers from running, however long: the kernel's note of the
+  signal is then read by a thread, which does what the handler would have done.
+- A launcher sends SIGTERM to the ranks that are left when one has died: at the first signal it is looked who is gone.
 - Forked loader workers inherit the handler; there the signal keeps its default effect.
 """
 
@@ -20,23 +23,27 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe.common import ownership
 from moe.common.environment import is_silent
 
+if TYPE_CHECKING:
+    from moe.train.distributed.peers import Peers
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 EXIT_STOPPED, EXIT_AT_ONCE = 75, 130
 TEMPORARY = "temporary folder"  # in its mark
-PATIENCE, LAST_RESORT = 15.0, 25.0
+PATIENCE, LAST_RESORT = 15.0, 25.0  # of `stop_grace`'s default
 LOOK = 0.5  # seconds
+ALL_SIGNALS = 128  # more than there are
 
 
 class Stopped(Exception):
-    """The run stopped early, with everything saved: the same command resumes."""
+    """The run stopped early, with everything saved: the same command resumes. The message: a collective's error."""
 
 
 def _launched() -> bool:
@@ -54,6 +61,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.received: signal.Signals | None = None
+        self.grace, self.patience = LAST_RESORT, PATIENCE
         self.waited = 0.0  # seconds since then in which the process was awake
         self.training = False
         self.started = time.monotonic()
@@ -61,8 +69,13 @@ class StopSignal:
         self.saving = False  # the training thread waits for a write, which nothing may cut short
         self.temporary: str | None = None  # this process's folder, to be removed at whatever end
         self.last_words: Callable[[], None] | None = None  # called before the timer ends the process
+        self.peers: Peers | None = None  # once they have met
+        self.dead = ""  # which of them were, as the first signal came
         self._interrupts = 0
         self._may_save = threading.Event()
+        self._asked: tuple[int, int] | None = None  # the rank that wanted to stop, and its signal's number
+        self._noted = self._handled = 0  # signals: by the kernel, and those that were acted on
+        self._early: list[int] = []  # acted on by the thread; the handler is still to run
 
     def install(self) -> None:
         """Takes over the signals; under a launcher also asks the kernel for SIGTERM when the launcher dies."""
@@ -71,53 +84,59 @@ class StopSignal:
                 signal.signal(number, self._handle)
         if _launched():
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        NOTES.go_to(self)
+
+    def set_grace(self, seconds: float) -> None:
+        """`stop_grace`: what a launcher or scheduler grants after a signal."""
+        self.grace, self.patience = seconds, seconds * PATIENCE / LAST_RESORT
 
     def _handle(self, number: int, frame: object) -> None:
         if os.getpid() != self.pid:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        if number in self._early:
+            self._early.remove(number)
+            return
+        self._handled += 1
+        self._act(number)
+
+    def noted(self, number: int) -> None:
+        """In a thread: the kernel has noted a signal. Acts on it, where the main thread does not come to that; not for
+        the handler of somebody else.
+        """
+        if signal.getsignal(number) != self._handle:
+            return
+        self._noted += 1
+        time.sleep(LOOK)
+        if self._handled < self._noted:
+            self._handled += 1
+            self._early.append(number)
+            self._act(number)
+
+    def _act(self, number: int) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             self.leave(EXIT_AT_ONCE)
+        if self.received is None and self.peers is not None:
+            self.dead = self.peers.gone()
         if not self.training:
             if not is_silent():  # not print: it may be what was interrupted
+                cause = f"the end of {self.dead}" if self.dead else signal.Signals(number).name
                 with suppress(OSError):
-                    os.write(1, f"stopped by {signal.Signals(number).name} before a step was taken\n".encode())
+                    os.write(1, f"stopped by {cause} before a step was taken\n".encode())
             self.leave(EXIT_STOPPED)
         if self.received is None:
             self.received = signal.Signals(number)
             is_killed = _launched() and not self.saving
             threading.Thread(target=self._wait, args=(is_killed,), name="patience", daemon=True).start()
 
-    @contextmanager
-    def ends_waits(self) -> Iterator[None]:
-        """Within it a signal ends the process though a call in C blocks, in which no handler of Python runs: the
-        kernel writes the signal's number into a pipe, and a thread reads it.
-        """
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-
-        def watch() -> None:
-            while number := os.read(reader, 1):
-                if number[0] in SIGNALS:
-                    self._handle(number[0], None)
-            os.close(reader)
-
-        threading.Thread(target=watch, name="signals", daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            os.close(writer)
-
     def _wait(self, is_killed: bool) -> None:
-        """is_killed: by the launcher, some time after LAST_RESORT."""
-        pause = min(LOOK, LAST_RESORT / 4)
+        """is_killed: by the launcher, some time after `grace`."""
+        pause = min(LOOK, self.grace / 4)
         while not self._may_save.wait(pause):
             self.waited += pause
-            if is_killed and self.waited > LAST_RESORT:
+            if is_killed and self.waited > self.grace:
                 return self._give_up()
 
     def _give_up(self) -> None:
@@ -138,8 +157,8 @@ class StopSignal:
 
     @property
     def overdue(self) -> bool:
-        """Whether the step still runs PATIENCE seconds after the signal."""
-        return self.received is not None and self.waited > PATIENCE
+        """Whether the step still runs `patience` seconds after the signal."""
+        return self.received is not None and self.waited > self.patience
 
     @property
     def wanted(self) -> bool:
@@ -150,9 +169,21 @@ class StopSignal:
     @property
     def reason(self) -> str:
         """What this rank was stopped by, for people."""
+        if self.dead:
+            return f"the end of {self.dead}"
         if self.received is not None:
             return self.received.name
-        return "time_limit" if self.wanted else "a lost process or another rank"
+        if self.wanted:
+            return "time_limit"
+        if self._asked is None or self.peers is None:
+            return "a lost process or another rank"
+        rank, number = self._asked
+        return f"{signal.Signals(number).name if number else 'time_limit'} on {self.peers.named(rank)}"
+
+    def lost(self, error: str) -> None:
+        """Notes whose end a collective's error tells of."""
+        if error and self.peers is not None and not self.dead:
+            self.dead = self.peers.lost(error)
 
     def agreed(self, device: Any) -> bool:
         """Whether any rank wants to stop; every rank gets the same answer. `device`: where collectives run."""
@@ -161,6 +192,42 @@ class StopSignal:
 
         if dist.get_world_size() == 1:
             return self.wanted
-        flag = torch.tensor([int(self.wanted)], device=device)
+        mine = (dist.get_global_rank() + 1) * ALL_SIGNALS + (self.received or 0) if self.wanted else 0
+        flag = torch.tensor([mine], device=device)
         dist.all_reduce(flag, reduce_operation="MAX")
-        return bool(flag.item())
+        if asked := int(flag.item()):
+            self._asked = (asked // ALL_SIGNALS - 1, asked % ALL_SIGNALS)
+        return asked > 0
+
+
+class _Notes:
+    """What the kernel notes of signals, in a pipe that a thread reads for the newest StopSignal of this process."""
+
+    def __init__(self) -> None:
+        self.pid = self.writer = -1
+        self.stop: StopSignal | None = None
+
+    def go_to(self, stop: StopSignal) -> None:
+        self.stop = stop
+        if self.pid != os.getpid():
+            reader, self.writer = os.pipe()
+            os.set_blocking(self.writer, False)
+            threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True).start()
+            if self.pid == -1:
+                os.register_at_fork(after_in_child=_forget)
+            self.pid = os.getpid()
+        signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+
+    def _read(self, reader: int) -> None:
+        while number := os.read(reader, 1):
+            if number[0] in SIGNALS and self.stop is not None:
+                self.stop.noted(number[0])
+
+
+def _forget() -> None:
+    """In a forked process: what it is sent is not its parent's."""
+    with suppress(ValueError):  # not from the main thread
+        signal.set_wakeup_fd(-1)
+
+
+NOTES = _Notes()

@@ -331,3 +331,17 @@ def test_two_ranks_tokenise_the_text_of_one_as_they_go_and_go_on_from_where_one_
     assert "resumed from step 20" in capsys.readouterr().out
     alone, together = (rows(config.with_name(name), "train/loss") for name in ("text", "texts"))
     assert len(together) == 30 and together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_run_under_torchrun_is_stopped_and_resumes(config: Path) -> None:
+    """Its resume ended in MissingEnvironmentError: NODE_RANK. torchrun answers 1 to a stop: run.json knows."""
+    log, folder = config.with_name("torchrun.log"), config.with_name("torchrun")
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", TRAIN]
+    command = [*torchrun, str(config), "run_name=torchrun", "eval_data=null"]
+    process = start(command, log, OMP_NUM_THREADS="1")
+    wait_for("step 20/150", log, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, log, code=1)
+    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+    out = finish(start(command, log, OMP_NUM_THREADS="1"), log)
+    assert "resumed from step" in out and list(rows(folder, "train/loss")) == list(range(1, 151))

@@ -26,6 +26,7 @@ from moe.common.untrusted_names import file_name
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
+from moe.data.read.shared_prefix import one_prefix
 from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
 
@@ -75,12 +76,13 @@ def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStrea
 
 def open_dataset(**settings: Any) -> TokenDataset:
     """A TokenDataset. Streaming looks for a free number in shared memory and takes it later, so two runs that start at
-    the same moment can choose the same one: the one that comes second tries again. Each try has streams of its own,
-    because Streaming writes their weights into them and takes no stream that has them.
+    the same moment can choose the same one: the one that comes second tries again (several ranks: shared_prefix.py).
+    Each try has streams of its own, because Streaming writes their weights into them and takes no stream that has them.
     """
 
     def attempt() -> TokenDataset:
-        return TokenDataset(**{**settings, "streams": [copy.copy(stream) for stream in settings["streams"]]})
+        with one_prefix():
+            return TokenDataset(**{**settings, "streams": [copy.copy(stream) for stream in settings["streams"]]})
 
     for wait in range(1, 30):
         try:

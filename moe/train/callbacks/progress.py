@@ -28,12 +28,13 @@ from moe.common.errors import RunFailed
 from moe.common.units import clock, complain
 from moe.config import Config, parse_seconds
 from moe.train.checkpointing.run_folder import RunFolder
-from moe.train.distributed.ranks import RANK
+from moe.train.distributed.ranks import MACHINES, RANK
 from moe.train.health.stacks import stacks
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
 WORKER_STACKS = 0.5  # seconds the workers have to write theirs
 REPORT_S = 10.0
+AUTO_S, AUTO_OVER_MACHINES_S = 1800.0, 300.0  # `stall_timeout: auto`: a network that is cut says nothing either
 
 
 class Progress(Callback):
@@ -142,8 +143,9 @@ class Progress(Callback):
 
 
 def build_watchdog(config: Config, folder: RunFolder, stop: StopSignal) -> Progress:
+    auto = AUTO_S if MACHINES == 1 else AUTO_OVER_MACHINES_S
     return Progress(
-        parse_seconds(config.stall_timeout),
+        auto if config.stall_timeout == "auto" else parse_seconds(config.stall_timeout),
         stacks=folder.path / "stacks",
         rank=RANK,
         note=lambda state: folder.close(state, reason="stall_timeout"),

@@ -108,7 +108,10 @@ class CheckpointSaver(Callback):
         self.stop.step_ended()
         self._report_failure(wait=True)
         self.save(state, logger)
-        self.join()
+        try:
+            self.join()
+        finally:  # a launcher kills all ranks some time after the first has ended: none goes before it is saved
+            dist.barrier()
         raise Stopped
 
     def fit_end(self, state: State, logger: Logger) -> None:

@@ -15,7 +15,7 @@ from moe.config.former import with_present_settings
 from moe.train.checkpointing.checkpoints import TOKENIZER, Checkpoint
 from moe.train.checkpointing.trained_tokenizer import trained_fingerprint
 
-OF_ONE_START = ("check", "resume_from", "time_limit")  # no change of the run
+OF_ONE_START = ("check", "resume_from", "start_timeout", "stop_grace", "time_limit")  # no change of the run
 FREE_IN_MODEL = ("dropout", "balance_loss", "balance_rate", "router_z_loss", "z_loss")
 FIXED = (
     "global_train_batch_size",

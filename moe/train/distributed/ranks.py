@@ -10,6 +10,7 @@ from moe.common.errors import InputError
 
 T = TypeVar("T")
 RANK, LOCAL_RANK, WORLD_SIZE = number("RANK", 0), number("LOCAL_RANK", 0), number("WORLD_SIZE", 1)
+MACHINES = max(1, WORLD_SIZE // number("LOCAL_WORLD_SIZE", WORLD_SIZE))
 
 
 def agreed(call: Callable[[], T], *, here: bool) -> T:

@@ -48,6 +48,17 @@ def test_a_launchers_variables_that_make_no_sense_are_refused_by_name(monkeypatc
         settle()
 
 
+@pytest.mark.parametrize(("more", "node"), [({"GROUP_RANK": "3"}, "3"), ({}, "2"), ({"NODE_RANK": "7"}, "7")])
+def test_torchruns_number_of_the_node_is_known_by_the_name_that_composer_reads(monkeypatch, more, node: str) -> None:
+    """A run under torchrun started, and its resume ended in MissingEnvironmentError: NODE_RANK."""
+    ranks = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**ranks, "MASTER_ADDR": "here", "MASTER_PORT": "1", **more}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NODE_RANK", more.get("NODE_RANK", ""))
+    settle()
+    assert os.environ["NODE_RANK"] == node
+
+
 def test_an_empty_variable_is_an_unset_one(monkeypatch) -> None:
     """B8: RANK= was a traceback."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
@@ -77,9 +88,9 @@ from itertools import chain, repeat
 from moe.train.stop import StopSignal
 c, stop = CDLL(None), StopSignal()
 stop.install()
-with stop.ends_waits():  # 20 s in C, and the word from within it: no handler of Python runs
-    waits = chain(map(c.puts, [b"waiting"]), map(c.fflush, [None]), map(c.usleep, repeat(100_000, 200)))
-    deque(waits, maxlen=0)
+# 20 s in C, and the word from within it: no handler of Python runs
+waits = chain(map(c.puts, [b"waiting"]), map(c.fflush, [None]), map(c.usleep, repeat(100_000, 200)))
+deque(waits, maxlen=0)
 """
 
 
@@ -92,6 +103,33 @@ def test_a_signal_ends_a_wait_in_c(number: int) -> None:
     sent = time.monotonic()
     assert process.wait(30) == 75 and time.monotonic() - sent < 5
     assert "before a step was taken" in process.stdout.read()
+
+
+TRAINS = """
+import threading, time
+from collections import deque
+from ctypes import CDLL
+from itertools import repeat
+from moe.train.stop import StopSignal
+stop = StopSignal()
+stop.install()
+stop.training = True
+threading.Timer(1.5, lambda: print(stop.received, flush=True)).start()
+print("training", flush=True)
+deque(map(CDLL(None).usleep, repeat(100_000, 25)), maxlen=0)  # a collective, in C: no handler of Python runs
+time.sleep(1)
+print(stop._interrupts, flush=True)
+"""
+
+
+def test_a_signal_is_acted_on_once_whether_its_handler_comes_to_run_or_not() -> None:
+    """A collective that waits in C ate signals until stall_timeout; the handler, late, is no second Ctrl+C."""
+    process = subprocess.Popen([sys.executable, "-c", TRAINS], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None and process.stdout.readline() == "training\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and out.splitlines() == [str(signal.SIGINT), "1"], out
 
 
 NAMELESS = """

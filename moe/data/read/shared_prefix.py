@@ -1,0 +1,73 @@
+"""The number that a dataset's shared memory goes by, agreed between the ranks of a machine.
+
+Stock lets each rank look for the first free number by itself: where another run of the machine takes it in between,
+the leader fails and the others wait for it, or they find that run's memory ("does not match local leader").
+Here the leader takes a number, tells it to its ranks, and where one leader finds it taken all try again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from streaming.base import dataset as stock
+from streaming.base.constant import LOCALS, SHM_TO_CLEAN
+from streaming.base.shared import SharedMemory, _get_path
+from streaming.base.shared import prefix as stock_prefix
+from streaming.base.world import World
+
+TRIES = 30
+
+
+def agreed_prefix(locals_: list[str], remotes: list[str | None], world: World, retry: int = 100) -> tuple[int, Any]:
+    """As streaming's get_shm_prefix: the number, and the memory that holds the folders. Call it on all ranks.
+
+    Raises:
+        ValueError: on all ranks: a folder with a remote is in use by another dataset.
+    """
+    stock_prefix._check_self(locals_)
+    for attempt in range(1, TRIES + 1):
+        number, memory, fault = _take(locals_, remotes, retry) if world.is_local_leader else (None, None, None)
+        answers: list[Any] = [None] * world.num_ranks
+        dist.all_gather_object(answers, (number, fault))
+        if fault := next((found for _, found in answers if found is not None), None):
+            raise ValueError(fault)
+        leaders = answers[:: world.ranks_per_node]
+        if all(taken is not None for taken, _ in leaders):
+            theirs = leaders[world.node][0]
+            return theirs, memory if world.is_local_leader else SharedMemory(_get_path(theirs, LOCALS), False)
+        if memory is not None:
+            memory.cleanup()
+        time.sleep(random.SystemRandom().uniform(0.02, 0.05 * attempt) if world.is_local_leader else 0.0)
+    raise ValueError(f"no number for shared memory was free in {TRIES} tries: other runs start on this machine")
+
+
+def _take(locals_: list[str], remotes: list[str | None], retry: int) -> tuple[int | None, Any, str | None]:
+    """A number and its memory; (None, None, None) where another process was faster; the fault where there is none."""
+    try:
+        number = max(stock_prefix._check_and_find_retrying(locals_, remotes, name, retry) for name in SHM_TO_CLEAN)
+    except ValueError as error:
+        return None, None, str(error)
+    content = stock_prefix._pack_locals(locals_, number)
+    try:
+        memory = SharedMemory(_get_path(number, LOCALS), True, len(content))
+    except FileExistsError:
+        return None, None, None
+    memory.buf[: len(content)] = content
+    return number, memory, None
+
+
+@contextmanager
+def one_prefix() -> Iterator[None]:
+    """Within it a dataset of several ranks gets its number so."""
+    theirs = stock.get_shm_prefix
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        stock.get_shm_prefix = agreed_prefix  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        stock.get_shm_prefix = theirs

@@ -1,0 +1,186 @@
+"""What ranks and machines must share, and must not: the run folder, numbers of shared memory, the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed
+
+from moe.common.errors import InputError
+from moe.train.distributed import ranks, same_folder
+from tests.ranks import on_ranks
+
+
+def _be(rank: int, *, machines: int) -> None:
+    """This process is the only rank of machine `rank`, as far as `same_folder` asks."""
+    for module in (same_folder, ranks):
+        module.RANK, module.LOCAL_RANK, module.MACHINES = rank, 0, machines  # type: ignore[attr-defined]
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+def test_a_folder_that_another_machine_does_not_see_is_refused_and_nothing_stays(tmp_path: Path, monkeypatch) -> None:
+    """It trained and saved, and could not resume: ./ck is another folder on each machine."""
+    monkeypatch.setattr(same_folder, "SEEN_AFTER", 0.3)
+    for node in range(2):
+        (tmp_path / str(node)).mkdir()
+
+    def local(rank: int) -> None:
+        _be(rank, machines=2)
+        os.chdir(tmp_path / str(rank))
+        with pytest.raises(InputError, match=r"save_folder \(./ck/run\) is not one folder for all machines: .* s3://"):
+            same_folder.check_same_folder(Path("./ck/run"), "./ck/run")
+
+    on_ranks(2, local)
+    assert [list(path.iterdir()) for path in tmp_path.iterdir()] == [[], []]
+
+
+def test_a_folder_that_both_see_passes_whether_it_is_there_yet_or_not(tmp_path: Path) -> None:
+    def shared(rank: int) -> None:
+        _be(rank, machines=2)
+        same_folder.check_same_folder(tmp_path / "runs/new", "runs/new")
+        same_folder.check_same_folder(tmp_path, "there")
+        os.chdir(tmp_path if rank else "/")
+        same_folder.check_same_folder(Path("elsewhere"), "s3://bucket/run")  # each machine has its own then
+        _be(rank, machines=1)
+        same_folder.check_same_folder(Path("elsewhere"), "./elsewhere")
+
+    on_ranks(2, shared)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_takes_the_number_in_between_is_stepped_aside_for(tmp_path: Path, monkeypatch) -> None:
+    """Rank 1 ended with "shared memory registered does not match local leader", rank 0 waited for it."""
+    from streaming.base.constant import LOCALS
+    from streaming.base.shared import SharedMemory, _get_path
+    from streaming.base.shared import prefix as stock
+    from streaming.base.world import World
+
+    from moe.data.read.shared_prefix import agreed_prefix
+
+    number, plain, looks = 900_000 + os.getpid() % 90_000, stock._check_and_find_retrying, [0]
+    other = SharedMemory(_get_path(number, LOCALS), True, 64)  # the other run's
+    other.buf[:4] = b"\x40\0\0\0"
+
+    def find(*args: Any) -> int:
+        looks[0] += 1
+        return number if looks[0] <= 3 else number + 1  # at first it was free a moment ago
+
+    monkeypatch.setattr(stock, "_check_and_find_retrying", find)
+    assert plain is not find
+
+    def both(rank: int) -> None:
+        world = World(num_nodes=1, ranks_per_node=2, workers_per_rank=1, worker=rank)
+        got, memory = agreed_prefix([str(tmp_path)], [None], world)
+        assert got == number + 1 and str(tmp_path).encode() in bytes(memory.buf)
+        torch.distributed.barrier()
+        if rank == 0:
+            memory.cleanup()
+
+    try:
+        on_ranks(2, both)
+    finally:
+        other.cleanup()
+
+
+def test_a_folder_in_use_is_an_error_on_every_rank(tmp_path: Path, monkeypatch) -> None:
+    from streaming.base.shared import prefix as stock
+    from streaming.base.world import World
+
+    from moe.data.read.shared_prefix import agreed_prefix
+
+    def find(*args: Any) -> int:
+        raise ValueError("Reused local directory: x vs y")
+
+    monkeypatch.setattr(stock, "_check_and_find_retrying", find)
+
+    def both(rank: int) -> None:
+        with pytest.raises(ValueError, match="Reused local directory"):
+            agreed_prefix([str(tmp_path)], ["s3://x"], World(1, 2, 1, rank))
+
+    on_ranks(2, both)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_rank_ends_before_the_save_of_rank_0_is_complete(tmp_path: Path, fails: bool) -> None:
+    """A launcher kills the others 30 s after the first that ends: a save that takes 45 s was cut short."""
+    from moe.config import Every, parse_time
+    from moe.train.callbacks.saver import CheckpointSaver, SaveError
+    from moe.train.stop import Stopped, StopSignal
+
+    def stops(rank: int) -> None:
+        saver = CheckpointSaver(
+            tmp_path,
+            every=Every(parse_time("1ba"), 1, 10),
+            keep=1,
+            keep_every=None,
+            max_failed=1,
+            stop=StopSignal(),
+            manifest={},
+            report=print,
+            event=lambda *args, **more: None,
+        )
+
+        def join() -> None:
+            if rank == 0:
+                time.sleep(1.0)
+                (tmp_path / "saved").touch()
+                if fails:
+                    raise SaveError("a full disk")
+
+        saver.save = lambda state, logger: None  # type: ignore[method-assign]
+        saver.join = join  # type: ignore[method-assign]
+        with pytest.raises(SaveError if fails and rank == 0 else Stopped):
+            saver.stop_here(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+        assert (tmp_path / "saved").exists()
+
+    on_ranks(2, stops)
+
+
+def test_a_stop_tells_which_rank_was_asked_and_by_what(monkeypatch) -> None:
+    """It said "a lost process or another rank"."""
+    import signal
+
+    from moe.train.distributed.meeting import Member
+    from moe.train.distributed.peers import Peers
+    from moe.train.stop import StopSignal
+
+    def asked(rank: int) -> None:
+        members = [Member(r, 0, 1, 2, f"node{r}", "", f"m{r}", os.getpid(), f"t{r}") for r in range(2)]
+        stop = StopSignal()
+        stop.peers = Peers(members, rank)
+        if rank == 1:
+            stop.received = signal.SIGTERM
+        assert stop.agreed("cpu")
+        assert stop.reason == ("SIGTERM" if rank else "SIGTERM on rank 1 on node1")
+
+    on_ranks(2, asked)
+
+
+def test_moe_launch_waits_as_long_as_stop_grace_says(tmp_path: Path, tiny: Path) -> None:
+    import argparse
+
+    from moe.cli import launch
+    from moe.config import load_config
+    from tests.tiny import tiny_config, write_config
+
+    path = str(write_config(tmp_path / "c.yaml", tiny_config(tiny)))
+    assert launch.patience(load_config(path, [])) == 30.0, "as Composer's launcher"
+    assert launch.patience(load_config(path, ["stop_grace=2m"])) == 125.0
+    parser = argparse.ArgumentParser()
+    launch.add_arguments(parser)
+
+    def line(*words: str) -> list[str]:
+        return launch.arguments(parser.parse_intermixed_args([*words, path, "seed=3"]))
+
+    assert line("-n", "2") == ["-n", "2", "-m", "moe.cli.main", "train", path, "seed=3"]
+    two = ["-n", "4", "--nodes", "2", "--node-rank", "1", "--master-addr", "a", "--master-port", "9"]
+    assert "--world_size 8 --node_rank 1 --master_addr a --master_port 9" in " ".join(line(*two))
+    with pytest.raises(InputError, match=r"--nodes \(2\) needs -n, --master-addr and --master-port"):
+        line("-n", "4", "--nodes", "2")
+    with pytest.raises(InputError, match=r"--node-rank \(2\) must be 0 to 1"):
+        line(*two, "--node-rank", "2")
