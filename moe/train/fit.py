@@ -64,7 +64,8 @@ def fit(
     if model.transformer.compiled:
         say(COMPILED)
     if config.parallelism.fsdp2:
-        shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu)
+        replicas = config.parallelism.replicas
+        shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu, replicas=replicas)
     optimizer = build_optimizer(config.optimizer, model.transformer)
     microbatch = choose_microbatch(size, config, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)

@@ -5,6 +5,7 @@ Decisions:
   a sharded model, leaves it as it is, and saves and loads the full state in DDP's format. Its own
   `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp
   gathers all in bf16, norms and router too.
+- With replicas (HSDP) the mesh is replicate x shard: ranks that follow each other, on one machine mostly, share a model.
 - Split over dim 0: experts by expert, so that Muon works on full matrices. With more ranks than experts some hold
   none.
 - Weights are gathered in fp32, as they are kept: a group has one dtype, and a block's norms and router must not be
@@ -35,9 +36,13 @@ def check_torch() -> None:
         )
 
 
-def shard_transformer(model: Transformer, *, world_size: int, on_gpu: bool) -> None:
-    """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same."""
-    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (world_size,))
+def shard_transformer(model: Transformer, *, world_size: int, on_gpu: bool, replicas: int = 1) -> None:
+    """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same.
+
+    replicas: how often the ranks hold the model (HSDP); ranks that follow each other share one.
+    """
+    shape = (world_size,) if replicas == 1 else (replicas, world_size // replicas)
+    mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
