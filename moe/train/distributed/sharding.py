@@ -5,7 +5,7 @@ Decisions:
   a sharded model, leaves it as it is, and saves and loads the full state in DDP's format. Its own
   `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp
   gathers all in bf16, norms and router too.
-- With replicas (HSDP) the mesh is replicate x shard: ranks that follow each other, on one machine mostly, share a model.
+- With replicas (HSDP) the mesh is replicate x shard: ranks that follow each other, mostly of one machine, share one.
 - Split over dim 0: experts by expert, so that Muon works on full matrices. With more ranks than experts some hold
   none.
 - Weights are gathered in fp32, as they are kept: a group has one dtype, and a block's norms and router must not be
