@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moe.train.checkpointing.checkpoints import Checkpoint, load_state, open_state
+from moe.train.checkpointing.files import PIECE
 from moe.train.checkpointing.parts import MODEL, OPTIMIZER, Parts
 
 
@@ -48,15 +51,31 @@ def model_tensors(checkpoint: Checkpoint, scratch: Path | None = None) -> dict[s
     if checkpoint.manifest.get("tensors"):
         with Parts(checkpoint.path, checkpoint.manifest) as parts:
             for name in [name for name in parts.tensors if name.startswith(f"{MODEL}.")]:
-                rows = parts.rows(name)
-                found[name.removeprefix(f"{MODEL}.")] = rows if scratch is None else on_disk(rows, scratch)
+                tensor = parts.rows(name) if scratch is None else on_disk(_pieces(parts, name), scratch)
+                found[name.removeprefix(f"{MODEL}.")] = tensor
     return found
 
 
-def on_disk(tensor: Tensor, scratch: Path) -> Tensor:
-    """The same, mapped from a file in the folder `scratch` that has no name. Raises OSError."""
+def _pieces(parts: Parts, name: str) -> Iterator[Tensor]:
+    rows, *others = parts.tensors[name]["shape"]
+    at_once = max(1, PIECE // (4 * math.prod(others)))
+    buffer = torch.empty(min(at_once, rows), *others, dtype=parts.dtype(name))  # one: glibc keeps what is freed
+    for first in range(0, rows, at_once):
+        piece = buffer[: rows - first]
+        parts.read(name, first, piece)
+        yield piece
+
+
+def on_disk(pieces: Iterable[Tensor], scratch: Path) -> Tensor:
+    """A tensor of these, joined along the first dimension, mapped from a file in the folder `scratch` that has no name.
+
+    Raises OSError.
+    """
+    rows = 0
     with tempfile.NamedTemporaryFile(dir=scratch) as file:
-        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        for piece in pieces:
+            file.write(piece.contiguous().flatten().view(torch.uint8).numpy().data)
+            rows += len(piece)
         file.flush()
-        storage = torch.UntypedStorage.from_file(file.name, shared=False, nbytes=tensor.nbytes)
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape)  # type: ignore[call-overload]
+        storage = torch.UntypedStorage.from_file(file.name, shared=False, nbytes=file.tell())
+    return torch.empty(0, dtype=piece.dtype).set_(storage, 0, (rows, *piece.shape[1:]))  # type: ignore[call-overload]

@@ -133,20 +133,26 @@ class Parts:
         self._held.close()
 
     def rows(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
-        """Rows of a tensor, all without `count`: a copy in memory.
+        """Rows of a tensor, all without `count`: a copy in memory. Raises as `read` does."""
+        shape = self.tensors[name]["shape"]
+        found = torch.empty(shape[0] - first if count is None else count, *shape[1:], dtype=self.dtype(name))
+        self.read(name, first, found)
+        return found
+
+    def dtype(self, name: str) -> torch.dtype:
+        return next(dtype for dtype, known in DTYPES.items() if known == self.tensors[name]["dtype"])
+
+    def read(self, name: str, first: int, into: Tensor) -> None:
+        """Fills `into` with as many rows of a tensor, from `first` on.
 
         Raises:
             CheckpointError: a file is not what the manifest says.
         """
-        tensor = self.tensors[name]
-        count = tensor["shape"][0] - first if count is None else count
-        dtype = next(dtype for dtype, known in DTYPES.items() if known == tensor["dtype"])
-        found = torch.empty(count, *tensor["shape"][1:], dtype=dtype)
-        for file, (start, length) in tensor["parts"].items():
-            low, high = max(first, start), min(first + count, start + length)
+        end = first + len(into)
+        for file, (start, length) in self.tensors[name]["parts"].items():
+            low, high = max(first, start), min(end, start + length)
             if low < high:
-                found[low - first : high - first] = self._slice(file, name, low - start, high - start, found)
-        return found
+                into[low - first : high - first].copy_(self._slice(file, name, low - start, high - start, into))
 
     def _slice(self, file: str, name: str, low: int, high: int, like: Tensor) -> Tensor:
         try:

@@ -11,7 +11,6 @@ Decisions:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -49,9 +48,8 @@ class OwnState(NamedTuple):
         return sum(rows.nbytes for rows, _ in (self.part or {}).values())
 
 
-def own_rows(tensor: Tensor) -> tuple[int, int]:
-    """The first row (of dim 0) of a DTensor that this rank has, and how many."""
-    assert isinstance(tensor, DTensor)
+def own_rows(tensor: DTensor) -> tuple[int, int]:
+    """The first row (of dim 0) that this rank has, and how many."""
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return offset[0], shape[0]
 
@@ -101,24 +99,32 @@ class _Source(NamedTuple):
             name.removeprefix(f"{MODEL}.") for name in divided if name.startswith(f"{MODEL}.")
         }
 
-    def weight(self, name: str, first: int, count: int) -> Tensor:
+    def read_weight(self, name: str, first: int, into: Tensor) -> None:
         if name in self.content["model"]:
-            return self.content["model"][name][first : first + count]
-        assert self.parts is not None
-        return self.parts.rows(f"{MODEL}.{name}", first, count)
+            into.copy_(self.content["model"][name][first : first + len(into)])
+        else:
+            assert self.parts is not None
+            self.parts.read(f"{MODEL}.{name}", first, into)
 
-    def entries(self, name: str, first: int, count: int) -> Iterator[tuple[str, Any, bool]]:
-        """What the optimizer has of a parameter: key, value, and whether it is rows of a divided tensor."""
+    def entries(self, name: str, parameter: DTensor) -> dict[str, Any]:
+        """What the optimizer has of a parameter, as `parameter` is divided."""
+        own, (first, count) = parameter.to_local(), own_rows(parameter)
         (state,) = (optimizer["state"] for optimizer in self.content["optimizers"].values())
+        found: dict[str, Any] = {}
         for key, value in state.get(name, {}).items():
-            rows = isinstance(value, Tensor) and value.ndim > 0
-            yield key, value[first : first + count] if rows else value, rows
+            if isinstance(value, Tensor) and value.ndim:
+                found[key] = _like(parameter, value[first : first + count].to(own.device, copy=True))
+            else:
+                found[key] = copy.deepcopy(value)
         for divided in self.parts.tensors if self.parts is not None else ():
             kind, _, rest = divided.partition(".")
-            key, _, parameter = rest.partition(".")
-            if kind == OPTIMIZER and parameter == name:
+            key, _, of = rest.partition(".")
+            if kind == OPTIMIZER and of == name:
                 assert self.parts is not None
-                yield key, self.parts.rows(divided, first, count), True
+                rows = torch.empty_like(own, dtype=self.parts.dtype(divided))
+                self.parts.read(divided, first, rows)
+                found[key] = _like(parameter, rows)
+        return found
 
 
 @torch.no_grad()
@@ -138,7 +144,7 @@ def load_own(
         raise CheckpointError(f"the checkpoint holds other tensors than the model, such as {other[0]}")
     for name, value in own.items():
         if isinstance(value, DTensor):
-            value.to_local().copy_(source.weight(name, *own_rows(value)))
+            source.read_weight(name, own_rows(value)[0], value.to_local())
         else:
             value.copy_(content["model"][name])
     if optimizer is not None:
@@ -158,17 +164,12 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, source: 
         count += len(ids)
         groups.append({**group_of[names[group["params"][0]]], "params": [*ids]})
         for number, parameter in zip(ids, group["params"], strict=True):
-            entries = {}
-            for key, value, rows in source.entries(names[parameter], *own_rows(parameter)):
-                entries[key] = _like(parameter, value) if rows else copy.deepcopy(value)
-            if entries:
+            if entries := source.entries(names[parameter], parameter):
                 state[number] = entries
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _like(parameter: Tensor, rows: Tensor) -> DTensor:
+def _like(parameter: DTensor, rows: Tensor) -> DTensor:
     """This rank's rows as a tensor that is divided as the parameter is."""
-    assert isinstance(parameter, DTensor)
-    local = rows.to(parameter.to_local().device, copy=True)
     mesh, shape = parameter.device_mesh, parameter.shape
-    return DTensor.from_local(local, mesh, parameter.placements, shape=shape, stride=parameter.stride())
+    return DTensor.from_local(rows, mesh, parameter.placements, shape=shape, stride=parameter.stride())

@@ -96,7 +96,9 @@ def _with_head(weights: dict[str, Tensor], scratch: Path) -> dict[str, Tensor]:
     """
     if "lm_head.weight" in weights:
         return weights
-    again = on_disk(weights["embed.weight"], scratch)  # a mapping of its own: safetensors writes no tensor twice
+    again = on_disk(
+        weights["embed.weight"].split(1024), scratch
+    )  # a mapping of its own: safetensors writes no tensor twice
     return {**weights, "lm_head.weight": again}
 
 
