@@ -237,6 +237,24 @@ def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without
     )
 
 
+@NEEDS_FSDP2
+def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(config: Path, flags: list[str], sharded: Path) -> None:
+    """HSDP, from a checkpoint of two ranks; only the first replica writes."""
+    wide = config.with_name("wide")
+    shutil.copytree(sharded, wide)
+    shutil.rmtree(wide / "step-00000040")
+    command = [COMPOSER, "-n", "4", *flags, "run_name=sharded", f"save_folder={wide}", "parallelism.fsdp2=true"]
+    text = run_ranks(config, [*command, "parallelism.replicas=2"], life=7)
+    assert "resumed from step 20" in text and "4 x CPU, fp32, microbatch 16, FSDP2 in 2 replicas" in text
+    loss = {folder: rows(folder, "train/loss") for folder in (sharded, wide)}
+    steps = range(21, 41)
+    assert [loss[wide][step] for step in steps] == pytest.approx([loss[sharded][step] for step in steps], abs=1e-5)
+    assert len(list((wide / "step-00000040").glob("shard-*.safetensors"))) == 2
+    found, expected = (full_content(read_checkpoint(folder / "step-00000040"))["model"] for folder in (wide, sharded))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
+
+
 def describe(state: dict) -> dict[str, tuple]:
     """Shape and dtype of each tensor of a checkpoint, by its path."""
     leaves = tree_flatten_with_path({key: state[key] for key in ("model", "optimizers")})[0]

@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from moe.model.ranks import own_rows
 from moe.train.checkpointing.checkpoints import CheckpointError
 from moe.train.checkpointing.parts import MODEL, OPTIMIZER, Part, Parts
 
@@ -46,12 +46,6 @@ class OwnState(NamedTuple):
 
     def nbytes(self) -> int:
         return sum(rows.nbytes for rows, _ in (self.part or {}).values())
-
-
-def own_rows(tensor: DTensor) -> tuple[int, int]:
-    """The first row (of dim 0) that this rank has, and how many."""
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return offset[0], shape[0]
 
 
 def own_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OwnState:
