@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="at most so many batches of the run's global_train_batch_size, as eval_data.max_batches (default: all)",
     )
-    add("--batch-size", type=int, default=None, help="sequences at a time; the memory knob, no effect on the result")
+    add("--batch-size", type=int, default=None, help="sequences at a time; sets the memory, not the result")
     add("--tasks", default=None, help="tasks of lm-eval, e.g. hellaswag,arc_easy")
     add("--suite", default=None, help="a fixed list of tasks with a centred mean: core (docs/evaluation.md)")
     add("--include-path", default=None, help="folder with task files (yaml) of your own")

@@ -17,7 +17,7 @@ BUILT_BEFORE = (
     "computed in forward, and optimizer and sharding exist before the Trainer"
 )
 EMA = (
-    "it averages buffers too (the bytes of each token become others), is not what a checkpoint's model or an export "
+    "it averages buffers too (the bytes of each token change), is not what a checkpoint's model or an export "
     "holds, and averages nothing any more after a resume on another number of ranks, where its weights' names differ"
 )
 OWN_PART = {  # Composer's callbacks that would do what the run does itself

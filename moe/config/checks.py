@@ -46,7 +46,7 @@ def check_ranks(config: Config, world_size: int) -> list[str]:
         higher = -(-text.lanes // world_size) * world_size
         return [
             f"train_data.text.lanes ({text.lanes}) is not divisible by {world_size} ranks; use {higher} "
-            "in a new run, or another number of ranks in one that is begun"
+            "in a new run, or another number of ranks in one that has started"
         ]
     if config.global_train_batch_size % world_size:
         lower = config.global_train_batch_size // world_size * world_size or world_size
@@ -113,7 +113,7 @@ def _check_model(config: Config, faults: list[str]) -> None:
         )
     if model.balance_rate is not None and model.balance != "sign":
         faults.append(
-            f"model.balance_rate ({model.balance_rate:g}) goes with model.balance sign (is {model.balance}); remove it"
+            f"model.balance_rate ({model.balance_rate:g}) needs model.balance sign (is {model.balance}); remove it"
         )
     if model.first_k_dense_replace >= model.n_layers:
         faults.append(
@@ -121,9 +121,7 @@ def _check_model(config: Config, faults: list[str]) -> None:
             f"model.n_layers ({model.n_layers}); lower it, or for a dense model set model.n_experts=1"
         )
     if model.dense_hidden is not None and not model.first_k_dense_replace:
-        faults.append(
-            f"model.dense_hidden ({model.dense_hidden}) goes with model.first_k_dense_replace above 0; remove it"
-        )
+        faults.append(f"model.dense_hidden ({model.dense_hidden}) needs model.first_k_dense_replace above 0; remove it")
     if model.qk_norm not in (True, False, "head", "full"):
         faults.append(f"model.qk_norm ({brief(model.qk_norm)}) must be head, full or false")
     if model.n_heads % model.n_kv_heads:
@@ -173,7 +171,7 @@ def _check_data(config: Config, faults: list[str]) -> None:
                 "give one of local (a folder), streams (several) and text (tokenised as it is read)"
             )
         if data.local is None and data.remote is not None:
-            faults.append(f"{key}.remote ({data.remote}) goes with {key}.local; each stream has a remote of its own")
+            faults.append(f"{key}.remote ({data.remote}) needs {key}.local; each stream has a remote of its own")
         folders: dict[tuple[str, str], str] = {}
         for name, stream in data.streams.items():
             other = folders.setdefault((stream.local, stream.split), name)
@@ -193,7 +191,7 @@ def _check_data(config: Config, faults: list[str]) -> None:
         )
     if text is not None and stripes != 1:
         faults.append(
-            f"train_data.num_canonical_nodes ({stripes}) goes with converted data; text is divided into "
+            f"train_data.num_canonical_nodes ({stripes}) needs converted data; text is divided into "
             "train_data.text.lanes: remove it"
         )
     if text is not None and not 0 <= text.val_fraction < 1:
@@ -204,9 +202,7 @@ def _check_data(config: Config, faults: list[str]) -> None:
             f"val_seed ({text.val_seed}) at least 0"
         )
     if config.eval_data is not None and config.eval_data.text and (text is None or text.val_fraction == 0):
-        faults.append(
-            "eval_data.text goes with train_data.text and a val_fraction above 0; give eval_data.local instead"
-        )
+        faults.append("eval_data.text needs train_data.text and a val_fraction above 0; give eval_data.local instead")
 
 
 def _check_weights(streams: dict[str, TrainStream], faults: list[str]) -> None:

@@ -24,7 +24,7 @@ def check_rates(config: Config, faults: list[str]) -> None:
                 )
     if optimizer.adamw.embedding_lr not in (None, "auto") and config.model.tie_embeddings:
         faults.append(
-            f"optimizer.adamw.embedding_lr ({optimizer.adamw.embedding_lr:g}) goes with model.tie_embeddings false: "
+            f"optimizer.adamw.embedding_lr ({optimizer.adamw.embedding_lr:g}) needs model.tie_embeddings false: "
             "here the embedding is the head too, and has optimizer.adamw.lr; remove it"
         )
 
@@ -50,6 +50,6 @@ def check_schedule(config: Config, times: dict[str, Time], faults: list[str]) ->
             else "remove it, or use scheduler.name: wsd"
         )
         faults.append(
-            f"scheduler.t_decay ({config.scheduler.t_decay}) goes with scheduler.name wsd "
+            f"scheduler.t_decay ({config.scheduler.t_decay}) needs scheduler.name wsd "
             f"(is {config.scheduler.name}); {fix}"
         )

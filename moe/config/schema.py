@@ -15,7 +15,7 @@ class ModelConfig:
     d_model: int
     "Width of the residual stream."
     n_layers: int
-    "Transformer blocks; each has attention and, but for `first_k_dense_replace`, a layer of experts."
+    "Transformer blocks; each has attention and, except the first `first_k_dense_replace`, an MoE layer."
     n_heads: int
     "Query heads."
     n_kv_heads: int
@@ -27,7 +27,7 @@ class ModelConfig:
     expert_hidden: int
     "Hidden width of one expert (SwiGLU)."
     n_shared_experts: int = 0
-    "Beside the chosen experts, one for all tokens, as wide as this many (DeepSeekMoE, arXiv 2401.06066)."
+    "Shared experts: one SwiGLU of this many times `expert_hidden` for every token (DeepSeekMoE, arXiv 2401.06066)."
     first_k_dense_replace: int = 0
     "So many of the first blocks have one dense MLP in the place of router and experts."
     dense_hidden: int | None = None
@@ -39,7 +39,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     "Base of the rotary position embedding."
     partial_rotary_factor: float = 1.0
-    "Share of a head's channels that it turns."
+    "Fraction of a head's channels that RoPE rotates."
     norm_eps: float = 1e-6
     "Epsilon of every RMSNorm."
     tie_embeddings: bool = True
@@ -53,9 +53,9 @@ class ModelConfig:
     norm_topk_prob: bool = True
     "The weights of a token's experts are divided by their sum."
     routed_scaling_factor: float = 1.0
-    "Then multiplied by this."
+    "Factor on the routing weights, after `norm_topk_prob`."
     balance: Literal["loss", "sign", "quantile"] = "loss"
-    "What loads experts evenly: `loss` (`balance_loss`) or a bias of the choice, `sign` (arXiv 2408.15664), `quantile`."
+    "What loads experts evenly: `loss` (`balance_loss`) or an expert bias, `sign` (arXiv 2408.15664), `quantile`."
     balance_rate: float | None = None
     "A bias's step (`sign`). null: 0.001; under 1,000 steps 0.01. [Loads](training.md#balance): 0.48-1.56, 0.86-1.15."
     balance_loss: float | None = None
@@ -124,9 +124,9 @@ class TrainStream(Stream):
     proportion: float | None = None
     "Share of an epoch's sequences; streams without one share what is left by their size."
     repeat: float | None = None
-    "Times the stream is read in an epoch; goes with no `proportion` in any stream."
+    "Times the stream is read in an epoch; only where no stream has a `proportion`."
     choose: int | None = None
-    "Sequences read in an epoch; goes with no `proportion` in any stream."
+    "Sequences read in an epoch; only where no stream has a `proportion`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class TextData:
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
     local: str | None = None
-    "Folder made by convert/fineweb_to_mds.py (or where `remote` is cached). Give this, `streams` or `text`."
+    "Folder made by `moe convert` (or where `remote` is cached). Give this, `streams` or `text`."
     remote: str | None = None
     "Where shards are fetched from as they are needed, e.g. s3://bucket/fineweb-10bt; null means all is in `local`."
     split: str = "train"
@@ -174,7 +174,7 @@ class TrainData:
     shuffle: bool = True
     "Shuffle sequences anew in each epoch (seeded)."
     num_canonical_nodes: int = 1
-    "Stripes of the order, each with shards of its own. A multiple of N lets N machines fetch 1/N of a `remote` each."
+    "Partitions of the order, each with its own shards. A multiple of N lets N machines fetch 1/N of a `remote` each."
     streams: dict[str, TrainStream] = field(default_factory=dict)
     "A mixture of several folders, each under a name of its own (docs/data.md)."
     text: TextData | None = None
@@ -226,7 +226,7 @@ class Config:
     eval_data: EvalData | None = None
     "Validation data; null turns evaluation off."
     device_train_microbatch_size: int | str = "auto"
-    "Sequences per forward pass on one device: the memory knob, no effect on the result. `auto` tries what fits a GPU."
+    "Sequences per forward pass on one device: sets the memory, not the result. `auto` tries what fits a GPU."
     precision: Literal["amp_bf16", "amp_fp16", "fp32"] = "amp_bf16"
     "Where the device has no bf16, amp_bf16 becomes fp32, with one printed line."
     gradient_clip_norm: float = 1.0
@@ -246,7 +246,7 @@ class Config:
     save_num_checkpoints_to_keep: int = 3
     "Newest checkpoints that stay, across resumes; -1 keeps all."
     keep_every: str | None = None
-    "The first checkpoint at or after each multiple of this stays for ever."
+    "The first checkpoint at or after each multiple of this is kept permanently."
     max_failed_saves: int = 5
     "Checkpoints in a row that could not be written (a full disk) that stop the run; 1 stops it at the first."
     autoresume: bool = True

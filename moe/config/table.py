@@ -56,17 +56,19 @@ def _default(value: ast.expr | None) -> str:
 
 
 def render() -> str:
-    """The complete page."""
+    """The complete page, a table for each section of the yaml."""
     lines = [
         "# Configuration",
         "",
         "Every key of a yaml, and of `key=value` on the command line. Made by `python -m moe.config.table`.",
         "Times are tokens (`100000000tok`) or optimizer steps (`1000ba`).",
-        "",
-        "| key | type | default | meaning |",
-        "|---|---|---|---|",
     ]
+    last = None
     for key, kind, default, doc in rows():
+        section = key.partition(".")[0] if "." in key else "Run"
+        if section != last:
+            lines += ["", f"## {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+            last = section
         escaped = [cell.replace("|", "\\|") for cell in (kind, default, doc)]
         shown = escaped[1] if escaped[1].startswith("**") else f"`{escaped[1]}`"
         lines.append(f"| `{key}` | {escaped[0]} | {shown} | {escaped[2]} |")

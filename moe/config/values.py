@@ -137,7 +137,7 @@ def _refuse_loops(node: Any, above: tuple[int, ...], seen: Iterator[int]) -> Non
     if next(seen) > MOST_VALUES:
         raise yaml.YAMLError(f"its aliases (*name) make more than {MOST_VALUES:,} values of it")
     if id(node) in above:
-        raise yaml.YAMLError("an alias (*name) stands inside of what it is an alias of")
+        raise yaml.YAMLError("an alias (*name) refers to itself")
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
         _refuse_loops(child, (*above, id(node)), seen)

@@ -25,7 +25,7 @@ from moe.model import Transformer
 
 class ModelLM(LM):
     """Args:
-    batch_tokens: tokens in a forward pass, the memory knob.
+    batch_tokens: tokens in a forward pass; sets the memory it takes.
     bf16: under autocast, as a training in amp_bf16; the caller may as well have one around it.
     between: see Ranks.
     """

@@ -110,7 +110,7 @@ def score(
 ) -> list[Score]:
     """Of each question (see `cut`), in their order; the same on every rank.
 
-    most: tokens that the model can see. batch_tokens: in a forward pass, the memory knob.
+    most: tokens that the model can see. batch_tokens: in a forward pass; sets the memory it takes.
 
     Raises:
         ScoringFailed: a forward pass failed. ScoringStopped: see Ranks.

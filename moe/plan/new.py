@@ -246,7 +246,7 @@ def notes(config: Config, fit: Fit, wanted: Wanted, vocab_size: int) -> dict[str
         "optimizer.weight_decay": f"the rule gives {rates.weight_decay:.3g}",
         "scheduler.t_warmup": f"{warmup / work.tokens:.2g} of the run, {warmup / work.tokens_per_step:.0f} steps",
         "scheduler.alpha_f": "the rate ends at this share of its peak",
-        "device_train_microbatch_size": "the memory knob: does not change the result",
+        "device_train_microbatch_size": "sets the memory a step takes, not the result",
         "activation_checkpointing": "without it a step does not fit the memory",
         "parallelism": "the model is divided among the GPUs: one alone cannot hold it",
         "save_interval": "steps; what is lost at most when the machine dies without warning",

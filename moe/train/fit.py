@@ -104,7 +104,7 @@ def fit(
     if more_steps and (reached := int(trainer.state.timestamp.batch)) < steps.total:
         folder.end("stopped", say, reason="a callback")
         say(f"stopped by a callback at step {reached:,} of {steps.total:,}; {folder.newest()}")
-        say("the same command resumes from there; to end the run for good set max_duration to that step")
+        say("the same command resumes from there; to end the run permanently set max_duration to that step")
         return 0
     folder.end("done", say)
     say(f"done: {steps.total:,} steps; checkpoint and logs are in {folder.path}")

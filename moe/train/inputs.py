@@ -96,7 +96,7 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
     kept = keep_tokenizer(load_tokenizer(str(own)))
     if fault is None and kept.fingerprint == named.fingerprint:
         return named, config.tokenizer
-    report(f"{fault or f'tokenizer ({config.tokenizer}) is another one by now'}; the run continues with its own, {own}")
+    report(f"{fault or f'tokenizer ({config.tokenizer}) has changed'}; the run continues with its own, {own}")
     return kept, str(own)
 
 

@@ -100,7 +100,7 @@ def _with_sharding(config: Config) -> Config:
     from moe.train.distributed.sharding import check_torch
 
     if config.parallelism.fsdp2 and WORLD_SIZE == 1:
-        say("parallelism.fsdp2: true -> false, because one rank has nobody to share with")
+        say("parallelism.fsdp2: true -> false, because it needs 2 or more ranks")
         return dataclasses.replace(config, parallelism=ParallelismConfig())
     if config.parallelism.fsdp2:
         check_torch()

@@ -104,7 +104,7 @@ def _clear(own: Path) -> None:
         own.rename(aside)
     except OSError as error:
         raise InputError(f"{own}: is in the way of the run's temporary folder ({error.strerror}); remove it") from None
-    say(f"{own}: was not made by a run, or does not go away; it stays as {aside}")
+    say(f"{own}: was not made by a run, or cannot be removed; it stays as {aside}")
 
 
 def _end_workers(others: list[multiprocessing.process.BaseProcess]) -> None:

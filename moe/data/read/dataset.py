@@ -97,7 +97,7 @@ class TokenDataset(StreamingDataset):
                 f"which has {NAME}; resume with the version that wrote it"
             )
         if self.window is not None and order["name"] is None:
-            say("this run keeps the order of sequences that it was begun with (py1e): memory grows with the data")
+            say("this run keeps the order of sequences that it was started with (py1e): memory grows with the data")
         self._set_window(order["window"])
         self._position = dict(obj)
 

@@ -2,6 +2,8 @@
 each.
 
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that keeps writing).
+- A worker that dies closes its pipe, whenever that is: one place to see it. (concurrent.futures looks after its
+  processes in a thread, which a death while others still start sets against the thread that starts them.)
 - A unit whose file cannot be read is reported, not raised: the others continue.
 """
 
@@ -12,10 +14,10 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Any
 
 from moe.common.errors import InputError
@@ -26,25 +28,12 @@ from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
 from moe.data.write.unit import Job, convert_unit
 
-_job: Job
-_folder: Folder
-_counter: Any
-
 
 def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _start_worker(work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
-    global _job, _folder, _counter
-    _job, _folder = work.get()
-    _counter = counter
-    settle_process()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def add(counter: Any, tokens: int, weight: int, documents: int) -> None:
@@ -54,12 +43,81 @@ def add(counter: Any, tokens: int, weight: int, documents: int) -> None:
         counter[2] += documents
 
 
-def _run(unit: Unit) -> BadFileError | None:
+def counted(counter: Any) -> list[int]:
+    """Tokens, weight and documents; without the lock, which a worker may have been killed with."""
+    return counter.get_obj()[:]
+
+
+def _try_unit(job: Job, unit: Unit, folder: Folder, counter: Any) -> BadFileError | None:
     try:
-        convert_unit(_job, unit, _folder, lambda *made: add(_counter, *made))
+        convert_unit(job, unit, folder, lambda *made: add(counter, *made))
     except BadFileError as error:
         return error
     return None
+
+
+class _InWorker(Exception):
+    """The traceback of a worker's error, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
+    """A worker: takes units, answers each by (its file's error, None) or (what it raised, its traceback)."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    job, folder = work.get()
+    settle_process()
+    while True:
+        unit = channel.recv()
+        try:
+            answer: tuple[Exception | None, str | None] = _try_unit(job, unit, folder, counter), None
+        except Exception as error:
+            answer = error, traceback.format_exc()
+        channel.send(answer)
+
+
+class _Worker:
+    """The parent's side of one worker. Raises InputError where the worker is dead."""
+
+    def __init__(self, *shared: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.channel, theirs = context.Pipe()
+        context.Process(target=_work, args=(theirs, *shared)).start()
+        theirs.close()  # open in the worker alone: its death is the end of the channel
+
+    def give(self, unit: Unit) -> None:
+        try:
+            self.channel.send(unit)
+        except OSError as error:
+            raise _died() from error
+
+    def take(self) -> BadFileError | None:
+        """Its file's error; raises what the worker raised."""
+        try:
+            fault, its_traceback = self.channel.recv()
+        except (EOFError, OSError) as error:
+            raise _died() from error
+        if its_traceback:
+            raise fault from _InWorker(its_traceback)
+        return fault
+
+
+def _died() -> InputError:
+    return InputError(
+        "a worker process died, most often for lack of memory; what is done is kept: "
+        "run the same command with fewer --workers"
+    )
+
+
+def _start_workers(number: int, *shared: Any) -> list[_Worker]:
+    # Ctrl+C reaches the process group; a worker starts with it ignored, or a traceback would end its imports
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return [_Worker(*shared) for _ in range(number)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def new_counter() -> Any:
@@ -80,43 +138,29 @@ def run_units(
 
     Raises InputError when a worker dies.
     """
-    todo = iter(units)
     if workers == 1:
         settle_process()
-        for unit in todo:
-            fault = None
-            try:
-                convert_unit(job, unit, folder, lambda *made: add(counter, *made))
-            except BadFileError as error:
-                fault = error
-            if not finished(unit, fault):
+        for unit in units:
+            if not finished(unit, _try_unit(job, unit, folder, counter)):
                 return
         return
-    context = multiprocessing.get_context("spawn")
-    work = SharedValue((job, folder))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work, counter))
-    running: dict[Future, Unit] = {}
+    todo = iter(units)
+    running: dict[Any, tuple[_Worker, Unit]] = {}
+
+    def give_next(worker: _Worker) -> None:
+        for unit in itertools.islice(todo, 1):
+            running[worker.channel] = worker, unit
+            worker.give(unit)
+
     try:
-        going = True
-        while going:
-            # Ctrl+C reaches the process group; a worker starts with it ignored, or a traceback would end its imports
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                for following in itertools.islice(todo, 2 * workers - len(running)):
-                    running[pool.submit(_run, following)] = following
-                pool.submit(int)  # the pool looks at a worker's death from the submit after the one that started it
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                going = finished(running.pop(future), future.result()) and going
-        pool.shutdown(wait=False, cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process died, most often for lack of memory; what is done is kept: "
-            "run the same command with fewer --workers"
-        ) from error
+        for worker in _start_workers(workers, SharedValue((job, folder)), counter):
+            give_next(worker)
+        while running:
+            for channel in connection.wait(list(running)):
+                worker, unit = running.pop(channel)
+                if not finished(unit, worker.take()):
+                    return
+                give_next(worker)
     finally:
         for process in multiprocessing.active_children():
             process.terminate()

@@ -110,7 +110,7 @@ def run_units(
         raise
     except RayError as error:
         raise InputError(
-            f"a Ray worker was lost for good ({type(error).__name__}); what is done is kept: run the same command again"
+            f"a Ray worker was lost ({type(error).__name__}); what is done is kept: run the same command again"
         ) from error
     finally:
         if ours:

@@ -90,12 +90,13 @@ def run(
     before = total - weight
 
     def read() -> tuple[int, float, float]:
-        shares = [min(1.0, (before + counter[1]) / total)]
+        tokens, converted, documents = pool.counted(counter)
+        shares = [min(1.0, (before + converted) / total)]
         if job.max_documents:
-            shares.append(min(1.0, counter[2] / job.max_documents))
+            shares.append(min(1.0, documents / job.max_documents))
         if job.max_tokens:
-            shares.append(min(1.0, counter[0] / job.max_tokens))
-        return counter[0], max(shares), before / total
+            shares.append(min(1.0, tokens / job.max_tokens))
+        return tokens, max(shares), before / total
 
     def finished(unit: Unit, fault: BadFileError | None) -> bool:
         if fault is None:

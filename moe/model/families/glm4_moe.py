@@ -1,4 +1,4 @@
-"""GLM-4.5: sigmoid scores, a bias of the choice, shared experts, weights scaled, dense layers first, RoPE on a part.
+"""GLM-4.5: sigmoid scores, an expert bias, shared experts, weights scaled, dense layers first, RoPE on a part.
 
 - A missing shared expert is written as one of zeros: `n_shared_experts: 0` is right in transformers and silently wrong
   in llama.cpp. The bias is written even where it is none.

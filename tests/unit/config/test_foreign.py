@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moe.config import ConfigError, load_config
-from moe.config.foreign import NAMES
+from moe.config.foreign import NAMES, TABLE
 from moe.config.table import rows
 from tests.tiny import tiny_config, write_config
 
@@ -50,3 +50,13 @@ def test_every_hint_names_a_setting_there_is_for_a_name_there_is_not() -> None:
     ours = {row[0] for row in rows()}
     assert {key for key, _ in NAMES.values()} <= ours
     assert not NAMES.keys() & {key for key in ours if "." not in key}
+
+
+def test_the_page_for_those_who_come_from_elsewhere_has_every_name() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "coming-from.md").read_text()
+    rows = page.partition("<!-- names: ")[2].splitlines()[3:]
+    shown = [row.strip("| ").split(" | ") for row in rows]
+    assert shown == [
+        [", ".join(f"`{name}`" for name in names.split()), f"`{ours}`" + f"; {note}" * bool(note)]
+        for ours, note, names in TABLE
+    ]

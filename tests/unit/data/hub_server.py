@@ -62,7 +62,7 @@ class Hub:
             def do_GET(self):
                 hub.answer(self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_GET
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -126,7 +126,7 @@ class Hub:
                 }
                 for p in files
             ]
-            return self.send(handler, 200, json.dumps({"sha": SHA, "siblings": listing}).encode())
+            return self.send(handler, 200, json.dumps({"id": api[1], "sha": SHA, "siblings": listing}).encode())
         file = re.fullmatch(rf"/datasets/([^/]+/[^/]+)/resolve/{SHA}/(.+)", path)
         target = self.datasets[file[1]] / file[2] if file and file[1] in self.datasets else None
         model = re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/([^/]+)", path)

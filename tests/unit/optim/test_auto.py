@@ -105,7 +105,7 @@ def test_a_warmup_that_leaves_no_room_is_refused_with_its_number(load) -> None:
         ("optimizer.weight_decay=true", "optimizer.weight_decay: is 'true'; write a number, or auto"),
         ("optimizer.lr=0x1", "optimizer.lr: is '0x1', which yaml reads as 1; write the number in plain digits"),
         ("optimizer.lr=-1", "optimizer.lr (-1.0) must be above 0"),
-        ("optimizer.adamw.embedding_lr=0.1", "goes with model.tie_embeddings false"),
+        ("optimizer.adamw.embedding_lr=0.1", "needs model.tie_embeddings false"),
         ("scheduler.t_warmup=always", "scheduler.t_warmup (always)"),
     ],
 )

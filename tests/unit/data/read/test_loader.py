@@ -81,7 +81,7 @@ def test_a_position_without_an_order_is_one_in_stocks_order_and_stays_one(token_
     del stock
     loader = train_loader(token_folder)
     loader.load_state_dict({"epoch": 0, "sample_in_epoch": 16, "num_canonical_nodes": 1, "shuffle_seed": 17})
-    assert capsys.readouterr().out.count("keeps the order of sequences that it was begun with (py1e)") == 1
+    assert capsys.readouterr().out.count("keeps the order of sequences that it was started with (py1e)") == 1
     epochs = [[row for batch in loader for row in batch["tokens"].tolist()] for _ in range(2)]
     assert epochs == [expected[0][16:], expected[1]]
     assert "order" not in loader.state_dict()
