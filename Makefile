@@ -11,6 +11,7 @@
 #                    (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
+# make bench-shards   memory of ranks that share a model of 200M parameters: build, save, load
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
@@ -24,7 +25,7 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
+.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-shards bench-convert bench-learning
 
 setup: .venv/ready
 
@@ -88,6 +89,9 @@ bench-scale: setup
 
 bench-checkpoint: setup
 	$(BIN)/python benchmarks/checkpoint.py
+
+bench-shards: setup
+	$(BIN)/python benchmarks/sharded_memory.py
 
 chaos: setup
 	rm -rf /tmp/moe-chaos

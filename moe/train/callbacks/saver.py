@@ -198,7 +198,7 @@ class CheckpointSaver(Callback):
         logger.log_metrics({"checkpoint/blocked_seconds": time.monotonic() - start})
 
     def _to_be_saved(self, step: int, state: State) -> bool:
-        """Whether this step is not yet on disk. Only rank 0 knows of a failed write, and sharded state takes all."""
+        """Whether this step is not yet on disk. Ranks that save together learn of a failed write each in its time."""
         if not state.fsdp_enabled:
             return step != self.saved_step
         answer = torch.tensor(int(step != self.saved_step), device=state.device._device)
@@ -232,11 +232,11 @@ class CheckpointSaver(Callback):
         if self._writer is None:
             leader = dist.get_local_rank() == 0
             self._writer = SharedWriter(self.save_folder, url=self.url, remote=self.remote, local_leader=leader)
-        own = own_state(state.model, state.optimizers[0])
+        own, rest = own_state(state.model, state.optimizers[0]), undivided_state(state)  # on every rank, as with DDP
         content = None
         if dist.get_global_rank() == 0:
             optimizers = {type(state.optimizers[0]).__qualname__: own.optimizer}
-            content = {"state": to_host({**undivided_state(state), "model": own.model, "optimizers": optimizers})}
+            content = {"state": to_host({**rest, "model": own.model, "optimizers": optimizers})}
         save = Save(step, own.part, own.number, own.parts, own.shapes, content, manifest, self.more or {})
         return partial(self._write_together, save, self._writer, own.nbytes())
 

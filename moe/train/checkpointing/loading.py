@@ -22,7 +22,7 @@ import composer.utils.checkpoint as composer_checkpoint
 from composer import State
 
 from moe.model.balance import with_present_names
-from moe.train.checkpointing.checkpoints import Checkpoint, load_state, open_state
+from moe.train.checkpointing.checkpoints import Checkpoint, CheckpointError, load_state, open_state
 from moe.train.checkpointing.contents import full_content
 from moe.train.checkpointing.parts import Parts
 from moe.train.distributed.ranks import agreed
@@ -61,7 +61,11 @@ def _load_shares(checkpoint: Checkpoint, state: State, logger: Any, weights_only
     """Each rank its own rows; what is not divided as Composer loads it."""
     with contextlib.ExitStack() as held:
         file = held.enter_context(open_state(checkpoint))
-        content = load_state(Path(f"/proc/self/fd/{file.fileno()}"), mmap=True)["state"]
+        mapped = Path(f"/proc/self/fd/{file.fileno()}")
+        try:
+            content = load_state(mapped, mmap=True)["state"]
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(mapped), str(checkpoint.state_file))) from None
         parts = None
         if checkpoint.manifest.get("tensors"):
             parts = held.enter_context(Parts(checkpoint.path, checkpoint.manifest))

@@ -311,3 +311,10 @@ def test_a_manifest_that_does_not_say_where_all_rows_are_is_refused(written: Pat
     path.write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / "step-00000001")
+
+
+def test_no_rank_holds_more_than_its_share_at_build_save_and_load(tmp_path: Path) -> None:
+    """1.5 times the share of weights, gradients and optimizer state, and the largest parameter, beyond the imports."""
+    from benchmarks.sharded_memory import measure
+
+    on_ranks(2, partial(measure, "small", 2, tmp_path))
