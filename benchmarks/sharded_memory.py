@@ -7,6 +7,8 @@ weights, gradients and optimizer state, and the largest parameter. Ends with 1 w
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -86,7 +88,10 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     explain = partial(explained, 1, save_folder=folder, size=0)
     writer.write(save._replace(manifest=manifest), lambda size: None, explain)
     found["save"] = peak()
-    del model, optimizer, save, p, value, group
+    del model, optimizer, save, p, value, group  # a load is another process's
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    peak()
     model, optimizer = build()
     checkpoint = read_checkpoint(folder / "step-00000001", hashes=False)
     with Parts(checkpoint.path, checkpoint.manifest) as parts:

@@ -28,9 +28,8 @@ from moe.train.checkpointing.files import PIECE, File, hash_rest, write_file
 
 MODEL, OPTIMIZER = "model", "optimizer"  # names are model.NAME and optimizer.KEY.NAME; no KEY has a dot
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-Part = dict[
-    str, tuple[Tensor, int]
-]  # one rank's: name -> its rows, contiguous and on the CPU, and the first one's number
+MOST_MAPPED = 1 << 26  # bytes: what was read of a mapped file counts as memory of this process until it is unmapped
+Part = dict[str, tuple[Tensor, int]]  # one rank's: name -> its rows, contiguous, on the CPU; the first one's number
 
 
 class Divided(TypedDict):
@@ -122,14 +121,16 @@ class Parts:
         self.folder = folder
         self.files: dict[str, File] = manifest["files"]
         self.tensors: dict[str, Divided] = manifest["tensors"]
-        self._open: dict[str, Any] = {}
+        self._descriptors: dict[str, int] = {}
+        self._maps: dict[str, Any] = {}
+        self._mapped = 0  # bytes of them that were read
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Parts:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._open.clear()
+        self._maps.clear()
         self._held.close()
 
     def rows(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
@@ -152,7 +153,12 @@ class Parts:
         for file, (start, length) in self.tensors[name]["parts"].items():
             low, high = max(first, start), min(end, start + length)
             if low < high:
-                into[low - first : high - first].copy_(self._slice(file, name, low - start, high - start, into))
+                rows = into[low - first : high - first]
+                rows.copy_(self._slice(file, name, low - start, high - start, into))
+                self._mapped += rows.nbytes
+        if self._mapped > MOST_MAPPED:
+            self._maps.clear()
+            self._mapped = 0
 
     def _slice(self, file: str, name: str, low: int, high: int, like: Tensor) -> Tensor:
         try:
@@ -166,10 +172,12 @@ class Parts:
         return rows
 
     def _opened(self, name: str) -> Any:
-        if name not in self._open:
+        if name not in self._descriptors:
             path = self.folder / name
             file = self._held.enter_context(open(path, "rb"))  # noqa: SIM115
             if hash_rest(file) != self.files[name]["xxh64"]:
                 raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
-            self._open[name] = self._held.enter_context(safe_open(f"/proc/self/fd/{file.fileno()}", "pt"))
-        return self._open[name]
+            self._descriptors[name] = file.fileno()
+        if name not in self._maps:
+            self._maps[name] = safe_open(f"/proc/self/fd/{self._descriptors[name]}", "pt")
+        return self._maps[name]
