@@ -12,9 +12,13 @@
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-shards   memory of ranks that share a model of 200M parameters: build, save, load
+# make bench-convert-scale   conversion of 100,000 small files, 27,000 footers of a hub, a hub that limits requests
+# make soak        50,000 steps of a tiny model in a process of its own: does anything grow; hours (STEPS=2000: fewer)
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
+# make bench-upcycle TEXT=folder    experts from a dense model against training it further and against experts from scratch;
+#                  docs/upcycling.md (no TEXT: the page alone)
 # make docs        tries the tutorial's commands with small numbers, then builds the site of docs/ in .site-docs
 #                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
 # make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
@@ -25,7 +29,9 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
-.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-shards bench-convert bench-learning
+.PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
+.PHONY: bench-convert-scale soak
+.PHONY: bench-upcycle bench-shards
 
 setup: .venv/ready
 
@@ -100,6 +106,13 @@ chaos: setup
 bench-convert: setup
 	$(BIN)/python benchmarks/convert.py --write
 
+bench-convert-scale: setup
+	$(BIN)/python benchmarks/convert_scale.py --write
+
+STEPS ?= 50000
+soak: setup
+	$(BIN)/python benchmarks/soak.py --steps $(STEPS) --write --detach
+
 .venv-docs/ready: pyproject.toml | setup
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
 	$(BIN)/uv pip install --quiet --no-config --python .venv-docs/bin/python --group docs
@@ -121,6 +134,10 @@ pictures: setup
 bench-learning: setup
 	$(if $(TEXT),$(BIN)/python benchmarks/learning.py --text $(TEXT))
 	$(BIN)/python benchmarks/learning.py --report
+
+bench-upcycle: setup
+	$(if $(TEXT),$(BIN)/python benchmarks/upcycle.py --text $(TEXT))
+	$(BIN)/python benchmarks/upcycle.py --report
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py

@@ -110,7 +110,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
 
     from moe.data.text.encoders import settle_process
     from moe.data.text.reading import read_batches
-    from moe.data.write import convert, merge, packing, unit
+    from moe.data.write import convert, packing, unit
     from moe.data.write.plan import make_plan
     from moe.data.write.request import Request
     from moe.data.write.shards import ShardFile
@@ -134,7 +134,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
     shares.watch(packing.Packer, "add", "packing")
     for name in ("write", "close", "abandon"):
         shares.watch(ShardFile, name, "writing")
-    shares.watch(merge, "merge_split", "writing")
+    shares.watch(convert, "merge_split", "writing")
 
     def bare() -> dict[str, Any]:
         tokens = 0
@@ -150,10 +150,10 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
         asked = replace(plan, request=replace(request, out=out, workers=int(workers)))
         space = open_workspace(out, overwrite=True)
         shares.take()
-        with space.lock(plan.identity, plan.source.files, plan.units, shared=False):
+        with space.lock(plan.identity, plan.source.files, shared=False):
             left_out = convert.make_units(asked, space)
-            job, parts, sums = convert.settle(asked, space, left_out)
-            meta = convert.publish(replace(asked, job=job), space, parts, sums, left_out, time.monotonic())
+            job, found = convert.settle(asked, space, left_out)
+            meta = convert.publish(replace(asked, job=job), space, found, left_out, time.monotonic())
         return {"tokens": SEQ_LEN * sum(meta.samples.values()), "shares": shares.take() if workers == "1" else None}
 
     return run

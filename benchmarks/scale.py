@@ -5,8 +5,8 @@
 For each sequence length, and for a small dataset beside it: seconds from the command to the first step of a tiny model
 with two loader workers, the largest process of the run (RssAnon and page tables; mapped shards
 are page cache and not counted) and /dev/shm. Then, with the loader alone: the first batch at 99% of an epoch, and a
-mixture of five streams over ten epochs, some batches of each. `--tree FOLDER` measures the code of another checkout.
-`--write` puts the table into docs/performance.md.
+mixture of five streams over ten epochs, some batches of each, and a cold cache whose remote is the large data.
+`--tree FOLDER` measures the code of another checkout. `--write` puts the table into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from moe.data import StreamSpec, build_train_loader
 folders, seq_len, vocab_size, batch, share, epochs = json.loads(sys.argv[1])
 start = time.perf_counter()
 loader = build_train_loader(
-    {name: StreamSpec(folder, None, "train", **weight) for name, folder, weight in folders}, seq_len=seq_len, eos_id=0,
+    {name: StreamSpec(folder, remote, "train", **weight) for name, folder, remote, weight in folders}, seq_len=seq_len,
+    eos_id=0,
     vocab_size=vocab_size, document_mask=True, device_batch_size=batch, seed=17, num_workers=2)
 length = loader.dataset.epoch_size // batch * batch
 fresh = loader.dataset.state_dict(0, True)
@@ -216,13 +217,15 @@ def main() -> None:
             little = f"{read_meta(small).tokens['train'] / 1e6:.1f}M tokens, S = {seq_len:,}"
             add(little, "moe train, first step", base, base)
             add(name, "moe train, first step", train(folder / "large", folder, seq_len, args.tree, "large"), base)
-            base = load([["", str(small), {}]], folder, seq_len, args.tree, 0.0, 1)
+            base = load([["", str(small), None, {}]], folder, seq_len, args.tree, 0.0, 1)
             add(little, "loader", base, base)
-            large = [["", str(folder / "large"), {}]]
+            large = [["", str(folder / "large"), None, {}]]
             for what, share in (("loader", 0.0), ("loader at 99% of an epoch", 0.99)):
                 add(name, what, load(large, folder, seq_len, args.tree, share, 1), base)
+            cold = [["", str(folder / "cache"), str(folder / "large"), {}]]
+            add(name, "loader, cold, `remote` on this machine", load(cold, folder, seq_len, args.tree, 0.5, 1), base)
             weights = [0.4, 0.3, 0.15, 0.1, 0.05]
-            mixed = [[f"s{i}", str(folder / f"s{i}"), {"proportion": weights[i]}] for i in range(STREAMS)]
+            mixed = [[f"s{i}", str(folder / f"s{i}"), None, {"proportion": weights[i]}] for i in range(STREAMS)]
             what = f"loader, {STREAMS} streams of {five[0]:,} shards, {EPOCHS} epochs begun"
             add(name, what, load(mixed, folder, seq_len, args.tree, 0.5, EPOCHS), base)
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"

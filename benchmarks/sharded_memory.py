@@ -35,9 +35,9 @@ from tests.ranks import on_ranks  # noqa: E402
 
 MB = 1_000_000
 SHARE = 1.5
-SHAPES = {  # parameters: about 200 and 30 million
+SHAPES = {  # parameters: about 200 and 70 million
     "large": {"d_model": 512, "n_layers": 15, "n_heads": 8, "n_kv_heads": 4, "n_experts": 8, "expert_hidden": 1024},
-    "small": {"d_model": 256, "n_layers": 8, "n_heads": 4, "n_kv_heads": 2, "n_experts": 8, "expert_hidden": 640},
+    "small": {"d_model": 256, "n_layers": 18, "n_heads": 4, "n_kv_heads": 2, "n_experts": 8, "expert_hidden": 640},
 }
 
 

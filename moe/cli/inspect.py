@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """0 when the dataset is sound, 2 when it is not one or is damaged."""
     from moe.common.errors import InputError
     from moe.data.meta import SPLITS, read_meta
-    from moe.data.read.verify import verify_split
+    from moe.data.read.verify import split_bytes, verify_split
+    from moe.data.write.progress import Verifying
     from moe.data.write.report import summary
 
     if args.samples < 0:
@@ -36,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     meta = read_meta(args.data)
     for line in summary(meta, args.data):
         show(line)
-    faults = [fault for split in SPLITS for fault in verify_split(f"{args.data}/{split}", full=not args.quick)]
+    splits = [f"{args.data}/{split}" for split in SPLITS]
+    with Verifying(0 if args.quick else sum(map(split_bytes, splits))) as verifying:
+        faults = [fault for split in splits for fault in verify_split(split, not args.quick, verifying.add)]
     for fault in faults:
         show(f"error        {fault}")
     if faults:

@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from moe.common.errors import InputError
-    from moe.runs.frame import frame
+    from moe.runs.frame import CURVES, frame
     from moe.runs.reading import RunReader
 
     if not args.every > 0:
         raise InputError(f"--every ({args.every}) must be above 0")
-    reader = RunReader(args.run)
+    reader = RunReader(args.run, [key for _, key in CURVES])
     console = Console(highlight=False, markup=False, emoji=False)
     if args.once or not console.is_terminal:
         console.print(frame(reader.read(), console))

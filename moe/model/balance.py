@@ -85,7 +85,7 @@ class BiasSign(BalanceLoss):
     def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
         super().end_step(total, routers)
         for counts_E, router in zip(total.counts_E, routers, strict=True):
-            _set_bias(router, router.bias_E + self.rate * (counts_E.mean() - counts_E).sign())
+            set_bias(router, router.bias_E + self.rate * (counts_E.mean() - counts_E).sign())
 
 
 class BiasQuantile(BalanceLoss):
@@ -105,10 +105,10 @@ class BiasQuantile(BalanceLoss):
             low, high = bias_range(router.bias_E)
             wanted = needed_EB[0].sum() * router.top_k / router.n_experts
             bin_E = (needed_EB.cumsum(-1) < wanted).sum(-1)
-            _set_bias(router, low + (bin_E + 0.5) / self.bins * (high - low))
+            set_bias(router, low + (bin_E + 0.5) / self.bins * (high - low))
 
 
-def _set_bias(router: Router, bias_E: Tensor) -> None:
+def set_bias(router: Router, bias_E: Tensor) -> None:
     """Less its mean, which decides no choice and would drift."""
     assert router.bias_E is not None
     router.bias_E.copy_(bias_E - bias_E.mean())

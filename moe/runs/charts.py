@@ -225,15 +225,16 @@ def _lines(kind: Kind, runs: dict[str, Run]) -> list[Line]:
 
 
 def _points(run: Run, key: str) -> list[tuple[float, float]]:
-    return thin([(step * scale(run), value) for step, value in run.series(key)])
+    factor = scale(run)
+    return [(step * factor, value) for step, value in thin(run.series(key))]
 
 
-def thin(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
+def thin(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
     """At most about `most` points, with the outliers: of each stretch its smallest and its largest."""
     if len(points) <= most:
-        return points
+        return list(points)
     kept = [points[0]]
-    for group in stretches(points[1:-1], most // 2):
+    for group in stretches(list(points[1:-1]), most // 2):
         kept += sorted({min(group, key=lambda p: p[1]), max(group, key=lambda p: p[1])})
     return [*kept, points[-1]]
 

@@ -1,9 +1,14 @@
-"""Is what index.json promises there, on the disk or on a bucket? Sizes always; xxh64 of every shard when asked."""
+"""Is what index.json promises there, on the disk or on a bucket? Sizes always; xxh64 of every shard when asked.
+
+Shards are hashed in threads, in pieces: reading and hashing leave Python's lock.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +21,8 @@ from moe.common.untrusted_names import file_name
 from moe.data.folders import Folder
 from moe.data.locations import open_folder
 
+PIECE_BYTES = 4 << 20
+MOST_THREADS = 8
 ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
 
 
@@ -51,29 +58,61 @@ def read_index(place: Folder) -> list[Shard]:
     return shards
 
 
-def verify_split(folder: str | Path, full: bool = False) -> list[str]:
-    """Errors of one split's folder, each naming its file; empty when all is well. `full` reads every byte."""
+def split_bytes(folder: str | Path) -> int:
+    """Bytes of one split's shards, by its index.json; 0 where that cannot be read."""
+    try:
+        return sum(shard["raw_data"]["bytes"] for shard in read_index(open_folder(folder)))
+    except InputError:
+        return 0
+
+
+def verify_split(
+    folder: str | Path, full: bool = False, progress: Callable[[int], None] = lambda count: None
+) -> list[str]:
+    """Errors of one split's folder, each naming its file, in the shards' order; empty when all is well.
+
+    full: read every byte. progress: called, by several threads, with the number of bytes read since it was called.
+    """
     place = open_folder(folder)
     try:
         shards = read_index(place)
     except InputError as error:
         return [str(error)]
-    faults, sizes = [], place.sizes()
-    for shard in shards:
+    sizes = place.sizes()
+
+    def error_of(shard: Shard) -> str | None:
         info, name = shard["raw_data"], shard["raw_data"]["basename"]
         if name not in sizes:
-            faults.append(f"{folder}/{name}: missing")
-        elif sizes[name] != info["bytes"]:
-            faults.append(f"{folder}/{name}: {sizes[name]} bytes, index.json says {info['bytes']}")
-        elif shard["samples"] * (_sample_bytes(shard) + 4) > sizes[name]:
-            faults.append(
-                f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} sequences of index.json"
-            )
-        elif full and "xxh64" not in info["hashes"]:
-            faults.append(f"{folder}/{name}: index.json holds no xxh64 of it, so its bytes cannot be verified")
-        elif full and xxhash.xxh64_hexdigest(place.read(name) or b"") != info["hashes"]["xxh64"]:
-            faults.append(f"{folder}/{name}: its bytes changed (xxh64 is not that of index.json)")
-    return faults
+            return f"{folder}/{name}: missing"
+        if sizes[name] != info["bytes"]:
+            return f"{folder}/{name}: {sizes[name]} bytes, index.json says {info['bytes']}"
+        if shard["samples"] * (_sample_bytes(shard) + 4) > sizes[name]:
+            return f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} sequences of index.json"
+        if full and "xxh64" not in info["hashes"]:
+            return f"{folder}/{name}: index.json holds no xxh64 of it, so its bytes cannot be verified"
+        if full and _xxh64(place, name, progress) != info["hashes"]["xxh64"]:
+            return f"{folder}/{name}: its bytes changed (xxh64 is not that of index.json)"
+        return None
+
+    if not full:
+        return [error for error in map(error_of, shards) if error]
+    with ThreadPoolExecutor(min(MOST_THREADS, 2 * len(os.sched_getaffinity(0)))) as threads:
+        return [error for error in threads.map(error_of, shards) if error]
+
+
+def _xxh64(place: Folder, name: str, progress: Callable[[int], None]) -> str:
+    """Of a file's bytes, in hex. Raises InputError where they cannot be read."""
+    digest = xxhash.xxh64()
+    try:
+        file = place.open(name)
+        if file is not None:
+            with file:
+                while piece := file.read(PIECE_BYTES):
+                    digest.update(piece)
+                    progress(len(piece))
+    except OSError as error:
+        raise InputError(f"{place}/{name}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def _sample_bytes(shard: Shard) -> int:

@@ -41,8 +41,10 @@ PAPERS = frozenset(
     {"readme", "license", "licence", "notice", "copying", "changelog", "authors", "citation", "contributing"}
 )
 
+SMALL_BYTES = 256 << 10  # a file up to it takes longer to be opened, looked at and recorded than to be tokenised
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One input file.
 
@@ -60,7 +62,7 @@ class SourceFile:
     listed: str | None = None  # of the hub: the listing's hash of all its bytes (hub.HubEntry.listed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """Rows of one file: row groups [begin, end) of a parquet file, bytes [begin, end) of any other."""
 
@@ -69,6 +71,7 @@ class Unit:
     begin: int
     end: int
     weight: int  # bytes of text (parquet) or of the file: the measure of progress
+    looked_at: bool = True  # False: of a small file that nobody has opened yet
 
     @property
     def name(self) -> str:

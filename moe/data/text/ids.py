@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from moe.data.text.columns import ID_COLUMN, id_column_of, key_bytes, text_column_of
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
-from moe.data.text.reading import read_batches
+from moe.data.text.reading import opened, read_batches
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
 
 ID_ROWS = 10_000
@@ -51,6 +51,9 @@ def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes
         if mine[0].file.kind in tried:
             continue
         try:
+            mine[0] = opened(mine[0], text_column)  # one that is still to be opened is all of its file
+            if mine[0].file.kind in tried:
+                continue
             parts = itertools.chain.from_iterable(_ids(unit, text_column) for unit in mine)
             found = itertools.chain.from_iterable(parts)
             ids = [key for key in itertools.islice(found, ID_ROWS) if key]

@@ -62,6 +62,8 @@ def head_error(head: bytes, name: str) -> str | None:
         return f"is in {encoding}, not UTF-8; {_iconv(encoding, name)}"
     if head.count(0) > NUL_SHARE * len(head):
         return f"holds {head.count(0):,} NUL bytes in its first {len(head):,}: it is not text; fetch it again"
+    if head.isascii():
+        return None
     text = head.decode("utf-8", "surrogateescape")
     bad = sum("\udc80" <= char <= "\udcff" for char in text[:-3])  # a character may be cut at the end
     good = sum(char > "\x7f" for char in text) - bad

@@ -4,8 +4,11 @@
   workers.
 - Packed files, text, tables of csv and Arrow, JSON arrays are one unit each: they can only be read from the front.
 - Files are looked at by THREADS at once, as a hub answers each in a tenth of a second; units come in the files' order.
+- The work begins when the first files have been looked at, the others are while it runs (`Ahead`): 27,000 footers of a
+  hub that limits requests take most of an hour.
 - Of a hub's files only as many are looked at as a limit can need, by rows and bytes of text, with a margin. Where rows
   are skipped, the margin may not do: `Planning.more` looks at further files.
+- Small files on this machine are opened when they are read: a million of them once, and by all workers.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
@@ -25,12 +29,13 @@ import pyarrow.parquet as pq
 from moe.common.units import say
 from moe.data.text.columns import Column, text_column_of
 from moe.data.text.errors import BadFileError
-from moe.data.text.files import SourceFile, Unit
-from moe.data.text.reading import looked_at
+from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
+from moe.data.text.reading import looked_at, opened
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
-THREADS = 16
+THREADS = 24
+BEGIN, MOST_AHEAD = 64, 512  # files that are looked at before the work; units that wait for it
 REPORT_EVERY_S = 5.0
 MARGIN = 2  # of rows: as many may be skipped
 TOKEN_BYTES, DOCUMENT_BYTES = 16, 64 << 10  # of text, more than those of any usual language or dataset
@@ -122,26 +127,59 @@ def in_order(call: Callable[[T], R], items: Sequence[T], *, threads: int, ahead:
 class Planning:
     """Units of the first files, in order, and the files among them that cannot be read.
 
-    Of files on this machine, and without a limit, all are looked at in the first `more`.
+    thorough: every file is opened. Else small files on this machine get their units from the listing alone, but for the
+    first of each kind: whoever reads one looks at it then (`Unit.looked_at`).
     """
 
     files: list[SourceFile]
     text_column: str
     max_documents: int | None = None
     max_tokens: int | None = None
+    thorough: bool = False
     units: list[Unit] = field(default_factory=list)
     bad: list[BadFileError] = field(default_factory=list)
     looked_at: int = 0
+    weight: int = 0  # of `units`
+    _kinds: Counter[str] = field(default_factory=Counter)  # of files that were opened
 
     def more(self) -> bool:
-        """Look at the files that the limits need, or at as many again; False where all have been."""
+        """Look at the files that the limits need, or at as many again; without limits at BEGIN. False where all
+        have been.
+        """
         if self.looked_at == len(self.files):
             return False
         # of several kinds a later one may hold the ids that decide for all
-        alike = all(file.remote for file in self.files) and len({file.kind for file in self.files}) == 1
-        limited = alike and (self.max_documents or self.max_tokens)
-        begun, reported = self.looked_at, time.monotonic()
+        one_kind = len({file.kind for file in self.files}) == 1
+        remote = all(file.remote for file in self.files)
+        begun, opened_before, limited = self.looked_at, self._kinds.total(), bool(self.max_documents or self.max_tokens)
         rows = text_bytes = 0
+        for units, count in self._look():
+            weight = sum(unit.weight for unit in units)
+            rows, text_bytes = rows + (count or weight // DOCUMENT_BYTES), text_bytes + weight
+            if not one_kind or not self.units:
+                continue
+            if limited:
+                if remote and self._enough(rows, text_bytes) and self.looked_at >= 2 * begun:
+                    break
+            elif not self.thorough and self._kinds.total() > opened_before + BEGIN:
+                break
+        return True
+
+    def all(self) -> None:
+        """Look at all files."""
+        for _ in self.one_by_one():
+            pass
+
+    def one_by_one(self) -> Iterator[None]:
+        """Look at one file after another, as it is asked for."""
+        for _ in self._look():
+            yield
+
+    def _look(self) -> Iterator[tuple[list[Unit], int]]:
+        """(units, rows) of each further file; none of one that cannot be read. They are noted here."""
+        begun, reported = self.looked_at, time.monotonic()
+        kinds = Counter(self._kinds)
+        lazy = [self._is_lazy(file, kinds) for file in self.files[begun:]]
 
         def look(index: int) -> tuple[list[Unit], int] | BadFileError:
             try:
@@ -149,23 +187,41 @@ class Planning:
             except BadFileError as error:
                 return error
 
-        found = in_order(look, range(begun, len(self.files)), threads=THREADS, ahead=2 * THREADS)
-        for outcome in found:
-            if isinstance(outcome, BadFileError):
-                self.bad.append(outcome)
-            else:
-                units, count = outcome
-                self.units += units
-                weight = sum(unit.weight for unit in units)
-                rows, text_bytes = rows + (count or weight // DOCUMENT_BYTES), text_bytes + weight
-            self.looked_at += 1
-            if time.monotonic() - reported > REPORT_EVERY_S:
-                reported = time.monotonic()
-                say(f"looking at the dataset: {self.looked_at} of {len(self.files)} files")
-            if limited and self.units and self._enough(rows, text_bytes) and self.looked_at >= 2 * begun:
-                found.close()
-                break
-        return True
+        now = [begun + i for i, later in enumerate(lazy) if not later]
+        ahead = THREADS if self.max_documents or self.max_tokens else 2 * THREADS
+        with contextlib.closing(in_order(look, now, threads=THREADS, ahead=ahead)) as found:
+            for index, later in enumerate(lazy, begun):
+                file = self.files[index]
+                if later:
+                    outcome: tuple[list[Unit], int] | BadFileError
+                    outcome = [Unit(index, file, 0, file.size, file.size, looked_at=False)], 0
+                else:
+                    outcome = next(found)
+                    self._kinds[file.kind] += 1
+                self.looked_at += 1
+                if isinstance(outcome, BadFileError):
+                    self.bad.append(outcome)
+                    outcome = [], 0
+                self.weight += sum(unit.weight for unit in outcome[0])
+                self.units += outcome[0]
+                yield outcome
+                if not later and time.monotonic() - reported > REPORT_EVERY_S:
+                    reported = time.monotonic()
+                    say(f"looking at the dataset: {self.looked_at} of {len(self.files)} files")
+
+    def _is_lazy(self, file: SourceFile, kinds: Counter[str]) -> bool:
+        kinds[file.kind] += 1
+        small = not file.remote and file.kind != "parquet" and 0 < file.size <= SMALL_BYTES
+        return small and not self.thorough and kinds[file.kind] > BEGIN
+
+    def open_rest(self) -> None:
+        """Look at what was not opened: its units stay, but for those of files that cannot be read."""
+        units, self.units = self.units, []
+        for unit in units:
+            try:
+                self.units.append(opened(unit, self.text_column))
+            except BadFileError as error:
+                self.bad.append(error)
 
     def scope(self) -> str:
         """What a line about the files adds where not all were looked at."""
@@ -177,9 +233,53 @@ class Planning:
         return documents or (self.max_tokens is not None and text_bytes >= TOKEN_BYTES * self.max_tokens)
 
 
+class Ahead:
+    """Looks at all files that `planning` has not seen, in a thread, while its units are converted; at most MOST_AHEAD
+    units further than those, as a hub may count both's requests.
+
+    taken: how many of the units have been.
+    """
+
+    def __init__(self, planning: Planning) -> None:
+        self._planning, self.taken, self._stopped = planning, 0, False
+        self._bytes = sum(file.size for file in planning.files)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._plan, daemon=True)
+
+    def __enter__(self) -> Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+
+    def _plan(self) -> None:
+        try:
+            for _ in self._planning.one_by_one():
+                while not self._stopped and len(self._planning.units) > self.taken + MOST_AHEAD:
+                    time.sleep(0.1)
+                if self._stopped:
+                    return
+        except BaseException as error:
+            self._error = error
+
+    def is_complete(self) -> bool:
+        """Whether all units are there. Raises what planning has raised."""
+        if self._thread.is_alive():
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def weight(self) -> int:
+        """Of all units there will be, by the bytes of the files whose units are known."""
+        planning = self._planning
+        seen = sum(file.size for file in planning.files[: planning.looked_at])
+        return round(planning.weight * self._bytes / seen) if seen else self._bytes
+
+
 def plan_units(files: list[SourceFile], text_column: str) -> tuple[list[Unit], list[BadFileError]]:
-    """All units in order, and the files that cannot be read."""
-    planning = Planning(files, text_column)
-    while planning.more():
-        pass
+    """All units in order, and the files that cannot be read; every file is opened."""
+    planning = Planning(files, text_column, thorough=True)
+    planning.all()
     return planning.units, planning.bad

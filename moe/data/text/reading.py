@@ -54,6 +54,13 @@ def _head_error(file: SourceFile) -> str | None:
         return f"is {instead}"
 
 
+def opened(unit: Unit, text_column: str) -> Unit:
+    """The unit, whose file has been looked at. Raises BadFileError as `looked_at` does."""
+    if unit.looked_at:
+        return unit
+    return replace(unit, file=looked_at(unit.file, text_column), looked_at=True)
+
+
 def looked_at(file: SourceFile, text_column: str) -> SourceFile:
     """A file of any kind but parquet, its kind corrected: a `.json` of lines is jsonl.
 

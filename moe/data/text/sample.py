@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
-from moe.data.text.reading import read_batches
+from moe.data.text.reading import opened, read_batches
 from moe.data.text.rows import Skipped, clean
 
 PLACES, PLACE_CHARS = 16, 256 << 10
@@ -17,7 +17,7 @@ CHECK_DOCUMENTS, CHECK_CHARS, CHECK_LONGEST = 1000, 4 << 20, 128 << 10  # charac
 def _texts(unit: Unit, text_column: str, separator: str | None) -> Iterator[str]:
     """The unit's documents as far as its file can be read."""
     try:
-        for batch in read_batches(unit, text_column, id_column=None, separator=separator):
+        for batch in read_batches(opened(unit, text_column), text_column, id_column=None, separator=separator):
             yield from clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist()
     except BadFileError:
         return

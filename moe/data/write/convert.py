@@ -13,18 +13,20 @@ import json
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.errors import BadFileError, errors_text
-from moe.data.write import merge
+from moe.data.text.planning import Ahead
 from moe.data.write.differences import FORMAT
 from moe.data.write.differences import stats as stats_of
 from moe.data.write.differences import versions as versions_of
 from moe.data.write.forecast import forecast
-from moe.data.write.merge import Parts
+from moe.data.write.gather import Gathered, document_keys, gather, length_statistics
+from moe.data.write.items import items_of
+from moe.data.write.journal import Journal
+from moe.data.write.merge import merge_split, threshold_for_one_block
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
 from moe.data.write.report import summary
 from moe.data.write.request import Request
@@ -50,13 +52,13 @@ def convert(request: Request) -> Meta | None:
         return read_meta(request.out)
     full = request.verify == "full"
     shared = request.num_shards is not None
-    with space.lock(plan.identity, plan.source.files, plan.units, shared=shared, full=full):
+    with space.lock(plan.identity, plan.source.files, shared=shared, full=full):
         if request.num_shards is not None and not request.merge_only:
             make_shard(plan, space)
             return None
         left_out = make_units(plan, space)
-        job, parts, sums = settle(plan, space, left_out)
-        meta = publish(replace(plan, job=job), space, parts, sums, left_out, started)
+        job, found = settle(plan, space, left_out)
+        meta = publish(replace(plan, job=job), space, found, left_out, started)
     for line in summary(meta, request.out):
         say(line)
     return meta
@@ -81,10 +83,12 @@ def foresee(request: Request, space: Workspace) -> None:
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     """Every unit the request needs. Returns the files skipped. Raises InputError for them without --skip-bad-files."""
     request, left_out = plan.request, dict(plan.bad)
-    make = partial(run, engine=request.engine, workers=request.workers)
+    make = partial(run, groups=plan.groups, engine=request.engine, workers=request.workers)
     if request.merge_only:
-        while plan.planning.more():
-            pass
+        plan.planning.all()
+        if any(space.units.done(unit) is None for unit in plan.units):
+            plan.planning.open_rest()  # those of files that cannot be read are no units
+            left_out |= plan.bad
         pending = [unit for unit in plan.units if space.units.done(unit) is None]
         if pending:
             raise InputError(
@@ -92,6 +96,10 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
                 f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
             )
     else:
+        if not (request.max_documents or request.max_tokens) and plan.planning.looked_at < len(plan.source.files):
+            with Ahead(plan.planning) as ahead:
+                faults = make(plan.job, plan.units, space.units, left_out=set(left_out), ahead=ahead)
+            left_out |= {error.file: error.reason for error in faults} | plan.bad
         # again after an error: a limit may now need units behind those it counted on
         while True:
             while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
@@ -99,10 +107,11 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
                 break
             left_out |= plan.bad
-    last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
-    if last and (request.max_documents or request.max_tokens):  # what lies behind the limit is no concern of this run
-        needed = [file.name for file in plan.source.files[: last[0][1].file_index + 1]]
-        left_out = {file: reason for file, reason in left_out.items() if file in needed}
+    if request.max_documents or request.max_tokens:  # what lies behind the limit is no concern of this run
+        last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
+        if last:
+            needed = {file.name for file in plan.source.files[: last[0][1].file_index + 1]}
+            left_out = {file: reason for file, reason in left_out.items() if file in needed}
     if left_out and not request.skip_bad_files:
         every = [BadFileError(file, reason) for file, reason in left_out.items()]
         raise InputError(errors_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
@@ -113,11 +122,13 @@ def make_shard(plan: Plan, space: Workspace) -> None:
     """The units of one shard of a sharded run; the merge comes when all are done."""
     request = plan.request
     assert request.num_shards is not None and request.shard_index is not None
-    mine = plan.units[request.shard_index :: request.num_shards]
+    items = [item for item in items_of(plan.units, plan.groups) if item is not None]
+    mine = [unit for item in items[request.shard_index :: request.num_shards] for unit in item.units]
     faults = run(
         plan.job,
         mine,
         space.units,
+        groups=plan.groups,
         engine=request.engine,
         workers=request.workers,
         left_out=set(plan.bad),
@@ -131,18 +142,18 @@ def make_shard(plan: Plan, space: Workspace) -> None:
     )
 
 
-def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job, Parts, dict[str, Any]]:
-    """The parts to merge. Makes the units again with a larger val where val would hold no block."""
+def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job, Gathered]:
+    """The units to merge. Makes them again with a larger val where val would hold no block."""
     request, job = plan.request, plan.job
     parts = parts_of(job, plan.units, space.units, set(left_out))
-    sums = merge.collect(parts)
-    total = sum(sums["tokens"].values())
+    found = gather(parts, job.layout)
+    total = sum(found.tokens.values())
     if total < job.seq_len:
-        raise too_little(request, job, total, sums["skipped"].counts)
-    if job.val_threshold == 0 or sums["tokens"]["val"] >= job.seq_len:
-        return job, parts, sums
-    lengths, hashes = merge.document_keys(parts)  # val is small, so the dataset is
-    threshold = merge.threshold_for_one_block(lengths, hashes, job.seq_len)
+        raise too_little(request, job, total, found.skipped.counts)
+    if job.val_threshold == 0 or found.tokens["val"] >= job.seq_len:
+        return job, found
+    lengths, hashes = document_keys(parts)  # val is small, so the dataset is
+    threshold = threshold_for_one_block(lengths, hashes, job.seq_len)
     if threshold is None:
         threshold = 0
         say(
@@ -156,9 +167,16 @@ def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job,
         )
     job = replace(job, val_threshold=threshold)
     store = UnitStore(space.units.folder.beside(f"-{threshold:016x}"))
-    run(job, plan.units, store, engine=request.engine, workers=request.workers, left_out=set(left_out))
-    parts = parts_of(job, plan.units, store, set(left_out))
-    return job, parts, merge.collect(parts)
+    run(
+        job,
+        plan.units,
+        store,
+        groups=plan.groups,
+        engine=request.engine,
+        workers=request.workers,
+        left_out=set(left_out),
+    )
+    return job, gather(parts_of(job, plan.units, store, set(left_out)), job.layout)
 
 
 def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int]) -> InputError:
@@ -174,14 +192,13 @@ def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int])
     return InputError(f"{text}; lower --seq-len and add --overwrite")
 
 
-def publish(
-    plan: Plan, space: Workspace, parts: Parts, sums: dict[str, Any], left_out: dict[str, str], started: float
-) -> Meta:
-    """Merge the parts, describe them, and let the result appear."""
+def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, str], started: float) -> Meta:
+    """Merge the units, describe them, and let the result appear."""
     request, job = plan.request, plan.job
-    say(f"merging {len(parts)} units into {request.out}")
-    space.begin_merge()
-    results = {split: merge.merge_split(parts, split, space.merged, job.layout) for split in SPLITS}
+    journal = Journal(space.partial, found.digest)
+    say(f"{'resuming the merge of' if journal.resumed else 'merging'} {found.units} units into {request.out}")
+    space.begin_merge(journal)
+    results = {split: merge_split(found, split, space.merged, job.layout, journal) for split in SPLITS}
     as_asked = job.val_threshold == request.val_threshold
     meta = Meta(
         dataset=request.title,
@@ -199,19 +216,19 @@ def publish(
         val_fraction=request.val_fraction if as_asked else job.val_threshold / 2**64,
         max_documents=request.max_documents,
         max_tokens=request.max_tokens,
-        documents=sums["documents"],
-        tokens=sums["tokens"],
+        documents=found.documents,
+        tokens=found.tokens,
         samples={split: result.samples for split, result in results.items()},
         dropped_tokens={split: result.dropped_tokens for split, result in results.items()},
-        text_bytes=sums["text_bytes"],
-        tokens_per_document=merge.length_statistics(sums["lengths"]),
-        skipped=sums["skipped"].counts,
-        skipped_examples=sums["skipped"].examples,
+        text_bytes=found.text_bytes,
+        tokens_per_document=length_statistics(found.lengths),
+        skipped=found.skipped.counts,
+        skipped_examples=found.skipped.examples,
         left_out=left_out,
-        proofs=merge.proofs(parts),
-        id_column=job.id_column if sums["counts"]["named"] else None,
-        duplicates_estimated=sums["duplicates_estimated"],
-        **{name: sums["counts"][name] for name in COUNTS},
+        proofs=found.proofs,
+        id_column=job.id_column if found.counts["named"] else None,
+        duplicates_estimated=found.duplicates_estimated,
+        **{name: found.counts[name] for name in COUNTS},
         versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
     report = {
@@ -219,7 +236,7 @@ def publish(
         "request": plan.identity,
         "files": versions_of(plan.source.files),
         "stats": stats_of(plan.source.files),
-        "reads": merge.reads(parts),
+        "reads": found.reads,
         "seconds": round(time.monotonic() - started, 2),
         "encoder": job.encoder,
         "engine": request.engine,

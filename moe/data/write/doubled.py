@@ -18,10 +18,21 @@ class Doubled:
     def __init__(self) -> None:
         self._values, self._counts = np.empty(0, np.uint64), np.empty(0, np.int64)
         self._shift = 0  # the bound is 2^(64 - shift)
+        self._waiting: list[np.ndarray] = []
+        self._waiting_count = 0
 
     def add(self, hashes: np.ndarray) -> None:
         """hashes: uint64 [documents], evenly spread."""
-        new, counts = np.unique(self._below(hashes), return_counts=True)
+        self._waiting.append(self._below(hashes))
+        self._waiting_count += len(self._waiting[-1])
+        if self._waiting_count >= MOST:  # many units are small: each by itself would sort all again
+            self._count()
+
+    def _count(self) -> None:
+        if not self._waiting:
+            return
+        new, counts = np.unique(self._below(np.concatenate(self._waiting)), return_counts=True)
+        self._waiting, self._waiting_count = [], 0
         values, places = np.unique(np.concatenate([self._values, new]), return_inverse=True)
         sums = np.zeros(len(values), np.int64)
         np.add.at(sums, places, np.concatenate([self._counts, counts]))
@@ -36,9 +47,11 @@ class Doubled:
 
     @property
     def is_estimate(self) -> bool:
+        self._count()
         return self._shift > 0
 
     @property
     def count(self) -> int:
         """Documents beyond the first of each id."""
+        self._count()
         return int(self._counts.sum() - len(self._counts)) << self._shift

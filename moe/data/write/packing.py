@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -76,12 +78,40 @@ class BlockWriter:
         return self._layout.samples_per_shard * self._layout.seq_len - self._shard.missing
 
 
-class Packer:
-    """Takes encoded documents in row order, writes shuffled blocks of both splits into `folder`."""
+class Writer(Protocol):
+    def add(self, documents: list[np.ndarray], lengths: np.ndarray) -> None:
+        """Append documents of these lengths."""
 
-    def __init__(self, folder: Path, *, layout: ShardFormat, eos_id: int, seed: int, unit: int) -> None:
-        self._writers = {split: BlockWriter(folder, split, layout) for split in SPLITS}
-        self._eos_id, self._dtype = eos_id, layout.dtype
+
+class TooManyTokensError(Exception):
+    """More than HeldTokens holds: a small file may be unpacked to gigabytes."""
+
+
+class HeldTokens:
+    """In the place of BlockWriter for a small unit: its tokens stay in memory. Raises TooManyTokensError."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._room = WINDOW_TOKENS
+
+    def add(self, documents: list[np.ndarray], lengths: np.ndarray) -> None:
+        self._room -= int(lengths.sum())
+        if self._room < 0:
+            raise TooManyTokensError
+        if documents:
+            self._parts.append(np.concatenate(documents))
+
+    def tokens(self, dtype: np.dtype) -> np.ndarray:
+        """All that was added [N]."""
+        return np.concatenate(self._parts) if self._parts else np.empty(0, dtype)
+
+
+class Packer:
+    """Takes encoded documents in row order, gives those of each split, shuffled, to its writer. `flush` at the end."""
+
+    def __init__(self, writers: Mapping[str, Writer], *, dtype: np.dtype, eos_id: int, seed: int, unit: int) -> None:
+        self._writers = writers
+        self._eos_id, self._dtype = eos_id, dtype
         self._seed, self._unit = seed, unit
         self._window: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
@@ -111,10 +141,10 @@ class Packer:
             self._in_val.append(in_val[first:stop])
             self._window_tokens += int(lengths[first:stop].sum())
             if stop <= len(documents):
-                self._flush()
+                self.flush()
             first = stop
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         count = len(self._window)
         if not count:
             return
@@ -126,8 +156,3 @@ class Packer:
             self._writers[split].add([self._window[i] for i in mine.tolist()], lengths[mine])
         self._flushed += count
         self._window, self._lengths, self._in_val, self._window_tokens = [], [], [], 0
-
-    def finish(self) -> dict[str, dict]:
-        """Write what is left. Returns per split {"shards": [...], "rest": tokens}."""
-        self._flush()
-        return {split: {"shards": w.shards, "rest": w.finish()} for split, w in self._writers.items()}

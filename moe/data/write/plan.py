@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.text.content import Known
@@ -25,6 +27,7 @@ from moe.data.text.sample import sample_documents
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
 from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
+from moe.data.write.items import groups_of
 from moe.data.write.progress import human
 from moe.data.write.request import Request
 from moe.data.write.state import Workspace
@@ -41,6 +44,7 @@ class Plan:
     planning: Planning
     job: Job
     vocab_size: int
+    groups: np.ndarray  # of the files: items.groups_of
 
     @property
     def units(self) -> list[Unit]:
@@ -102,10 +106,13 @@ def asked_for(request: Request) -> dict[str, Any]:
 
 def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
     """Units and encoder."""
-    planning = Planning(source.files, request.text_column)
+    planning = Planning(source.files, request.text_column, thorough=request.dry_run)
     if request.num_shards is None:  # shards share units by their number
         planning = replace(planning, max_documents=request.max_documents, max_tokens=request.max_tokens)
-    planning.more()
+        while planning.more() and not planning.units:
+            pass
+    else:
+        planning.all()
     units = planning.units
     if not units:
         raise InputError(errors_text(planning.bad, skipping=True))
@@ -147,4 +154,4 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         found = measured(job.lossy, documents, encoder=encoder, spec_json=spec, tokenizer_name=request.tokenizer)
         if warning := warning_of(*found, f"the first {len(documents):,} documents"):
             say(warning)  # before hours of work
-    return Plan(request, source, identity, planning, job, size)
+    return Plan(request, source, identity, planning, job, size, groups_of(source.files))

@@ -1,10 +1,11 @@
-"""Run the unit function over units: in this process with one worker, else one spawned process a worker, one thread
+"""Run the items of a conversion: in this process with one worker, else one spawned process a worker, one thread
 each.
 
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that keeps writing).
 - A worker that dies closes its pipe, whenever that is: one place to see it. (concurrent.futures looks after its
   processes in a thread, which a death while others still start sets against the thread that starts them.)
-- A unit whose file cannot be read is reported, not raised: the others continue.
+- A file that cannot be read is reported, not raised: the others continue.
+- Items come as they are planned: None among them says that there is none at this moment.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing import connection
@@ -25,8 +27,10 @@ from moe.data.folders import Folder
 from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
-from moe.data.text.files import Unit
-from moe.data.write.unit import Job, convert_unit
+from moe.data.write.items import Item, convert_item
+from moe.data.write.unit import Job
+
+ASK_AGAIN_S = 0.1
 
 
 def _exit_with_parent() -> None:
@@ -48,14 +52,6 @@ def counted(counter: Any) -> list[int]:
     return counter.get_obj()[:]
 
 
-def _try_unit(job: Job, unit: Unit, folder: Folder, counter: Any) -> BadFileError | None:
-    try:
-        convert_unit(job, unit, folder, lambda *made: add(counter, *made))
-    except BadFileError as error:
-        return error
-    return None
-
-
 class _InWorker(Exception):
     """The traceback of a worker's error, as text."""
 
@@ -64,15 +60,19 @@ class _InWorker(Exception):
 
 
 def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
-    """A worker: takes units, answers each by (its file's error, None) or (what it raised, its traceback)."""
+    """A worker: takes items, answers each by (its files' errors, None) or (what it raised, its traceback)."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job, folder = work.get()
     settle_process()
     while True:
-        unit = channel.recv()
         try:
-            answer: tuple[Exception | None, str | None] = _try_unit(job, unit, folder, counter), None
+            item = channel.recv()
+        except EOFError:  # there is nothing left for this one
+            return
+        try:
+            faults = convert_item(job, item, folder, lambda *made: add(counter, *made))
+            answer: tuple[list[BadFileError] | Exception, str | None] = faults, None
         except Exception as error:
             answer = error, traceback.format_exc()
         channel.send(answer)
@@ -87,21 +87,21 @@ class _Worker:
         context.Process(target=_work, args=(theirs, *shared)).start()
         theirs.close()  # open in the worker alone: its death is the end of the channel
 
-    def give(self, unit: Unit) -> None:
+    def give(self, item: Item) -> None:
         try:
-            self.channel.send(unit)
+            self.channel.send(item)
         except OSError as error:
             raise _died() from error
 
-    def take(self) -> BadFileError | None:
-        """Its file's error; raises what the worker raised."""
+    def take(self) -> list[BadFileError]:
+        """Its files' errors; raises what the worker raised."""
         try:
-            fault, its_traceback = self.channel.recv()
+            answer, its_traceback = self.channel.recv()
         except (EOFError, OSError) as error:
             raise _died() from error
         if its_traceback:
-            raise fault from _InWorker(its_traceback)
-        return fault
+            raise answer from _InWorker(its_traceback)
+        return answer
 
 
 def _died() -> InputError:
@@ -127,40 +127,48 @@ def new_counter() -> Any:
 
 def run_units(
     job: Job,
-    units: Iterable[Unit],
+    items: Iterable[Item | None],
     folder: Folder,
     *,
     workers: int,
     counter: Any,
-    finished: Callable[[Unit, BadFileError | None], bool],
+    finished: Callable[[Item, list[BadFileError]], bool],
 ) -> None:
-    """Convert units in order; `finished(unit, fault)` after each says whether to continue.
+    """Convert items in order; `finished(item, errors of its files)` after each says whether to continue.
 
     Raises InputError when a worker dies.
     """
     if workers == 1:
         settle_process()
-        for unit in units:
-            if not finished(unit, _try_unit(job, unit, folder, counter)):
+        for item in items:
+            if item is None:
+                time.sleep(ASK_AGAIN_S)
+            elif not finished(item, convert_item(job, item, folder, lambda *made: add(counter, *made))):
                 return
         return
-    todo = iter(units)
-    running: dict[Any, tuple[_Worker, Unit]] = {}
+    todo = iter(items)
+    running: dict[Any, tuple[_Worker, Item]] = {}
+    waiting: list[_Worker] = []  # for an item that is still to be planned
 
     def give_next(worker: _Worker) -> None:
-        for unit in itertools.islice(todo, 1):
-            running[worker.channel] = worker, unit
-            worker.give(unit)
+        for item in itertools.islice(todo, 1):
+            if item is None:
+                waiting.append(worker)
+            else:
+                running[worker.channel] = worker, item
+                worker.give(item)
 
     try:
         for worker in _start_workers(workers, SharedValue((job, folder)), counter):
             give_next(worker)
-        while running:
-            for channel in connection.wait(list(running)):
-                worker, unit = running.pop(channel)
-                if not finished(unit, worker.take()):
+        while running or waiting:
+            for channel in connection.wait(list(running), ASK_AGAIN_S if waiting else None):
+                worker, item = running.pop(channel)
+                if not finished(item, worker.take()):
                     return
-                give_next(worker)
+                waiting.append(worker)
+            for _ in range(len(waiting)):
+                give_next(waiting.pop(0))
     finally:
         for process in multiprocessing.active_children():
             process.terminate()

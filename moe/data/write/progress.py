@@ -33,19 +33,19 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-class Progress:
-    """`read()` gives (tokens made now, share done 0..1, share done before this run).
+class Drawn:
+    """`line(seconds)` drawn by a thread until the block ends, and then once more.
 
-    A thread draws until the block ends.
+    briefly: False for a block that says nothing where it ends before the first line is due.
     """
 
-    def __init__(self, read: Callable[[], tuple[int, float, float]], *, token_bytes: int) -> None:
-        self._read, self._token_bytes = read, token_bytes
+    def __init__(self, line: Callable[[float], str], *, briefly: bool = True) -> None:
+        self._line, self._due = line, briefly
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Drawn:
         self._start = time.monotonic()
         self._thread.start()
         return self
@@ -55,21 +55,57 @@ class Progress:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._draw()
-        if self._terminal:
-            note("")
+        if self._due:
+            self._draw()
+            if self._terminal:
+                note("")
 
     def _run(self) -> None:
         while not self._stop.wait(0.5 if self._terminal else 10):
+            self._due = True
             self._draw()
 
     def _draw(self) -> None:
+        line = self._line(max(1e-9, time.monotonic() - self._start))
+        redraw(line) if self._terminal else note(line)
+
+
+class Progress(Drawn):
+    """`read()` gives (tokens made now, share done 0..1, share done before this run)."""
+
+    def __init__(self, read: Callable[[], tuple[int, float, float]], *, token_bytes: int) -> None:
+        super().__init__(self._tokens_line)
+        self._read, self._token_bytes = read, token_bytes
+
+    def _tokens_line(self, seconds: float) -> str:
         tokens, share, before = self._read()
-        seconds = max(1e-9, time.monotonic() - self._start)
         gained = share - before
         left = clock(seconds * (1 - share) / gained) if gained > 0 else "?"
-        line = (
+        return (
             f"{share:4.0%}  {human(tokens)} tokens  {human(tokens / seconds)} tokens/s  "
             f"{human(tokens * self._token_bytes)}B  {clock(seconds)} done, {left} left"
         )
-        redraw(line) if self._terminal else note(line)
+
+
+class Verifying(Drawn):
+    """How much of `total` bytes has been read; `add` may be called by several threads."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(self._bytes_line, briefly=False)
+        self._total, self._read, self._lock = max(1, total), 0, threading.Lock()
+
+    def __enter__(self) -> Verifying:
+        super().__enter__()
+        return self
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._read += count
+
+    def _bytes_line(self, seconds: float) -> str:
+        share = min(1.0, self._read / self._total)
+        left = clock(seconds * (1 - share) / share) if share > 0 else "?"
+        return (
+            f"{share:4.0%}  {human(self._read)}B of {human(self._total)}B verified  {human(self._read / seconds)}B/s  "
+            f"{clock(seconds)} done, {left} left"
+        )

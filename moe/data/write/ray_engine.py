@@ -1,4 +1,4 @@
-"""Run the unit function as tasks of a Ray cluster: the one RAY_ADDRESS names, else one started on this machine for the
+"""Run items as tasks of a Ray cluster: the one RAY_ADDRESS names, else one started on this machine for the
 time of the run.
 
 - Ray runs a task again when its process or machine dies; a unit appears complete or not at all, so that does no harm.
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,16 +21,17 @@ from moe.common.extras import install_command
 from moe.data.folders import Folder
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
-from moe.data.text.files import Unit
 from moe.data.text.tokenizer import spare_torch
-from moe.data.write.pool import add
-from moe.data.write.unit import Job, convert_unit
+from moe.data.write.items import Item, convert_item
+from moe.data.write.pool import ASK_AGAIN_S, add
+from moe.data.write.unit import Job
 
+END = object()
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes; only the job goes through it
 
 
-def _run(job: Job, unit: Unit, folder: Folder) -> tuple[list[int], InputError | None]:
-    """The task: tokens, weight and documents made, and the error that ended it."""
+def _run(job: Job, item: Item, folder: Folder) -> tuple[list[int], list[BadFileError] | InputError]:
+    """The task: tokens, weight and documents made, and its files' errors, or the one that ended it."""
     spare_torch()
     settle_process()
     made = [0, 0, 0]
@@ -38,10 +40,9 @@ def _run(job: Job, unit: Unit, folder: Folder) -> tuple[list[int], InputError | 
         made[:] = [a + b for a, b in zip(made, more, strict=True)]
 
     try:
-        convert_unit(job, unit, folder, report)
+        return made, convert_item(job, item, folder, report)
     except InputError as error:
         return made, error
-    return made, None
 
 
 def _connect(ray: Any, workers: int | None) -> None:
@@ -71,12 +72,12 @@ def _connect(ray: Any, workers: int | None) -> None:
 
 def run_units(
     job: Job,
-    units: Iterable[Unit],
+    items: Iterable[Item | None],
     folder: Folder,
     *,
     workers: int | None,
     counter: Any,
-    finished: Callable[[Unit, BadFileError | None], bool],
+    finished: Callable[[Item, list[BadFileError]], bool],
 ) -> None:
     """As moe.data.write.pool.run_units."""
     try:
@@ -90,20 +91,27 @@ def run_units(
     try:
         task, sent = ray.remote(num_cpus=1)(_run), ray.put(job)
         limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        todo = iter(units)
-        running: dict[Any, Unit] = {}
-        going = True
+        todo = iter(items)
+        running: dict[Any, Item] = {}
+        going, planned = True, False
         while going:
-            while len(running) < limit and (unit := next(todo, None)) is not None:
-                running[task.remote(sent, unit, folder)] = unit
+            while not planned and len(running) < limit:
+                item: Any = next(todo, END)
+                planned = item is END
+                if planned or item is None:
+                    break
+                running[task.remote(sent, item, folder)] = item
             if not running:
-                break
-            for done in ray.wait(list(running))[0]:
-                made, fault = ray.get(done)
+                if planned:
+                    break
+                time.sleep(ASK_AGAIN_S)
+                continue
+            for done in ray.wait(list(running), timeout=None if planned else ASK_AGAIN_S)[0]:
+                made, faults = ray.get(done)
                 add(counter, *made)
-                if fault is not None and not isinstance(fault, BadFileError):
-                    raise fault
-                going = finished(running.pop(done), fault) and going
+                if isinstance(faults, InputError):
+                    raise faults
+                going = finished(running.pop(done), faults) and going
         for rest in running:
             ray.cancel(rest, force=True)
     except RayTaskError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +11,13 @@ import numpy as np
 from moe.common.units import tell
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
+from moe.data.text.planning import Ahead
 from moe.data.write import pool
+from moe.data.write.gather import Units
+from moe.data.write.items import Item, items_of
 from moe.data.write.progress import Progress
 from moe.data.write.unit import Job, convert_unit
-from moe.data.write.unit_store import UnitStore, totals
+from moe.data.write.unit_store import UnitStore
 
 
 class Limits:
@@ -29,23 +32,25 @@ class Limits:
 
     def advance(self) -> bool:
         """Take the units that are done; True once no further unit is needed."""
-        while self.cut is None and self._next < len(self._units):
+        while not self._is_reached() and self._next < len(self._units):
             unit = self._units[self._next]
             if unit.file.name not in self._left_out:
                 done = self._store.done(unit)
                 if done is None:
                     return False
-                documents, tokens = totals(done)
-                over = (self.documents is not None and documents > self.documents) or (
-                    self.tokens is not None and tokens > self.tokens
+                over = (self.documents is not None and done.documents > self.documents) or (
+                    self.tokens is not None and done.tokens > self.tokens
                 )
-                if over or done["limited"]:
+                if over or done.limited:
                     self.cut = unit
                 else:
                     self.used.append(unit)
-                    self.documents = None if self.documents is None else self.documents - documents
-                    self.tokens = None if self.tokens is None else self.tokens - tokens
+                    self.documents = None if self.documents is None else self.documents - done.documents
+                    self.tokens = None if self.tokens is None else self.tokens - done.tokens
             self._next += 1
+        return self._is_reached()
+
+    def _is_reached(self) -> bool:
         return self.cut is not None or self.documents == 0 or self.tokens == 0
 
     @property
@@ -54,7 +59,7 @@ class Limits:
 
 
 def engine_function(engine: str) -> Callable[..., None]:
-    """How units are run: `local` processes, or tasks of a `ray` cluster."""
+    """How items are run: `local` processes, or tasks of a `ray` cluster."""
     if engine == "local":
         return pool.run_units
     from moe.data.write import ray_engine
@@ -62,52 +67,101 @@ def engine_function(engine: str) -> Callable[..., None]:
     return ray_engine.run_units
 
 
+class _Work:
+    """The items that are to be made of `units`, to which `ahead` may still add, and their part of all the work."""
+
+    def __init__(
+        self, units: list[Unit], store: UnitStore, groups: np.ndarray, left_out: set[str], ahead: Ahead | None
+    ) -> None:
+        self._units, self._store, self._groups, self._left_out, self._ahead = units, store, groups, left_out, ahead
+        self.behind = 0  # the weight of units that were done before
+
+    def weight(self) -> int:
+        """Of all units; an estimate as long as some are still to be planned."""
+        known = sum(unit.weight for unit in self._units) if self._ahead is None else self._ahead.weight()
+        return max(1, known)
+
+    def items(self) -> Iterator[Item | None]:
+        return items_of(self._as_planned(), self._groups, self._is_wanted)
+
+    def _as_planned(self) -> Iterator[Unit | None]:
+        at = 0
+        while True:
+            complete = self._ahead is None or self._ahead.is_complete()  # before the length is looked at
+            if at < len(self._units):
+                yield self._units[at]
+                at += 1
+                if self._ahead is not None:
+                    self._ahead.taken = at
+            elif complete:
+                return
+            else:
+                yield None
+
+    def _is_wanted(self, unit: Unit) -> bool:
+        if unit.file.name in self._left_out:
+            return False
+        if self._store.done(unit) is None:
+            return True
+        self.behind += unit.weight
+        return False
+
+
 def run(
     job: Job,
     units: list[Unit],
     store: UnitStore,
     *,
+    groups: np.ndarray,
     engine: str,
     workers: int | None,
     left_out: set[str],
+    ahead: Ahead | None = None,
     all_of_them: bool = False,
 ) -> list[BadFileError]:
-    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the errors of files."""
+    """Make every unit that is not done, up to the limit unless `all_of_them`. Returns the errors of files.
+
+    groups: of files that may go into one item (items.groups_of). ahead: it still adds to `units`, while these are made.
+    """
     faults: list[BadFileError] = []
-    pending = [unit for unit in units if unit.file.name not in left_out and store.done(unit) is None]
+    limited = not all_of_them and bool(job.max_documents or job.max_tokens)
     limits = Limits(units, store, job, left_out)
-    if not pending or (limits.advance() and not all_of_them):
+    if limited and limits.advance():
         return []
-    done = sum(store.done(unit) is not None for unit in units)
-    if done:
+    work = _Work(units, store, groups, left_out, ahead)
+    items, most, weight = work.items(), 1 << 30, work.weight()
+    if ahead is None:
+        pending = list(items)
+        if not pending:
+            return []
+        items, most = iter(pending), len(pending)
+    if done := sum(store.done(unit) is not None for unit in units):
         tell(f"resuming: {done} of {len(units)} units are done")
-    weight = sum(unit.weight for unit in pending)
     if workers is None and engine == "local":  # starting a process takes as long as 32 MB of text
-        workers = min(len(os.sched_getaffinity(0)), 1 + weight // (32 << 20))
-    workers = workers and min(workers, len(pending))
+        workers = min(len(os.sched_getaffinity(0)), 1 + (weight - work.behind) // (32 << 20))
+    workers = workers and min(workers, most)
     counter = pool.new_counter()
-    total = max(1, sum(unit.weight for unit in units))
-    before = total - weight
 
     def read() -> tuple[int, float, float]:
         tokens, converted, documents = pool.counted(counter)
-        shares = [min(1.0, (before + converted) / total)]
+        total = weight if ahead is None else work.weight()
+        shares = [min(1.0, (work.behind + converted) / total)]
         if job.max_documents:
             shares.append(min(1.0, documents / job.max_documents))
         if job.max_tokens:
             shares.append(min(1.0, tokens / job.max_tokens))
-        return tokens, max(shares), before / total
+        return tokens, max(shares), min(1.0, work.behind / total)
 
-    def finished(unit: Unit, fault: BadFileError | None) -> bool:
-        if fault is None:
-            store.note(unit)
-        else:
-            faults.append(fault)
-            left_out.add(unit.file.name)
-        return all_of_them or not limits.advance()
+    def finished(item: Item, errors: list[BadFileError]) -> bool:
+        failed = {error.file for error in errors}
+        faults.extend(errors)
+        left_out.update(failed)
+        if made := tuple(unit for unit in item.units if unit.file.name not in failed):
+            store.note_item(item.name, made) if len(item.units) > 1 else store.note(item.units[0])
+        return not (limited and limits.advance())
 
     with Progress(read, token_bytes=np.dtype(job.dtype).itemsize):
-        engine_function(engine)(job, pending, store.folder, workers=workers, counter=counter, finished=finished)
+        engine_function(engine)(job, items, store.folder, workers=workers, counter=counter, finished=finished)
     return faults
 
 
@@ -116,7 +170,7 @@ def limit_is_reached(job: Job, units: list[Unit], store: UnitStore, left_out: se
     return Limits(units, store, job, left_out).advance()
 
 
-def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> list[tuple[UnitStore, Unit]]:
+def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> Units:
     """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
     limits = Limits([u for u in units if u.file.name not in left_out], store, job, left_out)
     if not limits.advance() and not limits.exhausted:

@@ -1,6 +1,6 @@
 """The folders of a conversion: what is done, what it was planned as, and how the result appears.
 
-    <out>.partial/  plan.json   .lock   units/<unit>/done.json   merged/
+    <out>.partial/  plan.json   .lock   units/<unit>/done.json   merging.json   merged/
     <out>/          train/  val/  conversion.json  meta.json
 
 A bucket knows no lock and no rename. There the parts are merged into <out> itself, whose `meta.json` goes first and
@@ -25,7 +25,8 @@ from moe.common.units import say
 from moe.data.folders import LocalFolder
 from moe.data.locations import open_folder
 from moe.data.s3 import S3Folder, remove_dead_scratch
-from moe.data.text.files import SourceFile, Unit
+from moe.data.text.files import SourceFile
+from moe.data.write.journal import Journal
 from moe.data.write.workspace import RESULT, WORK, Work
 
 
@@ -40,7 +41,6 @@ class LocalWorkspace(Work):
         self,
         identity: dict[str, Any],
         files: list[SourceFile],
-        units: list[Unit],
         *,
         shared: bool,
         full: bool = False,
@@ -54,7 +54,7 @@ class LocalWorkspace(Work):
                 f"{self.partial}: another conversion is at work there; wait for it, or choose another --out"
             ) from None
         with lock:
-            self._open_plan(identity, files, units, full=full)
+            self._open_plan(identity, files, full=full)
             if not shared:
                 for aside in self._partial.glob("units*/.*"):  # of killed workers
                     shutil.rmtree(aside, ignore_errors=True)
@@ -82,9 +82,13 @@ class LocalWorkspace(Work):
             if WORK.fullmatch(name):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
-    def begin_merge(self) -> None:
-        """Empty the folder to merge into; a killed merge may have left something."""
-        self.merged.delete()
+    def begin_merge(self, journal: Journal) -> None:
+        """Empty the folder to merge into, unless a merge of the same units was begun there."""
+        if not journal.resumed:
+            self.merged.delete()
+        for aside in (self._partial / "merged").glob("*/.*"):  # what was not complete
+            shutil.rmtree(aside, ignore_errors=True)
+        journal.begin()
 
     def publish(self) -> None:
         """Let the merged folder become <out>, and remove the work."""
@@ -110,7 +114,6 @@ class BucketWorkspace(Work):
         self,
         identity: dict[str, Any],
         files: list[SourceFile],
-        units: list[Unit],
         *,
         shared: bool,
         full: bool = False,
@@ -118,13 +121,15 @@ class BucketWorkspace(Work):
         """Nothing keeps a second run away; of the same request, both make the same."""
         del shared
         remove_dead_scratch()
-        self._open_plan(identity, files, units, full=full)
+        self._open_plan(identity, files, full=full)
         yield
 
-    def begin_merge(self) -> None:
+    def begin_merge(self, journal: Journal) -> None:
         self.partial.write("publishing", b"")
         self.out.delete(["meta.json"])
-        self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
+        if not journal.resumed:
+            self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
+        journal.begin()
 
     def publish(self) -> None:
         self.discard()

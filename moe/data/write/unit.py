@@ -7,24 +7,25 @@ Two processes may do the same unit at once; both make the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.hub_proof import verified_against
+from moe.data.meta import SPLITS
 from moe.data.text.content import stat_of
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.losses import Counting, Lossy
-from moe.data.text.reading import read_batches
+from moe.data.text.reading import opened, read_batches
 from moe.data.text.rows import Skipped, clean, document_hashes
-from moe.data.write.packing import Packer
+from moe.data.write.packing import BlockWriter, Packer, Writer
 from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit_store import MARK
@@ -83,15 +84,27 @@ def convert_unit(job: Job, unit: Unit, folder: Folder, report: Report) -> None:
     if folder.read(f"{unit.name}/{MARK}") is not None:
         return
     with folder.scratch(unit.name) as aside:
-        done = _write_unit(job, unit, aside, report)
-        (aside / MARK).write_text(json.dumps(done, sort_keys=True))
+        writers = {split: BlockWriter(aside, split, job.layout) for split in SPLITS}
+        mark, lengths, hashes = make_unit(job, unit, writers, report)
+        mark["splits"] = {split: {"shards": w.shards, "rest": w.finish()} for split, w in writers.items()}
+        np.save(aside / "lengths.npy", lengths)
+        np.save(aside / "hashes.npy", hashes)
+        (aside / MARK).write_text(json.dumps(mark, sort_keys=True))
         folder.adopt(aside, unit.name, MARK)
 
 
-def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
+def make_unit(
+    job: Job, unit: Unit, writers: Mapping[str, Writer], report: Report
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The unit's tokens go to the splits' writers. Returns its done mark without `splits`, and the lengths (uint32, EOS
+    included) and hashes (uint64) of its documents.
+
+    Raises BadFileError when its file cannot be read.
+    """
+    unit = opened(unit, job.text_column)
     before = None if unit.file.remote else stat_of(unit.file.path)
     encoder = _encoder(job.encoder, job.spec_json, job.tokenizer)
-    packer = Packer(folder, layout=job.layout, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
+    packer = Packer(writers, dtype=job.layout.dtype, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
     skipped = Skipped()
     counting = Counting(job.lossy, spec_json=job.spec_json, tokenizer_name=job.tokenizer, seed=job.seed ^ unit.key)
     separators = named = 0
@@ -142,10 +155,8 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
     if not full and not unit.file.remote:
         _refuse_changed(unit.file, before)
     report(0, unit.weight - seen, 0)
-    splits = packer.finish()
-    np.save(folder / "lengths.npy", np.concatenate(lengths) if lengths else np.empty(0, np.uint32))
-    np.save(folder / "hashes.npy", np.concatenate(hashes) if hashes else np.empty(0, np.uint64))
-    return {
+    packer.flush()
+    mark: dict[str, Any] = {
         "file": unit.file.name,
         "file_version": unit.file.version,
         "read": record_of(unit),
@@ -158,10 +169,14 @@ def _write_unit(job: Job, unit: Unit, folder: Path, report: Report) -> dict:
             "named": named,  # documents with an id
             "separators": separators,
         },
-        "splits": splits,
         "limited": full,
         **({"proof": proof_of(unit)} if unit.file.remote else {}),
     }
+    return (
+        mark,
+        np.concatenate(lengths) if lengths else np.empty(0, np.uint32),
+        np.concatenate(hashes) if hashes else np.empty(0, np.uint64),
+    )
 
 
 def _refuse_changed(file: SourceFile, before: list[int] | None) -> None:

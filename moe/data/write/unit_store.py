@@ -1,10 +1,15 @@
-"""Finished units, by name: `<folder>/<unit>/` with shards, rests, lengths, hashes and, written last, the done mark."""
+"""Finished units, by name, in a folder: each by itself or many in one item (items.py).
+
+- `<unit>/` has shards, rests, lengths, hashes and, written last, the done mark; `<item>/` the same of many units.
+- Of a unit that is done only its counts stay in memory: marks are read again when they are needed.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from typing import BinaryIO
+import re
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -14,6 +19,33 @@ from moe.data.meta import SPLITS
 from moe.data.text.files import Unit
 
 MARK = "done.json"
+ITEM = re.compile(r"(\d{5,}-\d{13}-[0-9a-f]{16})/done\.json")
+ALONE = re.compile(r"(\d{5,}-\d{13})/done\.json")
+
+
+class Done(NamedTuple):
+    """Of a unit's done mark: both splits together, and whether one of the job's limits ended it."""
+
+    documents: int
+    tokens: int
+    limited: bool
+
+
+class Rest(NamedTuple):
+    """Where a unit's tokens lie that are in no full shard: `name` of `size` bytes, the complete blocks from byte
+    `blocks` on, what is behind them from byte `tail` on.
+    """
+
+    name: str
+    size: int
+    blocks: int
+    tail: int
+
+
+def item_marks(folder: Folder, item: str) -> dict[str, dict[str, Any]] | None:
+    """The done marks of an item's units, by their names, in order; None where it is not done."""
+    content = folder.read(f"{item}/{MARK}")
+    return None if content is None else json.loads(content)["units"]
 
 
 class UnitStore:
@@ -22,53 +54,127 @@ class UnitStore:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._sizes: dict[str, int] | None = None
-        self._marks: dict[str, dict] = {}
+        self._done: dict[str, Done] = {}
+        self._item_of: dict[str, str] = {}
+        self._noted: set[str] = set()  # items
+        self._last: tuple[str, dict[str, dict[str, Any]]] = ("", {})
+        self._last_arrays: dict[str, tuple[str, np.ndarray]] = {}  # of each name
 
     def refresh(self) -> None:
         """Look again: other machines may have made units."""
         self._sizes = None
 
     def note(self, unit: Unit) -> None:
-        """The unit was just made."""
+        """The unit was just made, by itself."""
         content = self.folder.read(f"{unit.name}/{MARK}")
         if content is None:
             raise InputError(
                 f"{self.folder}/{unit.name} was made elsewhere and is not visible here; "
                 "give an --out that all machines share, or s3://"
             )
-        self._marks[unit.name] = json.loads(content)
+        self._done[unit.name] = _brief(json.loads(content))
 
-    def done(self, unit: Unit) -> dict | None:
-        """The unit's done mark; None while it is not done."""
-        if unit.name not in self._marks:
-            if self.size(unit, MARK) is None:
-                return None
-            self.note(unit)
-        return self._marks[unit.name]
+    def note_item(self, item: str, units: tuple[Unit, ...]) -> None:
+        """Units of this item were just made, in it or by themselves; the job's limits may have spared some."""
+        if item_marks(self.folder, item) is not None:
+            self._note_marks(item)
+        alone = [unit for unit in units if unit.name not in self._done]
+        for unit in alone:
+            if item not in self._noted or self.folder.read(f"{unit.name}/{MARK}") is not None:
+                self.note(unit)
 
-    def size(self, unit: Unit, name: str) -> int | None:
-        """Bytes of a file of the unit; None where there is none."""
+    def _note_marks(self, item: str) -> None:
+        for name, mark in self._marks(item).items():
+            self._done[name], self._item_of[name] = _brief(mark), item
+        self._noted.add(item)
+
+    def _marks(self, item: str) -> dict[str, dict[str, Any]]:
+        if self._last[0] != item:
+            marks = item_marks(self.folder, item)
+            if marks is None:
+                raise InputError(f"{self.folder}/{item}/{MARK} is missing; run with --overwrite")
+            self._last = (item, marks)
+        return self._last[1]
+
+    def _list(self) -> dict[str, int]:
         if self._sizes is None:
             self._sizes = self.folder.sizes()
-        return self._sizes.get(f"{unit.name}/{name}")
+            for name in self._sizes:
+                if (found := ITEM.fullmatch(name)) and found[1] not in self._noted:
+                    self._note_marks(found[1])
+        return self._sizes
 
-    def open(self, unit: Unit, name: str, size: int) -> BinaryIO:
+    def done(self, unit: Unit) -> Done | None:
+        """What the unit's done mark counts; None while it is not done."""
+        if unit.name not in self._done:
+            sizes = self._list()
+            if unit.name not in self._done:
+                if f"{unit.name}/{MARK}" not in sizes:
+                    return None
+                self.note(unit)
+        return self._done[unit.name]
+
+    def names(self) -> list[str]:
+        """Of all units that are done, in their order."""
+        alone = [found[1] for name in self._list() if (found := ALONE.fullmatch(name))]
+        return sorted({*alone, *self._item_of}, key=lambda name: tuple(map(int, name.split("-"))))
+
+    def mark(self, name: str) -> dict[str, Any]:
+        """The done mark of a unit that is done."""
+        self._list()
+        if name in self._item_of:
+            return self._marks(self._item_of[name])[name]
+        content = self.folder.read(f"{name}/{MARK}")
+        if content is None:
+            raise InputError(f"{self.folder}/{name}/{MARK} is missing; run with --overwrite")
+        return json.loads(content)
+
+    def home(self, unit: Unit) -> str:
+        """The folder that a finished unit is in."""
+        return self._item_of.get(unit.name, unit.name)
+
+    def rest(self, unit: Unit, mark: dict[str, Any], split: str, *, header: int, block: int, width: int) -> Rest:
+        """header: bytes of a full shard's; block: tokens of a sequence; width: bytes of a token."""
+        name = f"{self.home(unit)}/{split}.rest"
+        if at := mark.get("at"):
+            blocks, tail, size = at[split]
+            return Rest(name, size, blocks, tail)
+        tokens = mark["splits"][split]["rest"]
+        return Rest(name, header + tokens * width, header, header + (tokens - tokens % block) * width)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file below the folder; None where there is none."""
+        return self._list().get(name)
+
+    def open(self, name: str, size: int) -> BinaryIO:
         """A file of a finished unit, to be read and closed. Raises InputError unless it has `size` bytes."""
-        file = self.folder.open(f"{unit.name}/{name}")
+        file = self.folder.open(name)
         found = None if file is None else file.seek(0, io.SEEK_END)
         if file is None or found != size:
             fault = "is missing" if file is None else f"has {found} bytes, {size} were written"
-            raise InputError(f"{self.folder}/{unit.name}/{name} {fault}; run with --overwrite")
+            raise InputError(f"{self.folder}/{name} {fault}; run with --overwrite")
         file.seek(0)
         return file
 
     def array(self, unit: Unit, name: str) -> np.ndarray:
-        content = self.folder.read(f"{unit.name}/{name}")
+        """`lengths` or `hashes` of the unit's documents."""
+        home = self.home(unit)
+        if home == unit.name:  # not kept: many may be read at once
+            return self._array(f"{home}/{name}.npy")
+        if self._last_arrays.get(name, ("",))[0] != home:
+            self._last_arrays[name] = home, self._array(f"{home}/{name}.npy")
+        whole = self._last_arrays[name][1]
+        first = self.mark(unit.name)["at"]["documents"]
+        return whole[first : first + self._done[unit.name].documents]
+
+    def _array(self, name: str) -> np.ndarray:
+        content = self.folder.read(name)
         if content is None:
-            raise InputError(f"{self.folder}/{unit.name}/{name} is missing; run with --overwrite")
+            raise InputError(f"{self.folder}/{name} is missing; run with --overwrite")
         return np.load(io.BytesIO(content))
 
 
-def totals(done: dict) -> tuple[int, int]:
-    """(documents, tokens) of a done mark, both splits together."""
-    return sum(done["documents"][s] for s in SPLITS), sum(done["tokens"][s] for s in SPLITS)
+def _brief(mark: dict[str, Any]) -> Done:
+    return Done(
+        sum(mark["documents"][s] for s in SPLITS), sum(mark["tokens"][s] for s in SPLITS), bool(mark["limited"])
+    )

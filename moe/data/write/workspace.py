@@ -18,7 +18,7 @@ from moe.common.typed_json import parse_json
 from moe.common.units import say
 from moe.data.folders import Folder
 from moe.data.text.content import Known
-from moe.data.text.files import SourceFile, Unit
+from moe.data.text.files import SourceFile
 from moe.data.write.differences import (
     FORMAT,
     Finished,
@@ -37,10 +37,10 @@ from moe.data.write.unit_store import UnitStore
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
 WORK = re.compile(
-    r"plan\.json|publishing|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.plan\.json\.\d+"
+    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\d+"
 )
 UNIT = re.compile(
-    r"units[^/]*/\.?\d{5}-\d{13}(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
+    r"units[^/]*/\.?\d{5,}-\d{13}(-[0-9a-f]{16})?(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
 )
 MERGED = re.compile(
     rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\d+"
@@ -200,11 +200,11 @@ class Work:
         how = f"column {name!r}, by their text where there is none" if name else "their text"
         return name, f"documents are identified by {how}, as this was begun"
 
-    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool) -> None:
+    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
         content = self.partial.read("plan.json")
         if content is not None:
-            changed = self._changed(content, identity, files, units, full=full)
+            changed = self._changed(content, identity, files, full=full)
             if changed and not self._overwrite:
                 raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
             if changed:
@@ -213,9 +213,7 @@ class Work:
         plan: Plan = {"format": FORMAT, "request": identity, "files": versions(files), "stats": stats(files)}
         self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
 
-    def _changed(
-        self, content: bytes, identity: dict[str, Any], files: list[SourceFile], units: list[Unit], *, full: bool
-    ) -> list[str]:
+    def _changed(self, content: bytes, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> list[str]:
         """Why the work cannot be gone on with, in lines; none where it can."""
         try:
             old = parse_json(content, Plan)
@@ -234,13 +232,13 @@ class Work:
                 there: list[list[list[str]]] = [[[name, "there"] for name in names] for names in (then, now)]
                 changed = file_differences(*there)
         if not changed:
-            done = [(unit, mark) for unit in units if (mark := self.units.done(unit)) is not None]
-            for unit, mark in done:
-                if mark["file_version"] != unit.file.version:
-                    line = f"  {unit.file.name}: {how(mark['file_version'], unit.file.version)}"
+            done = [(files[int(name.split("-")[0])], name) for name in self.units.names()]
+            for file, name in done:
+                if (before := self.units.mark(name)["file_version"]) != file.version:
+                    line = f"  {file.name}: {how(before, file.version)}"
                     changed += [line] * (line not in changed)
             if not changed:
-                reads = [(unit.file, mark["read"]) for unit, mark in done]
+                reads = ((file, self.units.mark(name)["read"]) for file, name in done)
                 changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
         if not changed:
             return []

@@ -195,7 +195,7 @@ def test_locks_are_taken_as_nfsv4_wants_them(tmp_path: Path, monkeypatch) -> Non
 
     monkeypatch.setattr(fcntl, "flock", as_nfs)
     for shared in (True, False):
-        with open_workspace(tmp_path / f"out-{shared}", overwrite=False).lock({}, [], [], shared=shared):
+        with open_workspace(tmp_path / f"out-{shared}", overwrite=False).lock({}, [], shared=shared):
             with pytest.raises(Busy):
                 take_lock(tmp_path / f"out-{shared}.partial/.lock", print)
             assert (held_by(tmp_path / f"out-{shared}.partial/.lock") is None) == shared

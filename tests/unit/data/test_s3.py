@@ -25,7 +25,7 @@ from tests.unit.data.bucket import KEY, SECRET, BucketServer
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
 OUT = "s3://corpus/sets/tiny"
-write = unit._write_unit
+write = unit.make_unit
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_every_request_may_fail_once(bucket, local, make_request, fault):
 
 def test_units_on_the_bucket_are_not_made_again_by_another_machine(bucket, local, make_request, monkeypatch):
     made = []
-    monkeypatch.setattr(unit, "_write_unit", lambda *given: made.append(given[1].name) or write(*given))
+    monkeypatch.setattr(unit, "make_unit", lambda *given: made.append(given[1].name) or write(*given))
     mark = "00001-0000000000000/done.json"
     bucket.faults = lambda method, path, count: 403 if method == "PUT" and path.endswith(mark) else None
     with pytest.raises(InputError, match="refused"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from moe.common.errors import InputError
 from moe.data.meta import read_meta
 from moe.data.text.files import SourceFile
 from moe.data.text.planning import Planning, plan_units
@@ -65,6 +66,50 @@ def test_a_plan_goes_on_where_it_stood(folder):
     planning = Planning([*files], "text", max_documents=3)
     assert planning.more() and planning.units == every, "of files on this machine all are looked at"
     assert not planning.more()
+
+
+def test_work_begins_before_all_files_have_been_looked_at(serve, folder, make_request, tmp_path, monkeypatch):
+    """27,000 footers of a server that limits requests take most of an hour."""
+    parquet_files(folder, 40)
+    monkeypatch.setattr("moe.data.text.planning.BEGIN", 4)
+    monkeypatch.setattr("moe.data.text.planning.THREADS", 2)
+    begun: list[bool] = []
+
+    def wait_for_work(path: str, count: int) -> None:
+        if path.endswith("039.parquet") and not begun:
+            end = time.monotonic() + 10
+            while not (made := any((tmp_path / "out.partial").glob("units/*/done.json"))) and time.monotonic() < end:
+                time.sleep(0.01)
+            begun.append(made)
+
+    serve(wait_for_work)
+    convert(make_request(dataset=("some/set",), workers=2))
+    assert begun[:1] == [True]
+    convert(make_request(dataset=(str(folder),), out=tmp_path / "local"))
+    mine, local = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "local")
+    assert mine["train/shard.00000.mds"] == local["train/shard.00000.mds"]
+
+
+def test_files_that_are_looked_at_during_the_work_and_cannot_be_read_are_named(
+    serve, folder, make_request, tmp_path, monkeypatch
+):
+    parquet_files(folder, 12)
+    (folder / "011.parquet").write_bytes(b"PAR1 no footer")
+    monkeypatch.setattr("moe.data.text.planning.BEGIN", 4)
+    serve()
+    with pytest.raises(InputError, match=r"011\.parquet"):
+        convert(make_request(dataset=("some/set",)))
+    meta = convert(make_request(dataset=("some/set",), skip_bad_files=True))
+    assert list(meta.left_out) == ["011.parquet"] and sum(meta.documents.values()) > 100
+
+
+def test_a_plan_that_fails_during_the_work_ends_it_with_its_message(serve, folder, make_request, monkeypatch):
+    parquet_files(folder, 40)
+    monkeypatch.setattr("moe.data.text.planning.BEGIN", 4)
+    monkeypatch.setattr("moe.data.text.planning.THREADS", 2)
+    serve(lambda path, count: (folder / "030.parquet").unlink(True) if path.endswith("020.parquet") else None)
+    with pytest.raises(InputError, match=r"030\.parquet: HTTP 404"):
+        convert(make_request(dataset=("some/set",)))
 
 
 def test_a_bug_in_planning_is_raised_and_keeps_no_thread_busy(monkeypatch):

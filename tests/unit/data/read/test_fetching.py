@@ -5,6 +5,7 @@ import time
 
 import pytest
 from streaming import Stream
+from streaming.base import stream as stock
 
 from moe.data.write.shards import ShardFormat
 from tests.unit.data.conftest import SEQ_LEN, numbered_rows
@@ -70,6 +71,17 @@ def test_each_shard_is_fetched_once_in_an_epoch_and_the_order_is_that_of_local_d
     assert len(found) == SHARDS and set(found.values()) <= ({1} if stripes == 1 else {1, 2})
     assert sum(found.values()) <= SHARDS + stripes - 1, "a shard that two stripes divide may be fetched for each"
     assert len(list((tmp_path / "cache").rglob("*.mds"))) <= FIT + spare + workers  # that fetch at once
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_index_is_fetched_once_and_read_once_with_any_number_of_workers(
+    remote, tmp_path, fetched, workers, monkeypatch
+):
+    log, load = tmp_path / "read", stock.json.load
+    monkeypatch.setattr(stock.json, "load", lambda file: log.open("a").write("index\n") and load(file))
+    numbers(limited(remote, tmp_path / "cache", spare=2, workers=workers))
+    assert log.read_text().count("index") == 1
+    assert (tmp_path / "fetched").read_text().split().count("index.json") == 1
 
 
 def test_a_cache_that_is_too_small_for_its_stripes_is_a_warning_and_loses_nothing(remote, tmp_path, fetched, capsys):

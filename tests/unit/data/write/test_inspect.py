@@ -1,11 +1,15 @@
 import argparse
+import json
 import sys
+import threading
 
 import pytest
 
 from moe.cli import inspect
 from moe.common.errors import InputError
+from moe.data.read import verify
 from moe.data.write.convert import convert
+from moe.data.write.progress import Verifying
 from tests.unit.data.conftest import make_texts, write_parquet
 
 
@@ -92,3 +96,30 @@ def test_module_is_light_until_it_runs():
 
     code = "import sys; import moe.cli.inspect, moe.data; print({'torch', 'numpy', 'pyarrow'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_shards_are_verified_in_parallel_with_how_far_it_is(converted, capsys, monkeypatch):
+    """Each waits for the other; both are named, in their order."""
+    shards = [converted / split / "shard.00000.mds" for split in ("train", "val")]
+    index = json.loads((converted / "train" / "index.json").read_text())
+    index["shards"] *= 2
+    (converted / "train" / "index.json").write_text(json.dumps(index))
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    both = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr("moe.data.read.verify.PIECE_BYTES", 1 << 20)
+    hashing = verify._xxh64
+
+    def meet(place, name, progress):
+        if str(place).endswith("train"):
+            both.wait()
+        return hashing(place, name, progress)
+
+    monkeypatch.setattr(verify, "_xxh64", meet)
+    assert call(converted) == 2
+    out = capsys.readouterr().out
+    assert [line.count("bytes changed") for line in out.splitlines() if line.startswith("error")] == [1, 1, 1]
+    progress = Verifying(200)
+    for _ in range(2):
+        progress.add(50)
+    assert progress._bytes_line(10.0) == " 50%  100B of 200B verified  10B/s  0:10 done, 0:10 left"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.data.write.merge import add_lengths, length_statistics
+from moe.data.write.gather import add_lengths, length_statistics
 
 
 @pytest.mark.parametrize("count", [1, 2, 99, 101, 1000])

@@ -1,0 +1,176 @@
+"""What a worker makes in one call: a unit, or many small ones that follow each other, with one output for all of them.
+
+- A unit by itself costs seven files. Where a dataset has MANY small files or more, those that follow each other are
+  made together. The units stay what they are: their keys, order and tokens, so the dataset's bytes too.
+- Which files are small and which go together depends on the listing alone: not on the workers, nor on files that cannot
+  be read. An item is known by the units in it, so what a run made is kept when the files that failed are fixed.
+- `<item>/` holds a done mark with that of each unit, the lengths and hashes of all documents, and of each split a
+  `.rest`: the complete blocks of all units, in order, then what is behind the last complete block of each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from moe.data.folders import Folder
+from moe.data.meta import SPLITS
+from moe.data.text.errors import BadFileError
+from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
+from moe.data.write.packing import HeldTokens, TooManyTokensError
+from moe.data.write.unit import Job, Report, convert_unit, make_unit
+from moe.data.write.unit_store import MARK, item_marks
+
+MANY = 1000  # small files
+ITEM_BYTES, ITEM_FILES = 8 << 20, 512
+HUB_FILES = 64  # in the place of ITEM_FILES: each takes a worker a tenth of a second or more
+
+
+@dataclass(frozen=True)
+class Item:
+    """Units in order, at least one."""
+
+    units: tuple[Unit, ...]
+
+    @property
+    def name(self) -> str:
+        first = self.units[0].name
+        if len(self.units) == 1:
+            return first
+        return f"{first}-{xxhash.xxh64_hexdigest(' '.join(unit.name for unit in self.units))}"
+
+
+def groups_of(files: list[SourceFile]) -> np.ndarray:
+    """The group of each file: those of one number go together; -1 is none. int64 [files]"""
+    small = np.array([file.size <= SMALL_BYTES for file in files], bool)
+    groups = np.full(len(files), -1, np.int64)
+    if np.count_nonzero(small) < MANY:
+        return groups
+    number, size, count = 0, 0, 0
+    for i in np.flatnonzero(small).tolist():
+        after_large = i > 0 and not small[i - 1]
+        if after_large or count == (HUB_FILES if files[i].remote else ITEM_FILES) or size + files[i].size > ITEM_BYTES:
+            number, size, count = number + 1, 0, 0
+        groups[i], size, count = number, size + files[i].size, count + 1
+    return groups
+
+
+def items_of(
+    units: Iterable[Unit | None], groups: np.ndarray, wanted: Callable[[Unit], bool] = lambda unit: True
+) -> Iterator[Item | None]:
+    """Items of those units that are wanted. None, for "no further unit yet", is passed on."""
+    held: list[Unit] = []
+    group = -1
+    for unit in units:
+        if unit is None:
+            yield None
+            continue
+        mine = int(groups[unit.file_index])
+        if held and mine != group:
+            yield Item(tuple(held))
+            held = []
+        group = mine
+        if not wanted(unit):
+            continue
+        if group < 0:
+            yield Item((unit,))
+        else:
+            held.append(unit)
+    if held:
+        yield Item(tuple(held))
+
+
+def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[BadFileError]:
+    """Make the item's units in `folder`, those aside that are done. Returns the errors of files that cannot be read.
+
+    Units behind what the job's own limits need may be left unmade.
+    """
+    if len(item.units) == 1:
+        return _alone(job, item.units[0], folder, report)
+    done = item_marks(folder, item.name)
+    if done is not None:  # made in another call, whose errors are not known here
+        left = [unit for unit in item.units if unit.name not in done]
+        return [error for unit in left for error in _alone(job, unit, folder, report)]
+    with folder.scratch(item.name) as aside:
+        together = _Together(job)
+        faults: list[BadFileError] = []
+        with ExitStack() as stack:
+            files = {split: stack.enter_context(open(aside / f"{split}.rest", "wb")) for split in SPLITS}
+            for unit in item.units:
+                if together.is_enough():
+                    break
+                made: list[tuple[int, int, int]] = []
+                try:
+                    together.add(unit, files, lambda *more, made=made: made.append(more))
+                except BadFileError as error:
+                    faults.append(error)
+                except TooManyTokensError:
+                    faults += _alone(job, unit, folder, report)
+                else:
+                    report(*(sum(column) for column in zip(*made, strict=True)))
+            together.finish(files)
+        if together.marks:
+            np.save(aside / "lengths.npy", np.concatenate(together.lengths))
+            np.save(aside / "hashes.npy", np.concatenate(together.hashes))
+            (aside / MARK).write_text(json.dumps({"units": together.marks}))
+            folder.adopt(aside, item.name, MARK)
+    return faults
+
+
+def _alone(job: Job, unit: Unit, folder: Folder, report: Report) -> list[BadFileError]:
+    try:
+        convert_unit(job, unit, folder, report)
+    except BadFileError as error:
+        return [error]
+    return []
+
+
+class _Together:
+    """The units of one item. Their complete blocks are written as they come; what is behind these is held."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.marks: dict[str, dict[str, Any]] = {}
+        self.lengths: list[np.ndarray] = []
+        self.hashes: list[np.ndarray] = []
+        self._documents = self._tokens = 0
+        self._tails: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+
+    def is_enough(self) -> bool:
+        """Whether these units alone reach a limit: then none behind them is needed."""
+        most, most_tokens = self._job.max_documents, self._job.max_tokens
+        return (most is not None and self._documents >= most) or (
+            most_tokens is not None and self._tokens >= most_tokens
+        )
+
+    def add(self, unit: Unit, files: dict[str, Any], report: Report) -> None:
+        """Raises BadFileError and TooManyTokensError; the item is then as it was."""
+        job, writers = self._job, {split: HeldTokens() for split in SPLITS}
+        mark, lengths, hashes = make_unit(job, unit, writers, report)
+        mark["splits"], mark["at"] = {}, {"documents": self._documents}
+        for split, writer in writers.items():
+            tokens = writer.tokens(job.layout.dtype)
+            whole = len(tokens) - len(tokens) % job.seq_len
+            mark["at"][split] = [files[split].tell()]
+            files[split].write(tokens[:whole].data)
+            self._tails[split].append(tokens[whole:].copy())
+            mark["splits"][split] = {"shards": [], "rest": len(tokens)}
+        self.marks[unit.name] = mark
+        self.lengths.append(lengths)
+        self.hashes.append(hashes)
+        self._documents, self._tokens = self._documents + len(lengths), self._tokens + int(lengths.sum())
+
+    def finish(self, files: dict[str, Any]) -> None:
+        """Write the ends of all units. `at` of a unit is then (its blocks, its end, the file's size), in bytes."""
+        for split, file in files.items():
+            for mark, tail in zip(self.marks.values(), self._tails[split], strict=True):
+                mark["at"][split].append(file.tell())
+                file.write(tail.data)
+            for mark in self.marks.values():
+                mark["at"][split].append(file.tell())
