@@ -16,6 +16,8 @@
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
 # make pictures     the pictures of README and docs/monitoring.md, from two real runs; wants Chromium and `make demo` before
 # make bench-learning TEXT=folder   small models, one thing changed at a time; docs/learning.md (no TEXT: the page alone)
+# make bench-upcycle TEXT=folder    experts from a dense model against training it further and against experts from scratch;
+#                  docs/upcycling.md (no TEXT: the page alone)
 # make docs        tries the tutorial's commands with small numbers, then builds the site of docs/ in .site-docs
 #                  (mkdocs-material, in an environment of its own: .venv-docs); a broken link is an error
 # make tutorial    runs the commands of docs/tutorial.md as they are and writes what they print into the page
@@ -28,6 +30,7 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
 .PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
 .PHONY: bench-convert-scale soak
+.PHONY: bench-upcycle
 
 setup: .venv/ready
 
@@ -127,6 +130,10 @@ pictures: setup
 bench-learning: setup
 	$(if $(TEXT),$(BIN)/python benchmarks/learning.py --text $(TEXT))
 	$(BIN)/python benchmarks/learning.py --report
+
+bench-upcycle: setup
+	$(if $(TEXT),$(BIN)/python benchmarks/upcycle.py --text $(TEXT))
+	$(BIN)/python benchmarks/upcycle.py --report
 
 chaos-convert: setup
 	$(BIN)/python tests/chaos/convert_kills.py

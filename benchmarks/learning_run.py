@@ -50,6 +50,7 @@ class Run:
     shares weigh the balance loss; `lagged` (the previous step's, ours), `microbatch`, or `running` (mean over the
     step's microbatches so far). expert_hidden is that of one expert. adamw_ratio: under Muon, the rate of what AdamW
     updates over Muon's own. router: what updates the router in a run with Muon; `muon` is the trainer's own choice.
+    start: initial weights; another word than `random` names those that the caller of `train` gives.
     """
 
     optimizer: str
@@ -70,6 +71,7 @@ class Run:
     balance: str = "lagged"
     n_layers: int = 4
     batch: int = BATCH
+    start: str = "random"
 
     @property
     def name(self) -> str:
@@ -210,14 +212,21 @@ def evaluate(model: Transformer, data: Data, most: int | None = None) -> float:
     return nll / targets
 
 
-def train(run: Run, data: Data, order: np.ndarray | None = None) -> dict[str, Any]:
+def build(run: Run, data: Data) -> Transformer:
+    """The model of a run, with the weights of its seed."""
+    shape = run.shape(data.vocab_size)
+    return Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS, seed=run.seed)
+
+
+def train(run: Run, data: Data, order: np.ndarray | None = None, model: Transformer | None = None) -> dict[str, Any]:
     """Trains from the start and returns what is kept of it: settings, sizes, curve, final loss, expert loads.
 
-    order: rows of `data.train` as they are read, where it is not that of the seed.
+    order: rows of `data.train` as they are read, where it is not that of the seed. model: of the run's shape, to be
+    trained further in place, where it is not `build(run, data)`.
     """
     torch.set_num_threads(1)
     shape, made_by = run.shape(data.vocab_size), commit()
-    model = Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS, seed=run.seed)
+    model = build(run, data) if model is None else model
     optimizer = Muon(optimizer_groups(model, run))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     order = data_order(len(data.train), run.steps * run.batch, run.seed) if order is None else order

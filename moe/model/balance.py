@@ -25,11 +25,17 @@ from moe.model.router import LayerMetric, Router, RouterStats, bias_range
 class Balance(nn.Module):
     """No rule at all, and what a rule may have.
 
-    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB.
+    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB. Every rule is made with n_layers (those that
+    have experts), n_experts, weight (`model.balance_loss`) and rate (`model.balance_rate`).
     """
 
     uses_bias = False
     bins = 0
+
+    def __init__(
+        self, *, n_layers: int = 0, n_experts: int = 0, weight: float = 0.0, rate: float | None = None
+    ) -> None:
+        super().__init__()
 
     def loss(self, stats: RouterStats, tokens: int) -> Tensor | float:
         """What is added to a microbatch's loss. tokens: of the global batch."""
@@ -85,7 +91,7 @@ class BiasSign(BalanceLoss):
     def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
         super().end_step(total, routers)
         for counts_E, router in zip(total.counts_E, routers, strict=True):
-            _set_bias(router, router.bias_E + self.rate * (counts_E.mean() - counts_E).sign())
+            set_bias(router, router.bias_E + self.rate * (counts_E.mean() - counts_E).sign())
 
 
 class BiasQuantile(BalanceLoss):
@@ -105,16 +111,16 @@ class BiasQuantile(BalanceLoss):
             low, high = bias_range(router.bias_E)
             wanted = needed_EB[0].sum() * router.top_k / router.n_experts
             bin_E = (needed_EB.cumsum(-1) < wanted).sum(-1)
-            _set_bias(router, low + (bin_E + 0.5) / self.bins * (high - low))
+            set_bias(router, low + (bin_E + 0.5) / self.bins * (high - low))
 
 
-def _set_bias(router: Router, bias_E: Tensor) -> None:
+def set_bias(router: Router, bias_E: Tensor) -> None:
     """Less its mean, which decides no choice and would drift."""
     assert router.bias_E is not None
     router.bias_E.copy_(bias_E - bias_E.mean())
 
 
-RULES: dict[str, type[BalanceLoss]] = {"loss": BalanceLoss, "sign": BiasSign, "quantile": BiasQuantile}
+RULES: dict[str, type[Balance]] = {"loss": BalanceLoss, "sign": BiasSign, "quantile": BiasQuantile}
 
 FORMER_NAMES = {"expert_share_LE": "balance.share_LE"}  # of entries in the checkpoints of version 0.1
 

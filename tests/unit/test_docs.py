@@ -165,11 +165,12 @@ def test_a_command_of_the_tutorial_that_fails_is_told(tmp_path: Path, monkeypatc
         tutorial.make("```console\n$ false\n```\n", tmp_path)
 
 
-def test_the_files_that_know_a_setting_are_those_of_the_page() -> None:
+@pytest.mark.parametrize(("place", "word"), [("qk_norm", "qk_norm"), ("sign", '"sign"')])
+def test_the_files_that_know_a_setting_or_a_rule_are_those_of_the_page(place: str, word: str) -> None:
     page = (ROOT / "docs/extending.md").read_text()
-    table = re.search(r"<!-- qk_norm.*?<!-- /qk_norm -->", page, re.S)
+    table = re.search(rf"<!-- {place}:.*?<!-- /{place} -->", page, re.S)
     assert table
-    knowing = {str(path.relative_to(ROOT)) for path in (ROOT / "moe").rglob("*.py") if "qk_norm" in path.read_text()}
+    knowing = {str(path.relative_to(ROOT)) for path in (ROOT / "moe").rglob("*.py") if word in path.read_text()}
     assert set(re.findall(r"^\| `(moe/.*?)`", table[0], re.M)) == knowing
 
 
@@ -177,9 +178,10 @@ def test_the_classes_of_the_page_on_extending_do_what_it_says(monkeypatch: pytes
     import torch
 
     page = (ROOT / "docs/extending.md").read_text()
-    rule_code, _, callback_code = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    bias_code, rule_code, _, callback_code = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     monkeypatch.setitem(sys.modules, "composer", SimpleNamespace(Callback=object))  # whose import takes seconds
     names: dict[str, Any] = {}
+    exec(bias_code, names)
     exec(rule_code, names)
     exec(callback_code, names)
     rule = names["EntropyBalance"](n_layers=2, n_experts=3, weight=0.5)
@@ -191,6 +193,11 @@ def test_the_classes_of_the_page_on_extending_do_what_it_says(monkeypatch: pytes
     score = both.score_E.clone().requires_grad_()
     rule.loss(SimpleNamespace(score_E=score), 8).backward()
     assert torch.equal(score.grad.argmax(1), rule.mean_LE.argmax(1)), "the busiest expert is pushed down most"
+
+    share = names["BiasShare"](n_layers=1, n_experts=2, weight=0.0, rate=0.1)
+    router = SimpleNamespace(bias_E=torch.zeros(2))
+    share.end_step(SimpleNamespace(counts_E=torch.tensor([[6.0, 2.0]])), [router])
+    assert share.uses_bias and router.bias_E.tolist() == pytest.approx([-0.05, 0.05])
 
     model = SimpleNamespace(embed=torch.nn.Embedding(5, 4))
     logged: list[dict[str, float]] = []

@@ -111,7 +111,7 @@ def import_folder(
             difference = verify_logits(folder, model.eval())
         except CannotLoad as error:  # the folder is the user's here
             raise InputError(f"--from-hf ({source}): {error}") from error
-        say(f"verified: max logit difference {difference:.1e}")
+        say(f"verified: max logit difference {difference:.1e} of the largest logit")
         del weights, written, state
         shutil.rmtree(scratch)
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")

@@ -84,7 +84,7 @@ def export(
         model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
         model.load_state_dict(weights, assign=True)
         difference = verify_logits(folder, model.eval())
-        say(f"verified: max logit difference {difference:.1e}")
+        say(f"verified: max logit difference {difference:.1e} of the largest logit")
     say(f"step {checkpoint.step:,} of {checkpoint.path.parent} is in {out}")
     return checkpoint
 

@@ -2,8 +2,9 @@
 sequence, fp32.
 
 - Tensors are compared by their bits, one after another, as read back from the files. Logits alone would not tell: a
-  short sequence misses most rows of the embedding and many experts, and one small value moves no logit by 1e-4.
-- Logits tell what bits cannot: that names and settings mean to transformers what they mean here.
+  short sequence misses most rows of the embedding and many experts, and one small value moves no logit by as much.
+- Logits tell what bits cannot: that names and settings mean to transformers what they mean here. Rounding grows with
+  them, so a difference counts relative to the largest logit: a model whose logits are small is held as strictly.
 - Weights stay on disk on both sides until they are used (transformers 4.57 maps safetensors; 5.x gathers the experts of
   a Mixture-of-Experts model in memory).
 - A choice between two experts that is closer than rounding may fall differently on the two sides, about once in 10^6
@@ -27,7 +28,7 @@ from moe.model import Transformer
 from moe.model.families.family import Family
 from moe.use.export.names import hf_parts, scale_of
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of the largest logit
 TOKENS = 64
 ATTEMPTS = 3
 
@@ -128,11 +129,12 @@ def _faults(folder: Path, missing: dict[str, Tensor]) -> Iterator[tuple[str, str
 
 
 def verify_logits(folder: Path, model: Transformer) -> float:
-    """The largest difference of any logit between transformers on `folder` and `model` (fp32, on CPU).
+    """The largest difference of any logit between transformers on `folder` and `model`, relative to the largest logit
+    (fp32, on CPU).
 
     Raises:
         CannotLoad: transformers cannot load the folder, or not compute with it.
-        RunFailed: its logits differ by more than 1e-4.
+        RunFailed: its logits differ by more than TOLERANCE.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -154,9 +156,11 @@ def verify_logits(folder: Path, model: Transformer) -> float:
                 theirs = peer(tokens_BS).logits[..., :vocab_size]  # without the rows that an import has cut
             except Exception as error:
                 raise CannotLoad(f"transformers cannot compute with {folder.name} ({error})") from error
-        differences.append((ours - theirs).abs().max().item())
+        largest = theirs.abs().max().item()
+        differences.append((ours - theirs).abs().max().item() / (largest or 1.0))
         if differences[-1] <= TOLERANCE:  # false for nan
             return differences[-1]
     raise RunFailed(
-        f"transformers' logits differ from ours by {min(differences):.3g}, more than {TOLERANCE}; nothing was kept"
+        f"transformers' logits differ from ours by {min(differences):.2g} of the largest logit, more than "
+        f"{TOLERANCE:g}; nothing was kept"
     )

@@ -5,6 +5,7 @@ What transformers does not read is not tried: no logit tells of it, and verify_t
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -142,6 +143,21 @@ def test_an_altered_tensor_of_each_kind_fails_and_what_was_exported_does_not(fam
             verify_tensors(tmp_path, right)
         with pytest.raises(RunFailed, match="logits differ"):
             verify_logits(tmp_path, model)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e3])
+def test_a_difference_counts_relative_to_the_logits_however_large_they_are(families, tmp_path: Path, factor: float):
+    folder, model = families["Qwen3Moe"]
+    tensors, model = load_file(folder / "model.safetensors"), copy.deepcopy(model)
+    shutil.copy(folder / "config.json", tmp_path)
+    model.norm.weight.data *= factor
+    tensors["model.norm.weight"] *= factor
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert verify_logits(tmp_path, model) < 1e-5
+    tensors["model.layers.1.mlp.gate.weight"] = tensors["model.layers.1.mlp.gate.weight"].flip(0).contiguous()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match="logits differ"):
+        verify_logits(tmp_path, model)
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -15,6 +15,7 @@ from moe.model import Transformer
 from moe.model.balance import RULES
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
+from moe.optim.schedules import SCHEDULERS
 from moe.train.callbacks.losses import StepLosses
 from moe.train.composer_model import MoEModel
 
@@ -197,13 +198,28 @@ def flood(steps: Steps, logit: float) -> None:
         router.weight.data[0] += logit * mean_D / mean_D.square().sum()
 
 
-def loads(balance_loss: float, *, flooded: float = 0.0, rule: str = "loss", number_of_steps: int = 60) -> Tensor:
-    """Load of each expert over its fair share [steps, L, E]."""
+def loads(
+    balance_loss: float,
+    *,
+    flooded: float = 0.0,
+    rule: str = "loss",
+    number_of_steps: int = 60,
+    warmup: float | None = None,
+) -> Tensor:
+    """Load of each expert over its fair share [steps, L, E]. warmup: share of the steps, a cosine to a tenth after it;
+    None is a constant rate.
+    """
     steps = Steps(make_model(balance_loss=balance_loss, rule=rule))
     flood(steps, flooded)
     optimizer = Muon(build_groups(steps.model.transformer, name="muon", lr=1e-2, weight_decay=0.1))
     found = []
     for number in range(number_of_steps):
+        if warmup is not None:
+            factor = SCHEDULERS["cosine_with_warmup"](
+                number + 1, total=number_of_steps, warmup=warmup * number_of_steps, alpha_f=0.1
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * factor
         optimizer.zero_grad()
         steps.run(make_batch(number))
         optimizer.step()
@@ -232,7 +248,7 @@ def test_a_bias_brings_back_an_expert_whose_logit_is_raised_by_4_in_every_layer(
 
 
 def test_the_balance_loss_brings_an_expert_back_whose_logit_is_raised_by_4_in_every_layer():
-    """Of that expert: the others' loads are at most 1.5 to 2 here under the loss, raised or not."""
-    found = loads(0.01, flooded=4.0, number_of_steps=60)
+    """In a run of the trainer's schedule: on the way the experts part, and loads reach 1.5 to 1.9, raised or not."""
+    found = loads(0.01, flooded=4.0, number_of_steps=400, warmup=0.1)
     assert found[0, :, 0].min() > 3.0
-    assert found[-20:, :, 0].mean(0).max() < 1.5
+    assert found[-20:].mean(0).max() < 1.5, "of every expert, not the raised one alone"

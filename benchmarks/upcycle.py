@@ -1,0 +1,158 @@
+"""A Mixture of Experts made of a trained dense model, against what the same compute buys otherwise.
+
+    python benchmarks/upcycle.py --text FOLDER    trains what is missing (parquet in FineWeb's schema, or a hub name)
+    python benchmarks/upcycle.py --report         docs/upcycling.md and its picture from the results alone
+
+- First a dense model is trained. From there on, in as many FLOPs: the dense model further; the model that
+  `--upcycle copies=8,pieces=4` makes of it; a Mixture of Experts of that shape from random weights. And one of these
+  with the FLOPs of both parts. Equal FLOPs are the model's own, forward and backward; the steps follow from them.
+- The second part reads other sequences than the first, the same ones in the same order for all. The scratch model with
+  the FLOPs of both reads the first part's before.
+- Each training has a schedule of its own, warmup and cosine. From random weights the rate is that of docs/learning.md;
+  of the two that resume from trained weights it is swept on one seed, in the same way for both.
+- The loop is that of learning_run.py, results and claims those of learning.py: killed and started again, or started
+  twice, it makes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from learning import ROOT, check_same_data, claim, identity, prepare
+from learning_matrix import SEEDS, Results
+from learning_run import BATCH, SEQ_LEN, Data, Run, build, data_order, evaluate, open_data, train
+
+from moe.common.errors import InputError
+from moe.model.flops import flops_per_token
+from moe.use.export.upcycle import Recipe, upcycle
+
+RECIPE = Recipe(copies=8, pieces=4)
+RATE, RATES = 0.016, (0.016, 0.008, 0.004, 0.002)  # from random weights; tried from trained ones
+BASE = Run(optimizer="muon", lr=RATE, router="muon", n_experts=1, top_k=1, expert_hidden=256)
+EXPERTS: dict[str, Any] = {
+    "n_experts": RECIPE.copies * RECIPE.pieces,
+    "top_k": RECIPE.active * RECIPE.pieces,
+    "expert_hidden": BASE.expert_hidden // RECIPE.pieces,
+}
+
+
+def _flops(run: Run, data_vocab: int = 2048) -> float:
+    return flops_per_token(**run.shape(data_vocab), seq_len=SEQ_LEN)
+
+
+def arms() -> dict[str, Run]:
+    """By name; the rate of the first two is to be swept."""
+    experts = replace(BASE, **EXPERTS)
+    share = round(_flops(BASE) / _flops(experts), 3)  # of the dense model's tokens, in as many FLOPs
+    return {
+        "dense, trained further": replace(BASE, start="dense"),
+        "upcycled": replace(experts, share=share, start="upcycled"),
+        "experts from scratch": replace(experts, share=share),
+        "experts from scratch, the FLOPs of both parts": replace(experts, share=2 * share),
+    }
+
+
+def swept(results: Results, run: Run) -> tuple[list[Run], Run | None]:
+    """The runs at all rates on the first seed, and the best of them; None while one is missing."""
+    runs = [replace(run, lr=rate) for rate in RATES]
+    return runs, results.best(runs)
+
+
+def chosen(results: Results) -> dict[str, Run | None]:
+    """Each arm at its rate; None while that is not known."""
+    return {name: run if run.start == "random" else swept(results, run)[1] for name, run in arms().items()}
+
+
+def pending(results: Results) -> list[Run]:
+    """What can be made now. What starts from the dense model waits for that of its seed."""
+    wanted = [replace(BASE, seed=seed) for seed in SEEDS]
+    wanted += [run for arm in arms().values() if arm.start != "random" for run in swept(results, arm)[0]]
+    wanted += [replace(run, seed=seed) for seed in SEEDS for run in chosen(results).values() if run is not None]
+    missing = [run for run in dict.fromkeys(wanted) if results.get(run) is None]
+    return [run for run in missing if run.start == "random" or results.get(replace(BASE, seed=run.seed))]
+
+
+def rows_of(run: Run, data: Data) -> Any:
+    """The sequences it reads: the first part's, the second part's, or both."""
+    first = BASE.steps * BATCH
+    rows = data_order(len(data.train), 2 * first, run.seed)
+    if run == replace(BASE, seed=run.seed) or run.share > 1:
+        return rows[: run.steps * BATCH]
+    return rows[first : first + run.steps * BATCH]
+
+
+def make(run: Run, data: Data, weights: Path) -> dict[str, Any]:
+    """Trains a run. The dense model of a seed is kept in `weights`, where those that start from it find it."""
+    import torch
+
+    model, dense = build(run, data), weights / f"dense-seed{run.seed}.pt"
+    base = replace(BASE, seed=run.seed)
+    if run.start != "random" and not dense.is_file():  # the result in git came from another machine
+        make(base, data, weights)
+    if run.start == "dense":
+        model.load_state_dict(torch.load(dense, weights_only=True))
+    elif run.start == "upcycled":
+        with tempfile.TemporaryDirectory() as scratch:
+            made = upcycle(torch.load(dense, weights_only=True), model.state_dict(), RECIPE, Path(scratch))
+            model.load_state_dict(made)
+    before = evaluate(model, data)
+    found = {**train(run, data, rows_of(run, data), model), "before": round(before, 7)}
+    if run == base:
+        torch.save(model.state_dict(), dense)
+    return found
+
+
+def work(results: Results, folder: Path, shards: Path) -> None:
+    digest, data = identity(shards), open_data(shards)
+    while runs := pending(results):
+        for run in runs:
+            with claim(folder / "claims", run) as mine:
+                if not mine or results.get(run) is not None:
+                    continue
+                found = {**make(run, data, folder), "data": digest}
+                results.put(run, found)
+            print(
+                f"{time.strftime('%H:%M:%S')}  {run.name}: {found['before']} -> {found['final']}, "
+                f"{found['cpu_seconds']:.0f} CPU-s",
+                flush=True,
+            )
+            break
+        else:
+            time.sleep(2)  # the others are in another process's hands
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--text", default=None, help="folder or hub name of the text; needed once")
+    add("--data", type=Path, default=ROOT / "data" / "learning", help="tokenizer, shards and the dense models' weights")
+    add("--results", type=Path, default=ROOT / "benchmarks" / "results" / "upcycle")
+    add("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    add("--report", action="store_true", help="write docs/upcycling.md and docs/upcycling.png, train nothing")
+    args = parser.parse_args()
+    results = Results(args.results)
+    if args.report:
+        from upcycle_report import write_report
+
+        write_report(results, ROOT / "docs")
+        return 0
+    try:
+        shards = prepare(args.data, args.text)
+        check_same_data(results, identity(shards))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    others = [subprocess.Popen([*sys.orig_argv, "--jobs", "1"]) for _ in range(args.jobs - 1)]
+    work(results, args.data, shards)
+    return max([other.wait() for other in others], default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
