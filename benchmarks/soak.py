@@ -2,12 +2,12 @@
 
     python benchmarks/soak.py --steps 50000 --write     # as a process of its own: --detach
 
-Real text, two loader workers, a checkpoint and an evaluation after each 250th of the steps, a row of metrics a
-step. Memory is RssAnon and page tables, taken every few seconds for the trainer and for the largest of its loader
-workers, which are new in each epoch; looks while none is at work are left out. The slopes are least squares over all that came after the first 1,000 steps (a
-tenth, in shorter runs). Then the run's own logs: `moe watch --once` and `moe report`, each in a process of its own,
-beside `moe --help` for what a start costs. Exit code 1 where something grew or was too slow. `--write` puts the table
-into docs/performance.md.
+Real text, two loader workers, a checkpoint and an evaluation after each 250th of the steps, a row of metrics a step.
+Memory is RssAnon and page tables, taken every few seconds for the trainer and for the largest of its loader workers,
+which are new in each epoch; looks while none is at work are left out. The slopes are least squares over all that came
+after the first 1,000 steps (a tenth, in shorter runs). Then the run's own logs: `moe watch --once` and `moe report`,
+each in a process of its own, beside `moe --help` for what a start costs. Exit code 1 where something grew or was too
+slow. `--write` puts the table into docs/performance.md.
 """
 
 from __future__ import annotations
