@@ -33,7 +33,6 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
 .PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
 .PHONY: bench-convert-scale soak
-.PHONY: bench-upcycle
 .PHONY: cluster
 .PHONY: bench-upcycle bench-shards
 
