@@ -11,6 +11,7 @@
 #                    (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
+# make bench-shards   memory of ranks that share a model of 200M parameters: build, save, load
 # make bench-convert-scale   conversion of 100,000 small files, 27,000 footers of a hub, a hub that limits requests
 # make soak        50,000 steps of a tiny model in a process of its own: does anything grow; hours (STEPS=2000: fewer)
 # make bench-convert   conversion against LLM Foundry's (needs the network once)
@@ -32,8 +33,8 @@ export PYTHONDONTWRITEBYTECODE =
 .PHONY: setup constraints demo test test-wheel test-transformers5 test-newest check format chaos chaos-convert
 .PHONY: docs tutorial try-tutorial gpu pictures bench-step bench-reader bench-scale bench-checkpoint bench-convert bench-learning
 .PHONY: bench-convert-scale soak
-.PHONY: bench-upcycle
 .PHONY: cluster
+.PHONY: bench-upcycle bench-shards
 
 setup: .venv/ready
 
@@ -97,6 +98,9 @@ bench-scale: setup
 
 bench-checkpoint: setup
 	$(BIN)/python benchmarks/checkpoint.py
+
+bench-shards: setup
+	$(BIN)/python benchmarks/sharded_memory.py
 
 chaos: setup
 	rm -rf /tmp/moe-chaos

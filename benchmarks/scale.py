@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -91,14 +92,16 @@ def large_data(small: Path, folder: Path, tokens: int) -> int:
     each, samples = layout.samples_per_shard, tokens // meta.seq_len
     full, rest = divmod(samples, each)
     (folder / "train").mkdir(parents=True)
-    infos = []
+    infos, hashes = [], {}
     for number, held in enumerate([each] * full + [rest] * bool(rest)):
         begin = 4 + 4 * (held + 1) + len(json.dumps(layout.config, sort_keys=True))
         size = begin + held * meta.seq_len * layout.dtype.itemsize
         with open(folder / "train" / f"shard.{number:05}.mds", "wb") as file:
             file.write(np.array([held, begin], np.uint32).tobytes())
             file.truncate(size)
-        infos.append({"samples": held, "bytes": size, "xxh64": "0" * 16})
+        if held not in hashes:  # all that hold as many are alike
+            hashes[held] = hash_of(folder / "train" / f"shard.{number:05}.mds")
+        infos.append({"samples": held, "bytes": size, "xxh64": hashes[held]})
         if number % 5000 == 0:
             print(f"  {number:,} of {full:,} shards", flush=True)
     layout.write_index(folder / "train", infos)
@@ -106,6 +109,10 @@ def large_data(small: Path, folder: Path, tokens: int) -> int:
     found = json.loads((small / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**found, "samples": {**meta.samples, "train": samples}}))
     return len(infos)
+
+
+def hash_of(path: Path) -> str:
+    return xxhash.xxh64_hexdigest(path.read_bytes())
 
 
 class Watch(threading.Thread):

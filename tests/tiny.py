@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,32 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
         rows.append({"step": step, "metrics/eval/loss": 6.0 - step / 10, "metrics/eval/bits_per_byte": 2.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def divide(folder: Path, count: int = 2) -> None:
+    """Makes a checkpoint's folder one of `count` ranks that shared the model: its weights in as many parts."""
+    from moe.common import ownership
+    from moe.train.checkpointing.checkpoints import KIND, commit, load_state, make_aside, read_checkpoint, write_state
+    from moe.train.checkpointing.parts import describe, joined, part_name, write_part
+
+    found = read_checkpoint(folder)
+    content = load_state(found.state_file)["state"]
+    names = [name for name in content["model"] if not name.endswith(("bias_E", "share_LE"))]
+    weights = {f"model.{name}": content["model"].pop(name) for name in names}
+    more = {name: (folder / name).read_bytes() for name in found.manifest["files"] if name != "state.pt"}
+    aside = make_aside(folder.parent, "writing", found.step)
+    ownership.begin(aside, KIND)
+    files, described = write_state(aside, {"state": content}, more), []
+    for number in range(count):
+        part = {}
+        for name, weight in weights.items():
+            chunks = weight.chunk(count)
+            if number < len(chunks):
+                part[name] = chunks[number].contiguous(), number * len(chunks[0])
+        described.append(describe(part, {name: [*weight.shape] for name, weight in weights.items()}, part_name(number)))
+        files[part_name(number)] = write_part(aside / part_name(number), part)
+    shutil.rmtree(folder)
+    commit(aside, folder.parent, found.step, {**found.manifest, "tensors": joined(described)}, files)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ CLOSED: dict[str, tuple[float, float]] = {  # at least, at most
     "model.balance_loss": (0, 1000),
     "model.router_z_loss": (0, 1000),
     "model.z_loss": (0, 1000),
+    "parallelism.replicas": (1, 1_000_000),
     "optimizer.weight_decay": (0, 10),
     "optimizer.momentum": (0, 0.9999),
     "scheduler.alpha_f": (0, 1),

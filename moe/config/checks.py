@@ -54,6 +54,13 @@ def check_ranks(config: Config, world_size: int) -> list[str]:
             f"global_train_batch_size ({config.global_train_batch_size}) is not divisible by {world_size} ranks; "
             f"use {lower}"
         ]
+    replicas = config.parallelism.replicas
+    if replicas > 1 and world_size > 1 and (world_size % replicas or world_size == replicas):
+        fits = [str(count) for count in range(1, world_size // 2 + 1) if world_size % count == 0]
+        return [
+            f"parallelism.replicas ({replicas}) must divide {world_size} ranks into groups of at least 2; use "
+            f"{' or '.join(fits)}"
+        ]
     return []
 
 
@@ -144,6 +151,11 @@ def _check_ranges(config: Config, faults: list[str]) -> None:
     check_ranges(config, faults)
     if config.save_num_checkpoints_to_keep == 0:
         faults.append("save_num_checkpoints_to_keep (0) keeps nothing to resume from; use at least 1, or -1 for all")
+    if config.parallelism.replicas > 1 and not config.parallelism.fsdp2:
+        faults.append(
+            f"parallelism.replicas ({config.parallelism.replicas}) needs parallelism.fsdp2: true, which divides each "
+            "replica; without it each rank is one already"
+        )
     if config.compile not in ("auto", True, False):
         faults.append(f"compile ({config.compile}) must be auto, true or false")
 

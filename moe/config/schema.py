@@ -201,6 +201,8 @@ class EvalData:
 class ParallelismConfig:
     fsdp2: bool = False
     "Divide weights, gradients and optimizer state among the ranks (torch's FSDP2); false: each rank holds them all."
+    replicas: int = 1
+    "With `fsdp2`: how often the ranks hold the model (HSDP); each replica is divided among ranks / replicas ranks."
 
 
 @dataclass(frozen=True, kw_only=True)

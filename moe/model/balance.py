@@ -25,8 +25,8 @@ from moe.model.router import LayerMetric, Router, RouterStats, bias_range
 class Balance(nn.Module):
     """No rule at all, and what a rule may have.
 
-    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB. Every rule is made with n_layers (those that
-    have experts), n_experts, weight (`model.balance_loss`) and rate (`model.balance_rate`).
+    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB. Every rule is made with n_layers (those
+    that have experts), n_experts, weight (`model.balance_loss`) and rate (`model.balance_rate`).
     """
 
     uses_bias = False

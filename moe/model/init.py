@@ -23,6 +23,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from moe.model.ranks import own_rows
 
 STD = 0.02
 CUT = 3.0
@@ -49,7 +52,9 @@ def _generator(seed: int, name: str, expert: int | None) -> torch.Generator:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, *, n_layers: int, seed: int) -> None:
-    """Fills every parameter in place, except those on the meta device, which have no memory to fill."""
+    """Fills every parameter in place, except those on the meta device, which have no memory to fill; of what is divided
+    among ranks (DTensors) this rank's rows.
+    """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             continue
@@ -58,7 +63,14 @@ def init_weights(model: nn.Module, *, n_layers: int, seed: int) -> None:
             continue
         residual = name.endswith(("o_proj.weight", "moe.w2", "shared.w2", "mlp.w2"))
         std = STD / math.sqrt(2 * n_layers) if residual else STD
-        experts = range(len(parameter)) if name.endswith(EXPERTS) else (None,)
-        weight = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-        _trunc_normal_(weight, std, [_generator(seed, name, expert) for expert in experts])
-        parameter.copy_(weight)
+        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        first, count = own_rows(parameter)
+        if name.endswith(EXPERTS):
+            weight = torch.empty(own.shape, dtype=torch.float32, device="cpu")
+            generators = [_generator(seed, name, expert) for expert in range(first, first + count)]
+        else:
+            weight = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            generators = [_generator(seed, name, None)]
+        if generators:
+            _trunc_normal_(weight, std, generators)
+        own.copy_(weight if name.endswith(EXPERTS) else weight[first : first + count])

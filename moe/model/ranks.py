@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 def sum_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
@@ -29,3 +31,11 @@ def _reduce(values: Sequence[Tensor], operation: Any) -> list[Tensor]:
         dist.all_reduce(flat, operation)
     parts = flat.split([value.numel() for value in values])
     return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
+
+
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """The first row (of dim 0) of a tensor that this rank has, and how many; of one that is not divided all."""
+    if not isinstance(tensor, DTensor):
+        return 0, len(tensor)
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0], shape[0]

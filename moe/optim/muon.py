@@ -72,9 +72,12 @@ def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Ten
     """`_orthogonal` of matrices of which each rank has some rows, sharded as `like` is: this rank's rows of each."""
     n_rows, n_cols = like.shape
     shape, stride = torch.Size((len(rows), n_rows, n_cols)), (n_rows * n_cols, n_cols, 1)
+    mesh = like.device_mesh
+    if mesh.ndim == 2:  # HSDP: each replica holds all rows and does this work alone
+        mesh = mesh["shard"]
 
     def move(x_NRC: Tensor, before: int, after: int) -> Tensor:
-        placed = DTensor.from_local(x_NRC.contiguous(), like.device_mesh, [Shard(before)], shape=shape, stride=stride)
+        placed = DTensor.from_local(x_NRC.contiguous(), mesh, [Shard(before)], shape=shape, stride=stride)
         return placed.redistribute(placements=[Shard(after)]).to_local()
 
     x_NRC = move(torch.stack(rows), 1, 0)

@@ -13,6 +13,7 @@ Decisions:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -145,19 +146,21 @@ def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
     return Transformer(vocab_size=vocab_size, eos_id=eos_id, seed=seed, **settings, **kwargs)
 
 
-def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None) -> MoEModel:
+def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None, *, on_meta: bool = False) -> MoEModel:
     """With its initial weights, compiled where `compile` says so. `tokenizer`: where it is loaded from, if elsewhere.
+    on_meta: the transformer has no memory yet; shard_transformer makes this rank's share.
 
     Raises InputError where it is to be compiled and cannot.
     """
     shape = model_shape(config.model, meta.vocab_size)
-    transformer = build_transformer(
-        config.model,
-        vocab_size=meta.vocab_size,
-        eos_id=meta.eos_id,
-        seed=config.seed,
-        activation_checkpointing=config.activation_checkpointing,
-    )
+    with torch.device("meta") if on_meta else contextlib.nullcontext():
+        transformer = build_transformer(
+            config.model,
+            vocab_size=meta.vocab_size,
+            eos_id=meta.eos_id,
+            seed=config.seed,
+            activation_checkpointing=config.activation_checkpointing,
+        )
     if wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
         check_compiler(config.compile)
         transformer.compile_blocks()

@@ -60,11 +60,12 @@ def fit(
         return _nothing_left(config, folder, start, steps)
 
     users = build_user_callbacks(config)
-    model = build_model(config, inputs, inputs.tokenizer_name)
+    model = build_model(config, inputs, inputs.tokenizer_name, on_meta=config.parallelism.fsdp2)
     if model.transformer.compiled:
         say(COMPILED)
     if config.parallelism.fsdp2:
-        shard_transformer(model.transformer, world_size=WORLD_SIZE, on_gpu=on_gpu)
+        ranks = {"world_size": WORLD_SIZE, "replicas": config.parallelism.replicas}
+        shard_transformer(model.transformer, on_gpu=on_gpu, seed=config.seed, **ranks)
     optimizer = build_optimizer(config.optimizer, model.transformer)
     microbatch = choose_microbatch(size, config, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)

@@ -84,6 +84,7 @@ def automatic_microbatch(
         "compile": config.compile,
         "ranks": world_size,
         "fsdp2": config.parallelism.fsdp2,
+        "replicas": config.parallelism.replicas,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     known = folder.record.get("microbatch")

@@ -48,7 +48,8 @@ def say_plan(
         + "".join(f"\n{'':10}{line}" for line in more),
         **({"tasks": tasks} if tasks is not None else {}),
         "device": f"{WORLD_SIZE} x {gpu}, {config.precision}, microbatch {microbatch}"
-        + (", FSDP2" if config.parallelism.fsdp2 else ""),
+        + (", FSDP2" if config.parallelism.fsdp2 else "")
+        + (f" in {config.parallelism.replicas} replicas" if config.parallelism.replicas > 1 else ""),
         "folder": str(folder.path),
         "start": f"resumed from step {folder.checkpoint.step:,} ({short(folder.checkpoint.tokens)} tokens), "
         f"{folder.checkpoint.path.name}"

@@ -52,6 +52,7 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
     Nothing in it has changed: `record_start` does that.
     """
+    from moe.train.checkpointing.checkpoints import verifies
     from moe.train.checkpointing.remote import RemoteRun
     from moe.train.checkpointing.run_folder import RunFolder, local_folder
     from moe.train.distributed.same_folder import check_same_folder
@@ -66,8 +67,14 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
 
     def fetch_here() -> None:  # on another machine of the same run
         assert checkpoint is not None
-        if not checkpoint.path.exists():
-            RemoteRun(config.save_folder, path, report=say).fetch(checkpoint.step)
+        if "://" in config.save_folder:
+            if not verifies(checkpoint.path):
+                RemoteRun(config.save_folder, path, report=say).fetch(checkpoint.step)
+        elif not checkpoint.path.is_dir():
+            raise InputError(
+                f"save_folder ({path}): {checkpoint.path.name} is not there on {os.uname().nodename}; give one on a "
+                "filesystem that all machines share, or s3://"
+            )
 
     path = local_folder(config.save_folder, config.run_name)
     try:

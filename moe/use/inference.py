@@ -21,9 +21,9 @@ from moe.train.checkpointing.checkpoints import (
     CheckpointError,
     find_named,
     folder_name,
-    load_state,
     step_folders,
 )
+from moe.train.checkpointing.contents import model_tensors
 
 PREFIX = "transformer."
 STEP_FOLDER = re.compile(r"step-\d{8,}")
@@ -76,9 +76,9 @@ def _steps_there(run: Path) -> str:
     return f"; {run} holds step {', '.join(map(str, steps[-MOST_STEPS:]))}{earlier}"
 
 
-def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The transformer's parameters by name, left on disk until they are used."""
-    state = load_state(checkpoint.state_file, mmap=True)["state"]["model"]
+def load_weights(checkpoint: Checkpoint, scratch: Path | None = None) -> dict[str, Tensor]:
+    """The transformer's parameters by name, left on disk until they are used; `scratch` as `model_tensors` has it."""
+    state = model_tensors(checkpoint, scratch)
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 
 

@@ -2,7 +2,8 @@
 
 `make chaos`: 50 kills, their moments drawn from a seeded list. Trainings with one rank (by `python train.py` and
 `composer -n 1` in turn) and with two (`composer -n 2`) are killed and compared with an uninterrupted one of as many
-ranks: final weights, the loss of every step, the samples of every step. At the end no process, no shared memory and no
+ranks: final weights, the loss of every step, the samples of every step. Two more ranks share the model (FSDP2), and
+write their checkpoints together. At the end no process, no shared memory and no
 temporary file of theirs may be left.
 """
 
@@ -24,8 +25,8 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
-import torch
-
+from moe.train.checkpointing.checkpoints import read_checkpoint
+from moe.train.checkpointing.contents import full_content
 from tests.tiny import tiny_config, write_config, write_text, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ SLOW = 0.03  # seconds that each file's sync and each evaluation batch takes lon
 PATIENCE = 240.0  # seconds for a start to come to its first step on a busy machine
 KINDS = ("trainer", "SIGTERM", "write", "worker", "SIGINT", "eval", "launcher", "start")
 KINDS_OF_TWO = ("rank", *KINDS)
+KINDS_OF_SHARDED = ("write", "rank", "write", *KINDS)  # first of all in the middle of a part's write
 STOPPED = 75
 
 
@@ -53,6 +55,7 @@ class Training:
     folder: Path
     name: str
     ranks: int
+    sharded: bool = False
     kills: list[Kill] = field(default_factory=list)
     life: int = 0
     process: subprocess.Popen | None = None
@@ -73,6 +76,7 @@ class Training:
         launcher |= self.ranks > 1 or self.life % 2 == 0
         command = [COMPOSER, "-n", str(self.ranks)] if launcher else [sys.executable]
         command += [str(ROOT / "tests/chaos/traced.py"), str(self.folder / "chaos.yaml"), f"run_name={self.name}"]
+        command += ["parallelism.fsdp2=true"] * self.sharded
         env = {
             **os.environ,
             "CHAOS_TRACE": str(self.trace),
@@ -212,7 +216,7 @@ def kill(training: Training, kind: str, rng: random.Random) -> bool:
 
 def weights_digest(folder: Path) -> str:
     """sha256 of the newest checkpoint's weights."""
-    state = torch.load(sorted(folder.glob("step-*"))[-1] / "state.pt", weights_only=False)["state"]["model"]
+    state = full_content(read_checkpoint(sorted(folder.glob("step-*"))[-1]))["model"]
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode() + state[name].numpy().tobytes())
@@ -288,23 +292,26 @@ def prepare(folder: Path, steps: int) -> int:
     return json.loads((folder / "data/meta.json").read_text())["samples"]["train"] // 16
 
 
-def run(folder: Path, kinds: dict[int, list[str]], *, steps: int, seed: int, report=print) -> list[Kill]:
-    """`kinds`: how to kill trainings of that many ranks, one kill after the other.
+Kinds = dict[tuple[int, bool], list[str]]
+
+
+def run(folder: Path, kinds: Kinds, *, steps: int, seed: int, report=print) -> list[Kill]:
+    """`kinds`: how to kill trainings of that many ranks, which share the model or not, one kill after the other.
 
     Raises AssertionError where anything differs or is left.
     """
     epoch_steps = prepare(folder, steps)
     done: list[Kill] = []
-    for ranks, planned in kinds.items():
-        rng = random.Random(f"{seed}/{ranks}")
-        reference = Training(folder, f"whole-{ranks}", ranks)
+    for (ranks, sharded), planned in kinds.items():
+        rng, name = random.Random(f"{seed}/{ranks}"), f"{ranks}{'-sharded' * sharded}"
+        reference = Training(folder, f"whole-{name}", ranks, sharded)
         reference.finish()
         check_epochs(samples(reference.events()), steps, epoch_steps)
-        report(f"{ranks} rank(s): uninterrupted, {steps} steps, {steps / epoch_steps:.1f} epochs")
+        report(f"{ranks} rank(s){', FSDP2' * sharded}: uninterrupted, {steps} steps, {steps / epoch_steps:.1f} epochs")
         killed, part = 0, 0
         while killed < len(planned):  # a training that is done leaves the rest of the kills to another
             part += 1
-            training = Training(folder, f"killed-{ranks}-{part}", ranks)
+            training = Training(folder, f"killed-{name}-{part}", ranks, sharded)
             while killed < len(planned) and kill(training, planned[killed], rng):
                 killed += 1
                 last = training.kills[-1]
@@ -315,7 +322,10 @@ def run(folder: Path, kinds: dict[int, list[str]], *, steps: int, seed: int, rep
             training.finish()
             compare(training, reference)
             done += training.kills
-            report(f"{ranks} rank(s): killed {len(training.kills)} times: weights, losses and sequences identical")
+            report(
+                f"{ranks} rank(s){', FSDP2' * sharded}: killed {len(training.kills)} times: weights, losses and "
+                "sequences identical"
+            )
     left = left_behind(folder)
     assert not left, f"left behind: {left}"
     return done
@@ -329,8 +339,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="a folder that is not there yet")
     flags = parser.parse_args()
     start = time.monotonic()
-    one, two = flags.kills - flags.kills * 2 // 5, flags.kills * 2 // 5
-    kinds = {1: list(islice(cycle(KINDS), one)), 2: list(islice(cycle(KINDS_OF_TWO), two))}
+    two = flags.kills // 5
+    kinds = {
+        (1, False): list(islice(cycle(KINDS), flags.kills - 2 * two)),
+        (2, False): list(islice(cycle(KINDS_OF_TWO), two)),
+        (2, True): list(islice(cycle(KINDS_OF_SHARDED), two)),
+    }
     done = run(flags.folder.resolve(), kinds, steps=flags.steps, seed=flags.seed, report=partial(print, flush=True))
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kill.kind for kill in done).items()))
     print(

@@ -29,10 +29,10 @@ def tell(event: str, **what: Any) -> None:
 def trace() -> None:
     from moe.data import TokenDataset
     from moe.train.callbacks.losses import StepLosses
-    from moe.train.checkpointing import checkpoints
+    from moe.train.checkpointing import checkpoints, files
     from moe.train.composer_model import MoEModel, TokenLoss
 
-    batch_start, sync, update = StepLosses.batch_start, checkpoints._sync, TokenLoss.update
+    batch_start, sync, update = StepLosses.batch_start, checkpoints.sync, TokenLoss.update
 
     def step(self, state, logger):
         rows = [xxhash.xxh64_hexdigest(row.numpy().tobytes()) for row in state.batch["tokens"]]
@@ -49,7 +49,8 @@ def trace() -> None:
         time.sleep(SLOW)
         update(self, *args)
 
-    StepLosses.batch_start, checkpoints._sync, TokenLoss.update = step, write, evaluate
+    StepLosses.batch_start, TokenLoss.update = step, evaluate
+    checkpoints.sync = files.sync = write
 
     loss, get_item, got = MoEModel.loss, TokenDataset.get_item, []
 

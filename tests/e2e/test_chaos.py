@@ -6,6 +6,8 @@ from tests.chaos.kills import run
 
 
 def test_row01_row02_row11_killed_in_any_way_the_same_command_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    done = run(tmp_path / "chaos", {1: ["write", "worker", "launcher"], 2: ["rank"]}, steps=110, seed=3)
+    done = run(
+        tmp_path / "chaos", {(1, False): ["write", "worker", "launcher"], (2, False): ["rank"]}, steps=110, seed=3
+    )
     assert len(done) == 4
     assert all(kill.seconds < 30 for kill in done if kill.kind == "launcher")

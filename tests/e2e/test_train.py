@@ -23,7 +23,8 @@ import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from moe.cli.train import main
-from moe.train.checkpointing.checkpoints import load_state
+from moe.train.checkpointing.checkpoints import load_state, read_checkpoint
+from moe.train.checkpointing.contents import full_content
 from tests.chaos.kills import check_epochs, samples, session_members
 from tests.tiny import EVERY_OPTION, tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, rows
@@ -221,7 +222,8 @@ def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without
     loss = {folder: rows(folder, "train/loss") for folder in (two, sharded)}
     steps = range(1, 21)
     assert [loss[sharded][step] for step in steps] == pytest.approx([loss[two][step] for step in steps], abs=1e-5)
-    state = [load_state(folder / "step-00000020/state.pt")["state"] for folder in (two, sharded)]
+    state = [full_content(read_checkpoint(folder / "step-00000020")) for folder in (two, sharded)]
+    assert len(list((sharded / "step-00000020").glob("shard-*.safetensors"))) == 2
     assert describe(state[0]) == describe(state[1]), "names, shapes and types of weights and optimizer state"
     back = config.with_name("unsharded")
     shutil.copytree(sharded, back)
@@ -233,6 +235,24 @@ def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without
     assert [after[step] for step in range(21, 41)] == pytest.approx(
         [loss[sharded][step] for step in range(21, 41)], abs=1e-5
     )
+
+
+@NEEDS_FSDP2
+def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(config: Path, flags: list[str], sharded: Path) -> None:
+    """HSDP, from a checkpoint of two ranks; only the first replica writes."""
+    wide = config.with_name("wide")
+    shutil.copytree(sharded, wide)
+    shutil.rmtree(wide / "step-00000040")
+    command = [COMPOSER, "-n", "4", *flags, "run_name=sharded", f"save_folder={wide}", "parallelism.fsdp2=true"]
+    text = run_ranks(config, [*command, "parallelism.replicas=2"], life=7)
+    assert "resumed from step 20" in text and "4 x CPU, fp32, microbatch 16, FSDP2 in 2 replicas" in text
+    loss = {folder: rows(folder, "train/loss") for folder in (sharded, wide)}
+    steps = range(21, 41)
+    assert [loss[wide][step] for step in steps] == pytest.approx([loss[sharded][step] for step in steps], abs=1e-5)
+    assert len(list((wide / "step-00000040").glob("shard-*.safetensors"))) == 2
+    found, expected = (full_content(read_checkpoint(folder / "step-00000040"))["model"] for folder in (wide, sharded))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
 
 
 def describe(state: dict) -> dict[str, tuple]:

@@ -78,6 +78,7 @@ def build_callbacks(
             report=say,
             event=folder.history.event,
             remote=folder.remote,
+            url=config.save_folder if "://" in config.save_folder else None,
             more={f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
             manifest={
                 "config": dataclasses.asdict(config),

@@ -6,14 +6,13 @@
 
 Composer's own saver writes in place, forgets older files after a resume, and its saved position is an epoch too early
 at an epoch's end. Here the state is copied to host memory (the only part that blocks), and a thread writes, verifies
-and renames it; at most one is in flight, and it is joined before the run ends.
+and renames it; at most one is in flight, and it is joined before the run ends. Ranks that share the model have such a
+thread each, and write together (moe/train/checkpointing/together.py).
 """
 
 from __future__ import annotations
 
-import copy
-import errno
-import shutil
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,18 +23,19 @@ from typing import Any
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from moe.common.errors import RunFailed
-from moe.common.s3 import RemoteError
 from moe.config.times import Every, Time
 from moe.train.checkpointing.checkpoints import write_checkpoint
+from moe.train.checkpointing.composer_state import full_state, to_host, undivided_state
 from moe.train.checkpointing.history import now
-from moe.train.checkpointing.remote import RemoteRun, Replaced
+from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.retention import retain
+from moe.train.checkpointing.save_error import SaveError, explained
+from moe.train.checkpointing.together import Save, SharedWriter
+from moe.train.distributed.state import own_state
 from moe.train.stop import Stopped, StopSignal
-
-SAVED = ("model", "optimizers", "algorithms", "callbacks", "scaler", "timestamp", "rank_zero_seed", "dataset_state")
 
 
 class CheckpointSaver(Callback):
@@ -44,6 +44,7 @@ class CheckpointSaver(Callback):
     more: files that stand in each checkpoint, by their path in its folder.
     report: prints one line to the user, on one rank only.
     event: notes what happened to the run, as History.event does.
+    remote: the run on s3, on rank 0. url: its address, on every rank.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class CheckpointSaver(Callback):
         report: Callable[[str], None],
         event: Callable[..., None],
         remote: RemoteRun | None = None,
+        url: str | None = None,
         more: Mapping[str, bytes] | None = None,
     ):
         self.save_folder = save_folder
@@ -73,9 +75,11 @@ class CheckpointSaver(Callback):
         self.report = report
         self.event = event
         self.remote = remote
+        self.url = url
         self.saved_step = -1
+        self._writer: SharedWriter | None = None
         self._thread: threading.Thread | None = None
-        self._error: RunFailed | None = None
+        self._error: Exception | None = None
         self._warnings: list[str] = []  # reported in the training thread
         self._reported: set[str] = set()
 
@@ -147,6 +151,11 @@ class CheckpointSaver(Callback):
         Raises:
             SaveError: `max_failed` saves in a row have failed.
         """
+        if self._writer is not None and not wait:  # ranks that save together raise together: at the next save
+            if isinstance(self._error, SaveError) and str(self._error) not in self._reported:
+                self._reported.add(str(self._error))
+                self.report(f"warning: {self._error}, the next save tries again")
+            return
         if self._thread is not None and (wait or not self._thread.is_alive()):
             try:
                 self.join()
@@ -155,7 +164,8 @@ class CheckpointSaver(Callback):
                 self.failed += 1
                 if self.failed >= self.max_failed:
                     raise SaveError(f"{error}. {self.failed} saves in a row failed (max_failed_saves)") from None
-                self.report(f"warning: {error}, the next save tries again")
+                if str(error) not in self._reported:
+                    self.report(f"warning: {error}, the next save tries again")
 
     def save(self, state: State, logger: Logger) -> None:
         """Copies the state and hands it to the writer; nothing to do where this step stands on disk already."""
@@ -171,22 +181,27 @@ class CheckpointSaver(Callback):
         finally:
             self.stop.saving = False
         self.saved_step = step
-        content = _true_position({k: v for k, v in state.state_dict().items() if k in SAVED}, state)
-        if dist.get_global_rank() == 0:
-            content = tree_map(_to_host, content)
-            manifest = {
-                **self.manifest,
-                "tokens": int(state.timestamp.token),
-                "epoch": int(state.timestamp.epoch),
-                "sample_in_epoch": int(state.timestamp.sample_in_epoch),
-                "saved_at": now(),
-            }
-            self._thread = threading.Thread(target=self._write, args=(step, content, manifest), name="checkpoint")
+        manifest = {
+            **self.manifest,
+            "tokens": int(state.timestamp.token),
+            "epoch": int(state.timestamp.epoch),
+            "sample_in_epoch": int(state.timestamp.sample_in_epoch),
+            "saved_at": now(),
+        }
+        write: Callable[[], None] | None = None
+        if state.fsdp_enabled:
+            write = self._shared_write(step, state, manifest)
+        else:
+            content = full_state(state)
+            if dist.get_global_rank() == 0:
+                write = partial(self._write, step, to_host(content), manifest)
+        if write is not None:
+            self._thread = threading.Thread(target=write, name="checkpoint")
             self._thread.start()
         logger.log_metrics({"checkpoint/blocked_seconds": time.monotonic() - start})
 
     def _to_be_saved(self, step: int, state: State) -> bool:
-        """Whether this step is not yet on disk. Only rank 0 knows of a failed write, and sharded state takes all."""
+        """Whether this step is not yet on disk. Ranks that save together learn of a failed write each in its time."""
         if not state.fsdp_enabled:
             return step != self.saved_step
         answer = torch.tensor(int(step != self.saved_step), device=state.device._device)
@@ -195,7 +210,7 @@ class CheckpointSaver(Callback):
 
     def _write(self, step: int, content: dict[str, Any], manifest: dict[str, Any]) -> None:
         gone = not self.save_folder.is_dir()
-        start = time.monotonic()
+        start, folder = time.monotonic(), None
         try:
             folder = write_checkpoint(self.save_folder, step, {"state": content}, manifest, self.more)
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -204,22 +219,46 @@ class CheckpointSaver(Callback):
                 self.remote.push(folder)
             self._retain()
             if gone:
-                self._error = RunFailed(
-                    f"{self.save_folder} was removed while the run trained: older checkpoints and logs are gone. "
-                    f"Step {step} is saved there anew; the same command resumes from it"
-                )
-        except Replaced as error:
-            self._error = error
-        except RemoteError as error:
-            self._error = SaveError(f"the checkpoint of step {step} is not on the remote, only in {folder}: {error}")
+                self._error = self._removed(step)
         except Exception as error:  # reported in the training thread
             size = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
-            free = shutil.disk_usage(self.save_folder).free if self.save_folder.is_dir() else 0
-            cause, fix = _cause_and_fix(error)
-            self._error = SaveError(
-                f"the checkpoint of step {step} was not written to {self.save_folder}: {cause} "
-                f"(it needs {size:,} bytes, {free:,} are free). Earlier checkpoints are complete; {fix}"
-            )
+            self._error = explained(step, error, save_folder=self.save_folder, size=size, kept=folder)
+
+    def _removed(self, step: int) -> RunFailed:
+        return RunFailed(
+            f"{self.save_folder} was removed while the run trained: older checkpoints and logs are gone. "
+            f"Step {step} is saved there anew; the same command resumes from it"
+        )
+
+    def _shared_write(self, step: int, state: State, manifest: dict[str, Any]) -> Callable[[], None]:
+        """Copies what this rank has of a divided state; what writes it together with the other ranks."""
+        if self._writer is None:
+            leader = dist.get_local_rank() == 0
+            self._writer = SharedWriter(self.save_folder, url=self.url, remote=self.remote, local_leader=leader)
+        own, rest = own_state(state.model, state.optimizers[0]), undivided_state(state)  # on every rank, as with DDP
+        content = None
+        if dist.get_global_rank() == 0:
+            optimizers = {type(state.optimizers[0]).__qualname__: own.optimizer}
+            content = {"state": to_host({**rest, "model": own.model, "optimizers": optimizers})}
+        save = Save(step, own.part, own.number, own.parts, own.shapes, content, manifest, self.more or {})
+        return partial(self._write_together, save, self._writer, own.nbytes())
+
+    def _write_together(self, save: Save, writer: SharedWriter, size: int) -> None:
+        start = time.monotonic()
+
+        def saved(size: int) -> None:
+            self.event("checkpoint", save.step, bytes=size, seconds=round(time.monotonic() - start, 3))
+
+        where = f"rank {writer.rank} on {os.uname().nodename}: "
+        explain = partial(explained, save.step, save_folder=self.save_folder, size=size, where=where)
+        try:
+            written = writer.write(save, saved, explain)
+            if written.keeps_house:
+                self._retain()
+            if written.anew:
+                self._error = self._removed(save.step)
+        except Exception as error:  # RunFailed on all ranks alike, or a rank is gone; reported in the training thread
+            self._error = error
 
     def _retain(self) -> None:
         """The checkpoint is saved whatever becomes of older ones: those that cannot be removed are reported, once for
@@ -242,34 +281,3 @@ class CheckpointSaver(Callback):
                     f"warning: older checkpoints cannot be removed and take space: {cause}; training continues, and "
                     "each save tries again"
                 )
-
-
-class SaveError(RunFailed):
-    """A checkpoint could not be written; those before it are untouched."""
-
-
-def _cause_and_fix(error: BaseException) -> tuple[str, str]:
-    """torch.save hides what the disk said behind an error of its own."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, OSError):
-        found = found.__context__
-    number = found.errno if isinstance(found, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full", "free some space"
-    if number == errno.EFBIG:
-        return "a file may not be so large here", "raise the limit of file sizes (ulimit -f)"
-    return str(found or error), "fix what hinders writing"
-
-
-def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:
-    """Composer saves the dataset's own idea of the epoch, which lags at an epoch's end; the clock's is the true one."""
-    position = content["dataset_state"]["train"]
-    position["epoch"] = int(state.timestamp.epoch)
-    position["sample_in_epoch"] = int(state.timestamp.sample_in_epoch)
-    return content
-
-
-def _to_host(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    return copy.deepcopy(value)

@@ -1,6 +1,7 @@
 """Checkpoint folders: written aside, verified, listed. Plain files; imports no Composer.
 
     save_folder/step-00005000/state.pt        what Composer's State.state_dict() gives, tensors on CPU
+    save_folder/step-00005000/shard-*         of ranks that share a model (FSDP2): the tensors (parts.py)
     save_folder/step-00005000/tokenizer/      the tokenizer's files: the folder needs nothing outside of it
     save_folder/step-00005000/manifest.json   sizes and xxh64 of the files, step, tokens, config, ...
 
@@ -25,23 +26,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 import torch
-import xxhash
 
 from moe.common import ownership
-from moe.common.errors import InputError
 from moe.common.paths import refuse_irregular
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, path_below
+from moe.train.checkpointing.files import File, hash_file, hash_rest, sync, sync_folder, write_file
+from moe.train.checkpointing.parts import CheckpointError, Divided, error_in_parts
 
 STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
 TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
 SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
-
-
-class File(TypedDict):
-    bytes: int
-    xxh64: str
 
 
 class Manifest(TypedDict):
@@ -55,10 +51,7 @@ class Manifest(TypedDict):
     vocab_size: int
     tokenizer: str | None  # fingerprint; older ones have none
     files: dict[str, File]
-
-
-class CheckpointError(InputError):
-    """A checkpoint that a user named, or that a run needs, cannot be used."""
+    tensors: dict[str, Divided] | None  # of ranks that share a model (parts.py); None where state.pt holds all
 
 
 @dataclass(frozen=True)
@@ -99,38 +92,51 @@ def write_checkpoint(
     Raises:
         OSError: the disk is full or gone; nothing is left behind then, earlier checkpoints are untouched.
     """
-    target = save_folder / folder_name(step)
-    names = [STATE, *(more or {}), MANIFEST]
+    more = more or {}
+    names = [STATE, *more, MANIFEST]
     aside = make_aside(save_folder, "writing", step)
     try:
         ownership.begin(aside, KIND, names)
-        with open(aside / STATE, "wb") as file:
-            torch.save(state, file)
-            _sync(file)
-        files = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
-        for name, content in (more or {}).items():
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            with open(aside / name, "wb") as file:
-                file.write(content)
-                _sync(file)
-            files[name] = {"bytes": len(content), "xxh64": xxhash.xxh64_hexdigest(content)}
-        for folder in {(aside / name).parent for name in more or {}}:
-            _sync_folder(folder)
-        with open(aside / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump({**manifest, "step": step, "files": files}, file, indent=1)
-            _sync(file)
-        (aside / ownership.MARK).unlink()
-        _sync_folder(aside)
-        if target.exists():  # the same step again: the new one replaces it, housekeeping removes it
-            old = save_folder / f".replaced-{folder_name(step)}"
-            set_aside(target) if os.path.lexists(old) else target.rename(old)
-        (save_folder / SAVED_MARK).touch()
-        aside.rename(target)
-        _sync_folder(save_folder)
+        return commit(aside, save_folder, step, manifest, write_state(aside, state, more))
     except BaseException:
         with contextlib.suppress(OSError):
             ownership.remove_files(aside, [*names, ownership.MARK])
         raise
+
+
+def write_state(aside: Path, state: dict[str, Any], more: Mapping[str, bytes]) -> dict[str, File]:
+    """state.pt and the files beside it, fsynced; what the manifest says of them."""
+    with open(aside / STATE, "wb") as file:
+        torch.save(state, file)
+        sync(file)
+    files: dict[str, File] = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
+    for name, content in more.items():
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        files[name] = write_file(aside / name, [content])
+    for folder in {(aside / name).parent for name in more}:
+        sync_folder(folder)
+    return files
+
+
+def write_manifest(aside: Path, step: int, manifest: dict[str, Any], files: Mapping[str, File]) -> None:
+    """Last of all files: with it the checkpoint is complete."""
+    with open(aside / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({**manifest, "step": step, "files": files}, file, indent=1)
+        sync(file)
+    (aside / ownership.MARK).unlink()
+    sync_folder(aside)
+
+
+def commit(aside: Path, save_folder: Path, step: int, manifest: dict[str, Any], files: Mapping[str, File]) -> Path:
+    """Gives a folder that holds all `files` its manifest and then its name."""
+    target = save_folder / folder_name(step)
+    write_manifest(aside, step, manifest, files)
+    if target.exists():  # the same step again: the new one replaces it, housekeeping removes it
+        old = save_folder / f".replaced-{folder_name(step)}"
+        set_aside(target) if os.path.lexists(old) else target.rename(old)
+    (save_folder / SAVED_MARK).touch()
+    aside.rename(target)
+    sync_folder(save_folder)
     return target
 
 
@@ -143,32 +149,6 @@ def make_aside(save_folder: Path, doing: str, step: int) -> Path:
     return aside
 
 
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def hash_file(path: Path) -> str:
-    """xxh64 of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return _hash_rest(file)
-
-
-def _hash_rest(file: BinaryIO) -> str:
-    digest = xxhash.xxh64()
-    while piece := file.read(1 << 22):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 def open_state(checkpoint: Checkpoint) -> BinaryIO:
     """state.pt, open at its front, its bytes verified through this very file: nothing looks the name up again.
 
@@ -178,7 +158,7 @@ def open_state(checkpoint: Checkpoint) -> BinaryIO:
     path = checkpoint.state_file
     try:
         file = open(path, "rb")  # noqa: SIM115 - the caller's
-        if _hash_rest(file) != checkpoint.manifest["files"][STATE]["xxh64"]:
+        if hash_rest(file) != checkpoint.manifest["files"][STATE]["xxh64"]:
             file.close()
             raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
         file.seek(0)
@@ -203,6 +183,8 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
         raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({reason})") from None
     if STATE not in manifest["files"]:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
+    if fault := error_in_parts(manifest.get("tensors") or {}, manifest["files"]):
+        raise CheckpointError(f"{folder / MANIFEST}: {fault}")
     for name, file in manifest["files"].items():
         try:
             path = path_below(folder, name, str(folder / MANIFEST))
@@ -219,6 +201,15 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return Checkpoint(folder, manifest)
+
+
+def verifies(folder: Path) -> bool:
+    """Whether it is a checkpoint that can be used."""
+    try:
+        read_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def step_folders(save_folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,21 @@ class RemoteRun:
         """
         self._check_session()
         self.upload(checkpoint)
+        self._upload_logs()
+
+    def announce(self, step: int, files: Sequence[str]) -> None:
+        """Marks the place of a checkpoint of which several ranks upload a file each. Raises as `push` does."""
+        self._check_session()
+        self.store.write(f"{folder_name(step)}/{ownership.MARK}", ownership.mark(KIND, [*files]))
+
+    def complete(self, folder: Path, step: int, files: Sequence[str]) -> None:
+        """Uploads the last files of what was announced, the manifest behind them, then the logs. Raises as `push` does.
+
+        folder: where these files lie.
+        """
+        self._check_session()
+        for name in [*files, MANIFEST]:
+            self.store.upload(folder / name, f"{folder_name(step)}/{name}")
         self._upload_logs()
 
     def retain(self, **rule: Any) -> list[str]:

@@ -194,6 +194,10 @@ class RunFolder:
     def newest(self) -> str:
         """Where the run would resume, for people."""
         folders = step_folders(self.path)
+        if not folders and self.remote is not None:  # of machines without a common folder nothing stays on them
+            with contextlib.suppress(RemoteError):
+                if steps := self.remote.steps():
+                    return f"saved is step {steps[-1]:,} in {self.remote.store.url}"
         if not folders:
             return f"nothing is saved in {self.path} yet"
         return f"saved is step {int(folders[-1].name.removeprefix('step-')):,} in {self.path}"

@@ -5,6 +5,8 @@ Decisions:
   a sharded model, leaves it as it is, and saves and loads the full state in DDP's format. Its own
   `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp
   gathers all in bf16, norms and router too.
+- With replicas (HSDP) the mesh is replicate x shard: ranks that follow each other, mostly of one machine, share one.
+- Built on the meta device, initialised by share: no rank ever holds the complete model.
 - Split over dim 0: experts by expert, so that Muon works on full matrices. With more ranks than experts some hold
   none.
 - Weights are gathered in fp32, as they are kept: a group has one dtype, and a block's norms and router must not be
@@ -21,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from moe.common.errors import InputError
 from moe.model import Transformer
+from moe.model.init import init_weights
 
 TESTED = (2, 11)
 
@@ -35,12 +38,24 @@ def check_torch() -> None:
         )
 
 
-def shard_transformer(model: Transformer, *, world_size: int, on_gpu: bool) -> None:
-    """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same."""
-    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (world_size,))
+def shard_transformer(
+    model: Transformer, *, world_size: int, on_gpu: bool, replicas: int = 1, seed: int | None = None
+) -> None:
+    """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same.
+
+    replicas: how often the ranks hold the model (HSDP); ranks that follow each other share one. seed: of the initial
+    weights of a model on the meta device, which each rank makes for its share alone.
+    """
+    shape = (world_size,) if replicas == 1 else (replicas, world_size // replicas)
+    mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if seed is not None:
+        model.to_empty(device=mesh.device_type)
+        for buffer in model.buffers():  # biases of routers
+            buffer.zero_()
+        init_weights(model, n_layers=len(model.blocks), seed=seed)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import xxhash
+
 from moe.common.units import say
 from moe.data.text.tokenizer import tokenizer_fingerprint
 from moe.train.checkpointing.checkpoints import STATE, Checkpoint
@@ -24,7 +26,10 @@ def exported(checkpoint: Checkpoint, tokenizer_name: str | None = None) -> Path:
     """
     lines: list[str] = []
     ids = tokenizer_fingerprint(checkpoint_tokenizer(checkpoint, tokenizer_name, lines.append))
-    digest = checkpoint.manifest["files"][STATE]["xxh64"]
+    files = checkpoint.manifest["files"]
+    digest = files[STATE]["xxh64"]
+    if checkpoint.manifest.get("tensors"):  # which are not in there
+        digest = xxhash.xxh64_hexdigest("".join(files[name]["xxh64"] for name in sorted(files)))
     folder = checkpoint.path.parent / EXPORTS / f"{checkpoint.path.name}-{digest[:8]}-{ids[:8]}"
     if not folder.is_dir():
         export(str(checkpoint.path), out=folder, tokenizer_name=tokenizer_name, say=say)

@@ -27,6 +27,7 @@ from moe.data.text.kept_tokenizer import save_tokenizer
 from moe.model.families.family import Family
 from moe.model.families.table import complete, family_of
 from moe.train.checkpointing.checkpoints import Checkpoint
+from moe.train.checkpointing.contents import on_disk
 from moe.train.checkpointing.trained_tokenizer import checkpoint_tokenizer
 from moe.use.export.card import write_card
 from moe.use.export.folders import written_aside
@@ -69,10 +70,10 @@ def export(
     max_seq_len = manifest["config"]["max_seq_len"]
     config = to_config(settings, family, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
     with written_aside(out, overwrite=overwrite, kind="export") as folder:
-        weights = load_weights(checkpoint)
+        weights = load_weights(checkpoint, folder)
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
         complete_weights = with_zeros(weights, settings, family)
-        parts = hf_tensors(complete_weights if family.dense else _with_head(checkpoint, complete_weights), family)
+        parts = hf_tensors(complete_weights if family.dense else _with_head(complete_weights, folder), family)
         write_weights(folder, parts, shard_bytes=shard_bytes, say=say)
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", {**special, "pad_token_id": manifest["eos_id"], **SAMPLING})
@@ -89,13 +90,15 @@ def export(
     return checkpoint
 
 
-def _with_head(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_head(weights: dict[str, Tensor], scratch: Path) -> dict[str, Tensor]:
     """The weights with a head that is tied written out: SGLang's Qwen3-MoE ties none, and without it would answer from
     a head of random numbers; llama.cpp's OLMoE does not load without it.
     """
     if "lm_head.weight" in weights:
         return weights
-    again = load_weights(checkpoint)["embed.weight"]  # a mapping of its own: safetensors writes no tensor twice
+    again = on_disk(
+        weights["embed.weight"].split(1024), scratch
+    )  # a mapping of its own: safetensors writes no tensor twice
     return {**weights, "lm_head.weight": again}
 
 

@@ -143,6 +143,20 @@ def test_the_batch_must_divide_by_the_ranks(path: Path) -> None:
     assert "global_train_batch_size (8) is not divisible by 3 ranks; use 6" in check_ranks(load_config(path), 3)[0]
 
 
+def test_replicas_need_fsdp2_and_ranks_enough_to_divide_each_of_them(path: Path) -> None:
+    from moe.config.checks import check_ranks
+
+    with pytest.raises(ConfigError, match=r"parallelism.replicas \(2\) needs parallelism.fsdp2: true"):
+        load_config(path, ["parallelism.replicas=2"])
+    with pytest.raises(ConfigError, match=r"parallelism.replicas \(0\) must be at least 1"):
+        load_config(path, ["parallelism.fsdp2=true", "parallelism.replicas=0"])
+    two = load_config(path, ["parallelism.fsdp2=true", "parallelism.replicas=2"])
+    assert check_ranks(two, 4) == check_ranks(two, 8) == check_ranks(two, 1) == []
+    assert check_ranks(two, 2) == ["parallelism.replicas (2) must divide 2 ranks into groups of at least 2; use 1"]
+    four = load_config(path, ["parallelism.fsdp2=true", "parallelism.replicas=4", "global_train_batch_size=12"])
+    assert check_ranks(four, 6)[0].endswith("; use 1 or 2 or 3")
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "yamls").glob("*.yaml")))
 def test_every_yaml_loads_and_explains_itself(name: str) -> None:
     text = (ROOT / "yamls" / name).read_text()

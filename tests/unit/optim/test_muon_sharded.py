@@ -1,10 +1,12 @@
 """Muon on parameters that are divided among real ranks (gloo), against the same parameters whole."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from moe.optim.muon import Muon
@@ -15,10 +17,15 @@ EXPERTS = ((3, 16, 24), (2, 8, 8))
 OTHERS = ((9, 4), (5,))
 
 
+def divided(value, mesh):
+    """By rows; where the mesh has two dimensions among each replica's ranks alone, as HSDP does."""
+    return distribute_tensor(value, mesh, [Replicate()] * (mesh.ndim - 1) + [Shard(0)])
+
+
 def parameters(mesh=None):
     g = torch.Generator().manual_seed(0)
     values = [torch.randn(*shape, generator=g) for shape in MATRICES + EXPERTS + OTHERS]
-    return [nn.Parameter(value if mesh is None else distribute_tensor(value, mesh, [Shard(0)])) for value in values]
+    return [nn.Parameter(value if mesh is None else divided(value, mesh)) for value in values]
 
 
 def optimizer(params, momentum_dtype="fp32"):
@@ -39,16 +46,18 @@ def set_gradients(params, step, mesh=None):
         grad = torch.randn(p.shape, generator=g)
         if p.ndim == 3 and step:
             grad[step % len(grad)] = 0  # an expert without tokens
-        p.grad = grad if mesh is None else distribute_tensor(grad, mesh, [Shard(0)])
+        p.grad = grad if mesh is None else divided(grad, mesh)
 
 
 @pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_a_sharded_parameter_is_updated_as_a_whole_one(ranks, momentum_dtype) -> None:
-    """A18: with 4 ranks some hold no expert, or one without tokens, and none of some matrices' rows."""
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 2)])
+def test_a_sharded_parameter_is_updated_as_a_whole_one(shape, momentum_dtype) -> None:
+    """A18: with 4 ranks some hold no expert, or one without tokens, and none of some matrices' rows. Of two dimensions
+    the first is HSDP's replicas.
+    """
 
     def work(rank):
-        mesh = init_device_mesh("cpu", (ranks,))
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
         whole, shards = parameters(), parameters(mesh)
         one, many = optimizer(whole, momentum_dtype), optimizer(shards, momentum_dtype)
         for step in range(3):
@@ -66,7 +75,7 @@ def test_a_sharded_parameter_is_updated_as_a_whole_one(ranks, momentum_dtype) ->
                 torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-6)
                 assert found.dtype == value.dtype
 
-    on_ranks(ranks, work)
+    on_ranks(math.prod(shape), work)
 
 
 def test_experts_are_updated_without_a_word_between_the_ranks() -> None:

@@ -45,6 +45,7 @@ def test_a_long_log_is_read_in_part_and_shows_the_same_frame(tmp_path: Path, mon
     monkeypatch.setattr(lines, "MANY", 300)
     rows = [{**row(step), "note": [0, '{"step": 5}']} if step % 7 == 0 else row(step) for step in range(1, 2000)]
     rows[50] |= {"train/loss": float("nan"), "optim/grad_norm": None}
+    rows[70] |= {"metrics/eval/loss": 1.25}
     rows[60] |= {"metrics/eval/loss": 1.5, "tasks": {"train/loss": 9e9}}
     folder = make_run(tmp_path / "long", rows=rows, state="done")
     with open(folder / "metrics.jsonl", "a") as file:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from moe.cli.train import main
+from moe.train.checkpointing.checkpoints import read_checkpoint
+from moe.train.checkpointing.contents import full_content
 from tests.tiny import tiny_config, write_config
 
 EPOCH = 24  # steps, on the `small` data
@@ -39,7 +41,7 @@ def rows(folder: Path, key: str) -> dict[int, float]:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Those of the newest checkpoint."""
     newest = sorted(folder.glob("step-*"))[-1]
-    return torch.load(newest / "state.pt", weights_only=False)["state"]["model"]
+    return full_content(read_checkpoint(newest))["model"]
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:

@@ -13,6 +13,7 @@ from moe.data.text.tokenizer import load_tokenizer
 from moe.model.generation import generate
 from moe.use.export.to_hf import export
 from moe.use.inference import find_checkpoint, load_model
+from tests.tiny import divide
 
 PROMPTS = ("the model", "every expert waits for", "a")
 GREEDY = ["--temperature", "0", "--max-new-tokens", "24"]
@@ -59,6 +60,16 @@ def test_text_is_shown_as_it_comes(make_run: Callable, monkeypatch) -> None:
     monkeypatch.setattr("moe.cli.generate.show", lambda text, **settings: shown.append(text))
     assert main(["generate", str(make_run()), *SAMPLED, *prompts("the model")]) == 0
     assert shown[0] == "the model" and len(shown) > 10
+
+
+def test_a_checkpoint_of_several_ranks_says_the_same(make_run: Callable, capsys) -> None:
+    run = make_run()
+    texts = []
+    for _ in range(2):
+        assert main(["generate", str(run), *SAMPLED, *prompts("the model")]) == 0
+        texts.append(capsys.readouterr().out)
+        divide(run / "step-00000010", 3)
+    assert texts[0] == texts[1]
 
 
 def test_a_step_is_chosen_and_a_missing_one_told(make_run: Callable, capsys) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+
+from tests.tiny import divide
 
 MEASURE = """
 import json, sys, threading, time
@@ -40,7 +44,8 @@ run, folder = sys.argv[1], Path(sys.argv[2])
 quiet = lambda line: None
 there = peak(lambda: export(run, out=folder / "hf", shard_bytes=30_000_000, say=quiet))
 back = peak(lambda: import_folder(str(folder / "hf"), out=folder / "back", say=quiet))
-print(json.dumps([there, back]))
+divided = peak(lambda: export(sys.argv[3], out=folder / "again", shard_bytes=30_000_000, say=quiet))
+print(json.dumps([there, back, divided]))
 """
 
 
@@ -51,9 +56,15 @@ def test_memory_does_not_grow_with_the_model(make_run: Callable, tmp_path: Path)
     run = make_run(**shape)
     size = (run / "step-00000010" / "state.pt").stat().st_size
     assert size > 100_000_000
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(run), str(tmp_path)], capture_output=True, text=True)
+    divided = tmp_path / "divided"
+    shutil.copytree(run, divided)
+    divide(divided / "step-00000010", 3)
+    command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path), str(divided)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    there, back = json.loads(done.stdout.splitlines()[-1])
-    print(f"model {size:,} bytes; anonymous memory beyond the start: export {there:,}, import {back:,}")
-    assert there < size / 4 and back < size / 4
+    there, back, again = json.loads(done.stdout.splitlines()[-1])
+    print(f"model {size:,} bytes; anonymous memory beyond the start: export {there:,} and {again:,}, import {back:,}")
+    assert there < size / 4 and back < size / 4 and again < size / 4
+    for path in sorted((tmp_path / "hf").glob("*.safetensors")):
+        assert filecmp.cmp(path, tmp_path / "again" / path.name, shallow=False), "whatever the checkpoint's format"
     assert torch.load(tmp_path / "back" / "step-00000000" / "state.pt", mmap=True)

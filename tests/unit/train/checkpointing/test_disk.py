@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,26 @@ def test_a_run_file_that_a_full_disk_does_not_take_stays_as_it_was(tmp_path: Pat
     with largest_file(100), pytest.raises(OSError, match="File too large"):
         write_json(path, {"id": "0123abcd", "more": "x" * 1000})
     assert json.loads(path.read_text()) == {"id": "0123abcd"}
+
+
+def test_ranks_that_save_together_report_a_failure_at_once_and_raise_at_the_next_save(
+    saver: CheckpointSaver, capsys
+) -> None:
+    """Each learns of it in a step of its own; one that raised there would leave the others waiting."""
+    saver._writer, saver.max_failed = types.SimpleNamespace(), 2
+
+    def fails(step: int) -> None:
+        saver._error = SaveError(f"the checkpoint of step {step} was not written")
+        saver._thread = threading.Thread(target=lambda: None)
+        saver._thread.start()
+        for _ in range(2):
+            saver._report_failure()
+
+    fails(1)
+    line = "warning: the checkpoint of step 1 was not written, the next save tries again\n"
+    assert capsys.readouterr().out == line and saver.failed == 0
+    saver._report_failure(wait=True)
+    assert capsys.readouterr().out == "" and saver.failed == 1 and saver.saved_step == -1
+    fails(2)
+    with pytest.raises(SaveError, match=r"step 2 .*2 saves in a row failed"):
+        saver._report_failure(wait=True)

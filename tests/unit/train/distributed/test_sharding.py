@@ -57,6 +57,26 @@ def batch(rank, step=0):
     return torch.randint(1, SHAPE["vocab_size"], (2, 16), generator=g)
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (4, 1), (4, 2)])
+def test_a_model_that_is_made_by_share_has_the_weights_of_one_that_is_made_alone(shape) -> None:
+    """With 3 experts, so that of 4 ranks one has none, and rows that do not divide evenly."""
+    ranks, replicas = shape
+
+    def work(rank):
+        changes = {**SHAPE, **EVERY, "n_experts": 3, "vocab_size": 97}
+        whole = Transformer(**changes, seed=5)
+        with torch.device("meta"):
+            model = Transformer(**changes, seed=5)
+        shard_transformer(model, world_size=ranks, on_gpu=False, replicas=replicas, seed=5)
+        found, expected = model.state_dict(), whole.state_dict()
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            own = found[name].full_tensor() if isinstance(found[name], DTensor) else found[name]
+            assert torch.equal(own, value), name
+
+    on_ranks(ranks, work)
+
+
 def loss_of(model, tokens, autocast=False):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         parts = model(tokens, tokens)

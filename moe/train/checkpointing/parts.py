@@ -1,0 +1,183 @@
+"""The tensors of a checkpoint of ranks that share a model: one safetensors file a rank, each with its own rows.
+
+    step-00005000/shard-00001-model-00001-of-00001.safetensors   the first rank's rows of each tensor it has rows of
+
+Decisions:
+- A tensor is divided along its first dimension. Which rows lie in which file stands in the manifest (`tensors`), and
+  nothing else is asked: a reader takes slices of those files, whatever the number of ranks it has.
+- Names and header are those of torch.distributed.checkpoint's files for Hugging Face, so that its own reader
+  (HuggingFaceStorageReader) gives the same tensors. Its default format is not used: its `.metadata` is a pickle.
+- A file is written tensor by tensor, hashed on the way, and each tensor is let go when it is written: no second copy.
+- What is read is read through the descriptor whose bytes were verified: nothing looks the name up again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from moe.common.errors import InputError
+from moe.train.checkpointing.files import PIECE, File, hash_rest, write_file
+
+MODEL, OPTIMIZER = "model", "optimizer"  # names are model.NAME and optimizer.KEY.NAME; no KEY has a dot
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+MOST_MAPPED = 1 << 26  # bytes: what was read of a mapped file counts as memory of this process until it is unmapped
+Part = dict[str, tuple[Tensor, int]]  # one rank's: name -> its rows, contiguous, on the CPU; the first one's number
+
+
+class Divided(TypedDict):
+    """How a tensor is divided. parts: file -> [first row, number of rows]."""
+
+    shape: list[int]
+    dtype: str
+    parts: dict[str, list[int]]
+
+
+class CheckpointError(InputError):
+    """A checkpoint that a user named, or that a run needs, cannot be used."""
+
+
+def part_name(number: int) -> str:
+    """number: of the part, from 0."""
+    return f"shard-{number + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def write_part(path: Path, part: Part) -> File:
+    """Empties `part` as it is written. Raises OSError."""
+    order = sorted(part, key=lambda name: (-part[name][0].element_size(), name))  # larger items first: all are aligned
+    offsets = {name: {"saved_offsets": [part[name][1]] + [0] * (part[name][0].ndim - 1)} for name in order}
+    about = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name in order:
+        rows = part[name][0]
+        header[name] = {"dtype": DTYPES[rows.dtype], "shape": [*rows.shape], "data_offsets": [end, end + rows.nbytes]}
+        end += rows.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for name in order:
+            rows, _ = part.pop(name)
+            content = rows.flatten().view(torch.uint8).numpy().data
+            del rows
+            for start in range(0, len(content), PIECE):
+                yield content[start : start + PIECE]
+
+    return write_file(path, pieces())
+
+
+def describe(part: Part, shapes: dict[str, list[int]], file: str) -> dict[str, Divided]:
+    """What the manifest says of one rank's part. shapes: of the complete tensors."""
+    return {
+        name: {"shape": shapes[name], "dtype": DTYPES[rows.dtype], "parts": {file: [first, len(rows)]}}
+        for name, (rows, first) in part.items()
+    }
+
+
+def joined(described: list[dict[str, Divided]]) -> dict[str, Divided]:
+    """`describe` of all ranks as one, in the order of rows."""
+    found: dict[str, Divided] = {}
+    for tensors in described:
+        for name, tensor in tensors.items():
+            found.setdefault(name, {**tensor, "parts": {}})["parts"].update(tensor["parts"])
+    for tensor in found.values():
+        tensor["parts"] = dict(sorted(tensor["parts"].items(), key=lambda item: item[1]))
+    return found
+
+
+def error_in_parts(tensors: dict[str, Divided], files: dict[str, File]) -> str | None:
+    """What keeps a manifest's `tensors` from being complete, in words; None where nothing does."""
+    for name, tensor in tensors.items():
+        if not tensor["shape"] or tensor["dtype"] not in DTYPES.values():
+            return f"tensors.{name} has no shape, or a dtype that is not known"
+        end = 0
+        for file, rows in tensor["parts"].items():
+            if file not in files:
+                return f"tensors.{name} lies in {file}, which is not in its files"
+            if len(rows) != 2 or rows[0] != end:
+                return f"tensors.{name} has rows up to {end}, then {rows} in {file}"
+            end = rows[0] + rows[1]
+        if end != tensor["shape"][0]:
+            return f"tensors.{name} has {end} of {tensor['shape'][0]} rows"
+    return None
+
+
+class Parts:
+    """Reads a checkpoint's tensors, of complete ones or of rows, each file verified as it is first opened.
+
+    manifest: of the checkpoint in `folder`, with `tensors` that are complete.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder = folder
+        self.files: dict[str, File] = manifest["files"]
+        self.tensors: dict[str, Divided] = manifest["tensors"]
+        self._descriptors: dict[str, int] = {}
+        self._maps: dict[str, Any] = {}
+        self._mapped = 0  # bytes of them that were read
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._maps.clear()
+        self._held.close()
+
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+        """Rows of a tensor, all without `count`: a copy in memory. Raises as `read` does."""
+        shape = self.tensors[name]["shape"]
+        found = torch.empty(shape[0] - first if count is None else count, *shape[1:], dtype=self.dtype(name))
+        self.read(name, first, found)
+        return found
+
+    def dtype(self, name: str) -> torch.dtype:
+        return next(dtype for dtype, known in DTYPES.items() if known == self.tensors[name]["dtype"])
+
+    def read(self, name: str, first: int, into: Tensor) -> None:
+        """Fills `into` with as many rows of a tensor, from `first` on.
+
+        Raises:
+            CheckpointError: a file is not what the manifest says.
+        """
+        end = first + len(into)
+        for file, (start, length) in self.tensors[name]["parts"].items():
+            low, high = max(first, start), min(end, start + length)
+            if low < high:
+                rows = into[low - first : high - first]
+                rows.copy_(self._slice(file, name, low - start, high - start, into))
+                self._mapped += rows.nbytes
+        if self._mapped > MOST_MAPPED:
+            self._maps.clear()
+            self._mapped = 0
+
+    def _slice(self, file: str, name: str, low: int, high: int, like: Tensor) -> Tensor:
+        try:
+            rows = self._opened(file).get_slice(name)[low:high]
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / file}: cannot be read ({error.strerror or error})") from None
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder / file}: is not what its manifest says ({error})") from None
+        if rows.shape != (high - low, *like.shape[1:]) or rows.dtype != like.dtype:
+            raise CheckpointError(f"{self.folder / file}: is not what its manifest says (the shape of {name})")
+        return rows
+
+    def _opened(self, name: str) -> Any:
+        if name not in self._descriptors:
+            path = self.folder / name
+            file = self._held.enter_context(open(path, "rb"))  # noqa: SIM115
+            if hash_rest(file) != self.files[name]["xxh64"]:
+                raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
+            self._descriptors[name] = file.fileno()
+        if name not in self._maps:
+            self._maps[name] = safe_open(f"/proc/self/fd/{self._descriptors[name]}", "pt")
+        return self._maps[name]
