@@ -357,11 +357,11 @@ def test_a_run_under_torchrun_is_stopped_and_resumes(config: Path) -> None:
     """Its resume ended in MissingEnvironmentError: NODE_RANK. torchrun answers 1 to a stop: run.json knows."""
     log, folder = config.with_name("torchrun.log"), config.with_name("torchrun")
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", TRAIN]
-    command = [*torchrun, str(config), "run_name=torchrun", "eval_data=null"]
+    command = [*torchrun, str(config), "run_name=torchrun", "eval_data=null", "max_duration=60ba"]
     process = start(command, log, OMP_NUM_THREADS="1")
-    wait_for("step 20/150", log, process)
+    wait_for("step 10/60", log, process)
     process.send_signal(signal.SIGTERM)
     finish(process, log, code=1)
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
     out = finish(start(command, log, OMP_NUM_THREADS="1"), log)
-    assert "resumed from step" in out and list(rows(folder, "train/loss")) == list(range(1, 151))
+    assert "resumed from step" in out and list(rows(folder, "train/loss")) == list(range(1, 61))

@@ -190,7 +190,9 @@ def _roster(posted: bytes, me: Member) -> list[Member] | None:
 
 def _fault(members: list[Member]) -> str | None:
     """What makes these no one run."""
-    sizes = {(member.world_size, member.local_size): member for member in members}
+    sizes: dict[tuple[int, int], Member] = {}
+    for member in members:
+        sizes.setdefault((member.world_size, member.local_size), member)
     if len(sizes) > 1:
         (one, this), (two, that) = list(sizes.items())[:2]
         return (
