@@ -225,13 +225,15 @@ def test_remote_shards_are_fetched_and_give_the_same_batches(token_folder, tmp_p
     assert numbers(train_loader(tmp_path / "cache", remote=str(token_folder))) == local
 
 
-def test_changed_bytes_at_the_remote_raise(token_folder, tmp_path):
-    shard = token_folder / "train" / "shard.00001.mds"
-    content = bytearray(shard.read_bytes())
-    content[-5] ^= 1
-    shard.write_bytes(content)
-    loader = train_loader(tmp_path / "cache", remote=str(token_folder))
-    with pytest.raises(RuntimeError, match=r"shard\.00001\.mds.*Checksum"):
+@pytest.mark.parametrize(("workers", "damaged"), [(0, "1"), (2, "1"), (2, "?")])
+def test_changed_bytes_at_the_remote_raise(token_folder, tmp_path, workers, damaged):
+    """Of one shard, or of all that workers fetch at the same time."""
+    for shard in (token_folder / "train").glob(f"shard.0000{damaged}.mds"):
+        content = bytearray(shard.read_bytes())
+        content[-5] ^= 1
+        shard.write_bytes(content)
+    loader = train_loader(tmp_path / "cache", remote=str(token_folder), workers=workers)
+    with pytest.raises(RuntimeError, match=r"shard\.0000.\.mds.*(Checksum|evicted)"):
         numbers(loader)
 
 
