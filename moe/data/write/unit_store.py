@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from moe.data.text.files import Unit
 
 MARK = "done.json"
 ITEM = re.compile(r"(\d{5,}-\d{13}-[0-9a-f]{16})/done\.json")
+PARSING = threading.Lock()  # numpy parses a header by ast, which fails in Python 3.11 where two threads do it at once
 ALONE = re.compile(r"(\d{5,}-\d{13})/done\.json")
 
 
@@ -171,7 +173,8 @@ class UnitStore:
         content = self.folder.read(name)
         if content is None:
             raise InputError(f"{self.folder}/{name} is missing; run with --overwrite")
-        return np.load(io.BytesIO(content))
+        with PARSING:
+            return np.load(io.BytesIO(content))
 
 
 def _brief(mark: dict[str, Any]) -> Done:
