@@ -112,7 +112,7 @@ def test_the_table_of_yamls_has_the_memory_that_is_computed() -> None:
     for name, told in rows:
         step = make_step(
             load_config(ROOT / f"yamls/{name}.yaml"),
-            8192 if name in ("demo", "own_text") else 50257,
+            {"demo": 8192, "own_text": 8192, "30b_a3b": 151936}.get(name, 50257),
             n_gpus=1,
             microbatch=1,
         )
