@@ -46,7 +46,7 @@ def test_a_run_forbids_it_before_anything_is_built(tiny, tmp_path, monkeypatch) 
         seen.append((torch.backends.cuda.matmul.allow_tf32, DeviceGPU.__init__.__kwdefaults__["allow_tf32"]))
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(fit, "build_model", lambda *a: look(*a, plain=plain_build))
+    monkeypatch.setattr(fit, "build_model", lambda *a, **k: look(*a, plain=plain_build, **k))
     monkeypatch.setattr(Console, "batch_end", lambda *a: look(*a, plain=plain_end))
     try:
         torch.backends.cuda.matmul.allow_tf32 = True
