@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -134,6 +134,19 @@ def check_same_data(results: Results, digest: str) -> None:
             )
 
 
+def train_missing(args: argparse.Namespace, results: Results, work: Callable[[Results, Path, Path], None]) -> int:
+    """Runs `work` (results, folder of the data, shards) in `--jobs` processes; the exit code."""
+    try:
+        shards = prepare(args.data, args.text)
+        check_same_data(results, identity(shards))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    others = [subprocess.Popen([*sys.orig_argv, "--jobs", "1"]) for _ in range(args.jobs - 1)]
+    work(results, args.data, shards)
+    return max([other.wait() for other in others], default=0)
+
+
 def show_plan(results: Results) -> None:
     for stage, runs in stages(results):
         if runs is None:
@@ -164,15 +177,7 @@ def main() -> int:
 
         write_report(results, ROOT / "docs")
         return 0
-    try:
-        shards = prepare(args.data, args.text)
-        check_same_data(results, identity(shards))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    others = [subprocess.Popen([*sys.orig_argv, "--jobs", "1"]) for _ in range(args.jobs - 1)]
-    work(results, args.data, shards)
-    return max([other.wait() for other in others], default=0)
+    return train_missing(args, results, work)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,11 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from learning import ROOT, check_same_data, claim, identity, prepare
+from learning import ROOT, claim, identity, train_missing
 from learning_matrix import SEEDS, Results
 from learning_run import BATCH, SEQ_LEN, Data, Run, build, data_order, evaluate, open_data, train
 
-from moe.common.errors import InputError
 from moe.model.flops import flops_per_token
 from moe.use.export.upcycle import Recipe, upcycle
 
@@ -143,15 +141,7 @@ def main() -> int:
 
         write_report(results, ROOT / "docs")
         return 0
-    try:
-        shards = prepare(args.data, args.text)
-        check_same_data(results, identity(shards))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    others = [subprocess.Popen([*sys.orig_argv, "--jobs", "1"]) for _ in range(args.jobs - 1)]
-    work(results, args.data, shards)
-    return max([other.wait() for other in others], default=0)
+    return train_missing(args, results, work)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def estimate_cluster(
     if args.gpus is None:
         for flag, given in (("--per-node", args.per_node), ("--network", args.network)):
             if given is not None:
-                raise InputError(f"{flag} ({given}) goes with --gpus; give both")
+                raise InputError(f"{flag} ({given}) needs --gpus; give both")
         return [], None
     per_node = min(8, args.gpus) if args.per_node is None else args.per_node
     machines = find_machines(args.gpus, per_node, args.network or "400Gb", config)

@@ -97,7 +97,7 @@ def test_the_command_prints_it_and_gives_it_as_json(capsys) -> None:
     found = json.loads(capsys.readouterr().out)["cluster"]
     assert found["machines"]["count"] == 8 and [plan["name"] for plan in found["plans"]] == ["DDP", "FSDP2", "HSDP"]
     assert main(["estimate", LARGE, "--network", "400Gb"]) == 2
-    assert "--network (400Gb) goes with --gpus" in capsys.readouterr().err
+    assert "--network (400Gb) needs --gpus" in capsys.readouterr().err
 
 
 def test_30b_a3b_builds_on_the_meta_device_with_the_parameters_of_qwen3() -> None:
