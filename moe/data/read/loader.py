@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import random
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +24,7 @@ from moe.common.untrusted_names import file_name
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
-from moe.data.read.shared_prefix import one_prefix
+from moe.data.read.shared_prefix import one_prefix, with_a_free_number
 from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
 
@@ -75,21 +73,15 @@ def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStrea
 
 
 def open_dataset(**settings: Any) -> TokenDataset:
-    """A TokenDataset. Streaming looks for a free number in shared memory and takes it later, so two runs that start at
-    the same moment can choose the same one: the one that comes second tries again (several ranks: shared_prefix.py).
-    Each try has streams of its own, because Streaming writes their weights into them and takes no stream that has them.
+    """A TokenDataset. Each try has streams of its own, because Streaming writes their weights into them and takes no
+    stream that has them.
     """
 
     def attempt() -> TokenDataset:
         with one_prefix():
             return TokenDataset(**{**settings, "streams": [copy.copy(stream) for stream in settings["streams"]]})
 
-    for wait in range(1, 30):
-        try:
-            return attempt()
-        except FileExistsError:
-            time.sleep(random.SystemRandom().uniform(0.02, 0.05 * wait))
-    return attempt()
+    return with_a_free_number(attempt)
 
 
 def build_train_loader(

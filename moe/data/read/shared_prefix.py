@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from streaming.base import dataset as stock
@@ -21,6 +21,7 @@ from streaming.base.shared import prefix as stock_prefix
 from streaming.base.world import World
 
 TRIES = 30
+T = TypeVar("T")
 
 
 def agreed_prefix(locals_: list[str], remotes: list[str | None], world: World, retry: int = 100) -> tuple[int, Any]:
@@ -71,3 +72,15 @@ def one_prefix() -> Iterator[None]:
         yield
     finally:
         stock.get_shm_prefix = theirs
+
+
+def with_a_free_number(make: Callable[[], T]) -> T:
+    """What `make` makes, a StreamingDataset. Streaming looks for a free number and takes it later, so two processes
+    that start at the same moment can choose the same one: the one that comes second tries again.
+    """
+    for wait in range(1, TRIES):
+        try:
+            return make()
+        except FileExistsError:
+            time.sleep(random.SystemRandom().uniform(0.02, 0.05 * wait))
+    return make()

@@ -4,6 +4,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from streaming import StreamingDataset
 
+from moe.data.read.shared_prefix import with_a_free_number
 from moe.data.text.encoders import HARD
 from moe.data.text.order import shuffled_order
 from moe.data.text.plain_ids import encode_plain
@@ -130,7 +132,8 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 def read_rows(folder: Path) -> np.ndarray:
     """All samples of a split in order, by stock StreamingDataset."""
-    dataset = StreamingDataset(local=str(folder), batch_size=1, shuffle=False, num_canonical_nodes=1)
+    settings = {"batch_size": 1, "shuffle": False, "num_canonical_nodes": 1}
+    dataset = with_a_free_number(partial(StreamingDataset, local=str(folder), **settings))
     return np.stack([dataset[i]["tokens"] for i in range(dataset.num_samples)])
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from moe.cli.main import main
 from moe.common.errors import InputError
 from moe.data import s3
 from moe.data.locations import open_folder
+from moe.data.read.shared_prefix import with_a_free_number
 from moe.data.text import planning
 from moe.data.write import merge, unit
 from moe.data.write.convert import convert
@@ -167,7 +169,8 @@ def test_inspect_reads_the_bucket(bucket, text, make_request, capsys):
 
 def test_streaming_reads_what_lies_there(bucket, text, make_request, tmp_path):
     meta = convert(make_request(out=OUT))
-    dataset = StreamingDataset(remote=f"{OUT}/train", local=str(tmp_path / "copy"), batch_size=1)
+    copy = str(tmp_path / "copy")
+    dataset = with_a_free_number(partial(StreamingDataset, remote=f"{OUT}/train", local=copy, batch_size=1))
     assert meta is not None and dataset.num_samples == meta.samples["train"]
     assert len(dataset[0]["tokens"]) == meta.seq_len
 

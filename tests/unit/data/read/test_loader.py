@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from streaming import StreamingDataset
 
 from moe.common.errors import DataError, InputError
 from moe.data import StreamSpec, build_eval_loader
+from moe.data.read.shared_prefix import with_a_free_number
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 from tests.unit.data.read.loaders import COMMON, begun, numbers, run_ranks, train_loader
 
@@ -66,7 +68,8 @@ def test_two_ranks_repeat_no_sample_to_fill_the_last_batch(tmp_path):
 
 def test_a_position_without_an_order_is_one_in_stocks_order_and_stays_one(token_folder, capsys):
     """Runs that earlier versions began."""
-    stock = StreamingDataset(
+    of_stock = partial(
+        StreamingDataset,
         local=str(token_folder),
         split="train",
         batch_size=8,
@@ -77,6 +80,7 @@ def test_a_position_without_an_order_is_one_in_stocks_order_and_stays_one(token_
         num_canonical_nodes=1,
         epoch_size=224,
     )
+    stock = with_a_free_number(of_stock)
     expected = [[sample["tokens"].tolist() for sample in stock] for _ in range(2)]
     del stock
     loader = train_loader(token_folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -9,6 +10,7 @@ from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _Iterator
 
 from moe.data.read.dataset import TokenDataset
+from moe.data.read.shared_prefix import with_a_free_number
 
 READ = {  # what TokenDataset replaces, calls or counts on, as it was read
     "StreamingDataset.__init__": "34032a553e3c",
@@ -41,9 +43,9 @@ def test_streamings_own_is_what_it_was_when_it_was_read(name):
 
 
 def test_what_holds_eight_bytes_a_sample_is_not_made(token_folder):
-    dataset = TokenDataset(
-        seq_len=16, vocab_size=300, local=str(token_folder), split="train", batch_size=2, num_canonical_nodes=1
-    )
+    settings = {"split": "train", "batch_size": 2, "num_canonical_nodes": 1}
+    of_this_folder = partial(TokenDataset, seq_len=16, vocab_size=300, local=str(token_folder), **settings)
+    dataset = with_a_free_number(of_this_folder)
     assert type(dataset.spanner).__module__ == "moe.data.read.spans"
     assert [dataset.spanner[i] for i in (0, 229)] == [(0, 0), (2, 229 - sum(len(s) for s in dataset.shards[:2]))]
     with pytest.raises(IndexError, match="sample 230 of 230"):
