@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     except Stopped:
         return EXIT_STOPPED
     except RuntimeError as error:
-        from moe.train.lost import is_lost_rank
+        from moe.train.lost_processes import is_lost_rank
 
         if MACHINES == 1 or not is_lost_rank(error):
             raise

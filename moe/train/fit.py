@@ -9,7 +9,6 @@ from moe.config import Config, parse_time
 from moe.config.steps import Steps
 from moe.optim.auto import Choice
 from moe.optim.groups import build_optimizer
-from moe.train.benchmarks import find_benchmarks, scores_are_due
 from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
 from moe.train.callbacks.task_scores import TaskScores
@@ -20,11 +19,12 @@ from moe.train.compiling import COMPILED
 from moe.train.composer_model import build_model
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.distributed.sharding import shard_transformer
+from moe.train.eval_tasks import find_eval_tasks, scores_are_due
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_evaluators, build_train_spec
-from moe.train.lost import interrupted_by_losses
+from moe.train.lost_processes import interrupted_by_lost_processes
 from moe.train.microbatch import choose_microbatch, microbatch_size
-from moe.train.said_plan import say_plan
+from moe.train.plan_summary import print_plan
 from moe.train.start import Start, evaluation_is_due, record_start
 from moe.train.stop import StopSignal
 
@@ -54,8 +54,8 @@ def fit(
     eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval), again=again)
     score_first = scores_are_due(config, folder, start.step, steps)
     ended = not (more_steps or eval_first or score_first)
-    benchmarks = None if ended else find_benchmarks(config, inputs, steps)
-    say_plan(config, inputs, folder, steps, size, chosen, benchmarks.plan if benchmarks is not None else None)
+    tasks = None if ended else find_eval_tasks(config, inputs, steps)
+    print_plan(config, inputs, folder, steps, size, chosen, tasks.plan if tasks is not None else None)
     if ended:
         return _nothing_left(config, folder, start, steps)
 
@@ -73,7 +73,7 @@ def fit(
     writers, finish_logs = record_start(config, folder, start, eval_first, inputs, users)
     watchdog = build_watchdog(config, folder, stop)
     callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps, users)
-    scores = build_scores(config, benchmarks, stop, model, steps, microbatch, watchdog, callbacks)
+    scores = build_scores(config, tasks, stop, model, steps, microbatch, watchdog, callbacks)
     loggers = build_loggers(config, folder, stop, steps, writers, lambda: "".join(each.busy for each in scores))
     with watched(watchdog, finish_logs), patched_composer(start.load) as load_path:
         trainer = Trainer(
@@ -126,7 +126,7 @@ def _train(
 ) -> None:
     """scores: what an interruption left to be scored at this step."""
     try:
-        with interrupted_by_losses(watchdog):
+        with interrupted_by_lost_processes(watchdog):
             if eval_first:
                 trainer.eval()
             if scores is not None:

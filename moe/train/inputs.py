@@ -21,7 +21,7 @@ from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
 from moe.data.text.tokenizer import load_tokenizer
-from moe.train.fetched import fetch_plan
+from moe.train.downloads import download_plan
 
 if TYPE_CHECKING:
     from moe.data.read.text_plan import TextPlan
@@ -136,7 +136,7 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
         epoch_tokens=sum(counts.values()) * config.max_seq_len,
         plan=[
             *_describe(specs, available, counts, config.max_seq_len),
-            *fetch_plan(config, specs, {name: counts[name] / available[name] for name in specs}),
+            *download_plan(config, specs, {name: counts[name] / available[name] for name in specs}),
         ],
     )
 

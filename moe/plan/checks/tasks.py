@@ -17,7 +17,7 @@ def check_tasks(config: Config, inputs: Inputs | None, report: Report) -> list[R
     """Nothing where the config names none."""
     if config.eval_tasks is None:
         return []
-    from moe.train.benchmarks import build_requests, describe, load_tasks
+    from moe.train.eval_tasks import build_requests, describe, load_tasks
 
     report("looking for the tasks of eval_tasks and their data ...")
     try:

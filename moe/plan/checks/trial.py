@@ -47,7 +47,7 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
         fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
         yield Result(name, "fail", f"{str(error).splitlines()[0]}; {fix}")
     except RuntimeError as error:
-        from moe.train.lost import is_lost_worker
+        from moe.train.lost_processes import is_lost_worker
 
         if not is_lost_worker(error):  # killed, as for want of shared memory
             raise

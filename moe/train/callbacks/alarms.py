@@ -1,4 +1,4 @@
-"""Feeds the detectors of moe.train.health.alarms and tells what they find: console, alarms.jsonl, W&B, `alert_command`.
+"""Feeds moe.train.health.detectors and reports what they find: console, alarms.jsonl, W&B, `alert_command`.
 
 Logs no metrics. A logger, so that it sees what the callbacks of the same step have logged; on rank 0 only.
 """
@@ -18,8 +18,8 @@ from composer.loggers import LoggerDestination
 
 from moe.config.times import Every
 from moe.train.checkpointing.history import ALARMS, append
-from moe.train.health.alarms import Alarm, Detectors
 from moe.train.health.alert import run_command, wandb_alert
+from moe.train.health.detectors import Alarm, Detectors
 from moe.train.stop import StopSignal
 
 

@@ -17,7 +17,6 @@ from moe.config.steps import Steps
 from moe.data.text.tokenizer import load_tokenizer
 from moe.optim.muon import Muon
 from moe.optim.rates import schedule
-from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.alarms import Alarms
 from moe.train.callbacks.console import Console
 from moe.train.callbacks.events import Events
@@ -37,6 +36,7 @@ from moe.train.checkpointing.checkpoints import TOKENIZER
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.composer_model import MoEModel
 from moe.train.distributed.ranks import RANK
+from moe.train.eval_tasks import PreparedTasks
 from moe.train.inputs import Inputs
 from moe.train.logs import RunLog, Writer
 from moe.train.stop import StopSignal
@@ -101,7 +101,7 @@ def build_callbacks(
 
 def build_scores(
     config: Config,
-    benchmarks: Benchmarks | None,
+    tasks: PreparedTasks | None,
     stop: StopSignal,
     model: MoEModel,
     steps: Steps,
@@ -109,14 +109,14 @@ def build_scores(
     watchdog: Progress,
     callbacks: list[Callback],
 ) -> list[TaskScores]:
-    """What scores `benchmarks`, in the memory of a validation batch; `callbacks` are those that act before it."""
-    if benchmarks is None or config.eval_tasks is None:
+    """What scores `tasks`, in the memory of a validation batch; `callbacks` are those that act before it."""
+    if tasks is None or config.eval_tasks is None:
         return []
     (saver,) = (callback for callback in callbacks if isinstance(callback, CheckpointSaver))
     (throughput,) = (callback for callback in callbacks if isinstance(callback, Throughput))
     return [
         TaskScores(
-            benchmarks,
+            tasks,
             model.transformer,
             steps.every(config.eval_tasks.interval),
             batch_tokens=microbatch * config.max_seq_len,

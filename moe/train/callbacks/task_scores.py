@@ -29,9 +29,9 @@ from moe.config.times import Every
 from moe.evaluate.ranks import ScoringStopped
 from moe.evaluate.scores import TaskScore, main_scores, score_task, scores_of
 from moe.model import Transformer
-from moe.train.benchmarks import Benchmarks
 from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.distributed.ranks import RANK
+from moe.train.eval_tasks import PreparedTasks
 from moe.train.stop import Stopped, StopSignal
 
 
@@ -44,7 +44,7 @@ class TaskScores(Callback):
 
     def __init__(
         self,
-        benchmarks: Benchmarks,
+        tasks: PreparedTasks,
         model: Transformer,
         every: Every,
         *,
@@ -56,8 +56,8 @@ class TaskScores(Callback):
     ):
         from moe.evaluate.adapter import ModelLM
 
-        self.tasks = benchmarks.tasks
-        self.lm = ModelLM(model, benchmarks.requests, batch_tokens=batch_tokens)
+        self.tasks = tasks.tasks
+        self.lm = ModelLM(model, tasks.requests, batch_tokens=batch_tokens)
         self.every = every
         self.stop = stop
         self.saver = saver

@@ -13,7 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from moe.train.health.alarms import Alarm
+from moe.train.health.detectors import Alarm
 
 TIMEOUT = 60.0  # seconds
 

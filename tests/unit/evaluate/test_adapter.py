@@ -190,9 +190,9 @@ def test_what_tasks_draw_is_alike_everywhere_and_moves_nothing_outside() -> None
 
 
 def test_a_run_asks_with_a_tasks_own_number_of_examples() -> None:
-    from moe.config.observe import EvalTasks
+    from moe.config.observe import PreparedTasks
 
-    wanted = EvalTasks(names=["offline_order"])
+    wanted = PreparedTasks(names=["offline_order"])
     task = load_task(find_tasks(wanted.names, TASKS), "offline_order", fewshot=wanted.fewshot)
     task.prepare()
     assert [each.get_config("num_fewshot") for each in task.loaded["tasks"].values()] == [3]

@@ -141,7 +141,7 @@ def test_the_documentation_lists_every_metric_and_no_other(run: Path) -> None:
 
 
 def test_the_documentation_lists_every_alarm() -> None:
-    from moe.train.health.alarms import Detectors
+    from moe.train.health.detectors import Detectors
 
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     table = text[text.index("## Alarms") : text.index("## Events")]

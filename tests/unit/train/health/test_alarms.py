@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moe.train.health.alarms import QUIET, Detectors, GradientNorm
+from moe.train.health.detectors import QUIET, Detectors, GradientNorm
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe.train.health.alarms import DeadExpert
+from moe.train.health.detectors import DeadExpert
 from moe.train.stop import StopSignal
 from tests.unit.train.runs import SHORT, die_after, rows, train
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from moe.train.health.alarms import Alarm
+from moe.train.health.detectors import Alarm
 from tests.unit.train.runs import SHORT, train
 
 
@@ -72,7 +72,7 @@ def test_wandb_gets_the_alarm_and_its_failure_is_a_warning(monkeypatch) -> None:
 def test_a_run_calls_its_alert_command_and_a_wrong_one_is_refused(
     tiny: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from moe.train.health import alarms as detectors
+    from moe.train.health import detectors
 
     monkeypatch.setattr(detectors.DiskSpace, "seen", lambda self, row: "the disk is small")
     script, out = tmp_path / "tell.sh", tmp_path / "out"

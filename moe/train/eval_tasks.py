@@ -29,7 +29,7 @@ FORWARD_SHARE = 1 / 3  # of a training step's time
 
 
 @dataclass(frozen=True)
-class Benchmarks:
+class PreparedTasks:
     """What is scored, how its questions become tokens, and what it costs, in words."""
 
     tasks: list[LoadedTask]
@@ -37,7 +37,7 @@ class Benchmarks:
     plan: str
 
 
-def find_benchmarks(config: Config, inputs: Inputs, steps: Steps) -> Benchmarks | None:
+def find_eval_tasks(config: Config, inputs: Inputs, steps: Steps) -> PreparedTasks | None:
     """All ranks alike; None where the config names none.
 
     Raises:
@@ -51,7 +51,7 @@ def find_benchmarks(config: Config, inputs: Inputs, steps: Steps) -> Benchmarks 
         agreed(lambda: loaded.extend(load_tasks(config)), here=turn)
     requests = build_requests(config, inputs)
     plan = agreed(lambda: describe(config, loaded, requests, steps), here=RANK == 0)
-    return Benchmarks(loaded, requests, plan)
+    return PreparedTasks(loaded, requests, plan)
 
 
 def load_tasks(config: Config) -> list[LoadedTask]:

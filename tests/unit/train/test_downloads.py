@@ -6,8 +6,8 @@ import pytest
 
 from moe.config import load_config
 from moe.data import StreamSpec
-from moe.train import fetched
-from moe.train.fetched import fetch_plan
+from moe.train import downloads
+from moe.train.downloads import download_plan
 from tests.tiny import tiny_config, write_config
 from tests.unit.data.conftest import numbered_rows, write_split
 
@@ -28,10 +28,10 @@ def test_the_plan_says_what_each_machine_fetches(
     write_split(tmp_path / "code" / "train", numbered_rows(20_000))  # 0.77 MB each
     path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
     config = load_config(path, ["train_data={local: x, remote: 's3://b/x'}", *overrides])
-    monkeypatch.setattr(fetched, "WORLD_SIZE", 4 * machines)
+    monkeypatch.setattr(downloads, "WORLD_SIZE", 4 * machines)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     specs = {name: StreamSpec(str(tmp_path / name), f"s3://b/{name}", "train") for name in ("web", "code")}
-    (line,) = fetch_plan(config, specs, {"web": 3.0, "code": 0.4})  # read three times, fetched once
+    (line,) = download_plan(config, specs, {"web": 3.0, "code": 0.4})  # read three times, fetched once
     assert all(part in line for part in expected), line
     here = {name: StreamSpec(spec.local, None, "train") for name, spec in specs.items()}
-    assert fetch_plan(config, here, {"web": 1.0, "code": 1.0}) == []
+    assert download_plan(config, here, {"web": 1.0, "code": 1.0}) == []

@@ -14,7 +14,7 @@ from moe.data.read.verify import read_index
 from moe.train.distributed.ranks import WORLD_SIZE
 
 
-def fetch_plan(config: Config, specs: Mapping[str, StreamSpec], shares: Mapping[str, float]) -> list[str]:
+def download_plan(config: Config, specs: Mapping[str, StreamSpec], shares: Mapping[str, float]) -> list[str]:
     """One line, or none where all data is here. shares: times that each stream is read in an epoch.
 
     A machine reads its own stripes, where their number is a multiple of the machines', else shards of all. Shards that

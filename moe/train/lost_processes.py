@@ -45,7 +45,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 @contextmanager
-def interrupted_by_losses(progress: Progress) -> Iterator[None]:
+def interrupted_by_lost_processes(progress: Progress) -> Iterator[None]:
     """Within it a lost worker or rank raises Stopped, with a message; of one machine, if this start has made a step."""
     try:
         yield

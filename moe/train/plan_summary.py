@@ -14,7 +14,7 @@ from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.inputs import Inputs, streams_of
 
 
-def say_plan(
+def print_plan(
     config: Config,
     inputs: Inputs,
     folder: RunFolder,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from moe.train.lost import interrupted_by_losses, is_lost_rank, is_lost_worker
+from moe.train.lost_processes import interrupted_by_lost_processes, is_lost_rank, is_lost_worker
 from moe.train.stop import Stopped
 
 KILLED = "DataLoader worker (pid 7) is killed by signal: Killed."
@@ -76,7 +76,7 @@ def test_an_error_in_a_worker_is_no_lost_worker_whatever_its_text_says() -> None
 
 @pytest.mark.parametrize("error", [RuntimeError(KILLED), ConnectionResetError(104, "reset by peer"), EOFError()])
 def test_what_does_not_come_from_a_loader_is_no_lost_worker(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, interrupted_by_losses(after(3)):
+    with pytest.raises(type(error)) as caught, interrupted_by_lost_processes(after(3)):
         raise error
     assert not is_lost_worker(caught.value)
 
@@ -96,9 +96,9 @@ def test_a_lost_rank_is_told_by_what_its_backend_says(text: str, lost: bool) -> 
 
 def test_before_the_first_step_a_loss_is_an_error_after_it_an_interruption(capsys) -> None:
     gone = "gloo: Connection closed by peer"
-    with pytest.raises(RuntimeError, match=gone), interrupted_by_losses(after(0)):
+    with pytest.raises(RuntimeError, match=gone), interrupted_by_lost_processes(after(0)):
         raise RuntimeError(gone)
     assert capsys.readouterr().err == ""
-    with pytest.raises(Stopped), interrupted_by_losses(after(1)):
+    with pytest.raises(Stopped), interrupted_by_lost_processes(after(1)):
         raise RuntimeError(f"line one\n{gone}")
     assert capsys.readouterr().err.strip().endswith(gone)
