@@ -275,7 +275,7 @@ def _disk(config: Config, vocab_size: int) -> Iterator[str]:
     from moe.plan.estimate import find_disk
 
     disk = find_disk(config, vocab_size)
-    forever = f", one for each {config.keep_every} for ever" if config.keep_every else ""
+    forever = f", one for each {config.keep_every} kept permanently" if config.keep_every else ""
     keep = config.save_num_checkpoints_to_keep
     yield "DISK"
     yield f"  checkpoint    {size(disk.checkpoint)} (weights, optimizer), every {config.save_interval}"

@@ -71,7 +71,7 @@ def _lines(config: Config, machines: Machines, plans: list[Plan], best: Plan, gp
         yield row(f"  {name}", *(size(getattr(plan, name)) for plan in plans))
     yield row(f"time to compute a step at {mfu:.0%}", *(_seconds(plan.compute) for plan in plans))
     yield row("time on the network", *(_seconds(plan.network) for plan in plans))
-    yield row("  of that hidden behind computing", *(_seconds(plan.network - plan.exposed) for plan in plans))
+    yield row("  of that overlapped with compute", *(_seconds(plan.network - plan.exposed) for plan in plans))
     yield row("step's time spent computing", *(f"{plan.efficiency:.0%}" for plan in plans))
     yield row("checkpoint, written by one rank", *(size(plan.checkpoint) for plan in plans))
     yield row("  in, at 1 GB/s", *(_seconds(plan.checkpoint_seconds) for plan in plans))

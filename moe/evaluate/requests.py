@@ -49,7 +49,7 @@ class Requests:
             for (context, answer), ids in zip(part, self._encode([c + a for c, a in part]), strict=True):
                 before = contexts[context]
                 if len(ids) <= len(before):
-                    raise ScoringFailed(f"the answer {answer!r} has no token of its own behind its context")
+                    raise ScoringFailed(f"the answer {answer!r} has no token of its own after its context")
                 self.bare += not before
                 found.append(self._cut(Question(before or (self._eos,), tuple(ids[len(before) :]))))
         return found
@@ -110,7 +110,7 @@ class Requests:
             lines.append(f"{task}: contexts cut in front to max_seq_len ({self.max_seq_len:,}): {self.cut:,}")
         if self.bare and self.trained_mask:
             lines.append(
-                f"{task}: texts behind a bare EOS: {self.bare:,}; in training the token after one was no target "
+                f"{task}: texts after a bare EOS: {self.bare:,}; in training the token after one was no target "
                 "(model.document_mask), so the first token of each is a guess"
             )
         self.cut = self.bare = 0

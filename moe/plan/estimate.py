@@ -226,8 +226,8 @@ def find_dense_twin(config: Config, vocab_size: int, gpu: Gpu, *, mfu: float) ->
 
 
 def find_disk(config: Config, vocab_size: int) -> Disk:
-    """A checkpoint holds weights and optimizer state. There are the newest ones, those kept for ever, and the one that
-    is being written.
+    """A checkpoint holds weights and optimizer state. There are the newest ones, those kept permanently, and the one
+    that is being written.
     """
     step = make_step(config, vocab_size, n_gpus=1, microbatch=1)
     work = find_work(config, vocab_size)

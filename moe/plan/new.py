@@ -250,7 +250,7 @@ def notes(config: Config, fit: Fit, wanted: Wanted, vocab_size: int) -> dict[str
         "activation_checkpointing": "without it a step does not fit the memory",
         "parallelism": "the model is divided among the GPUs: one alone cannot hold it",
         "save_interval": "steps; what is lost at most when the machine dies without warning",
-        "keep_every": "and for ever the first at or after each tenth of the run",
+        "keep_every": "and permanently the first at or after each tenth of the run",
         "autoresume": "the same command resumes from the newest checkpoint",
     }
     if config.precision == "amp_bf16":

@@ -20,7 +20,7 @@ OLD_STREAM_END = b"\0\0\0\0"  # of streams before Arrow 0.15, whose messages hav
 IPC_TAIL = 10  # length of the footer, and the magic
 JOINT = b"PAR1PAR1"
 GAP_BYTES = 1 << 20  # page indexes and the like between the last page and the footer, at most
-SEVERAL = "several files behind each other; split it into the files that it was made of"
+SEVERAL = "several files one after the other; split it into the files that it was made of"
 
 
 def parquet_error(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
@@ -75,7 +75,7 @@ def ipc_stream_error(raw: BinaryIO) -> str | None:
     raw.seek(max(0, end - len(mark)))
     if raw.read(len(mark)) != mark:
         return "the stream has no end mark: it is cut short; fetch it again, or close its writer"
-    return f"more bytes behind the stream's end mark: {SEVERAL}" if raw.read(1) else None
+    return f"more bytes after the stream's end mark: {SEVERAL}" if raw.read(1) else None
 
 
 class Quotes:

@@ -84,7 +84,7 @@ def _elements(unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
         at += 1
         if mark == "]":
             if following():
-                raise _Broken("there is more behind the array's end")
+                raise _Broken("there is more after the array's end")
             return
         if mark != ",":
             raise _Broken(f"{mark!r} where a comma or the array's end should be" if mark else "it is cut short")

@@ -58,7 +58,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=["local", "ray"], default="local", help=engine)
     encoders = ["auto", "gigatoken", "fastokens", "transformers"]
     add("--encoder", choices=encoders, default="auto", help="all give the same ids; auto: the fastest there is" + SHOWN)
-    add("--overwrite", action="store_true", help="replace a finished or begun conversion that differs")
+    add("--overwrite", action="store_true", help="replace a finished or unfinished conversion that differs")
     add("--skip-bad-files", action="store_true", help="continue without files that cannot be read")
     verify = "files that were read before and touched since: hash those, or all (default: %(default)s)"
     add("--verify", choices=["samples", "full"], default="samples", help=verify)

@@ -198,7 +198,7 @@ class Work:
             return choose()
         name = begun["id_column"]
         how = f"column {name!r}, by their text where there is none" if name else "their text"
-        return name, f"documents are identified by {how}, as this was begun"
+        return name, f"documents are identified by {how}, as when this was started"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> None:
         """Go on with what <out>.partial holds if the same request began it."""
@@ -220,12 +220,12 @@ class Work:
         except ValueError:
             old = None
         if old is None or old["format"] != FORMAT:
-            cause = "was begun by an earlier version of this project and cannot be resumed"
+            cause = "was started by an earlier version of this project and cannot be resumed"
             if old is None and b'"request"' not in content:
-                cause = "its plan.json is damaged, so what was begun there is not known"
+                cause = "its plan.json is damaged, so what was started there is not known"
             return [f"{cause}; {SAME}"]
         changed = differences(old["request"], identity)
-        cause = "begun by another request" if changed else "begun with other files"
+        cause = "started with other settings" if changed else "started with other files"
         if not changed:
             then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
             if len(then) != len(now):
@@ -243,7 +243,7 @@ class Work:
         if not changed:
             return []
         typed = asked_differences(old["request"], identity)
-        fix = "Run it as it was begun, or --overwrite to start again."
+        fix = "Run it as it was started, or --overwrite to start again."
         return [
             cause,
             *changed[:6],

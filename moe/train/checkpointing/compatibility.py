@@ -166,7 +166,7 @@ def check_weights_fit(
         refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
     refused += _other_tokenizer(checkpoint, config, tokenizer)
     if trained_fingerprint(checkpoint.manifest) is None and not refused:
-        report(f"load_path ({checkpoint.path}): holds no tokenizer; nothing tells whether its ids mean the same text")
+        report(f"load_path ({checkpoint.path}): holds no tokenizer; nothing says whether its ids mean the same text")
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
         raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")

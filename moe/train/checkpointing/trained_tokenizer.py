@@ -56,7 +56,7 @@ def checkpoint_tokenizer(checkpoint: Checkpoint, named: str | None, report: Call
     tokenizer = _same(checkpoint, name, trained)
     if not manifest.get("tokenizer"):
         proof = (
-            "which made its data" if trained else "and nothing tells whether that is still the one it was trained with"
+            "which made its data" if trained else "and nothing says whether that is still the one it was trained with"
         )
         report(f"{checkpoint.path.name} holds no tokenizer; using {name}, {proof}")
     return tokenizer

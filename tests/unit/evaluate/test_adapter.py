@@ -110,7 +110,7 @@ def test_text_becomes_the_tokens_of_the_training(both) -> None:
     assert eos not in letters.context and len(letters.context) > 5
     assert bare.context == (eos,)
     assert asked.tokenizer.decode(spaced.context) == "the model" and asked.tokenizer.decode(spaced.answer) == " reads"
-    assert "x: texts behind a bare EOS: 1; in training" in "".join(asked.notes("x"))
+    assert "x: texts after a bare EOS: 1; in training" in "".join(asked.notes("x"))
     asked.questions([("a", "b")])
     assert asked.notes("x") == []
 
@@ -190,9 +190,9 @@ def test_what_tasks_draw_is_alike_everywhere_and_moves_nothing_outside() -> None
 
 
 def test_a_run_asks_with_a_tasks_own_number_of_examples() -> None:
-    from moe.config.observe import PreparedTasks
+    from moe.config.observe import EvalTasks
 
-    wanted = PreparedTasks(names=["offline_order"])
+    wanted = EvalTasks(names=["offline_order"])
     task = load_task(find_tasks(wanted.names, TASKS), "offline_order", fewshot=wanted.fewshot)
     task.prepare()
     assert [each.get_config("num_fewshot") for each in task.loaded["tasks"].values()] == [3]

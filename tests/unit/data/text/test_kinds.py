@@ -123,7 +123,7 @@ def test_an_array_of_any_size_of_object_is_read_through_small_chunks(tmp_path, m
     [
         (b'[{"text": "a"}, {"text"', "not a readable JSON array"),
         (b'[{"text": "a"} {"text": "b"}]', "where a comma"),
-        (b'[{"text": "a"}] []', "more behind the array's end"),
+        (b'[{"text": "a"}] []', "more after the array's end"),
         (b'[{"body": "a"}]', "no column 'text'; there are body"),
         (b"[1, 2]", "not JSON objects"),
         (b'{\n "text": "a"\n}\n', "`jq -c .` makes jsonl"),
@@ -162,7 +162,7 @@ def parquet(texts, **how):
 
 
 STREAM, FILE = CONTENTS["a.arrow"], CONTENTS["b.arrow"]
-TWO = "several files behind each other"
+TWO = "several files one after the other"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ TWO = "several files behind each other"
     [
         ("a.arrow", STREAM[:-8], "no end mark"),
         ("a.arrow", STREAM * 2, TWO),
-        ("a.arrow", STREAM + b"junk", "more bytes behind"),
+        ("a.arrow", STREAM + b"junk", "more bytes after"),
         ("a.arrow", FILE * 2, TWO),
         ("a.parquet", parquet(["a", "b"]) + parquet(["c", "d"]), TWO),
         ("a.parquet", parquet(["a", "b"], write_page_index=True) + parquet(["c", "d"], write_page_index=True), TWO),

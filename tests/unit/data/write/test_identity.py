@@ -93,7 +93,7 @@ def test_work_of_an_earlier_version_is_refused_in_plain_words(tmp_path, make_req
     begin(tmp_path, make_request)
     plan = tmp_path / "out.partial" / "plan.json"
     plan.write_text(json.dumps({"request": {"dataset": "text", "seed": 17}, "files": ["a.parquet", "b.parquet"]}))
-    with pytest.raises(InputError, match="begun by an earlier version"):
+    with pytest.raises(InputError, match="started by an earlier version"):
         convert(make_request())
     plan.write_text("{")
     with pytest.raises(InputError, match=r"plan\.json is damaged"):
