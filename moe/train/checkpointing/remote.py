@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,7 +110,11 @@ class RemoteRun:
                 self.store.download(f"{name}/{file}", aside / file)
             found = read_checkpoint(aside)
             (aside / ownership.MARK).unlink()
-            set_aside(self.local / name)  # a local one that did not verify
+            if os.path.lexists(self.local / name):
+                self.report(
+                    f"{name}: the one in {self.local} is damaged or not the remote's; it stays as "
+                    f"{set_aside(self.local / name).name}"
+                )
             aside.rename(self.local / name)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -117,7 +117,7 @@ class RunFolder:
             self.note()
             sign(self.lock)
             clear_unfinished(self.path, report)
-            for folder, fault in self.found.broken:
+            for folder, fault in [each for each in self.found.broken if each[0] not in self._made]:
                 aside, using = set_aside(folder).name, self.checkpoint.path.name if self.checkpoint else "none"
                 report(f"broken checkpoint: {fault}; set aside as {aside}, using {using}. {ASIDE}")
             if self.remote is not None:
@@ -140,14 +140,16 @@ class RunFolder:
                 report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
                 remote.upload(self.checkpoint.path)
         later = [folder for folder in step_folders(self.path) if back_to is not None and _step(folder) > back_to]
-        for folder in later:
-            aside = self.path / f"left-behind-{folder.name}-{int(time.time())}"
-            folder.rename(aside)
-            report(
-                f"going back to step {back_to}: step {_step(folder)} stays as {aside.name}, "
-                "and is not part of the run any more"
-            )
-        if later:
+        left = [(folder, f"going back to step {back_to}: ") for folder in later]
+        if remote is not None:
+            theirs = f"another machine has trained the run since, and {remote.store.url} has other checkpoints: "
+            left += [(folder, theirs) for folder in self.found.apart if folder not in later]
+        for folder, why in left:
+            aside = self.path / f"left-behind-{folder_name(_step(folder))}-{int(time.time())}"
+            if folder not in self._made:  # it was fetched, and the one before it has another name already
+                folder.rename(aside)
+                report(f"{why}step {_step(folder)} stays as {aside.name}, and is not part of the run any more")
+        if left:
             report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
 
     def finish_again(self, report: Callable[[str], None]) -> None:
@@ -286,4 +288,4 @@ def folder_errors(path: Path, remote: RemoteRun | None):
 
 
 def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    return int(folder.name.rpartition("-")[2])

@@ -9,6 +9,7 @@ import pytest
 
 from moe.cli.train import main
 from moe.common.s3 import RemoteError, RemoteFolder
+from moe.train.checkpointing.checkpoints import verifies
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, die_after
 
@@ -223,3 +224,43 @@ def test_a_bucket_that_takes_no_removal_is_a_warning_and_tried_again(
     assert len({name.split("/")[0] for name in RemoteFolder(f"{bucket}/run").list("step-")}) == 6
     assert train(tiny, f"{bucket}/run", *settings, "max_duration=14ba") == 0
     assert {name.split("/")[0] for name in RemoteFolder(f"{bucket}/run").list("step-")} == {"step-00000014"}
+
+
+def test_a_machine_with_checkpoints_of_a_branch_that_was_left_behind_takes_the_remotes(
+    tiny: Path, tmp_path: Path, bucket: str, monkeypatch, capsys
+) -> None:
+    """It resumed from its own later step and uploaded it: the run had gone back on another machine meanwhile."""
+    keep = ["save_num_checkpoints_to_keep=-1", "scheduler.name=constant_with_warmup"]
+    for machine, settings in (
+        ("a", ["max_duration=8ba"]),
+        ("b", ["max_duration=6ba", "resume_from=step:4", "optimizer.lr=1e-3"]),
+    ):
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        assert train(tiny, f"{bucket}/run", *keep, *settings) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "a")
+    assert train(tiny, f"{bucket}/run", *keep, "max_duration=10ba", "optimizer.lr=1e-3") == 0
+    out = capsys.readouterr().out
+    assert "resumed from step 6 " in out and "uploading" not in out
+    assert "step 8 stays as left-behind-step-00000008-" in out and "is not part of the run any more" in out
+    store = RemoteFolder(f"{bucket}/run")
+    for step in (6, 8, 10):
+        name = f"step-{step:08d}/manifest.json"
+        manifest = json.loads(Path("runs/tiny", name).read_text())
+        assert manifest["config"]["optimizer"]["lr"] == 1e-3, step
+        assert store.read(name) == Path("runs/tiny", name).read_bytes()
+    assert train(tiny, f"{bucket}/run", *keep, "max_duration=10ba", "optimizer.lr=1e-3") == 0
+    assert "complete: step 10" in capsys.readouterr().out
+
+
+def test_a_local_checkpoint_that_is_damaged_comes_anew_from_the_remote(tiny: Path, bucket: str, capsys) -> None:
+    """What was fetched in its place was set aside with it."""
+    assert train(tiny, f"{bucket}/run", "max_duration=4ba", "scheduler.name=constant_with_warmup") == 0
+    with open("runs/tiny/step-00000004/state.pt", "r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged")
+    assert train(tiny, f"{bucket}/run", "max_duration=6ba", "scheduler.name=constant_with_warmup") == 0
+    out = capsys.readouterr().out
+    assert "resumed from step 4 " in out and "it stays as set-aside-step-00000004" in out
+    assert Path("runs/tiny/set-aside-step-00000004").is_dir() and verifies(Path("runs/tiny/step-00000004"))
