@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from moe.common.errors import InputError
+from moe.common.moved import MOVED
 
 ATTEMPTS = 10
 T = TypeVar("T")
@@ -112,7 +113,9 @@ class RemoteFolder:
         return self._try("list", call)
 
     def upload(self, path: Path, name: str) -> None:
-        self._try(f"write {name}", lambda: client().upload_file(str(path), self.bucket, self._key(name)))
+        self._try(
+            f"write {name}", lambda: client().upload_file(str(path), self.bucket, self._key(name), Callback=MOVED.add)
+        )
 
     def download(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
