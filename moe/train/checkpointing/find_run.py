@@ -29,6 +29,7 @@ from moe.train.checkpointing.checkpoints import (
     CheckpointError,
     Manifest,
     folder_name,
+    has_files,
     newest_checkpoint,
     read_checkpoint,
     replaced_folders,
@@ -126,7 +127,7 @@ def find_run(
     )
     left = [step for step in there if step not in skip]
     if remote is not None and logs_there and there:
-        same = {step for step in here if step in there and _has_files(remote, step, here[step])}
+        same = {step for step in here if step in there and _is_there(remote, step, here[step])}
         # an older one that the remote has no more was removed there: retention does so here too
         found.apart = [here[step] for step in here if step not in same and (step in there or step > there[-1])]
         here = {step: here[step] for step in same}
@@ -140,10 +141,10 @@ def find_run(
     return found
 
 
-def _has_files(remote: RemoteRun, step: int, folder: Path) -> bool:
-    """Whether a local checkpoint is the remote's, by what both manifests say of their files."""
+def _is_there(remote: RemoteRun, step: int, folder: Path) -> bool:
+    """Whether the remote has this very checkpoint."""
     try:
-        return read_checkpoint(folder, hashes=False).manifest["files"] == remote.manifest(step)["files"]
+        return has_files(folder, remote.manifest(step), hashes=False)
     except CheckpointError:
         return False
 
@@ -223,7 +224,8 @@ def _find_newest(
             except CheckpointError as fault:
                 found.broken_there.append(step)
                 faults.append(fault)
-        found.upload = found.checkpoint is not None and local not in there
+        if found.checkpoint is not None:
+            found.upload = local not in there or not _is_there(remote, local, found.checkpoint.path)
         faults += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_there]
     if found.checkpoint is None and faults:
         listed = "\n".join(f"  {fault}" for fault in dict.fromkeys(map(str, faults)))

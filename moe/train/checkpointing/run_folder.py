@@ -98,6 +98,14 @@ class RunFolder:
         self.checkpoint = self.remote.fetch(step)
         self._made.append(self.path / folder_name(step))
 
+    def upload(self, report: Callable[[str], None]) -> None:
+        """Brings to the remote a checkpoint that is only here: it is the run's, whatever becomes of this start."""
+        if self.found is None or not self.found.upload or self.checkpoint is None or self.remote is None:
+            return
+        report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
+        self.remote.upload(self.checkpoint.path)
+        self.found.upload = False
+
     def begin(self, report: Callable[[str], None]) -> None:
         """Records the start: from here on this process trains the run, here and on the remote.
 
@@ -136,9 +144,7 @@ class RunFolder:
                 remote.hide(step, "set-aside")
             if back_to is not None:
                 remote.leave_behind(back_to)
-            if self.found.upload and self.checkpoint is not None:
-                report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
-                remote.upload(self.checkpoint.path)
+            self.upload(report)
         later = [folder for folder in step_folders(self.path) if back_to is not None and _step(folder) > back_to]
         left = [(folder, f"going back to step {back_to}: ") for folder in later]
         if remote is not None:
