@@ -14,7 +14,8 @@ from moe.runs.text import MOST_NESTED, clean_all
 
 BLOCK = 4 << 20  # bytes of lines that are read at a time
 MANY, COMPLETE = 2000, 100  # lines read at once from which on some are read in part; the last ones, which are not
-WHOLE = (b'"metrics/', b'"samples/', b"\\")  # lines with one of these are not either
+WHOLE = (b'"metrics/', b'"tasks/', b'"samples/', b"\\")  # lines with one of these are not either
+LATEST = b'"experts/load'  # nor is the last one with this: rows of a user's callback may be the only ones since
 
 
 class Store(Protocol):
@@ -29,8 +30,8 @@ class Lines(Generic[Rows]):
 
     `rows` holds them, in what `store` makes; `keys` are those of all rows, in the order in which they appeared; `lines`
     counts what was read, damaged or not.
-    only: numbers that are needed of each row. Of many lines all but the first, the last ones and those with results of
-    an evaluation then have these alone: a long log is read in a quarter of the time.
+    only: numbers that are needed of each row. Of many lines all but the first, the last ones, and those with results of
+    an evaluation or scores of tasks then have these alone: a long log is read in a quarter of the time.
     """
 
     def __init__(self, path: Path, store: Callable[[], Rows], only: Sequence[str] = ()):
@@ -86,8 +87,10 @@ class Lines(Generic[Rows]):
         """marks: where there are any, the lines are read in part."""
         found = []
         known: Any = ()
-        for line in lines:
-            row = numbers_of(line, marks) if marks else None
+        numbers = range(len(lines)) if marks else range(0)
+        latest = next((number for number in reversed(numbers) if LATEST in lines[number]), -1)
+        for number, line in enumerate(lines):
+            row = numbers_of(line, marks) if marks and number != latest else None
             if row is None and (row := json_object(line)) is None:
                 continue
             found.append(row)

@@ -181,9 +181,9 @@ class RunReader:
         )
 
 
-def read_run(path: str | Path) -> Run:
-    """Raises as `RunReader.read` does."""
-    return RunReader(path).read()
+def read_run(path: str | Path, only: Sequence[str] = ()) -> Run:
+    """Raises as `RunReader.read` does. only: as in Lines."""
+    return RunReader(path, only).read()
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

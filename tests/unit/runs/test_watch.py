@@ -67,6 +67,27 @@ def test_a_long_log_is_read_in_part_and_shows_the_same_frame(
         assert found.series(key) == every.series(key) and found.series(key)
 
 
+def test_scores_and_experts_of_long_ago_are_in_the_frame_of_a_long_log(tmp_path: Path, monkeypatch) -> None:
+    """Scores are a row of their own, and so is what a user's callback logs after each step."""
+    monkeypatch.setattr(lines, "MANY", 300)
+    parsed: list[bytes] = []
+    json_object = lines.json_object
+    monkeypatch.setattr(lines, "json_object", lambda line: parsed.append(line) or json_object(line))
+    rows: list[dict] = [row(step) for step in range(1, 400)]
+    rows[300:300] = [{"step": 300, "tasks/arc_easy/acc": 0.25, "tasks/arc_easy/acc_stderr": 0.01}]
+    rows += [{"step": step, "user/metric": 1.0} for step in range(400, 800)]
+    folder = make_run(tmp_path / "long", rows=rows, max_duration="1000ba")
+    found = RunReader(folder, [key for _, key in CURVES]).read()
+    assert len(parsed) < 110
+    frames = []
+    for run in (found, read_run(folder)):
+        console = Console(file=io.StringIO(), width=100)
+        console.print(frame(run, console, now=run.updated))
+        frames.append(console.file.getvalue())  # type: ignore[attr-defined]
+    assert "arc_easy 0.2500 ± 0.01" in frames[0] and "layer 1" in frames[0]
+    assert frames[0] == frames[1]
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
     rows = [row(step, layers=40, experts=256) for step in range(2, 60, 2)]
