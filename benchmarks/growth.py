@@ -67,6 +67,8 @@ def averaged(one: Series) -> Series:
 def warm(one: Series) -> Series:
     """Without the first fifth of its steps, and without the last look, which may have met it as it ended."""
     steps, values = one
+    if not len(steps):
+        return one
     kept = steps >= steps[0] + (steps[-1] - steps[0]) / WARM
     return steps[kept][:-1], values[kept][:-1]
 
