@@ -6,7 +6,7 @@ bytes a sample; `_get_work` gives a sequence that works out what it is asked for
 Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
 in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
 is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
-A map holds a descriptor and page tables: only the MOST_OPEN that were read last stay, however many shards there are.
+A map holds a descriptor and page tables: maps.py keeps a few of a process's, however many shards there are.
 Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
 The position to resume from stays in the object, which workers inherit. Stock passes it through shared memory by name:
 what a killed run left under that name is taken for it, and where another process clears it, the epoch begins anew.
@@ -14,7 +14,6 @@ what a killed run left under that name is taken for it, and where another proces
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,12 +28,12 @@ from streaming.base.world import World
 
 from moe.common.errors import DataError, InputError
 from moe.common.units import say
+from moe.data.read.maps import Maps
 from moe.data.read.order import NAME, Order, window_of
 from moe.data.read.spans import small_spanner
 from moe.data.read.verify import ENCODING
 from moe.data.read.work import Place, Work
 
-MOST_OPEN = 64  # maps a process holds
 LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read
 
 
@@ -61,8 +60,7 @@ class TokenDataset(StreamingDataset):
         self._position: dict[str, Any] | None = None
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
-        self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._looked: dict[int, float] = {}
+        self._maps = Maps()
         self._fault: str | None = None
         self._all_local = all(stream.remote is None for stream in self.streams)
         kinds = {tuple(shard.column_encodings): i for i, shard in enumerate(self.shards)}
@@ -78,7 +76,7 @@ class TokenDataset(StreamingDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # maps are per process: a spawned worker opens its own
-        return {**self.__dict__, "_rows": OrderedDict(), "_looked": {}}
+        return {**self.__dict__, "_maps": Maps()}
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Stock's position, and the order that it is a position in; without `order` it is stock's."""
@@ -178,33 +176,18 @@ class TokenDataset(StreamingDataset):
         size = path.stat().st_size
         if size != listed:
             raise DataError(f"{path}: {size} bytes, index.json says {listed}; restore the file or convert again")
-        self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
         shard_id, row = self.spanner[sample_id]
-        rows = self._rows.get(shard_id)
-        if rows is not None:
-            self._rows.move_to_end(shard_id)
-            if monotonic() - self._looked[shard_id] > LOOK_AGAIN:
+        held = self._maps.get(shard_id)
+        if held is None:
+            rows = self._fetched(shard_id, retry)
+        else:
+            rows = held.rows
+            if monotonic() - held.looked > LOOK_AGAIN:
                 with suppress(FileNotFoundError):  # the map keeps what was removed
                     self._check_size(shard_id)
-        if rows is None:
-            for _ in range(1 + retry):
-                try:
-                    rows = self._open(shard_id)
-                    break
-                except FileNotFoundError:
-                    self.prepare_shard(shard_id)
-            else:
-                raise DataError(
-                    f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
-                )
-            if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
-                if len(self._rows) >= MOST_OPEN:
-                    self._rows.popitem(last=False)
-                self._rows[shard_id] = rows
-            else:
-                self._shard_access_times[shard_id] = time_ns()
+                held.looked = monotonic()
         tokens = np.array(rows[row])
         if (largest := int(tokens.max())) >= self.vocab_size:
             raise DataError(
@@ -212,6 +195,22 @@ class TokenDataset(StreamingDataset):
                 "the shard is damaged (moe inspect verifies it) or was made with another tokenizer"
             )
         return tokens
+
+    def _fetched(self, shard_id: int, retry: int) -> np.ndarray:
+        """Rows of a shard that was not open, fetched where it is not here."""
+        for _ in range(1 + retry):
+            try:
+                rows = self._open(shard_id)
+                break
+            except FileNotFoundError:
+                self.prepare_shard(shard_id)
+        else:
+            raise DataError(f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit")
+        if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
+            self._maps.add(shard_id, rows)
+        else:
+            self._shard_access_times[shard_id] = time_ns()
+        return rows
 
     def _prepare_thread(self, it: _Iterator) -> None:
         """Fetches shards ahead, as stock does by every sequence; where all shards are here there is nothing to do."""

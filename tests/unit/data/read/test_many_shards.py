@@ -10,7 +10,7 @@ import pytest
 
 from moe.common.environment import LEAST_FILES
 from moe.data import build_text_loader
-from moe.data.read.dataset import MOST_OPEN
+from moe.data.read.maps import MOST_OPEN
 from moe.data.write.shards import ShardFormat
 from tests.unit.data.conftest import SEQ_LEN, files_left, make_texts, numbered_rows
 from tests.unit.data.read.loaders import numbers, run_ranks, train_loader
@@ -68,11 +68,31 @@ def test_300_files_of_text_are_read_with_40_open(tmp_path: Path, plan: Callable)
 
 
 def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     dataset = train_loader(many, batch=8, vocab_size=2 * SHARDS + 1).dataset
     for number in range(0, 2 * SHARDS, 2):
         dataset.get_item(number)
-    held = len(os.listdir("/proc/self/fd")) - before
+    assert open_maps(many) == MOST_OPEN
     del dataset
-    assert held >= MOST_OPEN
-    assert len(os.listdir("/proc/self/fd")) < before + held - MOST_OPEN + 2
+    assert open_maps(many) == 0
+
+
+def test_all_datasets_of_a_process_together_hold_64_maps(tmp_path: Path) -> None:
+    """Training in the trainer's own process, and a dataset for each validation set."""
+    datasets = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        datasets.append(train_loader(write_shards(tmp_path / name, 40), batch=8, vocab_size=81).dataset)
+    for dataset in datasets:
+        for number in range(80):
+            assert dataset.get_item(number)[0] == number + 1
+    assert open_maps(tmp_path) == MOST_OPEN and open_maps(tmp_path / "c") == 40 and open_maps(tmp_path / "a") == 0
+    datasets[0].get_item(0)
+    assert open_maps(tmp_path) == MOST_OPEN and open_maps(tmp_path / "a") == 1, "the one read longest ago goes"
+    del dataset, datasets[2]
+    assert open_maps(tmp_path) == MOST_OPEN - 40
+
+
+def open_maps(folder: Path) -> int:
+    """Descriptors that lead to a shard below the folder."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith(f"{folder}/") for link in links if os.path.exists(link))
