@@ -23,16 +23,16 @@ SHORT = ["max_duration=1ba", "scheduler.t_warmup=0ba", "eval_data=null"]
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tiny: Path):
-    """The tiny dataset on s3://b/data, and how to see to the server."""
+    """The tiny dataset on s3://corpus/data, and how to see to the server."""
     server = BucketServer()
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
     moe.common.s3._client.cache_clear()
-    server.client().create_bucket(Bucket="b")
+    server.client().create_bucket(Bucket="corpus")
     for path in (tiny / "data").rglob("*"):
         if path.is_file():
-            server.client().upload_file(str(path), "b", f"data/{path.relative_to(tiny / 'data')}")
+            server.client().upload_file(str(path), "corpus", f"data/{path.relative_to(tiny / 'data')}")
     yield server
     moe.common.s3._client.cache_clear()
     server.close()
@@ -43,7 +43,7 @@ def shards_of(tiny: Path) -> list[Path]:
 
 
 def on_bucket(cache: Path) -> list[str]:
-    return [f"train_data.local={cache}", "train_data.remote=s3://b/data"]
+    return [f"train_data.local={cache}", "train_data.remote=s3://corpus/data"]
 
 
 def test_a_shard_of_another_size_on_a_bucket_is_named_before_anything_is_written(
@@ -51,12 +51,12 @@ def test_a_shard_of_another_size_on_a_bucket_is_named_before_anything_is_written
 ) -> None:
     last = shards_of(tiny)[-1]
     size = last.stat().st_size
-    bucket.client().put_object(Bucket="b", Key=f"data/train/{last.name}", Body=last.read_bytes()[:100])
+    bucket.client().put_object(Bucket="corpus", Key=f"data/train/{last.name}", Body=last.read_bytes()[:100])
     pages = monkeypatch_pages(monkeypatch, 2)
     code, folder = train(tiny, tmp_path, *SHORT, *on_bucket(tmp_path / "cache"))
     error = capsys.readouterr().err
     assert code == 2 and f"train/{last.name}: 100 bytes, index.json says {size}" in error, error
-    assert "train_data.remote (s3://b/data): 1 of" in error and "Restore them there" in error
+    assert "train_data.remote (s3://corpus/data): 1 of" in error and "Restore them there" in error
     assert not list(folder.glob("run.json")) and not list((tmp_path / "cache").rglob("*.mds")), "nothing has begun"
     assert len(pages) == 1, "by one paginated listing"
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny))
@@ -64,7 +64,7 @@ def test_a_shard_of_another_size_on_a_bucket_is_named_before_anything_is_written
     assert main(["check", str(config), *settings, "--fast"]) == 2
     out = capsys.readouterr().out
     assert f"{last.name}: 100 bytes" in out and "fail  data" in out
-    bucket.client().upload_file(str(last), "b", f"data/train/{last.name}")
+    bucket.client().upload_file(str(last), "corpus", f"data/train/{last.name}")
     assert main(["check", str(config), *settings, "--fast"]) == 0
     assert "sizes of all shards on the remote" in capsys.readouterr().out
 
@@ -84,9 +84,9 @@ def monkeypatch_pages(monkeypatch: pytest.MonkeyPatch, size: int) -> list[str]:
 def test_a_bucket_that_cannot_be_listed_is_one_line_and_the_run_continues(
     tiny: Path, tmp_path: Path, bucket: BucketServer, capsys
 ) -> None:
-    bucket.faults = lambda method, path, count: 403 if (method, path.rstrip("/")) == ("GET", "/b") else None
+    bucket.faults = lambda method, path, count: 403 if (method, path.rstrip("/")) == ("GET", "/corpus") else None
     settings = [*SHORT, *on_bucket(tmp_path / "cache")]
-    code, folder = train(tiny, tmp_path, *settings)
+    code, _ = train(tiny, tmp_path, *settings)
     lines = [line for line in capsys.readouterr().out.splitlines() if "cannot be listed" in line]
     assert code == 0 and len(lines) == 1 and "refused (AccessDenied)" in lines[0] and bucket.failed == {"403": 1}
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny))
