@@ -42,9 +42,11 @@ def begun(loader, count):
 
 
 def run_ranks(
-    specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300, workers=0, files=None
+    specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300, workers=0, files=None, **more
 ) -> list[list[list[int]]]:
-    """Rows of every batch of each rank; `specs` holds StreamSpec's values, `files` may be open at once."""
+    """Rows of every batch of each rank. `specs` holds StreamSpec's values, `more` is the loader's; `files` may be open
+    at once.
+    """
     with tempfile.TemporaryDirectory() as folder:
 
         def work(rank):
@@ -55,7 +57,7 @@ def run_ranks(
                 most = len(os.listdir("/proc/self/fd")) + files - FILES_OF_A_START
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             given = {name: StreamSpec(*spec) for name, spec in specs.items()}
-            loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers)
+            loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers, **more)
             if start:
                 loader.load_state_dict(start)
             Path(folder, str(rank)).write_text(json.dumps(numbers(loader)))
