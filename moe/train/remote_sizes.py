@@ -23,30 +23,34 @@ from moe.data.read.index import read_index
 from moe.data.read.mixture import StreamSpec
 from moe.data.read.verify import size_error
 from moe.train.distributed.ranks import MACHINES
-from moe.train.inputs import streams_of
+from moe.train.inputs import Inputs
 
 SHOWN = 5  # shards that are named
 LONGEST = 60.0  # seconds that a start waits for a listing
 UNCHECKED = "the sizes of its shards are not checked before the run, each is verified as it arrives"
 
 
-def check_remote_sizes(config: Config) -> list[str]:
+def check_remote_sizes(config: Config, inputs: Inputs) -> list[str]:
     """Holds every remote against the index in `local`; gives a line for each that cannot be listed.
 
     Raises InputError naming the shards that are missing or of another size, with what to do.
     """
     lines = []
-    for section, data in (("train_data", config.train_data), ("eval_data", config.eval_data)):
-        kept = MACHINES == 1 and getattr(data, "cache_limit", None) is None
-        for name, spec in streams_of(data).items():
+    sections = (
+        ("train_data", inputs.train_streams, config.train_data.cache_limit),
+        ("eval_data", inputs.eval_streams, None),
+    )
+    for section, streams, limit in sections:
+        kept = MACHINES == 1 and limit is None
+        for name, spec in streams.items():
             key = f"{section}.streams.{name}" if name else section
             if spec.remote is not None and (line := _check(f"{key}.remote ({spec.remote})", spec, kept)):
                 lines.append(line)
     return lines
 
 
-def remotes_of(config: Config) -> list[str]:
-    specs = [*streams_of(config.train_data).values(), *streams_of(config.eval_data).values()]
+def remotes_of(inputs: Inputs) -> list[str]:
+    specs = [*inputs.train_streams.values(), *inputs.eval_streams.values()]
     return [spec.remote for spec in specs if spec.remote is not None]
 
 
@@ -85,9 +89,9 @@ def _listed(folder: str) -> dict[str, int]:
     return place.sizes()
 
 
-def begin_check(config: Config) -> Callable[[], None]:
+def begin_check(config: Config, inputs: Inputs) -> Callable[[], None]:
     """Begins `check_remote_sizes` in a thread. What it gives waits for that, says its lines and raises its error."""
-    remotes = remotes_of(config)
+    remotes = remotes_of(inputs)
     if not remotes:
         return lambda: None
     if any(remote.startswith("s3://") for remote in remotes):
@@ -97,7 +101,7 @@ def begin_check(config: Config) -> Callable[[], None]:
 
     def check() -> None:
         try:
-            found.append(check_remote_sizes(config))
+            found.append(check_remote_sizes(config, inputs))
         except BaseException as error:
             found.append(error)
 

@@ -46,8 +46,8 @@ def train(config: Config, stop: StopSignal) -> int:
     from moe.train.inputs import check_data
     from moe.train.remote_sizes import begin_check
 
-    meta = check_data(config, report=say)
-    wait_for_sizes = begin_check(config) if RANK == 0 else lambda: None
+    inputs = check_data(config, report=say)
+    wait_for_sizes = begin_check(config, inputs) if RANK == 0 else lambda: None
     say("starting ...")
     warnings.filterwarnings("ignore", message=".*(is not in the state_dict|pin_memory|No batches were trained).*")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -66,7 +66,7 @@ def train(config: Config, stop: StopSignal) -> int:
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
         stop.peers = join(config, on_gpu=on_gpu)
-    folder, start = open_folder(config, meta)
+    folder, start = open_folder(config, inputs)
     continued = start.load.manifest["config"] if start.load is not None and not start.weights_only else None
     config, chosen = resolve(config, continued)
     if chosen or "auto" in folder.record:
@@ -83,7 +83,7 @@ def train(config: Config, stop: StopSignal) -> int:
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
             agreed(wait_for_sizes, here=RANK == 0)
-            return fit(config, meta, folder, start, stop, on_gpu, chosen)
+            return fit(config, inputs, folder, start, stop, on_gpu, chosen)
     except Stopped as stopped:
         stop.lost(str(stopped))
         folder.end("stopped", say, reason=stop.reason)

@@ -30,9 +30,9 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
         report(f"loading the tokenizer {config.tokenizer} ...")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its many tries are one error
         inputs = check_data(dataclasses.replace(config, train_data=data), report)
-        for remote in dict.fromkeys(remotes_of(config)):
+        for remote in dict.fromkeys(remotes_of(inputs)):
             report(f"listing the shards on {remote} ...")
-        unlisted = check_remote_sizes(config)
+        unlisted = check_remote_sizes(config, inputs)
     except (InputError, RunFailed) as error:
         return [Result("data", "fail", str(error))], None
     except OSError as error:

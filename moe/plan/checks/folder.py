@@ -200,4 +200,4 @@ def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[s
 
 def _tokenizer(inputs: Inputs | None) -> str | None:
     """Its fingerprint, where it is known."""
-    return inputs.tokenizer.fingerprint if inputs is not None and inputs.tokenizer is not None else None
+    return inputs.kept_tokenizer.fingerprint if inputs is not None and inputs.kept_tokenizer is not None else None

@@ -2,7 +2,9 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ import pytest
 pytest.importorskip("moto.server")
 
 import moe.common.s3
-import moe.config
 from moe.cli.main import main
 from moe.common.errors import InputError
-from moe.train import remote_sizes
+from moe.config import Config, load_config
+from moe.train import inputs, remote_sizes
+from moe.train.inputs import Inputs, streams_of
 from tests.tiny import tiny_config, write_config
 from tests.unit.data.bucket import BucketServer
 from tests.unit.train.runs import train
@@ -36,6 +39,15 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tiny: Path):
     yield server
     moe.common.s3._client.cache_clear()
     server.close()
+
+
+def inputs_of(config: Config) -> Inputs:
+    streams = {"train_streams": streams_of(config.train_data), "eval_streams": streams_of(config.eval_data)}
+    return Inputs(300, 0, "f", [], **streams)
+
+
+def looked_at(config: Config) -> list[str]:
+    return remote_sizes.check_remote_sizes(config, inputs_of(config))
 
 
 def shards_of(tiny: Path) -> list[Path]:
@@ -90,7 +102,7 @@ def test_a_bucket_that_cannot_be_listed_is_one_line_and_the_run_continues(
     lines = [line for line in capsys.readouterr().out.splitlines() if "cannot be listed" in line]
     assert code == 0 and len(lines) == 1 and "refused (AccessDenied)" in lines[0] and bucket.failed == {"403": 1}
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny))
-    found = remote_sizes.check_remote_sizes(moe.config.load_config(config, settings))
+    found = looked_at(load_config(config, settings))
     assert len(found) == 1 and "each is verified as it arrives" in found[0]
 
 
@@ -120,12 +132,12 @@ def test_a_folder_as_remote_is_looked_at_too(
     shutil.copy(shards[-1], cache / split)
     named = damage(shards)
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
-    config = moe.config.load_config(path, [f"{section}.local={cache}", f"{section}.remote={remote}"])
-    assert remote_sizes.check_remote_sizes(config) == [], "what is here is not fetched"
+    config = load_config(path, [f"{section}.local={cache}", f"{section}.remote={remote}"])
+    assert looked_at(config) == [], "what is here is not fetched"
     for shard in (cache / split).glob("*.mds"):
         shard.unlink()
     with pytest.raises(InputError, match="Restore them there") as error:
-        remote_sizes.check_remote_sizes(config)
+        looked_at(config)
     assert f"{section}.remote ({remote}): 1 of" in str(error.value) and f"{split}/{named}" in str(error.value)
 
 
@@ -134,8 +146,28 @@ def test_a_listing_that_takes_too_long_does_not_hold_a_start(tiny: Path, tmp_pat
     monkeypatch.setattr(remote_sizes, "LONGEST", 0.1)
     monkeypatch.setattr(remote_sizes, "_listed", lambda folder: end.wait(30) and {})
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
-    config = moe.config.load_config(path, [f"train_data.local={tmp_path}", f"train_data.remote={tiny / 'data'}"])
-    wait = remote_sizes.begin_check(config)
+    config = load_config(path, [f"train_data.local={tmp_path}", f"train_data.remote={tiny / 'data'}"])
+    wait = remote_sizes.begin_check(config, inputs_of(config))
     wait()
     end.set()
     assert "the remote is not listed after 0 s: the sizes of its shards are not checked" in capsys.readouterr().out
+
+
+def test_small_files_are_fetched_once_on_a_machine_by_ranks_that_start_together(tmp_path: Path, monkeypatch) -> None:
+    """Streaming's copy of a folder has one temporary name: two at a time took it from each other."""
+    (tmp_path / "remote" / "train").mkdir(parents=True)
+    (tmp_path / "remote" / "train" / "index.json").write_text("{}")
+    copied: list[str] = []
+    plain = shutil.copy
+
+    def copy(source: str, to: str) -> str:
+        copied.append(source)
+        time.sleep(0.1)
+        return plain(source, to)
+
+    monkeypatch.setattr(shutil, "copy", copy)
+    given = ("train_data", str(tmp_path / "remote"), "train/index.json", tmp_path / "cache")
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(inputs._fetch, *given) for _ in range(4)]:
+            done.result()
+    assert len(copied) == 1 and (tmp_path / "cache" / "train" / "index.json").read_text() == "{}"

@@ -56,14 +56,15 @@ def test_ranks_with_workers_read_2000_shards_with_128_files_each(tmp_path: Path)
     assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, 4001))
 
 
-def test_300_files_of_text_are_read_with_40_open(tmp_path: Path, plan: Callable) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_300_files_of_text_are_read_with_60_open(tmp_path: Path, plan: Callable, workers: int) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number, text in enumerate(make_texts(300)):
         (folder / f"{number:03}.jsonl").write_text(json.dumps({"id": str(number), "text": text}) + "\n")
     job = plan(folder).job
-    loader, _ = build_text_loader(job, device_batch_size=8, num_workers=0, document_mask=True)
-    with files_left(40):
+    loader, _ = build_text_loader(job, device_batch_size=8, num_workers=workers, document_mask=True)
+    with files_left(60):
         assert len(list(itertools.islice(loader, 60))) == 60
 
 
