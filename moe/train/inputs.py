@@ -285,6 +285,7 @@ def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
         with open(folder / ".fetching", "w") as lock:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
+            if not (folder / name).exists():  # another process of the machine was first
+                CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
     except Exception as error:
         raise InputError(f"{key}.remote ({remote}): {name} cannot be fetched ({error}); correct the address") from None
