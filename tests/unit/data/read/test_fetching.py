@@ -163,7 +163,7 @@ def test_a_mixture_fetches_each_shard_once_in_each_pass(tmp_path, fetched, worke
 
 
 def test_a_shard_that_is_removed_again_before_who_waits_for_it_looks_is_fetched_once_more(remote, tmp_path):
-    """Stock's thread asked once and waited without end, and the run with it."""
+    """H2: stock's thread asked once and waited without end, and the run with it."""
     dataset = limited(remote, tmp_path / "cache").dataset
     dataset._event = threading.Event()
     work = _Iterator(np.array([5, 6, 7]))  # all of the first shard
