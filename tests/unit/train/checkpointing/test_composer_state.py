@@ -10,7 +10,7 @@ from tests.unit.train.runs import SHORT, train
 
 
 def test_a_cpus_checkpoint_resumes_where_the_gradient_scaler_is_on(tiny, tmp_path, monkeypatch, capsys) -> None:
-    """As on a GPU, whatever the precision is; on a CPU it is off and saves nothing."""
+    """G2: as on a GPU, whatever the precision is; on a CPU the scaler is off and saves nothing."""
     assert train(tiny, tmp_path, *SHORT, "max_duration=2ba", "save_interval=2ba")[0] == 0
     for name in ("ClosureGradScaler", "GradScaler"):
         on = partial(getattr(composer_trainer, name), device="cpu", enabled=True)
