@@ -84,6 +84,7 @@ class Competitor:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - as long as the process
         pipe = subprocess.PIPE
+        self.kind = f"step_worker.py ({spec['kind']})"
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=env)
         self.note = self._answer()
 
@@ -97,7 +98,7 @@ class Competitor:
         said = self.errors.read()
         print(said, file=sys.stderr)
         last = said.strip().rpartition("\n")[2]
-        raise SystemExit(f"error: {' '.join(self.process.args)} ended early: {last}")  # type: ignore[arg-type]
+        raise SystemExit(f"error: {self.kind} ended early: {last}")
 
     def seconds(self, turn: float) -> float:
         """Mean time of a step, of as many as take at least `turn` seconds."""

@@ -193,6 +193,14 @@ def test_without_a_gpu_or_without_the_pack_it_says_what_to_do(monkeypatch, tmp_p
         gpu.main(["--stage", "machine", "--pack", str(tmp_path)])
 
 
+def test_the_wheels_for_a_machine_without_a_network_are_of_the_versions_that_are_tested() -> None:
+    lines = (ROOT / "benchmarks/gpu_wheels.txt").read_text().splitlines()
+    packed = {line for line in lines if not line.startswith("#")}
+    pins = (ROOT / "requirements/constraints.txt").read_text().splitlines()
+    assert {"mosaicml", "mosaicml-streaming", "omegaconf"} < packed
+    assert packed <= {line.partition("==")[0] for line in pins}
+
+
 @pytest.fixture(scope="session")
 def tiny_pack(tmp_path_factory):
     return make_tiny_pack(tmp_path_factory.mktemp("pack"))
