@@ -116,7 +116,9 @@ def _measure(run: Run, name: str, ceiling: float) -> None:
     if sheet:
         run.figure(f"{name}: MFU of the data sheet", rate * flops / sheet, expected=MFU, source="moe estimate")
         computed = step_memory(expected_memory(shape, seq_len, microbatch)).total
-        run.figure(f"{name}: peak memory", peak / 1e9, "GB", expected=computed / 1e9, source="moe estimate")
+        near = abs(peak / computed - 1) <= 0.10 if name == "500m" else None  # compiled; `memory` has it eager
+        run.figure(f"{name}: peak memory", peak / 1e9, "GB", expected=computed / 1e9, source="moe estimate, within 10%",
+                   check=near)  # fmt: skip
     run.figure(f"{name}: a microbatch", 1e3 * micro_seconds, "ms")
     run.figure(f"{name}: update (clipping, Muon)", update_seconds / step_seconds, "of the step")
     run.figure(f"{name}: first step", first, "s")
