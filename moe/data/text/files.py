@@ -75,7 +75,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"{self.file_index:05}-{self.begin:013}"
+        return name_of(self.key)
 
     @property
     def key(self) -> int:
@@ -83,7 +83,17 @@ class Unit:
         return self.file_index << 44 | self.begin
 
 
-@dataclass(frozen=True)
+def name_of(key: int) -> str:
+    """The name of a unit by its key."""
+    return f"{key >> 44:05}-{key & (1 << 44) - 1:013}"
+
+
+def key_of(name: str) -> int:
+    index, begin = name.split("-")
+    return int(index) << 44 | int(begin)
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """A file or folder that is not used. Folders end in `/`; `reason` is one of a few texts, and is counted."""
 

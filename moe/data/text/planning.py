@@ -139,6 +139,7 @@ class Planning:
     units: list[Unit] = field(default_factory=list)
     bad: list[BadFileError] = field(default_factory=list)
     looked_at: int = 0
+    looked_at_bytes: int = 0
     weight: int = 0  # of `units`
     _kinds: Counter[str] = field(default_factory=Counter)  # of files that were opened
 
@@ -198,7 +199,7 @@ class Planning:
                 else:
                     outcome = next(found)
                     self._kinds[file.kind] += 1
-                self.looked_at += 1
+                self.looked_at, self.looked_at_bytes = self.looked_at + 1, self.looked_at_bytes + file.size
                 if isinstance(outcome, BadFileError):
                     self.bad.append(outcome)
                     outcome = [], 0
@@ -273,9 +274,8 @@ class Ahead:
 
     def weight(self) -> int:
         """Of all units there will be, by the bytes of the files whose units are known."""
-        planning = self._planning
-        seen = sum(file.size for file in planning.files[: planning.looked_at])
-        return round(planning.weight * self._bytes / seen) if seen else self._bytes
+        seen = self._planning.looked_at_bytes
+        return round(self._planning.weight * self._bytes / seen) if seen else self._bytes
 
 
 def plan_units(files: list[SourceFile], text_column: str) -> tuple[list[Unit], list[BadFileError]]:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -19,9 +18,7 @@ from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
 from moe.data.text.errors import BadFileError, errors_text
 from moe.data.text.planning import Ahead
-from moe.data.write.differences import FORMAT
-from moe.data.write.differences import stats as stats_of
-from moe.data.write.differences import versions as versions_of
+from moe.data.write.differences import FORMAT, file_rows
 from moe.data.write.forecast import forecast
 from moe.data.write.gather import Gathered, document_keys, gather, length_statistics
 from moe.data.write.items import items_of
@@ -32,6 +29,7 @@ from moe.data.write.report import summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
 from moe.data.write.state import Workspace, open_workspace
+from moe.data.write.streamed_json import streamed
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 
@@ -234,16 +232,14 @@ def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, s
     report = {
         "format": FORMAT,
         "request": plan.identity,
-        "files": versions_of(plan.source.files),
-        "stats": stats_of(plan.source.files),
-        "reads": found.reads,
         "seconds": round(time.monotonic() - started, 2),
         "encoder": job.encoder,
         "engine": request.engine,
         "workers": request.workers,
         "versions": package_versions("gigatoken", "fastokens"),
     }
-    space.merged.write("conversion.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    rows = {**file_rows(plan.source.files), "reads": found.reads}
+    space.merged.write("conversion.json", streamed(report, rows))
     space.merged.write("meta.json", meta_json(meta).encode())
     space.publish()
     return meta

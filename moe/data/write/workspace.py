@@ -1,4 +1,4 @@
-"""The work of a conversion, wherever it is kept: what is begun, done and complete, and whether it may be gone on with.
+"""The work of a conversion, wherever it is kept: what is begun, done and complete, and whether it may be resumed.
 
 `plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's version and
 a hash of what was read, so a file that changed after its units were made is refused too, while a broken file may be
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from moe.common.errors import InputError
@@ -26,12 +26,13 @@ from moe.data.write.differences import (
     asked_differences,
     differences,
     file_differences,
+    file_rows,
     how,
     known_files,
-    stats,
     versions,
 )
 from moe.data.write.recorded import edited
+from moe.data.write.streamed_json import streamed
 from moe.data.write.unit_store import UnitStore
 
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
@@ -201,7 +202,7 @@ class Work:
         return name, f"documents are identified by {how}, as when this was started"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> None:
-        """Go on with what <out>.partial holds if the same request began it."""
+        """Resume from what <out>.partial holds if the same request began it."""
         content = self.partial.read("plan.json")
         if content is not None:
             changed = self._changed(content, identity, files, full=full)
@@ -210,11 +211,10 @@ class Work:
             if changed:
                 self._clear()
                 self.units = UnitStore(self.units.folder)
-        plan: Plan = {"format": FORMAT, "request": identity, "files": versions(files), "stats": stats(files)}
-        self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
+        self.partial.write("plan.json", streamed({"format": FORMAT, "request": identity}, file_rows(files)))
 
     def _changed(self, content: bytes, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> list[str]:
-        """Why the work cannot be gone on with, in lines; none where it can."""
+        """Why the work cannot be resumed, in lines; none where it can."""
         try:
             old = parse_json(content, Plan)
         except ValueError:
@@ -226,19 +226,16 @@ class Work:
             return [f"{cause}; {SAME}"]
         changed = differences(old["request"], identity)
         cause = "started with other settings" if changed else "started with other files"
+        if not changed and len(old["files"]) != len(files):
+            there = [[[name, "there"] for name, _ in part] for part in (old["files"], versions(files))]
+            changed = file_differences(*there)
         if not changed:
-            then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
-            if len(then) != len(now):
-                there: list[list[list[str]]] = [[[name, "there"] for name in names] for names in (then, now)]
-                changed = file_differences(*there)
-        if not changed:
-            done = [(files[int(name.split("-")[0])], name) for name in self.units.names()]
-            for file, name in done:
+            for file, name in self._done(files):
                 if (before := self.units.mark(name)["file_version"]) != file.version:
                     line = f"  {file.name}: {how(before, file.version)}"
                     changed += [line] * (line not in changed)
             if not changed:
-                reads = ((file, self.units.mark(name)["read"]) for file, name in done)
+                reads = ((file, self.units.mark(name)["read"]) for file, name in self._done(files))
                 changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
         if not changed:
             return []
@@ -251,6 +248,10 @@ class Work:
             *typed,
             fix,
         ]
+
+    def _done(self, files: list[SourceFile]) -> Iterator[tuple[SourceFile, str]]:
+        """The units that are done, by their names, with their files."""
+        return ((files[int(name.split("-")[0])], name) for name in self.units.names())
 
     def _clear(self) -> None:
         self.discard()
