@@ -16,12 +16,12 @@ from functools import partial
 from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
+from moe.data.text.ahead import Ahead
 from moe.data.text.errors import BadFileError, errors_text
-from moe.data.text.planning import Ahead
 from moe.data.write.differences import FORMAT, file_rows
 from moe.data.write.forecast import forecast
 from moe.data.write.gather import Gathered, document_keys, gather, length_statistics
-from moe.data.write.items import items_of
+from moe.data.write.items import share_of
 from moe.data.write.journal import Journal
 from moe.data.write.merge import merge_split, threshold_for_one_block
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
@@ -120,11 +120,11 @@ def make_shard(plan: Plan, space: Workspace) -> None:
     """The units of one shard of a sharded run; the merge comes when all are done."""
     request = plan.request
     assert request.num_shards is not None and request.shard_index is not None
-    items = [item for item in items_of(plan.units, plan.groups) if item is not None]
-    mine = [unit for item in items[request.shard_index :: request.num_shards] for unit in item.units]
-    faults = run(
+    share_of(plan.planning, plan.groups, request.shard_index, request.num_shards)
+    make = partial(
+        run,
         plan.job,
-        mine,
+        plan.units,
         space.units,
         groups=plan.groups,
         engine=request.engine,
@@ -132,10 +132,15 @@ def make_shard(plan: Plan, space: Workspace) -> None:
         left_out=set(plan.bad),
         all_of_them=True,
     )
+    if plan.planning.looked_at == len(plan.source.files):
+        faults = make()
+    else:
+        with Ahead(plan.planning) as ahead:
+            faults = make(ahead=ahead)
     if faults and not request.skip_bad_files:
         raise InputError(errors_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(
-        f"shard {request.shard_index} of {request.num_shards} is done: {len(mine)} units; "
+        f"shard {request.shard_index} of {request.num_shards} is done: {len(plan.units)} units; "
         "when all shards are, run once with --merge-only"
     )
 
