@@ -8,7 +8,8 @@
 - The same hub with at most 3,000 requests in 5 minutes (HTTP 429 beyond): seconds until the first unit is done, and
   what the progress line says then.
 
-`--tree FOLDER` measures the code of another checkout. `--write` puts the table into docs/performance.md.
+`--tree FOLDER` measures the code of another checkout; all is started in a folder without code, as Python looks there
+first. `--write` puts the table into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def watched(command: list[str], environment: dict[str, str], folder: Path) -> tu
     begun, own, largest = time.perf_counter(), 0.0, 0.0
     with (
         open(folder / "log", "w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+        subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log) as process,
     ):
         while process.poll() is None:
             own = max(own, held_by(process.pid))
@@ -121,7 +122,7 @@ def until_first_unit(command: list[str], environment: dict[str, str], out: Path,
     begun = time.perf_counter()
     with (
         open(folder / "log", "w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+        subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log) as process,
     ):
         while process.poll() is None and not any(Path(f"{out}.partial").glob("units/*/done.json")):
             time.sleep(0.1)
@@ -168,7 +169,9 @@ def main() -> None:
                     what = f"{args.footers:,} files, 3,000 requests in 5 minutes: first unit done"
                     add(what, f"after {took:,.0f} s; then `{line}`", "before all are planned", " left" in line)
                 else:
-                    done = subprocess.run([sys.executable, "-c", PLAN], env=there, capture_output=True, text=True)
+                    done = subprocess.run(
+                        [sys.executable, "-c", PLAN], env=there, cwd=folder, capture_output=True, text=True
+                    )
                     found = re.search(r"SECONDS (\S+)", done.stdout)
                     if not found:
                         sys.exit(done.stdout[-1000:] + done.stderr[-2000:])

@@ -10,7 +10,7 @@ from pathlib import Path
 from moe.common.errors import InputError
 from moe.common.units import printable
 from moe.data.text.content import Known, versions_of
-from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
+from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of, packed
 from moe.data.text.selection import by_names, select
 from moe.data.text.walk import OUTPUT, TWICE, walk
 
@@ -87,7 +87,7 @@ def _source_files(found: list[_Found], known: Known) -> list[SourceFile]:
     real = [same if (same := os.path.realpath(file.path)) != file.path else file.path for file in found]
     versions = versions_of(((path, kind_of(file.name) or "") for path, file in zip(real, found, strict=True)), known)
     return [
-        SourceFile(name, path, kind_of(file.name) or "", size, version, stat=tuple(times) if times else None)
+        SourceFile(name, path, kind_of(file.name) or "", size, version, packed_stat=packed(times) if times else None)
         for name, path, file, (size, version, times) in zip(names, real, found, versions, strict=True)
     ]
 

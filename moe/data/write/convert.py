@@ -25,7 +25,7 @@ from moe.data.write.items import share_of
 from moe.data.write.journal import Journal
 from moe.data.write.merge import merge_split, threshold_for_one_block
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
-from moe.data.write.report import summary
+from moe.data.write.report import Report, summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
 from moe.data.write.state import Workspace, open_workspace
@@ -56,8 +56,8 @@ def convert(request: Request) -> Meta | None:
             return None
         left_out = make_units(plan, space)
         job, found = settle(plan, space, left_out)
-        meta = publish(replace(plan, job=job), space, found, left_out, started)
-    for line in summary(meta, request.out):
+        meta, report = publish(replace(plan, job=job), space, found, left_out, started)
+    for line in summary(meta, request.out, report):
         say(line)
     return meta
 
@@ -195,7 +195,9 @@ def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int])
     return InputError(f"{text}; lower --seq-len and add --overwrite")
 
 
-def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, str], started: float) -> Meta:
+def publish(
+    plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, str], started: float
+) -> tuple[Meta, Report]:
     """Merge the units, describe them, and let the result appear."""
     request, job = plan.request, plan.job
     journal = Journal(space.partial, found.digest)
@@ -234,11 +236,11 @@ def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, s
         **{name: found.counts[name] for name in COUNTS},
         versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
+    of_the_run = Report(seconds=round(time.monotonic() - started, 2), encoder=job.encoder)
     report = {
+        **of_the_run,
         "format": FORMAT,
         "request": plan.identity,
-        "seconds": round(time.monotonic() - started, 2),
-        "encoder": job.encoder,
         "engine": request.engine,
         "workers": request.workers,
         "versions": package_versions("gigatoken", "fastokens"),
@@ -247,7 +249,7 @@ def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, s
     space.merged.write("conversion.json", streamed(report, rows))
     space.merged.write("meta.json", meta_json(meta).encode())
     space.publish()
-    return meta
+    return meta, of_the_run
 
 
 def package_versions(*packages: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from moe.data.write.shards import ShardFormat
 from moe.data.write.streamed_json import Packed
 from moe.data.write.unit_store import UnitStore
 
-LENGTHS_HELD, READERS = 1 << 20, 8
+LENGTHS_HELD, ARRAYS_HELD, READERS = 1 << 20, 4096, 8
 Units = Sequence[tuple[UnitStore, Unit]]
 
 
@@ -116,7 +116,7 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
         found.counts.update(mark["counts"])
         held.append(own_lengths)
         held_count += len(held[-1])
-        if held_count >= LENGTHS_HELD:
+        if held_count >= LENGTHS_HELD or len(held) >= ARRAYS_HELD:
             found.lengths, held, held_count = add_lengths(found.lengths, np.concatenate(held)), [], 0
         if hashes is not None:
             doubled.add(hashes)
