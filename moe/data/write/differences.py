@@ -6,7 +6,7 @@ Content is compared: no path, time or name of a file, nor how the dataset was ty
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from moe.data.text.content import Known, known_of
 from moe.data.text.files import SourceFile, kind_of
@@ -25,6 +25,14 @@ class Plan(TypedDict):
     request: dict[str, Any]
     files: list[list[str]]
     stats: list[Any] | None
+
+
+class Begun(NamedTuple):
+    """Of a Plan what is small: `files` is their number."""
+
+    format: int
+    request: dict[str, Any]
+    files: int
 
 
 class Finished(TypedDict):
