@@ -35,7 +35,7 @@ from moe.data.text.reading import looked_at, opened
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
-THREADS = 24
+THREADS = 32  # 3,000 footers of 0.1 s took 24 of them 19 s, 32 take 15
 BEGIN = 64  # files that are looked at before the work
 REPORT_EVERY_S = 5.0
 MARGIN = 2  # of rows: as many may be skipped
