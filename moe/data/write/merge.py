@@ -16,11 +16,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.write.gather import FullShard, Gathered, Rests
 from moe.data.write.journal import Journal
 from moe.data.write.shards import ShardFile, ShardFormat
+from moe.data.write.unit_store import damaged
 
 PIECE_TOKENS = 1 << 19
 COPIES_AT_ONCE = 8  # on a bucket each takes a second, of waiting
@@ -46,10 +46,8 @@ class ShardSequence:
             copies = []
             for store, unit, name, info in shards:
                 if (size := store.size(f"{unit}/{name}")) != info["bytes"]:
-                    raise InputError(
-                        f"{store.folder}/{unit}/{name} has {size or 0} bytes, {info['bytes']} were written; "
-                        "run with --overwrite"
-                    )
+                    fault = f"has {size or 0} bytes, {info['bytes']} were written"
+                    raise damaged(store.folder, f"{unit}/{name}", fault)
                 own = f"shard.{len(self.infos):05}.mds"
                 if self._there.get(own) != size:
                     copies.append(threads.submit(self._folder.copy, store.folder / unit, name, own))
