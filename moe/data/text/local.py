@@ -11,7 +11,7 @@ from moe.common.errors import InputError
 from moe.common.units import printable
 from moe.data.text.content import Known, versions_of
 from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
-from moe.data.text.selection import by_names, select
+from moe.data.text.selection import by_names, doubled_notes, kinds_note, select
 from moe.data.text.walk import OUTPUT, TWICE, walk
 
 MOST_README = 4 << 20
@@ -68,10 +68,6 @@ def local_source(
             found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
     if any(one.reason == OUTPUT for one in left_out):
         notes.append("the output lies inside of --dataset; it is not read")
-    kinds = Counter(kind_of(file.name) for file in found)
-    if len({str(kind).split(".")[0] for kind in kinds}) > 1:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=str))
-        notes.append(f"files of several kinds are read together: {counts}")
     real = [os.path.realpath(file.path) for file in found]
     names = unique_names([(file.root, file.name) for file in found])
     kinds_of = [kind_of(file.name) or "" for file in found]
@@ -80,7 +76,7 @@ def local_source(
         SourceFile(name, path, kind, size, version, stat=tuple(times) if times else None)
         for name, path, kind, (size, version, times) in zip(names, real, kinds_of, versions, strict=True)
     ]
-    return Source(files, None, left_out, notes)
+    return Source(files, None, left_out, [*notes, *kinds_note(file.name for file in files), *doubled_notes(files)])
 
 
 def _refuse_choice(root: Path, shown: str, config: str | None, split: str) -> None:
