@@ -12,6 +12,7 @@ from pathlib import Path
 from moe.common.errors import InputError
 from moe.common.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
 from moe.common.paths import local_path, refuse_unwritable
+from moe.common.signals import ended_by_signals
 from moe.common.units import tell
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Source
@@ -97,7 +98,8 @@ def train_tokenizer(
     )
     skipped = Skipped()
     try:
-        tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes, skipped), trainer)
+        with ended_by_signals("stopped; nothing of the tokenizer is kept, the same command starts again"):
+            tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes, skipped), trainer)
     except BadFileError as error:
         raise InputError(f"a file cannot be used: {error}") from error
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, clean_up_tokenization_spaces=False)

@@ -42,7 +42,8 @@ class ShardSequence:
 
     def copy(self, shards: Iterable[FullShard]) -> None:
         """Take finished shards of units."""
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
+        threads = ThreadPoolExecutor(COPIES_AT_ONCE)
+        try:
             copies = []
             for store, unit, name, info in shards:
                 if (size := store.size(f"{unit}/{name}")) != info["bytes"]:
@@ -54,6 +55,8 @@ class ShardSequence:
                 self.infos.append(info)
             for copy in copies:
                 copy.result()
+        finally:  # after a signal, or an error of one, those that are not begun are not waited for
+            threads.shutdown(cancel_futures=True)
 
     def resume(self) -> int:
         """Take the packed shards that an earlier merge has left here. Returns how many sequences they hold."""
