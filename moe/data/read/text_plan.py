@@ -13,6 +13,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.units import printable, size
 from moe.data.read.lanes import TextJob, cut_pieces
+from moe.data.read.text_known import read_commit
 from moe.data.text.content import Known, hashes_of, stat_of
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import errors_text
@@ -23,7 +24,7 @@ from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import plan_units
 from moe.data.text.sample import Spread, sample_documents, spread_documents
 from moe.data.text.selection import left_out_lines
-from moe.data.text.sources import resolve
+from moe.data.text.sources import is_hub_name, resolve
 from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
 
 SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
@@ -42,6 +43,8 @@ class TextPlan:
     summary: str
     vocab_size: int
     files: list[SourceFile]
+    asked: dict[str, Any]  # the dataset as it was typed
+    commit: str | None  # of a hub dataset
     warning: str | None  # of rows without text, and of what the tokenizer cannot write
 
 
@@ -63,21 +66,26 @@ def open_text(
     say: Callable[[str], None],
     outputs: tuple[Path, ...] = (),
     known: Known | None = None,
+    run_folder: Path | None = None,
 ) -> TextPlan:
     """Resolve the dataset and choose the encoder.
 
     outputs: the run's folders, which are no text. known: files that were sampled before. verify: `full` names them by
-    all of their bytes, too.
+    all of their bytes, too. run_folder: where an earlier start may have kept the commit of a hub dataset.
 
     Raises InputError for what cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_name)
+    asked = {"dataset": dataset, "config": config, "split": split, "revision": revision}
+    begun = read_commit(run_folder, asked) if run_folder is not None and is_hub_name(dataset) else None
+    if begun is not None:
+        say(f"train_data.text: {dataset}, commit {begun[:12]}, as when this run began; revision names another")
     try:
         source = resolve(
             dataset=(dataset,),
             config=config,
             split=split,
-            revision=revision,
+            revision=begun or revision,
             outputs=outputs,
             known=None if verify == "full" else known,
         )
@@ -134,6 +142,8 @@ def open_text(
     files = _grouped(
         [f"{file.name}={'skipped' if file.name in bad else _digest(file.version)[:8]}" for file in source.files]
     )
+    if source.revision is not None:
+        files.insert(0, f"commit={source.revision}")
     if verify == "full":
         files += _whole(source, bad, say)
     text_bytes = sum(unit.weight for unit in units)
@@ -146,6 +156,8 @@ def open_text(
         f"{id_line}{lost}",
         rows,
         source.files,
+        asked,
+        source.revision,
         warning,
     )
 
