@@ -213,7 +213,7 @@ def record_start(
 def _open_logs(
     config: Config, folder: RunFolder, start: Start, inputs: Inputs, users: UserCallbacks
 ) -> tuple[list[Any], Any]:
-    from moe.data.read.text_known import write_known
+    from moe.data.read.text_known import write_commit, write_known
     from moe.data.text.kept_tokenizer import write_kept
     from moe.train.callbacks.user_classes import write_sources
     from moe.train.checkpointing.checkpoints import TOKENIZER
@@ -247,6 +247,7 @@ def _open_logs(
             folder.note(callbacks=users.sources)
         if inputs.text is not None:
             write_known(folder.path, inputs.text.files)
+            write_commit(folder.path, inputs.text.asked, inputs.text.commit)
         metrics = folder.path / "metrics.jsonl"
         reached = last_step(metrics)
         writers = [jsonl_writer(metrics, start.step if folder.checkpoint else 0, start.eval_first)]

@@ -184,8 +184,10 @@ def watched(watchdog: Progress, finish: Callable[[int], None]) -> Iterator[None]
         code = 0  # for W&B: an interruption is no failure
         raise
     finally:
-        finish(code)
-        watchdog.stop()
+        try:
+            finish(code)
+        finally:
+            watchdog.stop()
 
 
 def _quietly(tell: Callable[[], None]) -> None:
