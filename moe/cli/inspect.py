@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """0 when the dataset is sound, 2 when it is not one or is damaged."""
     from moe.common.errors import InputError
     from moe.data.meta import SPLITS, read_meta
-    from moe.data.read.verify import split_bytes, verify_split
+    from moe.data.read.index import split_bytes
+    from moe.data.read.verify import verify_split
     from moe.data.write.progress import Verifying
     from moe.data.write.report import recorded_report, summary
 

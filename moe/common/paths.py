@@ -42,6 +42,16 @@ def path_or_address(value: str | os.PathLike[str], name: str) -> str:
     return expanded(text, name)
 
 
+def data_address(text: str, name: str) -> str:
+    """An address of converted data. Raises InputError for one that Streaming, to which it is a URL, would cut."""
+    if found := re.search("[#?]", text):
+        raise InputError(
+            f"{name} ({text}): Streaming, which reads the data, cuts an address at '{found[0]}'; "
+            "give the folder a name without it"
+        )
+    return text
+
+
 def refuse_irregular(path: Path) -> None:
     """Call before a file is opened that a reader would wait for: a pipe that nobody writes into has no end.
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 from moe.common.errors import InputError
 
@@ -75,6 +74,14 @@ def reason_and_fix(error: Exception) -> str:
     return f"{(text or [type(error).__name__])[0][:300]}; what is done is kept: run the same command again"
 
 
+def bucket_and_prefix(address: str) -> tuple[str, str]:
+    """Of s3://bucket/prefix, the prefix without a slash at either end; empty where there is none. To S3 `#`, `?` and
+    `%` are letters of a name: this is no URL, and nothing of it is cut off.
+    """
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    return bucket, prefix.strip("/")
+
+
 class RemoteError(OSError):
     """The remote cannot be used; the message names the address and the cause."""
 
@@ -83,8 +90,7 @@ class RemoteFolder:
     """One folder on s3: names are relative to `url`, `/` between their parts."""
 
     def __init__(self, url: str):
-        parts = urlparse(url)
-        self.url, self.bucket, self.prefix = url.rstrip("/"), parts.netloc, parts.path.strip("/")
+        self.url, (self.bucket, self.prefix) = url.rstrip("/"), bucket_and_prefix(url)
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.common.paths import expanded, local_path, path_or_address
+from moe.common.paths import data_address, expanded, local_path, path_or_address
 from moe.config.schema import Config
 
 
@@ -64,7 +64,7 @@ def _is_odd(name: str) -> bool:
 
 
 def _remote(value: str, name: str) -> str:
-    return value if ":/" in value else expanded(value, name)
+    return data_address(value, name) if ":/" in value else expanded(value, name)
 
 
 def _command(command: str | None) -> str | None:

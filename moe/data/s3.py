@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moe.common.errors import InputError
-from moe.common.s3 import ATTEMPTS, client, code_of, reason_and_fix
+from moe.common.paths import data_address
+from moe.common.s3 import ATTEMPTS, bucket_and_prefix, client, code_of, reason_and_fix
 from moe.data.folders import Folder
 from moe.data.hub_client import pause
 
@@ -64,9 +65,8 @@ class S3Folder:
 
     @staticmethod
     def parse(address: str) -> S3Folder:
-        """Raises InputError unless `address` is s3://bucket/prefix."""
-        bucket, _, prefix = address.removeprefix("s3://").partition("/")
-        prefix = prefix.strip("/")
+        """Raises InputError unless `address` is s3://bucket/prefix, and one that Streaming can read too."""
+        bucket, prefix = bucket_and_prefix(data_address(address, "the dataset"))
         if not bucket or not prefix:
             raise InputError(f"{address}: name a bucket and a folder in it, such as s3://bucket/fineweb-10bt")
         return S3Folder(bucket, prefix)

@@ -33,7 +33,6 @@ from moe.train.composer_model import MoEModel, build_model
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_train_spec
 from moe.train.microbatch import find_microbatch, microbatch_size
-from moe.train.microbatch_loss import microbatch_loss
 from moe.train.temporary_folder import own_temporary_folder
 from moe.train.tf32 import forbid_tf32
 
@@ -73,7 +72,7 @@ def profile_run(
     forbid_tf32()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say("building the model ...")
-    model = build_model(config, inputs, inputs.tokenizer_name).to(device)
+    model = build_model(config, inputs).to(device)
     if model.transformer.compiled:
         say(COMPILED)
     if balanced:
@@ -146,7 +145,7 @@ class _Loop:
     ):
         self.config, self.model, self.optimizer, self.microbatch = config, model, optimizer, microbatch
         self.device = model.device
-        spec = build_train_spec(config, inputs, 1, inputs.text)
+        spec = build_train_spec(config, inputs, 1)
         self.loader, self.transform = spec.dataloader, spec.batch_transforms
         self.batches: Any = iter(self.loader)
 
@@ -170,7 +169,7 @@ class _Loop:
         data = time.perf_counter() - start
         for first in range(0, len(batch["tokens"]), self.microbatch):
             part = {key: value[first : first + self.microbatch] for key, value in batch.items()}
-            microbatch_loss(self.model, part, self.config.precision)[1].backward()
+            self.model.mean_loss(part, self.config.precision)[1].backward()
         wait(self.device)
         update = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip_norm)

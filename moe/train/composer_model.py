@@ -19,19 +19,21 @@ import math
 from typing import Any
 
 import torch
+from composer.core import Precision
+from composer.core.precision import get_precision_context
 from composer.models import ComposerModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from moe.config import Config, ModelConfig
-from moe.data.meta import Vocabulary
-from moe.data.text.tokenizer import load_tokenizer, token_bytes
+from moe.data.text.tokenizer import token_bytes
 from moe.model import LossParts, Transformer
 from moe.model.balance import RULES, Balance
 from moe.model.flops import flops_per_token, model_shape
 from moe.model.loss import target_bytes
 from moe.train.compiling import check_compiler, wants_compile
+from moe.train.inputs import Inputs
 
 LOSS_SETTINGS = ("balance_loss", "balance_rate", "router_z_loss")  # of ModelConfig, for MoEModel, not for Transformer
 
@@ -124,6 +126,14 @@ class MoEModel(ComposerModel):
         total = outputs.loss / targets.clamp(min=1) + balance + self.router_z_loss * router_z
         return {"total": total * (batch.get("global_samples", samples) / samples)}
 
+    def mean_loss(self, batch: dict[str, Tensor], precision: str) -> tuple[LossParts, Tensor]:
+        """Forward pass of a microbatch that is the full global batch, outside of a Trainer: its parts, and the mean
+        loss to differentiate. precision: Composer's name of it, e.g. amp_bf16.
+        """
+        with get_precision_context(Precision(precision)):
+            parts = self(batch)
+            return parts, self.loss(parts, batch)["total"]
+
     def eval_forward(self, batch: dict[str, Tensor], outputs: Any = None) -> LossParts:
         return outputs if outputs is not None else self.forward(batch)
 
@@ -146,23 +156,24 @@ def build_transformer(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
     return Transformer(vocab_size=vocab_size, eos_id=eos_id, seed=seed, **settings, **kwargs)
 
 
-def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None, *, on_meta: bool = False) -> MoEModel:
-    """With its initial weights, compiled where `compile` says so. `tokenizer`: where it is loaded from, if elsewhere.
-    on_meta: the transformer has no memory yet; shard_transformer makes this rank's share.
+def build_model(config: Config, inputs: Inputs, *, on_meta: bool = False) -> MoEModel:
+    """With its initial weights, compiled where `compile` says so.
 
+    on_meta: the transformer has no memory yet; shard_transformer makes this rank's share.
     Raises InputError where it is to be compiled and cannot.
     """
-    shape = model_shape(config.model, meta.vocab_size)
+    flops = flops_per_token(**model_shape(config.model, inputs.vocab_size), seq_len=config.max_seq_len)
+    if compiled := wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
+        check_compiler(config.compile)
     with torch.device("meta") if on_meta else contextlib.nullcontext():
         transformer = build_transformer(
             config.model,
-            vocab_size=meta.vocab_size,
-            eos_id=meta.eos_id,
+            vocab_size=inputs.vocab_size,
+            eos_id=inputs.eos_id,
             seed=config.seed,
             activation_checkpointing=config.activation_checkpointing,
         )
-    if wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
-        check_compiler(config.compile)
+    if compiled:
         transformer.compile_blocks()
     return MoEModel(
         transformer,
@@ -173,6 +184,6 @@ def build_model(config: Config, meta: Vocabulary, tokenizer: str | None = None, 
             rate=config.model.balance_rate,
         ),
         router_z_loss=config.model.router_z_loss,
-        flops_per_token=flops_per_token(**shape, seq_len=config.max_seq_len),
-        token_bytes=token_bytes(load_tokenizer(tokenizer or config.tokenizer)),
+        flops_per_token=flops,
+        token_bytes=token_bytes(inputs.tokenizer),
     )

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe.common.task_metrics import SECONDS
 from moe.common.units import say, short
 from moe.config import Config
 from moe.config.steps import Steps
-from moe.data.text.tokenizer import load_tokenizer
-from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, agreed
 from moe.train.inputs import Inputs
 
@@ -72,7 +69,7 @@ def build_requests(config: Config, inputs: Inputs) -> Requests:
     from moe.evaluate.requests import Requests
 
     return Requests(
-        load_tokenizer(inputs.tokenizer_name or config.tokenizer),
+        inputs.tokenizer,
         max_seq_len=config.max_seq_len,
         trained_mask=config.model.document_mask,
     )
@@ -98,12 +95,3 @@ def describe(config: Config, tasks: list[LoadedTask], requests: Requests, steps:
         f"{', '.join(wanted.names)}: {sum(task.questions for task in tasks):,} questions every {wanted.interval}, "
         f"{times:,} time{'s' * (times != 1)}; {short(tokens)} tokens each time, about {share:.1%} of the run's time"
     )
-
-
-def scores_are_due(config: Config, folder: RunFolder, step: int, steps: Steps) -> bool:
-    """Whether to score before training: where the last scoring was interrupted."""
-    from moe.train.logs import logged_at
-
-    if config.eval_tasks is None or not step or not steps.every(config.eval_tasks.interval).due(step):
-        return False
-    return agreed(lambda: not logged_at(folder.metrics(), step, SECONDS), here=RANK == 0)

@@ -19,13 +19,13 @@ from moe.train.compiling import COMPILED
 from moe.train.composer_model import build_model
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.distributed.sharding import shard_transformer
-from moe.train.eval_tasks import find_eval_tasks, scores_are_due
+from moe.train.eval_tasks import find_eval_tasks
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_evaluators, build_train_spec
 from moe.train.lost_processes import interrupted_by_lost_processes
 from moe.train.microbatch import choose_microbatch, microbatch_size
 from moe.train.plan_summary import print_plan
-from moe.train.start import Start, evaluation_is_due, record_start
+from moe.train.start import Start, record_start
 from moe.train.stop import StopSignal
 
 
@@ -49,18 +49,14 @@ def fit(
     steps = Steps.of(config)
     size = microbatch_size(config, WORLD_SIZE, on_gpu)
     more_steps = start.step < steps.total
-    # callbacks of the user's are loaded as they were before the evaluation of that step: they must see it again
-    again = bool(config.callbacks) and more_steps
-    eval_first = evaluation_is_due(config, folder, start.step, steps.every(config.eval_interval), again=again)
-    score_first = scores_are_due(config, folder, start.step, steps)
-    ended = not (more_steps or eval_first or score_first)
+    ended = not (more_steps or start.eval_first or start.score_first)
     tasks = None if ended else find_eval_tasks(config, inputs, steps)
     print_plan(config, inputs, folder, steps, size, chosen, tasks.plan if tasks is not None else None)
     if ended:
         return _nothing_left(config, folder, start, steps)
 
     users = build_user_callbacks(config)
-    model = build_model(config, inputs, inputs.tokenizer_name, on_meta=config.parallelism.fsdp2)
+    model = build_model(config, inputs, on_meta=config.parallelism.fsdp2)
     if model.transformer.compiled:
         say(COMPILED)
     if config.parallelism.fsdp2:
@@ -69,8 +65,8 @@ def fit(
     optimizer = build_optimizer(config.optimizer, model.transformer)
     microbatch = choose_microbatch(size, config, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)
-    train_data = build_train_spec(config, inputs, WORLD_SIZE, inputs.text)
-    writers, finish_logs = record_start(config, folder, start, eval_first, inputs, users)
+    train_data = build_train_spec(config, inputs, WORLD_SIZE)
+    writers, finish_logs = record_start(config, folder, start, inputs, users)
     watchdog = build_watchdog(config, folder, stop)
     callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps, users)
     scores = build_scores(config, tasks, stop, model, steps, microbatch, watchdog, callbacks)
@@ -97,8 +93,8 @@ def fit(
         _train(
             trainer,
             watchdog,
-            eval_first=eval_first,
-            scores=scores[0] if score_first else None,
+            eval_first=start.eval_first,
+            scores=scores[0] if start.score_first else None,
             more_steps=more_steps,
         )
     if more_steps and (reached := int(trainer.state.timestamp.batch)) < steps.total:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,9 @@ from moe.common.paths import refuse_irregular
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
 from moe.config.values import BAD_YAML
+from moe.data.locations import open_folder
 from moe.data.meta import SPLITS, Meta, read_meta
+from moe.data.read.index import read_index
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
@@ -38,8 +42,11 @@ class Inputs:
     epoch_tokens: int | None = None  # None: not known before the text is read
     text: TextPlan | None = None
     former: tuple[str, ...] = ()  # what earlier versions called the same data
-    tokenizer_name: str = ""  # where it is loaded from
-    tokenizer: KeptTokenizer | None = None  # what the run keeps of it; check_data fills it in
+    # what check_data fills in
+    tokenizer: Any = None  # as transformers loads it
+    kept_tokenizer: KeptTokenizer | None = None  # what the run keeps of it
+    train_streams: dict[str, StreamSpec] = field(default_factory=dict)
+    eval_streams: dict[str, StreamSpec] = field(default_factory=dict)
 
 
 def streams_of(data: TrainData | EvalData | None) -> dict[str, StreamSpec]:
@@ -58,9 +65,9 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
     Raises:
         InputError: missing, incomplete or damaged data, another tokenizer, another sequence length, too few sequences.
     """
-    tokenizer, name = _tokenizer_of(config, report)
-    wanted = tokenizer.fingerprint
-    if not tokenizer.files:
+    tokenizer, kept, name = _tokenizer_of(config, report)
+    wanted = kept.fingerprint
+    if not kept.files:
         report(
             f"warning: tokenizer ({config.tokenizer}) changes as transformers saves it; checkpoints will not hold it"
         )
@@ -68,15 +75,16 @@ def check_data(config: Config, report: Callable[[str], None]) -> Inputs:
         inputs = _check_text(config, config.train_data.text, name, report)
     else:
         inputs = _check_streams(config, wanted, report)
-    for stream, spec in streams_of(config.eval_data).items():
+    eval_streams = streams_of(config.eval_data)
+    for stream, spec in eval_streams.items():
         key = f"eval_data.streams.{stream}" if stream else "eval_data"
         _check_folder(config, key, spec, wanted, samples=1, full=False, report=report)
-    return replace(inputs, tokenizer=tokenizer, tokenizer_name=name)
+    return replace(inputs, tokenizer=tokenizer, kept_tokenizer=kept, eval_streams=eval_streams)
 
 
-def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTokenizer, str]:
-    """(the tokenizer, the name or folder that gives it): the run's own copy, where what the config names is the
-    same as before and is gone, or was made anew in the same place.
+def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[Any, KeptTokenizer, str]:
+    """The tokenizer, what the run keeps of it, and the name or folder that gives it: the run's own copy, where what the
+    config names is the same as before and is gone, or was made anew in the same place.
 
     A resumed run is held against its checkpoint and its data all the same. Raises InputError.
     """
@@ -85,19 +93,21 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[KeptTo
     folder = local_folder(config.save_folder, config.run_name)
     own, fault = folder / "tokenizer", None
     try:
-        named = keep_tokenizer(load_tokenizer(config.tokenizer))
+        named = load_tokenizer(config.tokenizer)
+        kept = keep_tokenizer(named)
     except InputError as error:
         if not _went_by(folder, config.tokenizer):
             raise
         fault = str(error)
     else:
         if not _went_by(folder, config.tokenizer):
-            return named, config.tokenizer
-    kept = keep_tokenizer(load_tokenizer(str(own)))
-    if fault is None and kept.fingerprint == named.fingerprint:
-        return named, config.tokenizer
+            return named, kept, config.tokenizer
+    of_run = load_tokenizer(str(own))
+    kept_by_run = keep_tokenizer(of_run)
+    if fault is None and kept_by_run.fingerprint == kept.fingerprint:
+        return named, kept, config.tokenizer
     report(f"{fault or f'tokenizer ({config.tokenizer}) has changed'}; the run continues with its own, {own}")
-    return kept, str(own)
+    return of_run, kept_by_run, str(own)
 
 
 def _went_by(folder: Path, name: str) -> bool:
@@ -134,6 +144,7 @@ def _check_streams(config: Config, wanted: str, report: Callable[[str], None]) -
         fingerprint=prints[0],
         former=(prints[1],),
         epoch_tokens=sum(counts.values()) * config.max_seq_len,
+        train_streams=specs,
         plan=[
             *_describe(specs, available, counts, config.max_seq_len),
             *download_plan(config, specs, {name: counts[name] / available[name] for name in specs}),
@@ -182,15 +193,12 @@ def shards_fingerprint(folder: str | Path) -> str:
     }
     for split in SPLITS:
         path = Path(folder) / split / "index.json"
-        try:
-            shards = json.loads(path.read_bytes())["shards"]
-            content[split] = [
-                [shard["samples"], shard["raw_data"]["bytes"], shard["raw_data"]["hashes"]["xxh64"]] for shard in shards
-            ]
-        except FileNotFoundError:
-            content[split] = None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error!r}); restore it, or convert again") from None
+        content[split] = None
+        if path.exists():
+            shards = read_index(open_folder(path.parent))
+            if unnamed := [shard.name for shard in shards if shard.xxh64 is None]:
+                raise InputError(f"{path}: holds no xxh64 of {unnamed[0]}; restore it, or convert again")
+            content[split] = [[shard.samples, shard.bytes, shard.xxh64] for shard in shards]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -249,7 +257,7 @@ def _check_folder(
     full = full and data.remote is None
     if full:
         report(f"verifying the hashes of {data.local}/{data.split} ...")
-    # of remote data only index.json and meta.json are here yet; each shard is verified as it arrives
+    # of remote data only index.json and meta.json are here yet: remote_sizes.py
     if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise InputError(
@@ -265,13 +273,19 @@ def _check_folder(
 
 
 def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
-    """Copies a small file from the remote to where the shards will be cached."""
+    """Copies a small file from the remote to where the shards will be cached, once on each machine: Streaming's copy of
+    a folder has one temporary name for all processes.
+    """
     from streaming.base.storage import CloudDownloader
 
     if (folder / name).exists():
         return
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     try:
-        CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".fetching", "w") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / name).exists():  # another process of the machine was first
+                CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
     except Exception as error:
         raise InputError(f"{key}.remote ({remote}): {name} cannot be fetched ({error}); correct the address") from None

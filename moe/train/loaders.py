@@ -16,16 +16,16 @@ from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_
 from moe.data.meta import Vocabulary
 from moe.model.documents import document_ends
 from moe.train.distributed.ranks import RANK, WORLD_SIZE
-from moe.train.inputs import Inputs, streams_of
+from moe.train.inputs import Inputs
 
 
-def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: TextPlan | None = None) -> DataSpec:
-    """Training batches with their position. `text` where the config has `train_data.text`."""
-    transforms = batch_transforms(config, meta, on_gpu=torch.cuda.is_available())
-    if text is not None:
-        return _build_text_spec(config, text, world_size, transforms)
+def build_train_spec(config: Config, inputs: Inputs, world_size: int) -> DataSpec:
+    """Training batches with their position."""
+    transforms = batch_transforms(config, inputs, on_gpu=torch.cuda.is_available())
+    if inputs.text is not None:
+        return _build_text_spec(config, inputs.text, world_size, transforms)
     loader = build_train_loader(
-        streams_of(config.train_data),
+        inputs.train_streams,
         shuffle=config.train_data.shuffle,
         seed=config.seed,
         device_batch_size=config.global_train_batch_size // world_size,
@@ -33,7 +33,7 @@ def build_train_spec(config: Config, meta: Vocabulary, world_size: int, text: Te
         num_canonical_nodes=config.train_data.num_canonical_nodes,
         cache_limit=config.train_data.cache_limit,
         verified=True,  # by check_data
-        **_contents(config, meta),
+        **_contents(config, inputs),
     )
     return _train_spec(loader, transforms)
 
@@ -101,7 +101,7 @@ def build_evaluators(config: Config, inputs: Inputs, steps: Steps, microbatch: i
         loaders = {"": build_text_eval_loader(inputs.text, document_mask=config.model.document_mask, **share)}
     else:
         contents = _contents(config, inputs)
-        loaders = {name: build_eval_loader(spec, **share, **contents) for name, spec in streams_of(data).items()}
+        loaders = {name: build_eval_loader(spec, **share, **contents) for name, spec in inputs.eval_streams.items()}
     transforms = batch_transforms(config, inputs, on_gpu=torch.cuda.is_available())
     return [
         Evaluator(

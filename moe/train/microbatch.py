@@ -35,7 +35,6 @@ from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.composer_model import MoEModel
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.distributed.sharding import is_sharded
-from moe.train.microbatch_loss import microbatch_loss
 
 SHARE_OF_MEMORY = 0.9
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
@@ -176,7 +175,7 @@ def _step(model: MoEModel, optimizer: torch.optim.Optimizer, size: int, seq_len:
     batch = {"tokens": tokens, "labels": tokens, "document_ends": document_ends(tokens, eos_id)}
     batch = {key: value.to(model.device) for key, value in batch.items()}
     for _ in range(2):
-        microbatch_loss(model, batch, precision)[1].backward()
+        model.mean_loss(batch, precision)[1].backward()
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ from moe.model.flops import count_parameters, experts_in_words, flops_per_token,
 from moe.optim.auto import Choice, describe
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import WORLD_SIZE
-from moe.train.inputs import Inputs, streams_of
+from moe.train.inputs import Inputs
 
 
 def print_plan(
@@ -33,7 +33,7 @@ def print_plan(
     flops = flops_per_token(**model_shape(config.model, inputs.vocab_size), seq_len=config.max_seq_len) * tokens
     rates = describe(config, chosen, flops=flops)
     first, *more = inputs.plan
-    evaluated = [name or spec.split for name, spec in streams_of(config.eval_data).items()]
+    evaluated = [name or spec.split for name, spec in inputs.eval_streams.items()]
     if config.eval_data is not None and config.eval_data.text:
         evaluated = [f"{config.train_data.text.val_fraction:.2%} of the documents"]  # type: ignore[union-attr]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
-from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
+from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
 from moe.train.start import open_folder, with_precision
 from moe.train.stop import Stopped, StopSignal
 
@@ -44,8 +44,10 @@ def train(config: Config, stop: StopSignal) -> int:
     """
     from moe.optim.auto import resolve
     from moe.train.inputs import check_data
+    from moe.train.remote_sizes import begin_check
 
-    meta = check_data(config, report=say)
+    inputs = check_data(config, report=say)
+    wait_for_sizes = begin_check(config, inputs) if RANK == 0 else lambda: None
     say("starting ...")
     warnings.filterwarnings("ignore", message=".*(is not in the state_dict|pin_memory|No batches were trained).*")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -64,7 +66,7 @@ def train(config: Config, stop: StopSignal) -> int:
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
         stop.peers = join(config, on_gpu=on_gpu)
-    folder, start = open_folder(config, meta)
+    folder, start = open_folder(config, inputs)
     continued = start.load.manifest["config"] if start.load is not None and not start.weights_only else None
     config, chosen = resolve(config, continued)
     if chosen or "auto" in folder.record:
@@ -80,7 +82,8 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
-            return fit(config, meta, folder, start, stop, on_gpu, chosen)
+            agreed(wait_for_sizes, here=RANK == 0)
+            return fit(config, inputs, folder, start, stop, on_gpu, chosen)
     except Stopped as stopped:
         stop.lost(str(stopped))
         folder.end("stopped", say, reason=stop.reason)

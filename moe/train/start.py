@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe.common.errors import InputError
 from moe.common.units import say
-from moe.config import Config, Every, to_yaml
+from moe.config import Config, to_yaml
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ class Start:
     load: Checkpoint | None
     weights_only: bool
     step: int
+    eval_first: bool = False  # at the very start, and where the last evaluation was interrupted
+    score_first: bool = False  # tasks, where their last scoring was interrupted
 
 
-def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
+def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
     """Rank 0 reads the run folder and holds it against the config; all ranks get the same answer, or the same error.
 
     Nothing in it has changed: `record_start` does that.
@@ -58,11 +60,11 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
     from moe.train.distributed.same_folder import check_same_folder
 
     if LOCAL_RANK == 0:
-        _clean_leftovers(config)
+        _clean_leftovers(inputs)
     opened: list[RunFolder] = []
 
     def open_here() -> tuple[dict[str, Any], Checkpoint | None, Start]:
-        folder, start = _open_checked(config, meta, opened)
+        folder, start = _open_checked(config, inputs, opened)
         return folder.record, folder.checkpoint, start
 
     def fetch_here() -> None:  # on another machine of the same run
@@ -88,7 +90,7 @@ def open_folder(config: Config, meta: Inputs) -> tuple[RunFolder, Start]:
     return opened[-1] if opened else RunFolder(path, record, checkpoint), start
 
 
-def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tuple[RunFolder, Start]:
+def _open_checked(config: Config, inputs: Inputs, opened: list[RunFolder]) -> tuple[RunFolder, Start]:
     """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived here."""
     from moe.train.checkpointing.checkpoints import CheckpointError
     from moe.train.checkpointing.run_folder import open_run_folder
@@ -104,7 +106,7 @@ def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tupl
             skip=broken,
         )
         opened.append(folder)
-        start = starting_point(config, meta, folder.checkpoint)
+        start = starting_point(config, inputs, folder.checkpoint)
         try:
             folder.fetch(say)
         except CheckpointError as fault:
@@ -114,19 +116,18 @@ def _open_checked(config: Config, meta: Inputs, opened: list[RunFolder]) -> tupl
             broken.append(start.step)
             folder.let_go()
             continue
-        return folder, start
+        return folder, with_what_is_due(config, inputs, folder, start)
 
 
-def _clean_leftovers(config: Config) -> None:
-    """Shared memory that a killed run left behind for this data; no other run's."""
+def _clean_leftovers(inputs: Inputs) -> None:
+    """Shared memory that a killed run left for this data; no other run's."""
     from moe.data import clean_stale_shared_memory
-    from moe.train.inputs import streams_of
 
-    specs = [*streams_of(config.train_data).values(), *streams_of(config.eval_data).values()]
+    specs = [*inputs.train_streams.values(), *inputs.eval_streams.values()]
     clean_stale_shared_memory([os.path.join(spec.local, spec.split) for spec in specs])
 
 
-def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) -> Start:
+def starting_point(config: Config, inputs: Inputs, checkpoint: Checkpoint | None) -> Start:
     """Where a start begins that has found `checkpoint` in its run folder.
 
     Raises:
@@ -141,9 +142,9 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
         return dataclasses.asdict(resolve(config, kept=continued.manifest["config"] if continued else None)[0])
 
     settings = settings_for(checkpoint)
-    tokenizer = meta.tokenizer.fingerprint if meta.tokenizer is not None else None
+    tokenizer = inputs.kept_tokenizer.fingerprint if inputs.kept_tokenizer is not None else None
     if checkpoint is not None:
-        check_continues(checkpoint, settings, meta.fingerprint, say, tokenizer, former=meta.former)
+        check_continues(checkpoint, settings, inputs.fingerprint, say, tokenizer, former=inputs.former)
         if moved := rate_change(checkpoint.manifest["config"], settings, checkpoint.step):
             say(moved)
         return Start(checkpoint, False, checkpoint.step)
@@ -154,31 +155,39 @@ def starting_point(config: Config, meta: Inputs, checkpoint: Checkpoint | None) 
     except CheckpointError as error:
         raise InputError(f"load_path: {error}") from None
     if config.load_weights_only:
-        check_weights_fit(named, settings, meta.vocab_size, tokenizer, say)
+        check_weights_fit(named, settings, inputs.vocab_size, tokenizer, say)
         say(f"starting from the weights of {named.path}")
         return Start(named, True, 0)
-    check_continues(named, settings_for(named), meta.fingerprint, say, tokenizer, former=meta.former)
+    check_continues(named, settings_for(named), inputs.fingerprint, say, tokenizer, former=inputs.former)
     say(f"starting from the state of {named.path}, step {named.step:,}")
     return Start(named, False, named.step)
 
 
-def evaluation_is_due(config: Config, folder: RunFolder, step: int, every: Every, *, again: bool) -> bool:
-    """Whether to evaluate before training: at the very start, and where the last evaluation was interrupted.
+def with_what_is_due(config: Config, inputs: Inputs, folder: RunFolder, start: Start) -> Start:
+    """Whether to evaluate and to score before training.
 
-    again: also where it was not.
+    Raises:
+        InputError: the run's metrics cannot be read.
     """
-    from moe.train.inputs import streams_of
-    from moe.train.logs import evaluated_at
+    from moe.common.task_metrics import SECONDS
+    from moe.config.steps import Steps
+    from moe.train.logs import evaluated_at, logged_at
 
-    if config.eval_data is None or not (every.due(step) if step else config.eval_first):
-        return False
-    names = streams_of(config.eval_data) or [""]
-    keys = [f"metrics/eval/{name}/loss" if name else "metrics/eval/loss" for name in names]
-    return agreed(lambda: again or not evaluated_at(folder.metrics(), step, keys), here=RANK == 0)
+    step, steps = start.step, Steps.of(config)
+    eval_first = score_first = False
+    if config.eval_data is not None and (steps.every(config.eval_interval).due(step) if step else config.eval_first):
+        names = inputs.eval_streams or [""]
+        keys = [f"metrics/eval/{name}/loss" if name else "metrics/eval/loss" for name in names]
+        # callbacks of the user's are loaded as they were before the evaluation of that step: they must see it again
+        again = bool(config.callbacks) and step < steps.total
+        eval_first = again or not evaluated_at(folder.metrics(), step, keys)
+    if config.eval_tasks is not None and step and steps.every(config.eval_tasks.interval).due(step):
+        score_first = not logged_at(folder.metrics(), step, SECONDS)
+    return dataclasses.replace(start, eval_first=eval_first, score_first=score_first)
 
 
 def record_start(
-    config: Config, folder: RunFolder, start: Start, eval_again: bool, inputs: Inputs, users: UserCallbacks | None
+    config: Config, folder: RunFolder, start: Start, inputs: Inputs, users: UserCallbacks
 ) -> tuple[list[Any], Any]:
     """The start is recorded, with what it changes in its run: after the last check, since what is refused changes
     nothing. Gives the loggers (on rank 0 alone), and what to call with the exit code at the end.
@@ -191,7 +200,7 @@ def record_start(
 
     def open_here() -> None:
         try:
-            opened.append(_open_logs(config, folder, start.step, eval_again, inputs, users))
+            opened.append(_open_logs(config, folder, start, inputs, users))
         except OSError as error:
             raise InputError(
                 f"save_folder ({folder.path}): {error.filename} cannot be written: {error.strerror}"
@@ -202,11 +211,10 @@ def record_start(
 
 
 def _open_logs(
-    config: Config, folder: RunFolder, start_step: int, eval_again: bool, inputs: Inputs, users: UserCallbacks | None
+    config: Config, folder: RunFolder, start: Start, inputs: Inputs, users: UserCallbacks
 ) -> tuple[list[Any], Any]:
     from moe.data.read.text_known import write_known
     from moe.data.text.kept_tokenizer import write_kept
-    from moe.train.callbacks.user import sources
     from moe.train.callbacks.user_classes import write_sources
     from moe.train.checkpointing.checkpoints import TOKENIZER
     from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
@@ -231,37 +239,35 @@ def _open_logs(
     try:
         folder.begin(say)
         (folder.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        tokenizer = inputs.tokenizer
+        tokenizer = inputs.kept_tokenizer
         if tokenizer is not None and tokenizer.files and not write_kept(tokenizer, folder.path / TOKENIZER):
             say(f"warning: {folder.path / TOKENIZER} holds another tokenizer than the run's and is left as it is")
-        if users is not None:
-            write_sources(users.classes, folder.path)
-        if users is not None or "callbacks" in folder.record:
-            folder.note(callbacks=sources(users))
+        write_sources(users.classes, folder.path)
+        if users.sources or "callbacks" in folder.record:
+            folder.note(callbacks=users.sources)
         if inputs.text is not None:
             write_known(folder.path, inputs.text.files)
         metrics = folder.path / "metrics.jsonl"
         reached = last_step(metrics)
-        writers = [jsonl_writer(metrics, start_step if folder.checkpoint else 0, eval_again)]
+        writers = [jsonl_writer(metrics, start.step if folder.checkpoint else 0, start.eval_first)]
         if config.loggers.tensorboard is not None:
-            writers.append(tensorboard_writer(folder.path / "tensorboard", start_step))
-        folder.history.begin(start_step, resumed=folder.checkpoint is not None, reached=reached, ranks=WORLD_SIZE)
+            writers.append(tensorboard_writer(folder.path / "tensorboard", start.step))
+        folder.history.begin(start.step, resumed=folder.checkpoint is not None, reached=reached, ranks=WORLD_SIZE)
     except BaseException:
         finish(1)
         raise
     return writers + written, finish
 
 
-def _expect_changes(config: Config, folder: RunFolder, start: Start, users: UserCallbacks | None) -> None:
+def _expect_changes(config: Config, folder: RunFolder, start: Start, users: UserCallbacks) -> None:
     """Notes what this start changes in its run, for events.jsonl and for each manifest from here on."""
     from moe.optim.rates import rate_change
-    from moe.train.callbacks.user import sources
     from moe.train.checkpointing.changes import command, earlier_changes, new_changes, versions
 
     if start.load is None or start.weights_only:
         return
     manifest, settings = start.load.manifest, dataclasses.asdict(config)
-    changes = new_changes(manifest, settings, versions(), sources(users))
+    changes = new_changes(manifest, settings, versions(), users.sources)
     for change in [change for change in changes if change["key"].startswith("callbacks.")]:
         say(f"changed since the checkpoint: the source of {change['key'].partition('.')[2]} (sha256 {change['now']})")
     folder.history.expect(

@@ -11,7 +11,7 @@ from moe.common.errors import InputError
 from moe.common.units import printable
 from moe.data.text.content import Known, versions_of
 from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of, packed
-from moe.data.text.selection import by_names, select
+from moe.data.text.selection import by_names, doubled_notes, kinds_note, select
 from moe.data.text.walk import OUTPUT, TWICE, walk
 
 MOST_README = 4 << 20
@@ -43,8 +43,8 @@ def local_source(
             )
         if root.is_dir():
             _refuse_output(root, outputs)
-            files, others, said = _chosen(root, shown, config, split, outputs, seen)
-            found += files
+            mine, others, said = _chosen(root, shown, config, split, outputs, seen)
+            found += mine
             left_out += others
             notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in said]
         elif root.exists() and not root.is_file():
@@ -61,11 +61,8 @@ def local_source(
             found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
     if any(one.reason == OUTPUT for one in left_out):
         notes.append("the output lies inside of --dataset; it is not read")
-    kinds = Counter(kind_of(file.name) for file in found)
-    if len({str(kind).split(".")[0] for kind in kinds}) > 1:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=str))
-        notes.append(f"files of several kinds are read together: {counts}")
-    return Source(_source_files(found, known or {}), None, left_out, notes)
+    files = _source_files(found, known or {})
+    return Source(files, None, left_out, [*notes, *kinds_note(file.name for file in files), *doubled_notes(files)])
 
 
 def _chosen(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,6 +80,7 @@ def read_configs(readme: str | None, *, dataset: str) -> list[ReadmeConfig]:
 
 def _configs_block(header: str) -> str | None:
     """The header's part that holds `configs`: a large dataset's header is mostly about columns."""
+    header = textwrap.dedent(header)
     lines = header.splitlines()
     if header.lstrip()[:1] == "{":
         return header if re.search(r"""["']?configs["']?\s*:""", header) else None

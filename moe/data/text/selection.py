@@ -3,6 +3,7 @@
 - With configs in the README, its patterns decide. Without, a split is read from names, and only as far as that is no
   guess: files that name no split are `train`; a file is skipped for another split's name only where files of the split
   asked for are named too. `strangers-on-a-train` is a book among books.
+- Letters' case means nothing, and a number may stand beside a mark: `Train.jsonl`, `test1/`.
 - A mark is strong where it stands for itself (`train/`, `train-00000.parquet`, `wiki.train.txt`) and weak inside of
   other words (`my-train.jsonl`), where it counts if every file has one.
 - Licences and other files about files are skipped where there are data files. All that is skipped is returned.
@@ -11,15 +12,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from moe.common.errors import InputError
 from moe.common.units import printable
-from moe.data.text.files import KNOWN, LeftOut, is_companion, kind_of
+from moe.data.text.files import KNOWN, LeftOut, SourceFile, is_companion, kind_of
 from moe.data.text.readme import choose_config, matcher, read_configs
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+BORDER = "[-_. 0-9]"  # of a word in a name
 UNKNOWN_KIND = f"no kind that is read ({KNOWN})"
 COMPANION = "about the data, not part of it"
 OTHER_CONFIG = "of another --config or --split (README.md)"
@@ -86,13 +89,14 @@ def asked(config: str | None, split: str) -> str:
 
 
 def _strong(name: str, word: str) -> bool:
-    *folders, base = name.split("/")
-    stem = base.rsplit(".", 1)[0]
-    return word in folders or word in base.split(".") or re.split(r"[_.-]", stem)[0] == word
+    *folders, base = name.lower().split("/")
+    stem, word = base.rsplit(".", 1)[0], word.lower()
+    own = [*(folder.rstrip(" 0123456789") for folder in folders), *base.split(".")]
+    return word in own or re.split(BORDER, stem)[0] == word
 
 
 def _weak(name: str, word: str) -> bool:
-    return re.search(rf"(^|[/_.-]){re.escape(word)}([/_.-]|$)", name) is not None
+    return re.search(rf"(^|/|{BORDER}){re.escape(word)}(/|{BORDER}|$)", name, re.IGNORECASE) is not None
 
 
 def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
@@ -128,6 +132,33 @@ def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
     kept = [name for name in data if name not in others]
     unnamed = f", {len(kept) - len(mine)} of them name no split" if not whole else ""
     return Selection(kept, rest, [f"split train: {len(kept)} of {len(data)} files, by their names{unnamed}"])
+
+
+def kinds_note(names: Iterable[str]) -> list[str]:
+    """A line where files of several kinds are read together."""
+    kinds = Counter(kind_of(name) or "" for name in names)
+    if len({kind.split(".")[0] for kind in kinds}) < 2:
+        return []
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return [f"files of several kinds are read together: {counts}"]
+
+
+def doubled_notes(files: Sequence[SourceFile]) -> list[str]:
+    """A line where the same bytes, or a file and its packed form, are read twice: copies are not left out unasked."""
+    first: dict[str, str] = {}
+    twice, packed = [], []
+    names = {file.name for file in files}
+    for file in files:
+        if file.size and (other := first.setdefault(file.version, file.name)) != file.name:
+            twice.append((file.name, other))
+        if (plain := re.sub(r"\.(gz|zst)$", "", file.name)) != file.name and plain in names:
+            packed.append((file.name, plain))
+    return [
+        f"read twice: {len(pairs)} {what}: {', '.join(f'{one} ({other})' for one, other in pairs[:3])}"
+        + ", ..." * (len(pairs) > 3)
+        for what, pairs in (("with the bytes of another file", twice), ("beside what is packed in them", packed))
+        if pairs
+    ]
 
 
 def left_out_lines(left_out: list[LeftOut]) -> list[str]:

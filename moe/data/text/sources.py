@@ -17,13 +17,17 @@ from moe.data.hub import dataset_listing
 from moe.data.text.content import Known
 from moe.data.text.files import Source, SourceFile, kind_of
 from moe.data.text.local import local_source
-from moe.data.text.selection import select
+from moe.data.text.selection import doubled_notes, kinds_note, select
+from moe.data.text.walk import seen_of
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` is `organisation/dataset` and nothing on this machine."""
-    pattern = r"[\w-][\w.-]*/[\w-][\w.-]*"
-    return not Path(name).exists() and kind_of(name) is None and re.fullmatch(pattern, name) is not None
+    """Whether `name` is `organisation/dataset` and nothing on this machine; nor does it begin with a folder that is
+    here: a path with a slip in it is no dataset of a stranger's.
+    """
+    pattern = r"([\w-][\w.-]*)/[\w-][\w.-]*"
+    found = re.fullmatch(pattern, name)
+    return found is not None and kind_of(name) is None and not Path(name).exists() and not Path(found[1]).is_dir()
 
 
 def hub_source(name: str, *, config: str | None, split: str, revision: str | None) -> Source:
@@ -38,14 +42,16 @@ def hub_source(name: str, *, config: str | None, split: str, revision: str | Non
     entries = {entry.path: entry for entry in listing.files}
     readme = listing.text_of(entries["README.md"]) if "README.md" in entries else None
     files = []
-    chosen = select(sorted(entries), readme, dataset=name, config=config, split=split)
+    names, passed = seen_of(sorted(entries), dataset=name)
+    chosen = select(names, readme, dataset=name, config=config, split=split, passed=passed)
     for file in chosen.files:
         entry = entries[file]
         version = entry.sha256 or entry.blob_id or listing.commit
         path, kind = listing.url_path(entry), kind_of(file) or ""
         size = listing.size_of(entry)
         files.append(SourceFile(printable(file), path, kind, size, version, remote=True, listed=entry.listed))
-    return Source(files, listing.commit, chosen.left_out, chosen.notes)
+    notes = [*chosen.notes, *kinds_note(file.name for file in files), *doubled_notes(files)]
+    return Source(files, listing.commit, passed + chosen.left_out, notes)
 
 
 def resolve(

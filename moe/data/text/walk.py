@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from moe.common.errors import InputError
@@ -23,6 +25,7 @@ FOLDER_TWICE = "the same folder as another of these, by another name"
 LOOP = "a link to a folder that holds this one"
 SPECIAL = "no regular file"
 OWN = "made by this project: "
+DATASET = "a converted dataset"
 OUTPUT = OWN + "the output"
 
 
@@ -34,15 +37,15 @@ class Walk:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def made_by_us(folder: str, names: set[str]) -> str | None:
-    """What of this project's the folder is, by the names in it; None for any other."""
+def made_by_us(folder: str, names: set[str], is_there: Callable[[str], bool]) -> str | None:
+    """What of this project's the folder is, by the names in it; None for any other. is_there: of a name below it."""
     splits = names & {"train", "val"}  # others have a meta.json beside such folders, too
-    if "meta.json" in names and any(os.path.lexists(os.path.join(folder, split, "index.json")) for split in splits):
-        return "a converted dataset"
+    if "meta.json" in names and any(is_there(f"{split}/index.json") for split in splits):
+        return DATASET
     if {"meta.json", "conversion.json"} <= names:
-        return "a converted dataset"
+        return DATASET
     if "index.json" in names and any(name.endswith(".mds") for name in names):
-        return "a converted dataset"
+        return DATASET
     if folder.endswith(".partial") and names & {"plan.json", "units", "merged"}:
         return "a conversion that is not complete"
     if "run.json" in names and names & {"config.yaml", "events.jsonl", "metrics.jsonl", ".lock"}:
@@ -52,6 +55,39 @@ def made_by_us(folder: str, names: set[str]) -> str | None:
     if "tokenizer.json" in names and names & {"tokenizer_config.json", "special_tokens_map.json", "config.json"}:
         return "a tokenizer or an export"
     return None
+
+
+def seen_of(names: Sequence[str], *, dataset: str) -> tuple[list[str], list[LeftOut]]:
+    """The files of a listing that a walk would find, and what it would pass over. Raises InputError as `walk` does."""
+    there, inside = set(names), dict[str, set[str]]()
+    for name in names:
+        while name:
+            folder, _, base = name.rpartition("/")
+            inside.setdefault(folder, set()).add(base)
+            name = folder
+    own = {}
+    for folder, bases in inside.items():
+        prefix = f"{folder}/" if folder else ""
+        if made := made_by_us(folder, bases, lambda name, prefix=prefix: prefix + name in there):  # type: ignore[misc]
+            own[folder] = made
+    if own.pop("", None) == DATASET:  # a tokenizer may lie beside the text: what is its own is known by name
+        raise InputError(f"--dataset {dataset}: is {DATASET}, not text; give the text's own dataset")
+    kept: list[str] = []
+    left_out: dict[str, LeftOut] = {}
+    for name in names:
+        above = ["/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)]
+        ours = next((folder for folder in above if folder in own), None)
+        if any(part.startswith(".") for part in name.split("/")):
+            left_out[name] = LeftOut(name, HIDDEN)
+        elif ours is not None:
+            left_out[ours] = LeftOut(f"{ours}/", OWN + own[ours])
+        else:
+            kept.append(name)
+    return kept, list(left_out.values())
+
+
+def _is_there(folder: str, name: str) -> bool:
+    return os.path.lexists(os.path.join(folder, name))
 
 
 def _listed(folder: str) -> list[os.DirEntry]:
@@ -89,7 +125,7 @@ def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -
                 continue
             folders.add(key)
             entries = _listed(folder)
-            own = made_by_us(folder, {entry.name for entry in entries})
+            own = made_by_us(folder, {entry.name for entry in entries}, partial(_is_there, folder))
             if folder != top and os.path.realpath(folder) in written:
                 found.left_out.append(LeftOut(prefix, OUTPUT))
                 continue

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from moe.common.units import printable
 from moe.data.text.encoders import build_encoder
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
@@ -20,7 +21,6 @@ from moe.data.write.plan import Plan
 from moe.data.write.progress import clock, human
 
 SECONDS = 3.0
-SHOWN = 200  # files
 
 
 def measure(plan: Plan, units: list[Unit]) -> tuple[int, int, int, float]:
@@ -45,9 +45,8 @@ def measure(plan: Plan, units: list[Unit]) -> tuple[int, int, int, float]:
 def forecast(plan: Plan) -> list[str]:
     """Lines for a person."""
     files = [file for file in plan.source.files if file.name not in plan.bad]
-    lines = [f"in: {file.name} ({file.kind}, {file.size:,} bytes)" for file in files[:SHOWN]]
-    if len(files) > SHOWN:
-        lines.append(f"in: and {len(files) - SHOWN:,} more files")
+    lines = [f"in: {file.name} ({file.kind}, {file.size:,} bytes)" for file in files]
+    lines += [f"out: {printable(one.name)}: {one.reason}" for one in plan.source.left_out]
     lines += [f"cannot be read: {name}: {reason}" for name, reason in plan.bad.items()]
     by_kind: dict[str, list[Unit]] = {}
     for unit in plan.units:

@@ -12,6 +12,7 @@ from moe.common.environment import is_silent, number, settle
 from moe.common.errors import InputError
 from moe.common.units import complain, show, tell
 from moe.config import Config
+from moe.plan.checks.redact import redacted
 from moe.plan.checks.result import Result
 
 INDENT = 21
@@ -60,7 +61,8 @@ def show_checks(load: Callable[[], Config], source: str, *, fast: bool = False, 
     states = [result.state for result in results]
     say(f"{states.count('pass')} pass, {states.count('warn')} warn, {states.count('fail')} fail")
     if as_json:
-        show(json.dumps({"ok": "fail" not in states, "results": [result._asdict() for result in results]}, indent=1))
+        rows = [{**result._asdict(), "text": redacted(result.text)} for result in results]
+        show(json.dumps({"ok": "fail" not in states, "results": rows}, indent=1))
     return 2 if "fail" in states else 0
 
 

@@ -74,18 +74,16 @@ class _Trial:
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.precision = config.precision if on_gpu else "fp32"
         samples = microbatch_size(config, 1, on_gpu)
-        spec = build_train_spec(config, inputs, 1, inputs.text)
+        spec = build_train_spec(config, inputs, 1)
         batch = spec.batch_transforms(next(iter(spec.dataloader)))  # as a run: on a GPU its documents are counted
         rows = 1 if samples == "auto" else int(samples)
         self.batch = {key: value[:rows].to(self.device) for key, value in batch.items()}
-        self.model = build_model(config, inputs, inputs.tokenizer_name).to(self.device)
+        self.model = build_model(config, inputs).to(self.device)
         self.optimizer = build_optimizer(config.optimizer, self.model.transformer)
 
     def loss(self) -> Any:
         """Of the microbatch: LossParts, and the loss to differentiate."""
-        from moe.train.microbatch_loss import microbatch_loss
-
-        return microbatch_loss(self.model, self.batch, self.precision)
+        return self.model.mean_loss(self.batch, self.precision)
 
     def mean_loss(self) -> float:
         """Per target, in nats, without dropout."""

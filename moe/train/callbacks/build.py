@@ -14,7 +14,6 @@ from composer.loggers import LoggerDestination
 from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
-from moe.data.text.tokenizer import load_tokenizer
 from moe.optim.muon import Muon
 from moe.optim.rates import schedule
 from moe.train.callbacks.alarms import Alarms
@@ -29,7 +28,7 @@ from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.callbacks.seeding import StepSeed
 from moe.train.callbacks.task_scores import TaskScores
 from moe.train.callbacks.throughput import Throughput
-from moe.train.callbacks.user import UserCallbacks, sources
+from moe.train.callbacks.user import UserCallbacks
 from moe.train.callbacks.weights import WeightNorms
 from moe.train.checkpointing.changes import versions
 from moe.train.checkpointing.checkpoints import TOKENIZER
@@ -50,11 +49,11 @@ def build_callbacks(
     model: MoEModel,
     optimizer: Muon,
     steps: Steps,
-    users: UserCallbacks | None = None,
+    users: UserCallbacks,
 ) -> list[Callback]:
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
     log = steps.every(config.log_interval)
-    tokenizer_files = meta.tokenizer.files if meta.tokenizer is not None else {}
+    tokenizer_files = meta.kept_tokenizer.files if meta.kept_tokenizer is not None else {}
     clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
     callbacks: list[Callback] = [
         Throughput(flops_per_token=model.flops_per_token, log=log),
@@ -85,18 +84,17 @@ def build_callbacks(
                 "data": meta.fingerprint,
                 "eos_id": meta.eos_id,
                 "vocab_size": meta.vocab_size,
-                "tokenizer": meta.tokenizer.fingerprint if meta.tokenizer is not None else None,
+                "tokenizer": meta.kept_tokenizer.fingerprint if meta.kept_tokenizer is not None else None,
                 "versions": versions(),
                 "changes": folder.history.changes,
-                "callbacks": sources(users),
+                "callbacks": users.sources,
             },
         ),
     ]
     *ours, saver = callbacks
     if config.eval_data is not None and config.sample_prompts:
-        tokenizer = load_tokenizer(meta.tokenizer_name or config.tokenizer)
-        ours.append(Samples(model.transformer, tokenizer, list(config.sample_prompts)))
-    return [*ours, *([users] if users is not None else []), saver]
+        ours.append(Samples(model.transformer, meta.tokenizer, list(config.sample_prompts)))
+    return [*ours, *([users] if users.classes else []), saver]
 
 
 def build_scores(

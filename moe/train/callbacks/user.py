@@ -43,6 +43,7 @@ class UserCallbacks(Callback):
 
     def __init__(self, found: Sequence[UserClass], *, seed: int):
         self.classes = found
+        self.sources = {one.key: one.sha256 for one in found}  # sha256 of the source of each
         self.callbacks = {one.key: one.callback for one in found}
         self.seed = seed
         self._step = -1
@@ -114,10 +115,8 @@ class UserCallbacks(Callback):
         return None
 
 
-def build_user_callbacks(config: Config) -> UserCallbacks | None:
-    """None where the yaml names none. Raises InputError, on every rank alike, where one cannot be used."""
-    if not config.callbacks:
-        return None
+def build_user_callbacks(config: Config) -> UserCallbacks:
+    """Raises InputError, on every rank alike, where one cannot be used."""
     made: list[UserCallbacks] = []
 
     def make() -> None:
@@ -125,11 +124,6 @@ def build_user_callbacks(config: Config) -> UserCallbacks | None:
 
     agreed(make, here=True)
     return made[0]
-
-
-def sources(users: UserCallbacks | None) -> dict[str, str | None]:
-    """sha256 of the source of each, by its key."""
-    return {one.key: one.sha256 for one in users.classes} if users is not None else {}
 
 
 def _has_state(callback: Callback) -> bool:

@@ -18,6 +18,7 @@ from moe.config import ConfigError, load_config
 from moe.data.text.train_tokenizer import train_tokenizer
 from moe.data.write.flags import add_convert_arguments, add_tokenizer_arguments, convert_from, train_tokenizer_from
 from moe.use.export.flags import add_arguments, export_from
+from tests.tiny import tiny_config, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,19 @@ def test_removal_takes_what_the_mark_lists_and_nothing_else(tmp_path: Path) -> N
     (folder / "half").write_text("a")
     remove_own(folder, "export", "--out")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("sign", "#?")
+def test_an_address_that_streaming_would_cut_is_refused_for_data(tmp_path: Path, capsys, sign: str) -> None:
+    """A19: `s3://b/set#1` was converted to, and training looked for `s3://b/set`."""
+    address = f"s3://bucket/set{sign}1"
+    (tmp_path / "a.txt").write_text("a\n")
+    assert main(["convert", "--dataset", str(tmp_path / "a.txt"), "--out", address]) == 2
+    assert f"cuts an address at '{sign}'" in capsys.readouterr().err
+    path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
+    with pytest.raises(ConfigError, match=r"train_data\.remote .*cuts an address"):
+        load_config(path, [f"train_data={{local: x, remote: '{address}'}}"])
+    load_config(path, [f"train_data={{local: x, remote: '{tmp_path}/set{sign}1'}}"])  # a folder is no address
 
 
 def test_an_address_is_no_folder(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from moe.cli.main import main
 from moe.config import load_config
-from moe.data.meta import read_meta
 from moe.model.flops import count_parameters, flops_per_token, model_shape
 from moe.plan.profile import deal_out, profile_run
 from moe.plan.profile_parts import part_flops
@@ -44,7 +43,7 @@ def test_rows_add_up_to_the_step_and_the_parts_keep_what_they_keep_in_the_model(
     assert (
         found.rows[2].saved >= 2 * config.model.n_layers * config.model.top_k * 4 * 32 * config.model.expert_hidden * 4
     )
-    weights = sum(p.numel() * 4 for p in build_model(config, read_meta(tiny / "data")).parameters())
+    weights = sum(p.numel() * 4 for p in build_model(config, check_data(config, print)).parameters())
     assert found.memory["weights"] == found.memory["gradients"] == weights < found.memory["optimizer"] < 2 * weights
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert any(event.get("name", "").startswith("aten::mm") for event in events)
@@ -67,7 +66,7 @@ def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_p
 
 def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> None:
     config = load_config(tiny / "tiny.yaml")
-    model = build_model(config, read_meta(tiny / "data"))
+    model = build_model(config, check_data(config, print))
     tokens = torch.full((2, 32), 5)  # all alike: the router would send them all to the same experts
     with torch.no_grad():
         plain = model.transformer(tokens, tokens)

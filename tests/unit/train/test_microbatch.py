@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from moe.config import load_config
-from moe.data.meta import read_meta
 from moe.optim.groups import build_optimizer
 from moe.train import microbatch
 from moe.train.composer_model import MoEModel, build_model
 from moe.train.distributed.sharding import shard_transformer
+from moe.train.inputs import check_data
 from moe.train.microbatch import find_microbatch
 from tests.ranks import on_ranks
 from tests.unit.train.runs import assert_same_run, die_after, rows, train
@@ -22,7 +22,7 @@ from tests.unit.train.runs import assert_same_run, die_after, rows, train
 @pytest.fixture
 def made(tiny: Path):
     config = load_config(tiny / "tiny.yaml")
-    model = build_model(config, read_meta(tiny / "data"))
+    model = build_model(config, check_data(config, print))
     return model, build_optimizer(config.optimizer, model.transformer)
 
 

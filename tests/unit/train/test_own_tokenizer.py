@@ -114,9 +114,9 @@ def test_validation_data_leaves_the_tokenizer_its_name(tiny: Path, own: Path, tm
     streams = {"web": {"local": data, "split": "val"}}
     changes = {"eval_data": {"streams": streams} if named else {"local": data}, "save_folder": str(tmp_path / "run")}
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny, tokenizer=str(own), **changes))
-    assert check_data(load_config(path), lambda line: None).tokenizer_name == str(own)
+    assert check_data(load_config(path), lambda line: None).tokenizer.name_or_path == str(own)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(f"tokenizer: {own}\n")
     kept = shutil.copytree(own, tmp_path / "run" / "tokenizer")
     train_anew(own)
-    assert check_data(load_config(path), lambda line: None).tokenizer_name == str(kept), "resumed with its own"
+    assert check_data(load_config(path), lambda line: None).tokenizer.name_or_path == str(kept), "resumed with its own"

@@ -61,15 +61,16 @@ def test_the_loss_and_the_weights_do_not_depend_on_the_microbatch(tiny: Path, tm
 
 def test_the_first_loss_is_the_mean_over_targets_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
     from moe.config import load_config
-    from moe.data.meta import read_meta
     from moe.train.composer_model import build_model
+    from moe.train.inputs import check_data
     from moe.train.loaders import build_train_spec
 
     settings = ["model.dropout=0", "max_duration=1ba", "scheduler.t_warmup=0ba", "device_train_microbatch_size=3"]
     folder = train(tiny, tmp_path, *settings)[1]
-    config, meta = load_config(tmp_path / "c.yaml", settings), read_meta(tiny / "data")
-    batch = next(iter(build_train_spec(config, meta, 1).dataloader))
-    logits = build_model(config, meta).transformer(batch["tokens"])
+    config = load_config(tmp_path / "c.yaml", settings)
+    inputs = check_data(config, print)
+    batch = next(iter(build_train_spec(config, inputs, 1).dataloader))
+    logits = build_model(config, inputs).transformer(batch["tokens"])
     plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert (batch["labels"] == -100).any()
     assert rows(folder, "train/loss")[1] == pytest.approx(plain.item(), abs=1e-5)
@@ -336,11 +337,12 @@ def test_an_interrupted_evaluation_is_made_up_for(tiny: Path, tmp_path: Path, mo
 
 def test_batches_for_a_gpu_count_their_documents_before_they_leave(tiny: Path) -> None:
     from moe.config import load_config
-    from moe.data.meta import read_meta
     from moe.model.documents import document_ends
     from moe.train import loaders
+    from moe.train.inputs import check_data
 
-    config, meta = load_config(tiny / "tiny.yaml"), read_meta(tiny / "data")
+    config = load_config(tiny / "tiny.yaml")
+    meta = check_data(config, print)
     spec = loaders.build_train_spec(config, meta, 1)
     batch = next(iter(spec.dataloader))
     assert spec.batch_transforms(batch).keys() == {"tokens", "labels"}

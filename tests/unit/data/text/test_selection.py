@@ -1,6 +1,7 @@
 """Which files a dataset is: the walk, the choice by names and README, and names that are of one file each."""
 
 import errno
+import gzip
 import os
 import random
 import time
@@ -14,7 +15,7 @@ from moe.common.errors import InputError
 from moe.data.text.files import KINDS
 from moe.data.text.readme import matcher, read_configs
 from moe.data.text.selection import left_out_lines
-from moe.data.text.sources import resolve
+from moe.data.text.sources import is_hub_name, resolve
 from tests.chaos.foreign import readme_header
 
 
@@ -47,10 +48,16 @@ def test_a_split_is_not_guessed_from_one_of_ten_names(tmp_path):
         (["my-train.jsonl", "my-test.jsonl"], "train", ["my-train.jsonl"]),
         (["a.jsonl", "acid-test.jsonl"], "train", ["a.jsonl", "acid-test.jsonl"]),
         (["a.jsonl", "b-test.jsonl"], "test", ["b-test.jsonl"]),
+        (["Train.jsonl", "Test.jsonl"], "train", ["Train.jsonl"]),
+        (["TRAIN/a.jsonl", "Test/b.jsonl", "Val.jsonl"], "train", ["TRAIN/a.jsonl"]),
+        (["train1.jsonl", "train 2.jsonl", "test1.jsonl"], "train", ["train 2.jsonl", "train1.jsonl"]),
+        (["train1/a.jsonl", "test2/a.jsonl", "b.jsonl"], "train", ["b.jsonl", "train1/a.jsonl"]),
+        (["sft Train.jsonl", "sft Eval2.jsonl"], "train", ["sft Train.jsonl"]),
+        (["Train.jsonl", "DEV.jsonl"], "dev", ["DEV.jsonl"]),
     ],
 )
 def test_what_names_decide_is_told(tmp_path, names, split, expected):
-    """A6: a choice by names stands in a line of its own, and so does every file that it leaves out."""
+    """A6, A20: a choice by names stands in a line of its own, and so does every file that it leaves out."""
     source = source_of(lay(tmp_path, *names), split=split)
     assert [file.name for file in source.files] == expected
     assert source.notes
@@ -86,6 +93,42 @@ def test_each_real_file_is_read_once(tmp_path):
     left = {one.name for one in source.left_out}
     assert {"0-link.jsonl", "hard.jsonl", "again/", "sub/loop/", "up/", ".cache/", "sub/.old/"} <= left
     assert all(": " in line for line in left_out_lines(source.left_out))
+
+
+def test_bytes_that_are_read_twice_are_told(tmp_path):
+    """A22: `cp` and `gzip -k` gave every document twice without a word."""
+    lay(tmp_path, "a.jsonl", "b.jsonl", "empty.jsonl", "also-empty.jsonl")
+    for name in ("empty.jsonl", "also-empty.jsonl"):
+        (tmp_path / name).write_text("")
+    assert source_of(tmp_path).notes == []
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/copy.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    source = source_of(tmp_path)
+    assert source.notes == [
+        "read twice: 1 with the bytes of another file: sub/copy.jsonl (a.jsonl)",
+        "read twice: 1 beside what is packed in them: b.jsonl.gz (b.jsonl)",
+    ]
+    assert len(source.files) == 6, "a copy may be meant: it is told, not left out"
+
+
+def test_a_path_with_a_slip_in_it_is_no_dataset_of_a_strangers(tmp_path, monkeypatch):
+    """A23: the hub was asked first, and would have been taken at its word."""
+    lay(tmp_path / "books", "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_name("books/b") and not is_hub_name("books/a.jsonl") and is_hub_name("Books/b")
+    with pytest.raises(InputError, match="--dataset books/b: no such file or folder"):
+        resolve(dataset=("books/b",), config=None, split="train", revision=None)
+
+
+def test_configs_are_read_however_far_the_header_is_indented(tmp_path):
+    """A24: valid YAML, and its configs were passed over."""
+    lay(tmp_path, "one.jsonl", "two.jsonl")
+    header = (
+        "---\n  license: odc-by\n  configs:\n  - config_name: default\n    data_files: two.jsonl\n  tags: [a]\n---\n"
+    )
+    (tmp_path / "README.md").write_text(header)
+    assert names_of(tmp_path) == ["two.jsonl"]
 
 
 def test_files_of_other_kinds_are_counted_and_a_pipe_is_not_opened(tmp_path):

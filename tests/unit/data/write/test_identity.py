@@ -154,7 +154,8 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, make_request, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert convert(make_request(dry_run=True)) is None
     told = capsys.readouterr().out
-    for line in ("in: a.parquet (parquet, ", "left out: 1 no kind that is read", "estimate, ", "disk ", "time "):
+    files = ("in: a.parquet (parquet, ", "out: b.docx: no kind", "left out: 1 no kind that is read")
+    for line in (*files, "estimate, ", "disk ", "time "):
         assert line in told
     assert sorted(tmp_path.rglob("*")) == before
 

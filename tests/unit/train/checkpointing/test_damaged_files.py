@@ -68,14 +68,17 @@ def test_a_file_in_the_place_of_an_unfinished_write_stays_and_hinders_nothing(tm
 
 
 def test_a_metrics_file_that_is_a_folder_is_named_on_every_rank(tmp_path: Path) -> None:
-    from moe.config import Every, load_config, parse_time
-    from moe.train.start import evaluation_is_due
+    from moe.config import load_config
+    from moe.train.distributed.ranks import agreed
+    from moe.train.inputs import Inputs
+    from moe.train.start import Start, with_what_is_due
 
-    config = load_config(write_config(tmp_path / "c.yaml", tiny_config(tmp_path)))
+    settings = tiny_config(tmp_path, eval_first=True)
+    config = load_config(write_config(tmp_path / "c.yaml", settings))
     folder = open_folder(tmp_path / "run")
     (tmp_path / "run/metrics.jsonl").mkdir()
     with pytest.raises(InputError, match=r"metrics\.jsonl: Is a directory"):
-        evaluation_is_due(config, folder, 0, Every(parse_time("2ba"), 1, 10), again=False)
+        agreed(lambda: with_what_is_due(config, Inputs(64, 0, "", []), folder, Start(None, False, 0)), here=True)
 
 
 @pytest.mark.parametrize("line", ['{"step": "3"}', '{"step": null}', '{"step": -1}', "[3]", '"step"', "{", "\xff"])

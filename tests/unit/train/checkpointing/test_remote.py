@@ -51,6 +51,15 @@ def test_a_run_on_s3_goes_on_on_a_machine_that_has_nothing_of_it(
     assert [event["event"] for event in told if event["event"] != "checkpoint"] == ["start", "failed", "resume", "done"]
 
 
+@pytest.mark.parametrize("sign", "#?%&")
+def test_runs_whose_addresses_differ_after_a_sign_are_two(bucket: str, sign: str) -> None:
+    """A19: the address was read as a URL, so that `exp#1` and `exp#2` were one run, `exp`."""
+    one, other = (RemoteFolder(f"{bucket}/exp{sign}{n}/run/") for n in (1, 2))
+    one.write("run.json", b"one")
+    assert other.read("run.json") is None and other.list() == {}
+    assert list(RemoteFolder(bucket).list()) == [f"exp{sign}1/run/run.json"]
+
+
 def test_row05_remote_retention_counts_what_stood_there_before_a_resume(tiny: Path, bucket: str) -> None:
     """Stock retention forgets the files of earlier starts, and remote ones."""
     for steps in (4, 8, 12):
