@@ -6,6 +6,7 @@ Reported, not changed: a default that loses by more than the spread is changed b
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -61,24 +62,32 @@ def _experts(run: Run, name: str) -> None:
         run.figure(f"{name}: experts, grouped_mm", rate(experts_grouped_mm), "TFLOP/s", top=True)
     if importlib.util.find_spec("triton") is None:
         return
-    plain, found = grouped_gemm._tile, {}
-    grid = product((64, 128), (32, 64), (4, 8), (3,)) if not run.dry else [(16, 16, 4, 2)]
+    run.figure(f"{name}: experts, Triton as it is", rate(experts_triton), "TFLOP/s", top=True)
+    sizes = product((64, 128), (32, 64), (4, 8)) if not run.dry else [(16, 16, 4)]
+    rows = [{"BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": 3} for n, k, warps in sizes]
+    _tiles(run, f"{name}: experts, rows", "_tile", rows, lambda: rate(experts_triton))
+    counts_of = product((32, 64), (4, 8)) if not run.dry else [(16, 4)]
+    weights = [{"BLOCK_N": n, "num_warps": warps, "num_stages": 3} for n, warps in counts_of]
+    _tiles(run, f"{name}: experts, weight gradient", "_weight_tile", weights, lambda: rate(experts_triton))
+
+
+def _tiles(run: Run, name: str, function: str, tiles: list[dict[str, int]], rate: Callable[[], float]) -> None:
+    """The best of `tiles` where `function` of grouped_gemm gives them; as many as there is time for."""
+    plain, found = getattr(grouped_gemm, function), {}
     try:
-        run.figure(f"{name}: experts, Triton as it is", rate(experts_triton), "TFLOP/s", top=True)
-        for height, inner, warps, stages in grid:
+        for tile in tiles:
             if run.left() < 20 and not run.dry:
                 break
-            tile = {"BLOCK_N": height, "BLOCK_K": inner, "num_warps": warps, "num_stages": stages}
-            grouped_gemm._tile = lambda tile=tile, **_: tile  # type: ignore[assignment]
+            setattr(grouped_gemm, function, lambda tile=tile, **_: tile)
             try:
-                found[f"{height} rows, {inner} inner, {warps} warps, {stages} stages"] = rate(experts_triton)
+                found[", ".join(f"{key} {value}" for key, value in tile.items())] = rate()
             except Exception as error:  # more shared memory than the card has
                 run.figure(f"{name}: tile of {tile} does not run", str(error).splitlines()[0][:200])
     finally:
-        grouped_gemm._tile = plain
+        setattr(grouped_gemm, function, plain)
     best = max(found, key=lambda key: found[key], default=None)
     if best is not None:
-        run.figure(f"{name}: experts, best Triton tile ({best})", found[best], "TFLOP/s")
+        run.figure(f"{name}, best Triton tile ({best})", found[best], "TFLOP/s")
 
 
 def _chunks(run: Run) -> None:
