@@ -28,7 +28,7 @@ def tune(run: Run) -> None:
     _head(run)
     _chunks(run)
     _padding(run)
-    for name in ("500m", "fine"):
+    for name in ("500m", "fine") if not run.dry else ("500m",):
         if run.left() < NEEDED and not run.dry:
             run.figure(f"{name}: left out", f"only {run.left():.0f} s were left")
             continue
