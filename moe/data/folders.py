@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -37,8 +38,8 @@ class Folder(Protocol):
     def open(self, name: str) -> BinaryIO | None:
         """The file, to be read from its front and to be closed; None where there is none."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Make or replace a file."""
+    def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
+        """Make or replace a file, of bytes or pieces of them."""
 
     def scratch(self, label: str) -> AbstractContextManager[Path]:
         """An empty folder on this machine, to make files in; gone afterwards."""
@@ -92,11 +93,12 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(content)
+        with open(aside, "wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
         os.rename(aside, path)
 
     @contextmanager
@@ -114,9 +116,14 @@ class LocalFolder:
     def adopt(self, made: Path, name: str, mark: str) -> None:
         try:
             os.rename(made, self.path / name)
-        except OSError:  # another process made the same, in the same moment
-            if not (self.path / name / mark).exists():
+        except OSError as error:  # another process made the same, in the same moment
+            if (self.path / name / mark).exists():
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            raise InputError(
+                f"{self.path / name} holds no {mark}, as after a power cut; remove it and run the same command again"
+            ) from None
 
     def copy(self, source: Folder, name: str, own_name: str) -> None:
         assert isinstance(source, LocalFolder)

@@ -1,36 +1,51 @@
 """Finished units, by name, in a folder: each by itself or many in one item (items.py).
 
 - `<unit>/` has shards, rests, lengths, hashes and, written last, the done mark; `<item>/` the same of many units.
-- Of a unit that is done only its counts stay in memory: marks are read again when they are needed.
+- Of a unit that is done only its key, counts and item stay in memory: marks are read again when they are needed.
+- A power cut leaves files without content under names that say complete. What is damaged is refused, with the folders
+  to remove: without them the same command makes those units anew.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import threading
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
 
 from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
-from moe.data.text.files import Unit
+from moe.data.text.files import Unit, key_of, name_of
 
 MARK = "done.json"
 ITEM = re.compile(r"(\d{5,}-\d{13}-[0-9a-f]{16})/done\.json")
 PARSING = threading.Lock()  # numpy parses a header by ast, which fails in Python 3.11 where two threads do it at once
+MOST_NAMED = 20  # folders, in a message
 ALONE = re.compile(r"(\d{5,}-\d{13})/done\.json")
 
 
+class Mark(TypedDict):
+    """Of a unit's done mark, what is read of it here."""
+
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    limited: bool
+
+
 class Done(NamedTuple):
-    """Of a unit's done mark: both splits together, and whether one of the job's limits ended it."""
+    """Of a unit's done mark: both splits together, and whether one of the job's limits ended it. `item`: the folder
+    that it was made in with others; None for a unit by itself.
+    """
 
     documents: int
     tokens: int
     limited: bool
+    item: str | None
 
 
 class Rest(NamedTuple):
@@ -47,7 +62,26 @@ class Rest(NamedTuple):
 def item_marks(folder: Folder, item: str) -> dict[str, dict[str, Any]] | None:
     """The done marks of an item's units, by their names, in order; None where it is not done."""
     content = folder.read(f"{item}/{MARK}")
-    return None if content is None else json.loads(content)["units"]
+    return None if content is None else _parsed(folder, f"{item}/{MARK}", content, dict[str, dict[str, Any]])["units"]
+
+
+def _parsed(folder: Folder, name: str, content: bytes, shape: Any = dict[str, Any]) -> Any:
+    try:
+        return parse_json(content, shape)
+    except ValueError:
+        raise damaged(folder, name, "is no done mark") from None
+
+
+def damaged(folder: Folder, name: str, fault: str) -> InputError:
+    """The error of a file of a finished unit; names the units of all files without content, too."""
+    empty = [found for found, size in folder.sizes().items() if not size and not found.endswith(".rest")]
+    homes = sorted({found.split("/")[0] for found in (name, *empty) if not found.startswith(".")})
+    named = ", ".join(f"{folder}/{home}" for home in homes[:MOST_NAMED])
+    more = f" and {len(homes) - MOST_NAMED} more with files of 0 bytes" * (len(homes) > MOST_NAMED)
+    return InputError(
+        f"{folder}/{name}: {fault}, as after a power cut or on a damaged disk; remove {named}{more} and run the same "
+        "command again: what is removed is made again, all else is kept"
+    )
 
 
 class UnitStore:
@@ -56,8 +90,7 @@ class UnitStore:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._sizes: dict[str, int] | None = None
-        self._done: dict[str, Done] = {}
-        self._item_of: dict[str, str] = {}
+        self._done: dict[int, Done] = {}  # by Unit.key: a million names would be 100 MB
         self._noted: set[str] = set()  # items
         self._last: tuple[str, dict[str, dict[str, Any]]] = ("", {})
         self._last_arrays: dict[str, tuple[str, np.ndarray]] = {}  # of each name
@@ -74,20 +107,22 @@ class UnitStore:
                 f"{self.folder}/{unit.name} was made elsewhere and is not visible here; "
                 "give an --out that all machines share, or s3://"
             )
-        self._done[unit.name] = _brief(json.loads(content))
+        known = self._done.get(unit.key)
+        mark = _parsed(self.folder, f"{unit.name}/{MARK}", content, Mark)
+        self._done[unit.key] = _brief(mark, known and known.item)
 
     def note_item(self, item: str, units: tuple[Unit, ...]) -> None:
         """Units of this item were just made, in it or by themselves; the job's limits may have spared some."""
         if item_marks(self.folder, item) is not None:
             self._note_marks(item)
-        alone = [unit for unit in units if unit.name not in self._done]
+        alone = [unit for unit in units if unit.key not in self._done]
         for unit in alone:
             if item not in self._noted or self.folder.read(f"{unit.name}/{MARK}") is not None:
                 self.note(unit)
 
     def _note_marks(self, item: str) -> None:
         for name, mark in self._marks(item).items():
-            self._done[name], self._item_of[name] = _brief(mark), item
+            self._done[key_of(name)] = _brief(mark, item)
         self._noted.add(item)
 
     def _marks(self, item: str) -> dict[str, dict[str, Any]]:
@@ -108,32 +143,33 @@ class UnitStore:
 
     def done(self, unit: Unit) -> Done | None:
         """What the unit's done mark counts; None while it is not done."""
-        if unit.name not in self._done:
+        if unit.key not in self._done:
             sizes = self._list()
-            if unit.name not in self._done:
+            if unit.key not in self._done:
                 if f"{unit.name}/{MARK}" not in sizes:
                     return None
                 self.note(unit)
-        return self._done[unit.name]
+        return self._done[unit.key]
 
-    def names(self) -> list[str]:
+    def names(self) -> Iterator[str]:
         """Of all units that are done, in their order."""
-        alone = [found[1] for name in self._list() if (found := ALONE.fullmatch(name))]
-        return sorted({*alone, *self._item_of}, key=lambda name: tuple(map(int, name.split("-"))))
+        alone = (key_of(found[1]) for name in self._list() if (found := ALONE.fullmatch(name)))
+        return map(name_of, sorted({*alone, *self._done}))
 
     def mark(self, name: str) -> dict[str, Any]:
         """The done mark of a unit that is done."""
         self._list()
-        if name in self._item_of:
-            return self._marks(self._item_of[name])[name]
+        if (done := self._done.get(key_of(name))) and done.item:
+            return self._marks(done.item)[name]
         content = self.folder.read(f"{name}/{MARK}")
         if content is None:
             raise InputError(f"{self.folder}/{name}/{MARK} is missing; run with --overwrite")
-        return json.loads(content)
+        return _parsed(self.folder, f"{name}/{MARK}", content)
 
     def home(self, unit: Unit) -> str:
         """The folder that a finished unit is in."""
-        return self._item_of.get(unit.name, unit.name)
+        done = self._done.get(unit.key)
+        return (done and done.item) or unit.name
 
     def rest(self, unit: Unit, mark: dict[str, Any], split: str, *, header: int, block: int, width: int) -> Rest:
         """header: bytes of a full shard's; block: tokens of a sequence; width: bytes of a token."""
@@ -154,7 +190,7 @@ class UnitStore:
         found = None if file is None else file.seek(0, io.SEEK_END)
         if file is None or found != size:
             fault = "is missing" if file is None else f"has {found} bytes, {size} were written"
-            raise InputError(f"{self.folder}/{name} {fault}; run with --overwrite")
+            raise damaged(self.folder, name, fault)
         file.seek(0)
         return file
 
@@ -167,17 +203,19 @@ class UnitStore:
             self._last_arrays[name] = home, self._array(f"{home}/{name}.npy")
         whole = self._last_arrays[name][1]
         first = self.mark(unit.name)["at"]["documents"]
-        return whole[first : first + self._done[unit.name].documents]
+        return whole[first : first + self._done[unit.key].documents]
 
     def _array(self, name: str) -> np.ndarray:
         content = self.folder.read(name)
         if content is None:
-            raise InputError(f"{self.folder}/{name} is missing; run with --overwrite")
-        with PARSING:
-            return np.load(io.BytesIO(content))
+            raise damaged(self.folder, name, "is missing")
+        try:
+            with PARSING:
+                return np.load(io.BytesIO(content))
+        except (ValueError, EOFError):  # whatever is no array
+            raise damaged(self.folder, name, "is no array") from None
 
 
-def _brief(mark: dict[str, Any]) -> Done:
-    return Done(
-        sum(mark["documents"][s] for s in SPLITS), sum(mark["tokens"][s] for s in SPLITS), bool(mark["limited"])
-    )
+def _brief(mark: dict[str, Any], item: str | None) -> Done:
+    documents, tokens = (sum(mark[what][split] for split in SPLITS) for what in ("documents", "tokens"))
+    return Done(documents, tokens, bool(mark["limited"]), item)
