@@ -153,7 +153,7 @@ def ours(text: str, tokenizer_folder: str, encoder: str) -> Callable[[str, str],
         with space.lock(plan.identity, plan.source.files, shared=False):
             left_out = convert.make_units(asked, space)
             job, found = convert.settle(asked, space, left_out)
-            meta = convert.publish(replace(asked, job=job), space, found, left_out, time.monotonic())
+            meta, _ = convert.publish(replace(asked, job=job), space, found, left_out, time.monotonic())
         return {"tokens": SEQ_LEN * sum(meta.samples.values()), "shares": shares.take() if workers == "1" else None}
 
     return run

@@ -32,7 +32,7 @@ from moe.plan.estimate import MFU
 
 GOAL = 0.40  # of the measured matrix product, at 500m
 SHAPES = ("500m", "500m eager", "fine", "1b", "1_5b", "medium")
-NEEDED = 20  # seconds without which no shape is begun
+NEEDED = 45  # seconds without which no shape is begun: it compiles first
 
 
 def step(run: Run) -> None:
@@ -116,7 +116,9 @@ def _measure(run: Run, name: str, ceiling: float) -> None:
     if sheet:
         run.figure(f"{name}: MFU of the data sheet", rate * flops / sheet, expected=MFU, source="moe estimate")
         computed = step_memory(expected_memory(shape, seq_len, microbatch)).total
-        run.figure(f"{name}: peak memory", peak / 1e9, "GB", expected=computed / 1e9, source="moe estimate")
+        near = abs(peak / computed - 1) <= 0.10 if name == "500m" else None  # compiled; `memory` has it eager
+        run.figure(f"{name}: peak memory", peak / 1e9, "GB", expected=computed / 1e9, source="moe estimate, within 10%",
+                   check=near)  # fmt: skip
     run.figure(f"{name}: a microbatch", 1e3 * micro_seconds, "ms")
     run.figure(f"{name}: update (clipping, Muon)", update_seconds / step_seconds, "of the step")
     run.figure(f"{name}: first step", first, "s")

@@ -15,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from moe.runs.compare import differences
     from moe.runs.reading import read_run
+    from moe.runs.summary import NEEDED
 
-    runs = [read_run(args.run), read_run(args.other)]
+    runs = [read_run(path, NEEDED) for path in (args.run, args.other)]  # nothing of their metrics is shown
     for line in [line for run in runs for line in run.notes]:
         note(f"note: {line}")
     for section, table in differences(runs).items():

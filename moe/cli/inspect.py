@@ -27,15 +27,16 @@ def run(args: argparse.Namespace) -> int:
     """0 when the dataset is sound, 2 when it is not one or is damaged."""
     from moe.common.errors import InputError
     from moe.data.meta import SPLITS, read_meta
-    from moe.data.read.verify import split_bytes, verify_split
+    from moe.data.read.index import split_bytes
+    from moe.data.read.verify import verify_split
     from moe.data.write.progress import Verifying
-    from moe.data.write.report import summary
+    from moe.data.write.report import recorded_report, summary
 
     if args.samples < 0:
         raise InputError(f"--samples ({args.samples}) must not be below 0")
     args.data = path_or_address(args.data, "the dataset")
     meta = read_meta(args.data)
-    for line in summary(meta, args.data):
+    for line in summary(meta, args.data, recorded_report(args.data)):
         show(line)
     splits = [f"{args.data}/{split}" for split in SPLITS]
     with Verifying(0 if args.quick else sum(map(split_bytes, splits))) as verifying:

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from moe.runs.page import report_page
     from moe.runs.png import report_png
     from moe.runs.reading import read_run
+    from moe.runs.report import Report
 
     if args.out is not None:
         args.out = local_path(args.out, "--out")
@@ -35,9 +36,10 @@ def run(args: argparse.Namespace) -> int:
         note(f"note: {line}")
     out = args.out or next(iter(runs.values())).path / "report.html"
     _refuse_foreign(out)
-    files = {out: report_page(runs).encode()}
+    report = Report.of(runs)
+    files = {out: report_page(report).encode()}
     with library_errors("matplotlib", f"{out.with_suffix('.png').name}"):
-        picture = report_png(runs)
+        picture = report_png(report)
     if picture is not None:
         files[out.with_suffix(".png")] = picture
     for path, content in files.items():

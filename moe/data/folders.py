@@ -38,8 +38,8 @@ class Folder(Protocol):
     def open(self, name: str) -> BinaryIO | None:
         """The file, to be read from its front and to be closed; None where there is none."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Make or replace a file."""
+    def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
+        """Make or replace a file, of bytes or pieces of them."""
 
     def scratch(self, label: str) -> AbstractContextManager[Path]:
         """An empty folder on this machine, to make files in; gone afterwards."""
@@ -93,11 +93,12 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(content)
+        with open(aside, "wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
         os.rename(aside, path)
 
     @contextmanager

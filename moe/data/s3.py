@@ -116,7 +116,8 @@ class S3Folder:
         content = self.read(name)  # at most a shard
         return None if content is None else io.BytesIO(content)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
+        content = content if isinstance(content, bytes) else b"".join(content)
         with s3_errors(f"{self}/{name}"):
             client().put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
 

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from moe.runs.reading import Run, is_step
+from moe.runs.columns import is_step
+from moe.runs.reading import Run
 
 STARTS = ("start", "resume")
 MOST_KEYS = 6  # of one restart, in words

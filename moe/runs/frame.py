@@ -18,8 +18,9 @@ from rich.text import Text
 
 from moe.common.units import clock, short
 from moe.runs.changes import by_restart, changes
+from moe.runs.columns import is_number
 from moe.runs.interruptions import RATE, interruptions, parse_stamp
-from moe.runs.reading import DONE, FAILED, INTERRUPTED, RUNNING, UNSURE, Run, is_number
+from moe.runs.reading import DONE, FAILED, INTERRUPTED, RUNNING, UNSURE, Run
 from moe.runs.scales import number
 from moe.runs.summary import Summary, summary
 from moe.runs.task_scores import last_scores

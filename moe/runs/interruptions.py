@@ -7,7 +7,8 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from moe.runs.reading import Run, is_step
+from moe.runs.columns import is_step
+from moe.runs.reading import Run
 
 STARTS = ("start", "resume")
 ENDS = {"stop": "stopped", "failed": "failed", "done": "done"}
@@ -47,24 +48,28 @@ class Interruption:
 def interruptions(run: Run) -> list[Interruption]:
     """From events.jsonl; empty where that is missing."""
     found = []
+    rates = {step: rate for step, rate in run.series(RATE) if rate > LEAST_RATE}
     before: list[dict[str, Any]] = []  # of the start that ended
     for event in run.events:
         if event["event"] in STARTS and before and before[-1]["event"] != "done":
-            if (one := _between(run, before, event)) is not None:
+            if (one := _between(run, rates, before, event)) is not None:
                 found.append(one)
             before = []
         before.append(event)
     return found
 
 
-def _between(run: Run, before: list[dict[str, Any]], resume: dict[str, Any]) -> Interruption | None:
+def _between(
+    run: Run, rates: dict[int, float], before: list[dict[str, Any]], resume: dict[str, Any]
+) -> Interruption | None:
+    """rates: step -> tokens/s."""
     went_on = parse_stamp(resume.get("time"))
     heard = [(stamp, _step(event)) for event in before if (stamp := parse_stamp(event.get("time"))) is not None]
     if went_on is None or not heard:
         return None
     resumed_step = _step(resume)
     step = max([known for _, known in heard] + [_step(resume, "reached"), resumed_step])
-    pace = _seconds_per_step(run, step)
+    pace = _seconds_per_step(run, rates, step)
     at, known = max(heard)
     if pace is not None:  # rows of metrics carry no time: the steps since the last event, at the pace of then
         with contextlib.suppress(OverflowError):  # a rate next to nothing: longer than the calendar
@@ -85,9 +90,8 @@ def _step(event: dict[str, Any], key: str = "step") -> int:
     return value if isinstance(value, int) and is_step(value) else 0
 
 
-def _seconds_per_step(run: Run, step: int) -> float | None:
+def _seconds_per_step(run: Run, rates: dict[int, float], step: int) -> float | None:
     """As logged nearest to `step`."""
-    rates = {known: rate for known, rate in run.series(RATE) if rate > LEAST_RATE}
     if not rates or not run.tokens_per_step:
         return None
     return run.tokens_per_step / rates[min(rates, key=lambda known: abs(known - step))]

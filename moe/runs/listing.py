@@ -19,7 +19,7 @@ from moe.common.units import clock, short
 from moe.runs.frame import STATE_COLOURS
 from moe.runs.reading import read_run
 from moe.runs.scales import number
-from moe.runs.summary import Summary, summary
+from moe.runs.summary import NEEDED, Summary, summary
 from moe.runs.text import shorten
 
 FIRST_OUT = ("tokens", "saved", "val", "written", "done", "loss")  # where there is no room
@@ -33,7 +33,7 @@ def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str], list[str]]:
     faults: list[str] = []
     for path in paths:
         try:
-            run = read_run(path)
+            run = read_run(path, NEEDED)
         except InputError as error:
             faults.append(str(error))
             continue

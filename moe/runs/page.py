@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from moe.common.units import clock, short
-from moe.runs.changes import Change, changes
-from moe.runs.charts import Marks, charts, loss_chart, marks_of, other_charts
+from moe.runs.changes import Change
+from moe.runs.charts import Marks, other_charts
 from moe.runs.compare import data, differences, settings, versions
-from moe.runs.heats import expert_heats, layer_heats
-from moe.runs.interruptions import Interruption, interruptions
+from moe.runs.interruptions import Interruption
 from moe.runs.reading import RUNNING, Run
+from moe.runs.report import Report
 from moe.runs.scales import number
-from moe.runs.summary import RECENT, Summary, summary
+from moe.runs.summary import RECENT, Summary
 from moe.runs.svg import SLOTS, heat_map, line_chart
-from moe.runs.task_scores import score_rows, task_charts
+from moe.runs.task_scores import score_rows
 
 WIDE, HALF, THIRD = (1100, 320), (540, 210), (350, 150)  # width and height of a drawing
 NONE = "–"
@@ -35,24 +35,21 @@ RATE_IS = f"tokens/s, median of the last {RECENT} rows"
 MADE = '<meta name="generator" content="moe report">'  # tells a page that may be replaced
 
 
-def report_page(runs: dict[str, Run]) -> str:
-    """The page of the first of `runs`, by their labels."""
-    label, run = next(iter(runs.items()))
-    found, changed = interruptions(run), changes(run)
-    marks = marks_of(run, found, changed)
+def report_page(report: Report) -> str:
+    runs, (label, run) = report.runs, report.first
     body = "".join(
         [
-            _head(runs, found),
-            _curves(runs, marks),
+            _head(report),
+            _curves(report),
             _tasks(runs),
-            _experts(run, label if len(runs) > 1 else ""),
-            _changes(changed, marks),
-            _interruptions(run, found),
+            _experts(report),
+            _changes(report.changes, report.marks),
+            _interruptions(run, report.interruptions),
             _alarms(run),
             _differences(runs),
             _samples(run),
             _facts(run),
-            _others(runs, marks),
+            _others(runs, report.marks),
         ]
     )
     here = Path(__file__)
@@ -79,15 +76,16 @@ def _table(rows: list[list[str]], head: list[str], numbers: bool = False) -> str
     return f'<div class="card table"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _head(runs: dict[str, Run], found: list[Interruption]) -> str:
+def _head(report: Report) -> str:
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    label, run = next(iter(runs.items()))
-    one = summary(run)
+    runs, (label, run) = report.runs, report.first
+    one = report.summaries[label]
     badge = f'<span class="badge {one.state}">{one.state}</span>'
     line = [run.folder, f"last written {clock(max(0, time.time() - one.updated))} before this report ({made})"]
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for run in runs.values() for note in run.notes)
     top = f"<header><h1>{escape(label)}{badge}</h1><p class='note'>{escape(' · '.join(line))}</p>{notes}</header>"
-    return top + _tiles(run, one, found) + (_side_by_side(runs) if len(runs) > 1 else "")
+    beside = _side_by_side(report.summaries) if len(runs) > 1 else ""
+    return top + _tiles(run, one, report.interruptions) + beside
 
 
 def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
@@ -111,13 +109,12 @@ def _tiles(run: Run, one: Summary, found: list[Interruption]) -> str:
     return f'<div class="tiles">{items}</div>'
 
 
-def _side_by_side(runs: dict[str, Run]) -> str:
+def _side_by_side(summaries: dict[str, Summary]) -> str:
     head = "".join(
         f"<th>{cell}</th>" for cell in ("run", "state", "step", "tokens", "loss", "validation", "lowest", RATE_IS)
     )
     body = ""
-    for slot, (label, run) in enumerate(runs.items()):
-        one = summary(run)
+    for slot, (label, one) in enumerate(summaries.items()):
         cells = [one.state, f"{one.step:,}", short(one.tokens or 0), _number(one.loss), _losses(one, "loss")]
         cells += [_losses(one, "best"), short(one.rate) if one.rate else NONE]
         name = f'<td><i class="swatch c{slot % SLOTS}"></i>{escape(label)}</td>'
@@ -126,11 +123,11 @@ def _side_by_side(runs: dict[str, Run]) -> str:
     return f'<div class="card table">{table}</div>'
 
 
-def _curves(runs: dict[str, Run], marks: Marks) -> str:
-    loss = loss_chart(runs, marks)
-    drawn = line_chart(loss, *WIDE) if loss else ""
-    drawn += "".join(line_chart(chart, *HALF) for chart in [*task_charts(runs, marks), *charts(runs, marks)])
-    empty = f'<p class="card empty">{next(iter(runs.values())).no_rows.capitalize()}.</p>'
+def _curves(report: Report) -> str:
+    (_, run), marks = report.first, report.marks
+    drawn = line_chart(report.loss, *WIDE) if report.loss else ""
+    drawn += "".join(line_chart(chart, *HALF) for chart in report.charts)
+    empty = f'<p class="card empty">{run.no_rows.capitalize()}.</p>'
     note = "Over tokens trained on; the number beside a name is the last one."
     if marks.interruptions:
         note += " A numbered line is an interruption; what lies in the band before it are retrained steps."
@@ -145,9 +142,10 @@ def _tasks(runs: dict[str, Run]) -> str:
     return _section("Tasks", _table(rows, head, numbers=True) if rows else "", note)
 
 
-def _experts(run: Run, name: str) -> str:
-    """`name`: the run's, where there are several."""
-    by_expert, by_layer = expert_heats(run), layer_heats(run)
+def _experts(report: Report) -> str:
+    """With the run's name where there are several."""
+    name = report.first[0] if len(report.runs) > 1 else ""
+    by_expert, by_layer = report.by_expert, report.by_layer
     size = HALF[0] if len(by_expert) <= 4 else THIRD[0]
     grid = "grid" if len(by_expert) <= 4 else "grid three"
     drawn = (

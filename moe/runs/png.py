@@ -8,15 +8,12 @@ import warnings
 from typing import Any
 
 from moe.common.units import short
-from moe.runs.changes import changes
-from moe.runs.charts import Chart, charts, loss_chart, marks_of
-from moe.runs.heats import Heat, expert_heats, layer_heats
-from moe.runs.interruptions import interruptions
-from moe.runs.reading import Run
+from moe.runs.charts import Chart
+from moe.runs.heats import Heat
+from moe.runs.report import Report
 from moe.runs.scales import number
-from moe.runs.summary import summary
+from moe.runs.summary import Summary
 from moe.runs.svg import MOST_WORDS, RATIO_BOUNDS
-from moe.runs.task_scores import task_charts
 
 COLOURS = ("#2a6fdb", "#d9622b", "#17936b", "#a345b0", "#b08400", "#0b8a9a", "#c93a5b", "#6b7280")
 RATIOS = ("#1c4f9c", "#4a7fc9", "#8fb3e3", "#cbdcf2", "#eeece6", "#f8d9c9", "#f0a98a", "#dc6a48", "#ab2f1c")
@@ -42,12 +39,10 @@ ROOM = 110  # characters of a legend in the widest chart
 SOFTWARE = "moe report"  # written in the picture: it may be replaced
 
 
-def report_png(runs: dict[str, Run]) -> bytes | None:
-    """Draws `runs`, by their labels, the first with its interruptions. None where nothing was logged."""
-    label, run = next(iter(runs.items()))
-    marks = marks_of(run, interruptions(run), changes(run))
-    loss, others = loss_chart(runs, marks), [*task_charts(runs, marks), *charts(runs, marks)]
-    heats = (expert_heats(run) or layer_heats(run))[:MOST_HEATS]
+def report_png(report: Report) -> bytes | None:
+    """None where nothing was logged."""
+    summaries, loss, others = report.summaries, report.loss, report.charts
+    heats = (report.by_expert or report.by_layer)[:MOST_HEATS]
     if loss is None and not others:
         return None
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it tells of its cache and of fonts
@@ -59,9 +54,8 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
         small = (len(others) + 1) // 2 + (len(heats) + 1) // 2
         figure = Figure(figsize=(10, 3.4 + 2.1 * small), layout="constrained", facecolor="white")
         grid = figure.add_gridspec(1 + small, 2, height_ratios=[1.6] + [1] * small)
-        figure.suptitle(
-            _plain(title_of(runs)), x=0.01, ha="left", fontsize=13 if len(runs) == 1 else 10, fontweight="bold"
-        )
+        size = 13 if len(summaries) == 1 else 10
+        figure.suptitle(_plain(title_of(summaries)), x=0.01, ha="left", fontsize=size, fontweight="bold")
         if loss is not None:
             _chart(figure.add_subplot(grid[0, :]), loss, texts=True)
         for number, chart in enumerate(others):
@@ -69,17 +63,15 @@ def report_png(runs: dict[str, Run]) -> bytes | None:
         first = 1 + (len(others) + 1) // 2
         for number, heat in enumerate(heats):
             place = grid[first + number // 2, number % 2]
-            _heat(figure, figure.add_subplot(place), heat, label if len(runs) > 1 else "")
+            _heat(figure, figure.add_subplot(place), heat, report.first[0] if len(summaries) > 1 else "")
         picture = io.BytesIO()
         figure.savefig(picture, dpi=110, metadata={"Software": SOFTWARE})
     return picture.getvalue()
 
 
-def title_of(runs: dict[str, Run]) -> str:
+def title_of(summaries: dict[str, Summary]) -> str:
     """Each run with its own state."""
-    parts = {
-        label: f"{one.state}, step {one.step:,}" for label, one in zip(runs, map(summary, runs.values()), strict=True)
-    }
+    parts = {label: f"{one.state}, step {one.step:,}" for label, one in summaries.items()}
     if len(parts) == 1:
         return "   ".join(next(iter(parts.items())))
     return " and ".join(f"{label} ({state})" for label, state in parts.items())

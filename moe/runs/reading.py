@@ -29,6 +29,7 @@ from moe.common.paths import expanded, refuse_irregular
 from moe.common.units import clean_line
 from moe.config import parse_time
 from moe.config.values import BAD_YAML
+from moe.runs.columns import MOST_STEPS, Columns
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
 
@@ -37,8 +38,6 @@ RUNNING, INTERRUPTED, DONE, FAILED = "running", "interrupted", "done", "failed"
 UNSURE = "running or interrupted"
 STATES = {"running": RUNNING, "stopped": INTERRUPTED, "done": DONE, "failed": FAILED}
 QUIET = 600.0  # seconds without a sign after which a run on another machine, whose lock cannot be seen, counts as dead
-LARGEST = 3.4e38  # of fp32; what a file holds beyond can be damage only, and no scale can be drawn for it
-MOST_STEPS = 10**15  # a float still counts them one by one
 LAYERED = re.compile(r"^(.*?)/layer_(\d{1,9})(/.*)?$")
 
 
@@ -49,7 +48,7 @@ class Run:
     Attributes:
         record: run.json.
         config: config.yaml; empty where it is not written yet.
-        rows: metrics.jsonl, each with its `step`.
+        metrics: metrics.jsonl; grows with it where a RunReader reads the run again.
         keys: names of all metrics, in the order in which they appeared.
         events: start, resume, change, checkpoint, evaluation, stop, done, failed, with `time` and `step`.
         alarms: step, time, name, message, fix.
@@ -62,7 +61,7 @@ class Run:
     path: Path
     record: dict[str, Any]
     config: dict[str, Any]
-    rows: list[dict[str, Any]]
+    metrics: Columns
     keys: dict[str, None]
     events: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
@@ -84,7 +83,7 @@ class Run:
     @property
     def step(self) -> int:
         """The last step that is known of."""
-        return max([row["step"] for row in self.rows[-1:]] + self.saved[-1:] + [0])
+        return max([self.metrics.step, *self.saved[-1:]])
 
     @property
     def tokens_per_step(self) -> int | None:
@@ -114,10 +113,10 @@ class Run:
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric; one that is not finite, or that fp32 cannot hold, is dropped."""
-        return [(row["step"], float(row[key])) for row in self.rows if is_number(row.get(key))]
+        return self.metrics.series(key)
 
     def last(self, key: str) -> float | None:
-        return next((float(row[key]) for row in reversed(self.rows) if is_number(row.get(key))), None)
+        return self.metrics.last(key)
 
     def validation(self) -> dict[str, str]:
         """Validation sets by name ("" for the only one), each with the metric of its loss."""
@@ -134,32 +133,14 @@ class Run:
 
     def lists(self, key: str) -> list[tuple[int, list[float]]]:
         """(step, values) of a metric with a value for each expert."""
-        return [(row["step"], row[key]) for row in self.rows if _is_list(row.get(key))]
+        return self.metrics.lists(key)
 
     def last_list(self, key: str) -> list[float] | None:
-        return next((row[key] for row in reversed(self.rows) if _is_list(row.get(key))), None)
+        return self.metrics.last_list(key)
 
     def samples(self) -> dict[str, list[tuple[int, str]]]:
         """What the model wrote after each of `sample_prompts`: prompt -> (step, text)."""
-        found: dict[str, list[tuple[int, str]]] = {}
-        for row in self.rows:
-            for key, text in row.items():
-                if key.startswith("samples/") and isinstance(text, str):
-                    found.setdefault(key.removeprefix("samples/"), []).append((row["step"], text))
-        return found
-
-
-def is_number(value: Any) -> bool:
-    kind = type(value)  # most are floats; `isinstance` of a union costs as much as all else in a long run
-    return (kind is float or kind is int) and -LARGEST <= value <= LARGEST
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(is_number, value))
-
-
-def is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_STEPS
+        return self.metrics.texts()
 
 
 class RunReader:
@@ -167,27 +148,29 @@ class RunReader:
 
     def __init__(self, path: str | Path, only: Sequence[str] = ()):
         self.path = Path(expanded(os.fspath(path), "the run"))
-        wanted = {"metrics": ("step", *only) if only else (), "events": (), "alarms": ()}
-        self._logs = {name: Lines(self.path / f"{name}.jsonl", keys) for name, keys in wanted.items()}
+        self._metrics = Lines(self.path / METRICS, Columns, ("step", *only) if only else ())
+        self._events, self._alarms = (
+            Lines(self.path / name, list[dict[str, Any]]) for name in ("events.jsonl", "alarms.jsonl")
+        )
 
     def read(self) -> Run:
         """Raises InputError where there is no such folder, or no run in it; the message names what is there instead."""
         record = _record(self.path)
-        rows = [row for row in self._logs["metrics"].read() if is_step(row.get("step"))]
-        events = [row for row in self._logs["events"].read() if isinstance(row.get("event"), str)]
-        alarms = [{"fix": alarm.get("mend"), **alarm} for alarm in self._logs["alarms"].read()]  # 0.1 wrote "mend"
+        metrics = self._metrics.read()
+        events = [row for row in self._events.read() if isinstance(row.get("event"), str)]
+        alarms = [{"fix": alarm.get("mend"), **alarm} for alarm in self._alarms.read()]  # 0.1 wrote "mend"
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
         state = _state(self.path, record, updated)
-        notes = [log.fault for log in self._logs.values() if log.fault]
+        notes = [log.fault for log in (self._metrics, self._events, self._alarms) if log.fault]
         if state == UNSURE:
             notes.append(f"{clean_line(str(self.path))}: {UNSURE}: this file system has no locks that would tell")
         return Run(
             path=self.path,
             record=record,
             config=_yaml(self.path / CONFIG),
-            rows=rows,
-            keys={key: None for key in self._logs["metrics"].keys if key != "step"},
+            metrics=metrics,
+            keys={key: None for key in self._metrics.keys if key != "step"},
             events=events,
             alarms=alarms,
             saved=saved,
@@ -198,9 +181,9 @@ class RunReader:
         )
 
 
-def read_run(path: str | Path) -> Run:
-    """Raises as `RunReader.read` does."""
-    return RunReader(path).read()
+def read_run(path: str | Path, only: Sequence[str] = ()) -> Run:
+    """Raises as `RunReader.read` does. only: as in Lines."""
+    return RunReader(path, only).read()
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

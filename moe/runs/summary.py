@@ -11,6 +11,7 @@ from moe.runs.interruptions import LEAST_RATE, RATE
 from moe.runs.reading import Run
 
 RECENT = 20  # rows over which the rate is taken
+NEEDED = ("train/loss", RATE)  # all that a summary takes of most rows
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from moe.common.environment import number
 from moe.common.units import size
 from moe.config import Config
 from moe.data.locations import open_folder
+from moe.data.read.index import read_index
 from moe.data.read.mixture import StreamSpec
-from moe.data.read.verify import read_index
 from moe.train.distributed.ranks import WORLD_SIZE
 
 
@@ -26,7 +26,7 @@ def download_plan(config: Config, specs: Mapping[str, StreamSpec], shares: Mappi
     for name, spec in specs.items():
         if spec.remote is not None:
             shards = read_index(open_folder(Path(spec.local) / spec.split))
-            held += sum(shard["raw_data"]["bytes"] for shard in shards) * min(1.0, shares[name])
+            held += sum(shard.bytes for shard in shards) * min(1.0, shares[name])
     if not held:
         return []
     often = "" if config.train_data.cache_limit is None else " in each epoch"

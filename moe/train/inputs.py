@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,9 @@ from moe.common.paths import refuse_irregular
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
 from moe.config.values import BAD_YAML
+from moe.data.locations import open_folder
 from moe.data.meta import SPLITS, Meta, read_meta
+from moe.data.read.index import read_index
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
@@ -190,15 +194,12 @@ def shards_fingerprint(folder: str | Path) -> str:
     }
     for split in SPLITS:
         path = Path(folder) / split / "index.json"
-        try:
-            shards = json.loads(path.read_bytes())["shards"]
-            content[split] = [
-                [shard["samples"], shard["raw_data"]["bytes"], shard["raw_data"]["hashes"]["xxh64"]] for shard in shards
-            ]
-        except FileNotFoundError:
-            content[split] = None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error!r}); restore it, or convert again") from None
+        content[split] = None
+        if path.exists():
+            shards = read_index(open_folder(path.parent))
+            if unnamed := [shard.name for shard in shards if shard.xxh64 is None]:
+                raise InputError(f"{path}: holds no xxh64 of {unnamed[0]}; restore it, or convert again")
+            content[split] = [[shard.samples, shard.bytes, shard.xxh64] for shard in shards]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -257,7 +258,7 @@ def _check_folder(
     full = full and data.remote is None
     if full:
         report(f"verifying the hashes of {data.local}/{data.split} ...")
-    # of remote data only index.json and meta.json are here yet; each shard is verified as it arrives
+    # of remote data only index.json and meta.json are here yet: remote_sizes.py
     if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise InputError(
@@ -273,13 +274,19 @@ def _check_folder(
 
 
 def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
-    """Copies a small file from the remote to where the shards will be cached."""
+    """Copies a small file from the remote to where the shards will be cached, once on each machine: Streaming's copy of
+    a folder has one temporary name for all processes.
+    """
     from streaming.base.storage import CloudDownloader
 
     if (folder / name).exists():
         return
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     try:
-        CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".fetching", "w") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / name).exists():  # another process of the machine was first
+                CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
     except Exception as error:
         raise InputError(f"{key}.remote ({remote}): {name} cannot be fetched ({error}); correct the address") from None

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
-from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
+from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
 from moe.train.start import open_folder, with_precision
 from moe.train.stop import Stopped, StopSignal
 
@@ -44,8 +44,10 @@ def train(config: Config, stop: StopSignal) -> int:
     """
     from moe.optim.auto import resolve
     from moe.train.inputs import check_data
+    from moe.train.remote_sizes import begin_check
 
     inputs = check_data(config, report=say)
+    wait_for_sizes = begin_check(config, inputs) if RANK == 0 else lambda: None
     say("starting ...")
     warnings.filterwarnings("ignore", message=".*(is not in the state_dict|pin_memory|No batches were trained).*")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -80,6 +82,7 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
+            agreed(wait_for_sizes, here=RANK == 0)
             return fit(config, inputs, folder, start, stop, on_gpu, chosen)
     except Stopped as stopped:
         stop.lost(str(stopped))

@@ -110,7 +110,9 @@ def test_every_folder_of_the_data_part_has_its_place_in_that_order() -> None:
 
 
 def test_what_reads_files_starts_without_anything_heavy(tmp_path: Path) -> None:
-    """In one process, as each would take the time of a start: the estimate from a yaml, and all that shows runs."""
+    """In one process, as each would take the time of a start: the estimate from a yaml, a new yaml, and all that shows
+    runs.
+    """
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     (run / "run.json").write_text('{"id": "0123abcd", "run_name": "one", "state": "done"}')
@@ -121,13 +123,15 @@ def test_what_reads_files_starts_without_anything_heavy(tmp_path: Path) -> None:
         ["report", str(run), "--out", str(tmp_path / "page.html")],
         ["diff", str(run), str(run)],
     ]
+    new = ["new", "--tokens", "1B", "--gpu", "4090", "--hours", "5", "--out", str(tmp_path / "new.yaml")]
     code = f"""
 import sys, moe.cli.main
 loaded = lambda *names: [name for name in names if name in sys.modules]
 codes = [moe.cli.main.main(["estimate", "yamls/500m.yaml"])]
+codes += [moe.cli.main.main({new!r})]
 first = loaded("numpy", *{HEAVY})
 codes += [moe.cli.main.main(command) for command in {shown!r}]
 print(codes, first, loaded(*{HEAVY}))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0] [] []", done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0] [] []", done.stderr

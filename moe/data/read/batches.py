@@ -59,16 +59,22 @@ def ignore_signals(worker: int) -> None:
 
 
 class EvalRows(Dataset):
-    """The rows one rank evaluates, in order of `ids`; None where the last global batch is padded."""
+    """The rows one rank evaluates, in order: row r of its batch i is sample i * group + first + r, None where the last
+    global batch is padded.
+    """
 
-    def __init__(self, get: Callable[[int], np.ndarray], samples: int, ids: np.ndarray) -> None:
-        self._get, self._samples, self._ids = get, samples, ids
+    def __init__(
+        self, get: Callable[[int], np.ndarray], samples: int, *, batches: int, size: int, group: int, first: int
+    ) -> None:
+        self._get, self._samples = get, samples
+        self._batches, self._size, self._group, self._first = batches, size, group, first
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._batches * self._size
 
     def __getitem__(self, i: int) -> np.ndarray | None:
-        sample = int(self._ids[i])
+        batch, row = divmod(i, self._size)
+        sample = batch * self._group + self._first + row
         return self._get(sample) if sample < self._samples else None
 
 
@@ -87,6 +93,6 @@ def eval_batches(
     batches = -(-samples // group)
     if max_batches is not None:
         batches = min(batches, max_batches)
-    starts = np.arange(batches)[:, None] * group + rank * device_batch_size
-    rows = EvalRows(get, samples, (starts + np.arange(device_batch_size)).reshape(-1))
+    size = device_batch_size
+    rows = EvalRows(get, samples, batches=batches, size=size, group=group, first=rank * size)
     return DataLoader(rows, batch_size=device_batch_size, shuffle=False, num_workers=0, collate_fn=collate)

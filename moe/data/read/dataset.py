@@ -3,10 +3,8 @@
 The order is that of order.py, or stock's, with stock's memory: a run that was begun with it keeps it.
 Streams, the cache, eviction and the position are stock's. Of its constructor the Spanner is replaced, which holds eight
 bytes a sample; `_get_work` gives a sequence that works out what it is asked for.
-Stock opens the file for every sample and copies twice, and two threads look at every sample to have its shard fetched
-in time, also where all shards are here. It also waits for ever, or ends the epoch early, when a shard
-is missing: here a shard that cannot be had raises in every worker that needs it, with the file's name.
-A map holds a descriptor and page tables: only the MOST_OPEN that were read last stay, however many shards there are.
+Stock opens the file for every sample and copies twice. What fetches shards in time is in fetching.py.
+A map holds a descriptor and page tables: maps.py keeps a few of a process's, however many shards there are.
 Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
 The position to resume from stays in the object, which workers inherit. Stock passes it through shared memory by name:
 what a killed run left under that name is taken for it, and where another process clears it, the epoch begins anew.
@@ -14,31 +12,26 @@ what a killed run left under that name is taken for it, and where another proces
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from time import monotonic, sleep, time_ns
+from time import monotonic, time_ns
 from typing import Any
 
 import numpy as np
-from streaming import StreamingDataset
-from streaming.base.constant import TICK
-from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
 
 from moe.common.errors import DataError, InputError
 from moe.common.units import say
+from moe.data.read.fetching import FetchingDataset
+from moe.data.read.maps import Maps
 from moe.data.read.order import NAME, Order, window_of
 from moe.data.read.spans import small_spanner
 from moe.data.read.verify import ENCODING
 from moe.data.read.work import Place, Work
 
-MOST_OPEN = 64  # maps a process holds
 LOOK_AGAIN = 0.1  # seconds between two looks at the size of a shard that is read
 
 
-class TokenDataset(StreamingDataset):
+class TokenDataset(FetchingDataset):
     """Items are token ids [S], uint16 or uint32. Other keywords than the named ones are StreamingDataset's.
 
     seq_len: S, which the shards must have. vocab_size: an id at or above it raises. stock_order: use `shuffle_algo`.
@@ -61,10 +54,7 @@ class TokenDataset(StreamingDataset):
         self._position: dict[str, Any] | None = None
         self.seq_len, self.vocab_size = seq_len, vocab_size
         self.shards: list[Any]  # readers of MDS shards
-        self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._looked: dict[int, float] = {}
-        self._fault: str | None = None
-        self._all_local = all(stream.remote is None for stream in self.streams)
+        self._maps = Maps()
         kinds = {tuple(shard.column_encodings): i for i, shard in enumerate(self.shards)}
         for (encoding, *others), shard_id in kinds.items():
             folder, match = self._path(shard_id).parent, ENCODING.fullmatch(encoding)
@@ -78,7 +68,7 @@ class TokenDataset(StreamingDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # maps are per process: a spawned worker opens its own
-        return {**self.__dict__, "_rows": OrderedDict(), "_looked": {}}
+        return {**self.__dict__, "_maps": Maps()}
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Stock's position, and the order that it is a position in; without `order` it is stock's."""
@@ -155,10 +145,6 @@ class TokenDataset(StreamingDataset):
         place = Place(self.batch_size, world.rank, world.num_ranks, world.worker_of_rank, world.workers_per_rank)
         return Work(order, epoch, sample_in_epoch, place)
 
-    def _path(self, shard_id: int) -> Path:
-        shard = self.shards[shard_id]
-        return Path(shard.dirname, shard.split, shard.raw_data.basename)
-
     def _open(self, shard_id: int) -> np.ndarray:
         """Rows [n, S] of a local shard, mapped. Raises FileNotFoundError, or DataError when its size is wrong."""
         shard, path = self.shards[shard_id], self._path(shard_id)
@@ -178,33 +164,18 @@ class TokenDataset(StreamingDataset):
         size = path.stat().st_size
         if size != listed:
             raise DataError(f"{path}: {size} bytes, index.json says {listed}; restore the file or convert again")
-        self._looked[shard_id] = monotonic()
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
         shard_id, row = self.spanner[sample_id]
-        rows = self._rows.get(shard_id)
-        if rows is not None:
-            self._rows.move_to_end(shard_id)
-            if monotonic() - self._looked[shard_id] > LOOK_AGAIN:
+        held = self._maps.get(shard_id)
+        if held is None:
+            rows = self._fetched(shard_id, retry)
+        else:
+            rows = held.rows
+            if monotonic() - held.looked > LOOK_AGAIN:
                 with suppress(FileNotFoundError):  # the map keeps what was removed
                     self._check_size(shard_id)
-        if rows is None:
-            for _ in range(1 + retry):
-                try:
-                    rows = self._open(shard_id)
-                    break
-                except FileNotFoundError:
-                    self.prepare_shard(shard_id)
-            else:
-                raise DataError(
-                    f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit"
-                )
-            if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
-                if len(self._rows) >= MOST_OPEN:
-                    self._rows.popitem(last=False)
-                self._rows[shard_id] = rows
-            else:
-                self._shard_access_times[shard_id] = time_ns()
+                held.looked = monotonic()
         tokens = np.array(rows[row])
         if (largest := int(tokens.max())) >= self.vocab_size:
             raise DataError(
@@ -213,88 +184,18 @@ class TokenDataset(StreamingDataset):
             )
         return tokens
 
-    def _prepare_thread(self, it: _Iterator) -> None:
-        """Fetches shards ahead, as stock does by every sequence; where all shards are here there is nothing to do."""
-        if not self._all_local:
-            fetch = super()._prepare_thread if self.window is None else self._fetch_ahead
-            return self._noting_exit(fetch, it)
-        it.prepare_index = it.total
-        return it.on_exit()
-
-    def _fetch_ahead(self, it: _Iterator) -> None:
-        """Fetches the shards of the window, and the one that comes next, which has a block's time for it. Shards that
-        are here are touched at each batch: none of them may be the coldest, which eviction takes, for any worker.
-        """
-        work: Any = it.sample_ids
-        size = self.batch_size or 1
-        for batch in range(it.total // size):
-            while (batch - 1) * size > it.yield_index and not self._ends(it):
-                sleep(TICK)
-            if self._ends(it):
+    def _fetched(self, shard_id: int, retry: int) -> np.ndarray:
+        """Rows of a shard that was not open, fetched where it is not here."""
+        for _ in range(1 + retry):
+            try:
+                rows = self._open(shard_id)
                 break
-            shards = work.shards_ahead(batch)
-            missing = [shard for shard in shards if self._shard_states[shard] != _ShardState.LOCAL]
-            for shard in set(shards) - set(missing):
-                self._shard_access_times[shard] = time_ns()
-            for shard in missing:
-                if not self._ends(it):
-                    self.prepare_shard(shard, False)
-        it.prepare_index = it.total
-        it.on_exit()
-
-    def _ends(self, it: _Iterator) -> bool:
-        return it.should_exit() or self._event.is_set()
-
-    def _each_sample_id(self, it: _Iterator) -> Iterator[int]:
-        """Stock's waits for each sample's shard; where all are here there is nothing to wait for."""
-        if self.window is None or not self._all_local:
-            yield from super()._each_sample_id(it)
-            return
-        for sample_id in it.sample_ids:
-            if it.should_exit():
-                break
-            it.yield_index += 1
-            yield sample_id
-        it.on_exit()
-
-    def _ready_thread(self, it: _Iterator) -> None:
-        if not self._all_local:
-            return self._noting_exit(super()._ready_thread, it)
-        it.ready_index = it.total
-        return it.on_exit()
-
-    def _noting_exit(self, thread: Callable[[_Iterator], None], it: _Iterator) -> None:
-        """Stock's thread, which notes its end only where nothing is raised: who waits for it would wait for ever."""
-        try:
-            thread(it)
-        except BaseException:
-            it.on_exit()
-            raise
-
-    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Stock's, but a shard that cannot be had leaves no one waiting:
-
-        its state says 'here', who looks for it raises.
-        """
-        remote = self.streams[int(self.stream_per_shard[shard_id])].remote
-        if remote is None:
-            if not self._path(shard_id).is_file():
-                self._fail(f"{self._path(shard_id)}: missing; restore the file or convert again")
-            return
-        try:
-            super().prepare_shard(shard_id, blocking)
-        except Exception as error:
-            self._shard_states[shard_id] = _ShardState.LOCAL
-            reason = f"{type(error).__name__}: {error}"
-            self._fail(f"{self._path(shard_id)}: cannot be fetched from {remote} ({reason})")
-
-    def _fail(self, fault: str) -> None:
-        self._fault = fault
-        raise DataError(fault)
-
-    def __iter__(self) -> Iterator[Any]:
-        self._fault = None
-        yield from super().__iter__()
-        # a background thread failed: stock would end the epoch here, as if all had been read
-        if self._fault is not None:
-            raise DataError(self._fault)
+            except FileNotFoundError:
+                self.prepare_shard(shard_id)
+        else:
+            raise DataError(f"{self._path(shard_id)}: evicted {retry + 1} times before it was read; raise cache_limit")
+        if self.cache_limit is None:  # a map would keep an evicted shard's bytes on the disk
+            self._maps.add(shard_id, rows)
+        else:
+            self._shard_access_times[shard_id] = time_ns()
+        return rows

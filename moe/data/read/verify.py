@@ -7,63 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import xxhash
 
 from moe.common.errors import InputError
-from moe.common.typed_json import parse_json
-from moe.common.untrusted_names import file_name
 from moe.data.folders import Folder
 from moe.data.locations import open_folder
+from moe.data.read.index import Shard, read_index
 
 PIECE_BYTES = 4 << 20
 MOST_THREADS = 8
 ENCODING = re.compile(r"ndarray:(uint16|uint32):(\d+)")
-
-
-class ShardFile(TypedDict):
-    basename: str
-    bytes: int
-    hashes: dict[str, str]
-
-
-class Shard(TypedDict):
-    samples: int
-    column_encodings: list[str]
-    raw_data: ShardFile
-
-
-class Index(TypedDict):
-    shards: list[Shard]
-
-
-def read_index(place: Folder) -> list[Shard]:
-    """The shards of one split's folder. Raises InputError where it has no index.json that can be used, or one that
-    names files elsewhere.
-    """
-    content = place.read("index.json")
-    if content is None:
-        raise InputError(f"{place}/index.json: missing")
-    try:
-        shards = parse_json(content, Index)["shards"]
-    except ValueError as error:
-        raise InputError(f"{place}/index.json: not an MDS index ({error})") from None
-    for shard in shards:
-        file_name(shard["raw_data"]["basename"], f"{place}/index.json")
-    return shards
-
-
-def split_bytes(folder: str | Path) -> int:
-    """Bytes of one split's shards, by its index.json; 0 where that cannot be read."""
-    try:
-        return sum(shard["raw_data"]["bytes"] for shard in read_index(open_folder(folder)))
-    except InputError:
-        return 0
 
 
 def verify_split(
@@ -81,23 +39,32 @@ def verify_split(
     sizes = place.sizes()
 
     def error_of(shard: Shard) -> str | None:
-        info, name = shard["raw_data"], shard["raw_data"]["basename"]
-        if name not in sizes:
-            return f"{folder}/{name}: missing"
-        if sizes[name] != info["bytes"]:
-            return f"{folder}/{name}: {sizes[name]} bytes, index.json says {info['bytes']}"
-        if shard["samples"] * (_sample_bytes(shard) + 4) > sizes[name]:
-            return f"{folder}/{name}: {sizes[name]} bytes are not the {shard['samples']} sequences of index.json"
-        if full and "xxh64" not in info["hashes"]:
-            return f"{folder}/{name}: index.json holds no xxh64 of it, so its bytes cannot be verified"
-        if full and _xxh64(place, name, progress) != info["hashes"]["xxh64"]:
-            return f"{folder}/{name}: its bytes changed (xxh64 is not that of index.json)"
+        if error := size_error(folder, shard, sizes):
+            return error
+        if shard.samples * (_sample_bytes(shard) + 4) > shard.bytes:
+            return f"{folder}/{shard.name}: {shard.bytes} bytes are not the {shard.samples} sequences of index.json"
+        if full and shard.xxh64 is None:
+            return f"{folder}/{shard.name}: index.json holds no xxh64 of it, so its bytes cannot be verified"
+        if full and _xxh64(place, shard.name, progress) != shard.xxh64:
+            return f"{folder}/{shard.name}: its bytes changed (xxh64 is not that of index.json)"
         return None
 
     if not full:
         return [error for error in map(error_of, shards) if error]
     with ThreadPoolExecutor(min(MOST_THREADS, 2 * len(os.sched_getaffinity(0)))) as threads:
         return [error for error in threads.map(error_of, shards) if error]
+
+
+def size_error(folder: str | Path, shard: Shard, sizes: Mapping[str, int], *, packed: bool = False) -> str | None:
+    """What is wrong with a shard's size in `folder`, whose files have these sizes. packed: a remote, which holds the
+    compressed file where there is one.
+    """
+    name, expected = (shard.packed if packed else None) or (shard.name, shard.bytes)
+    if name not in sizes:
+        return f"{folder}/{name}: missing, index.json says {expected} bytes"
+    if sizes[name] != expected:
+        return f"{folder}/{name}: {sizes[name]} bytes, index.json says {expected}"
+    return None
 
 
 def _xxh64(place: Folder, name: str, progress: Callable[[int], None]) -> str:
@@ -117,7 +84,7 @@ def _xxh64(place: Folder, name: str, progress: Callable[[int], None]) -> str:
 
 def _sample_bytes(shard: Shard) -> int:
     """Bytes of one sequence's tokens; 0 where the columns are no tokens."""
-    match = ENCODING.fullmatch(",".join(shard["column_encodings"]))
+    match = ENCODING.fullmatch(shard.columns)
     return np.dtype(match[1]).itemsize * int(match[2]) if match else 0
 
 
@@ -154,17 +121,18 @@ def _runs(folder: str | Path, first: int, count: int) -> Iterator[np.ndarray]:
     place = open_folder(folder)
     start = 0
     for shard in read_index(place):
-        low, high = max(first - start, 0), min(first + count - start, shard["samples"])
+        low, high = max(first - start, 0), min(first + count - start, shard.samples)
         if low < high:
-            name = shard["raw_data"]["basename"]
-            match = ENCODING.fullmatch(",".join(shard["column_encodings"]))
-            content = place.read(name) or b""
+            match = ENCODING.fullmatch(shard.columns)
+            content = place.read(shard.name) or b""
             try:
                 if match is None:
-                    raise ValueError(f"columns {shard['column_encodings']} are not tokens")
+                    raise ValueError(f"columns {shard.columns} are not tokens")
                 offset = int(np.frombuffer(content, np.uint32, 1, offset=4)[0])
-                shape = (shard["samples"], int(match[2]))
+                shape = (shard.samples, int(match[2]))
                 yield np.ndarray(shape, match[1], content, offset)[low:high]
             except (ValueError, TypeError) as error:
-                raise InputError(f"{folder}/{name}: cannot be read ({error}); restore it or convert again") from None
-        start += shard["samples"]
+                raise InputError(
+                    f"{folder}/{shard.name}: cannot be read ({error}); restore it or convert again"
+                ) from None
+        start += shard.samples

@@ -13,10 +13,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +33,7 @@ READ_BYTES = 4 << 20
 SETTLED_NS = 3_000_000_000
 Known = Mapping[tuple[Any, ...], str]  # (kind, what stat_of gives) of a file then, and its name by content
 THREADS = 8  # at once, where many small files lie on a disk that is far away
+AT_ONCE = 1024  # files that are handed to them
 
 
 def offsets(size: int) -> list[int]:
@@ -107,7 +109,7 @@ def settled(found: list[int] | None) -> list[int] | None:
     return found
 
 
-def versions_of(files: Iterable[tuple[str, str]], known: Known) -> list[tuple[int, str, list[int] | None]]:
+def versions_of(files: Iterable[tuple[str, str]], known: Known) -> Iterator[tuple[int, str, list[int] | None]]:
     """(bytes, name by content, its stat record) of files given as (path, kind), in order; for one that cannot be read,
     why. known: what was sampled before.
     """
@@ -129,5 +131,7 @@ def versions_of(files: Iterable[tuple[str, str]], known: Known) -> list[tuple[in
         except OSError as error:  # reported with the other files that cannot be read
             return size, f"none: {error.strerror}", None
 
+    waiting = iter(files)
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(version, files))
+        while block := list(itertools.islice(waiting, AT_ONCE)):  # each that waits is an object of its own
+            yield from threads.map(version, block)

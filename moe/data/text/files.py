@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # by the end of a file's name; what a .json holds is seen when it is opened
@@ -44,6 +45,11 @@ PAPERS = frozenset(
 SMALL_BYTES = 256 << 10  # a file up to it takes longer to be opened, looked at and recorded than to be tokenised
 
 
+def packed(stat: Iterable[int]) -> bytes:
+    """9 bytes a number, for any that a file system has: a tuple of five takes 250."""
+    return b"".join(number.to_bytes(9, "little", signed=True) for number in stat)
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """One input file.
@@ -58,8 +64,16 @@ class SourceFile:
     size: int
     version: str
     remote: bool = False  # `path` is below the hub's endpoint
-    stat: tuple[int, ...] | None = None  # of a file here, as it was before its version was read (content.py)
+    packed_stat: bytes | None = None  # packed `stat`
     listed: str | None = None  # of the hub: the listing's hash of all its bytes (hub.HubEntry.listed)
+
+    @property
+    def stat(self) -> tuple[int, ...] | None:
+        """Of a file here, as it was before its version was read (content.stat_of)."""
+        packed = self.packed_stat
+        if packed is None:
+            return None
+        return tuple(int.from_bytes(packed[i : i + 9], "little", signed=True) for i in range(0, len(packed), 9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return f"{self.file_index:05}-{self.begin:013}"
+        return name_of(self.key)
 
     @property
     def key(self) -> int:
@@ -83,7 +97,17 @@ class Unit:
         return self.file_index << 44 | self.begin
 
 
-@dataclass(frozen=True)
+def name_of(key: int) -> str:
+    """The name of a unit by its key."""
+    return f"{key >> 44:05}-{key & (1 << 44) - 1:013}"
+
+
+def key_of(name: str) -> int:
+    index, begin = name.split("-")
+    return int(index) << 44 | int(begin)
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """A file or folder that is not used. Folders end in `/`; `reason` is one of a few texts, and is counted."""
 

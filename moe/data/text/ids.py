@@ -7,7 +7,7 @@ for in the first file of each kind. A column of few values would send all docume
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from moe.data.text.columns import ID_COLUMN, id_column_of, key_bytes, text_column_of
 from moe.data.text.errors import BadFileError
@@ -41,7 +41,7 @@ def _ids(unit: Unit, text_column: str) -> Iterator[list[bytes | None]]:
             return
 
 
-def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes]]:
+def _first_ids(units: Iterable[Unit], text_column: str) -> tuple[str, list[bytes]]:
     """(file, the first ids in it), of the first file that can be read; of each kind, until one has ids: a .txt has
     none, and says nothing of the tables beside it.
     """
@@ -66,7 +66,7 @@ def _first_ids(units: Sequence[Unit], text_column: str) -> tuple[str, list[bytes
     return first, []
 
 
-def choose_id(units: Sequence[Unit], text_column: str) -> tuple[str | None, str]:
+def choose_id(units: Iterable[Unit], text_column: str) -> tuple[str | None, str]:
     """(the id column, None for the text itself; what to say of it)."""
     if text_column == ID_COLUMN:
         return None, "documents are identified by their text"

@@ -10,14 +10,14 @@ from pathlib import Path
 from moe.common.errors import InputError
 from moe.common.units import printable
 from moe.data.text.content import Known, versions_of
-from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
+from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of, packed
 from moe.data.text.selection import by_names, doubled_notes, kinds_note, select
 from moe.data.text.walk import OUTPUT, TWICE, walk
 
 MOST_README = 4 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Found:
     root: str  # the real path of the folder that the name is below
     name: str
@@ -43,17 +43,10 @@ def local_source(
             )
         if root.is_dir():
             _refuse_output(root, outputs)
-            listed = walk(root, outputs=outputs, seen=seen)
-            where = dict(listed.files)
-            if not where and any(one.reason == TWICE for one in listed.left_out):
-                left_out += listed.left_out
-                continue
-            chosen = select(
-                list(where), _readme(root), dataset=shown, config=config, split=split, passed=listed.left_out
-            )
-            found += [_Found(os.path.realpath(root), name, where[name]) for name in chosen.files]
-            left_out += listed.left_out + chosen.left_out
-            notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in chosen.notes]
+            files, others, said = _chosen(root, shown, config, split, outputs, seen)
+            found += files
+            left_out += others
+            notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in said]
         elif root.exists() and not root.is_file():
             raise InputError(
                 f"--dataset {shown}: is not a regular file but a pipe, socket or device; write its text to a file first"
@@ -68,15 +61,32 @@ def local_source(
             found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
     if any(one.reason == OUTPUT for one in left_out):
         notes.append("the output lies inside of --dataset; it is not read")
-    real = [os.path.realpath(file.path) for file in found]
+    source = _source_files(found, known or {})
+    return Source(source, None, left_out, [*notes, *kinds_note(file.name for file in source), *doubled_notes(source)])
+
+
+def _chosen(
+    root: Path, shown: str, config: str | None, split: str, outputs: tuple[Path, ...], seen: set[tuple[int, int]]
+) -> tuple[list[_Found], list[LeftOut], list[str]]:
+    """The files of a folder that are meant, what else is in it, and lines for a person. seen: as walk takes it."""
+    listed = walk(root, outputs=outputs, seen=seen)
+    where = dict(listed.files)
+    if not where and any(one.reason == TWICE for one in listed.left_out):
+        return [], listed.left_out, []
+    chosen = select(list(where), _readme(root), dataset=shown, config=config, split=split, passed=listed.left_out)
+    real = os.path.realpath(root)
+    files = [_Found(real, name, where[name]) for name in chosen.files]
+    return files, listed.left_out + chosen.left_out, chosen.notes
+
+
+def _source_files(found: list[_Found], known: Known) -> list[SourceFile]:
     names = unique_names([(file.root, file.name) for file in found])
-    kinds_of = [kind_of(file.name) or "" for file in found]
-    versions = versions_of(zip(real, kinds_of, strict=True), known or {})
-    files = [
-        SourceFile(name, path, kind, size, version, stat=tuple(times) if times else None)
-        for name, path, kind, (size, version, times) in zip(names, real, kinds_of, versions, strict=True)
+    real = [same if (same := os.path.realpath(file.path)) != file.path else file.path for file in found]
+    versions = versions_of(((path, kind_of(file.name) or "") for path, file in zip(real, found, strict=True)), known)
+    return [
+        SourceFile(name, path, kind_of(file.name) or "", size, version, packed_stat=packed(times) if times else None)
+        for name, path, file, (size, version, times) in zip(names, real, found, versions, strict=True)
     ]
-    return Source(files, None, left_out, [*notes, *kinds_note(file.name for file in files), *doubled_notes(files)])
 
 
 def _refuse_choice(root: Path, shown: str, config: str | None, split: str) -> None:

@@ -165,7 +165,8 @@ def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -
             found.left_out.append(LeftOut(name, LOOP))
         else:
             enter(name, path)
-    for _, name, path in sorted(files):
+    files.sort()
+    for _, name, path in files:
         try:
             information = os.stat(path)
         except OSError:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,21 +16,20 @@ from functools import partial
 from moe.common.errors import InputError
 from moe.common.units import tell as say
 from moe.data.meta import COUNTS, SPLITS, Meta, meta_json, read_meta
+from moe.data.text.ahead import Ahead
 from moe.data.text.errors import BadFileError, errors_text
-from moe.data.text.planning import Ahead
-from moe.data.write.differences import FORMAT
-from moe.data.write.differences import stats as stats_of
-from moe.data.write.differences import versions as versions_of
+from moe.data.write.differences import FORMAT, file_rows
 from moe.data.write.forecast import forecast
 from moe.data.write.gather import Gathered, document_keys, gather, length_statistics
-from moe.data.write.items import items_of
+from moe.data.write.items import share_of
 from moe.data.write.journal import Journal
 from moe.data.write.merge import merge_split, threshold_for_one_block
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
-from moe.data.write.report import summary
+from moe.data.write.report import Report, summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
 from moe.data.write.state import Workspace, open_workspace
+from moe.data.write.streamed_json import streamed
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 
@@ -58,8 +56,8 @@ def convert(request: Request) -> Meta | None:
             return None
         left_out = make_units(plan, space)
         job, found = settle(plan, space, left_out)
-        meta = publish(replace(plan, job=job), space, found, left_out, started)
-    for line in summary(meta, request.out):
+        meta, report = publish(replace(plan, job=job), space, found, left_out, started)
+    for line in summary(meta, request.out, report):
         say(line)
     return meta
 
@@ -122,11 +120,11 @@ def make_shard(plan: Plan, space: Workspace) -> None:
     """The units of one shard of a sharded run; the merge comes when all are done."""
     request = plan.request
     assert request.num_shards is not None and request.shard_index is not None
-    items = [item for item in items_of(plan.units, plan.groups) if item is not None]
-    mine = [unit for item in items[request.shard_index :: request.num_shards] for unit in item.units]
-    faults = run(
+    share_of(plan.planning, plan.groups, request.shard_index, request.num_shards)
+    make = partial(
+        run,
         plan.job,
-        mine,
+        plan.units,
         space.units,
         groups=plan.groups,
         engine=request.engine,
@@ -134,10 +132,15 @@ def make_shard(plan: Plan, space: Workspace) -> None:
         left_out=set(plan.bad),
         all_of_them=True,
     )
+    if plan.planning.looked_at == len(plan.source.files):
+        faults = make()
+    else:
+        with Ahead(plan.planning) as ahead:
+            faults = make(ahead=ahead)
     if faults and not request.skip_bad_files:
         raise InputError(errors_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(
-        f"shard {request.shard_index} of {request.num_shards} is done: {len(mine)} units; "
+        f"shard {request.shard_index} of {request.num_shards} is done: {len(plan.units)} units; "
         "when all shards are, run once with --merge-only"
     )
 
@@ -192,7 +195,9 @@ def too_little(request: Request, job: Job, tokens: int, skipped: dict[str, int])
     return InputError(f"{text}; lower --seq-len and add --overwrite")
 
 
-def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, str], started: float) -> Meta:
+def publish(
+    plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, str], started: float
+) -> tuple[Meta, Report]:
     """Merge the units, describe them, and let the result appear."""
     request, job = plan.request, plan.job
     journal = Journal(space.partial, found.digest)
@@ -231,22 +236,20 @@ def publish(plan: Plan, space: Workspace, found: Gathered, left_out: dict[str, s
         **{name: found.counts[name] for name in COUNTS},
         versions=package_versions("transformers", "tokenizers", "mosaicml-streaming", "pyarrow", "numpy"),
     )
+    of_the_run = Report(seconds=round(time.monotonic() - started, 2), encoder=job.encoder)
     report = {
+        **of_the_run,
         "format": FORMAT,
         "request": plan.identity,
-        "files": versions_of(plan.source.files),
-        "stats": stats_of(plan.source.files),
-        "reads": found.reads,
-        "seconds": round(time.monotonic() - started, 2),
-        "encoder": job.encoder,
         "engine": request.engine,
         "workers": request.workers,
         "versions": package_versions("gigatoken", "fastokens"),
     }
-    space.merged.write("conversion.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    rows = {**file_rows(plan.source.files), "reads": found.reads}
+    space.merged.write("conversion.json", streamed(report, rows))
     space.merged.write("meta.json", meta_json(meta).encode())
     space.publish()
-    return meta
+    return meta, of_the_run
 
 
 def package_versions(*packages: str) -> dict[str, str]:

@@ -5,10 +5,12 @@ Content is compared: no path, time or name of a file, nor how the dataset was ty
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypedDict
 
 from moe.data.text.content import Known, known_of
 from moe.data.text.files import SourceFile, kind_of
+from moe.data.write.streamed_json import row
 
 FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
 NOT_COMPARED = ("asked", "commit")  # keys of an identity that are reported only
@@ -25,8 +27,16 @@ class Plan(TypedDict):
     stats: list[Any] | None
 
 
+class Begun(NamedTuple):
+    """Of a Plan what is small: `files` is their number."""
+
+    format: int
+    request: dict[str, Any]
+    files: int
+
+
 class Finished(TypedDict):
-    """As Plan. `reads`: by a file's place in `files`, what was read of it (recorded.Read)."""
+    """As Plan. `reads`: rows of a file's place in `files`, then what was read of it (recorded.Read), once or more."""
 
     format: int
     request: dict[str, Any]
@@ -68,8 +78,12 @@ def versions(files: list[SourceFile]) -> list[list[str]]:
     return [[file.name, file.version] for file in files]
 
 
-def stats(files: list[SourceFile]) -> list[list[int] | None]:
-    return [list(file.stat) if file.stat else None for file in files]
+def file_rows(files: list[SourceFile]) -> dict[str, Iterable[str]]:
+    """`files` and `stats` of a Plan, as streamed_json takes them."""
+    return {
+        "files": (row([file.name, file.version]) for file in files),
+        "stats": (row(file.stat) for file in files),
+    }
 
 
 def known_files(plan: Plan) -> Known:

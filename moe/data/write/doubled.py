@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 MOST = 1 << 20  # 16 MB
+MOST_ARRAYS = 4096  # that wait: one of few documents is mostly its own object
 
 
 class Doubled:
@@ -27,6 +28,8 @@ class Doubled:
         self._waiting_count += len(self._waiting[-1])
         if self._waiting_count >= MOST:  # many units are small: each by itself would sort all again
             self._count()
+        elif len(self._waiting) >= MOST_ARRAYS:
+            self._waiting = [np.concatenate(self._waiting)]
 
     def _count(self) -> None:
         if not self._waiting:

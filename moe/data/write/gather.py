@@ -21,9 +21,10 @@ from moe.data.text.planning import in_order
 from moe.data.text.rows import Skipped
 from moe.data.write.doubled import Doubled
 from moe.data.write.shards import ShardFormat
+from moe.data.write.streamed_json import Packed
 from moe.data.write.unit_store import UnitStore
 
-LENGTHS_HELD, READERS = 1 << 20, 8
+LENGTHS_HELD, ARRAYS_HELD, READERS = 1 << 20, 4096, 8
 Units = Sequence[tuple[UnitStore, Unit]]
 
 
@@ -73,7 +74,7 @@ class Gathered:
 
     lengths: int64 [n, 2], how many documents there are of each length in tokens. proofs: of the hub's files, by what
     their bytes were held against, their names; a file is in the list of its weakest. reads: of the files of this
-    machine, (place of the file, then a recorded.Read for each unit of it). digest: of all that decides the merge.
+    machine, (place of the file, recorded.Read) of each unit. digest: of all that decides the merge.
     """
 
     shards: dict[str, list[FullShard]] = field(default_factory=lambda: {split: [] for split in SPLITS})
@@ -86,7 +87,7 @@ class Gathered:
     duplicates_estimated: bool = False
     lengths: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     proofs: dict[str, list[str]] = field(default_factory=dict)
-    reads: list[list] = field(default_factory=list)
+    reads: Packed = field(default_factory=Packed)
     digest: str = ""
     units: int = 0
 
@@ -97,7 +98,6 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
     header, width = len(layout.header(layout.samples_per_shard)), layout.dtype.itemsize
     digest = xxhash.xxh128(str(layout.config))
     proofs: dict[str, set[str]] = {}
-    reads: dict[int, list] = {}
     for store, unit, mark, own_lengths, hashes in _loaded(units):
         found.units += 1
         home = store.home(unit)
@@ -116,20 +116,19 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
         found.counts.update(mark["counts"])
         held.append(own_lengths)
         held_count += len(held[-1])
-        if held_count >= LENGTHS_HELD:
+        if held_count >= LENGTHS_HELD or len(held) >= ARRAYS_HELD:
             found.lengths, held, held_count = add_lengths(found.lengths, np.concatenate(held)), [], 0
         if hashes is not None:
             doubled.add(hashes)
         if "proof" in mark:
             proofs.setdefault(mark["file"], set()).add(mark["proof"])
         if mark["read"] is not None:
-            reads.setdefault(unit.file_index, []).append(mark["read"])
+            found.reads.add([unit.file_index, mark["read"]])
     if held:
         found.lengths = add_lengths(found.lengths, np.concatenate(held))
     found.counts["duplicate_ids"], found.duplicates_estimated = doubled.count, doubled.is_estimate
     for file, kinds in proofs.items():
         found.proofs.setdefault(min(kinds, key=_strength), []).append(file)
-    found.reads = [[place, *entries] for place, entries in reads.items()]
     found.digest = digest.hexdigest()
     return found
 

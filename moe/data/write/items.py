@@ -23,12 +23,14 @@ from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
+from moe.data.text.planning import Planning
 from moe.data.write.packing import HeldTokens, TooManyTokensError
 from moe.data.write.unit import Job, Report, convert_unit, make_unit
 from moe.data.write.unit_store import MARK, item_marks
 
 MANY = 1000  # small files
 ITEM_BYTES, ITEM_FILES = 8 << 20, 512
+LEAST_TURNS = 16  # files or groups for each machine of several, or they share units: one may have many
 HUB_FILES = 64  # in the place of ITEM_FILES: each takes a worker a tenth of a second or more
 
 
@@ -84,6 +86,21 @@ def items_of(
             held.append(unit)
     if held:
         yield Item(tuple(held))
+
+
+def share_of(planning: Planning, groups: np.ndarray, index: int, number: int) -> None:
+    """Leave to `planning` the share of one of `number` machines: whole files and groups in turn, known by the listing
+    alone, so that each looks at its own; of few files, all of which are looked at, items in turn.
+    """
+    begins = np.ones(len(groups), bool)  # of a group, or of a file by itself
+    begins[1:] = (groups[1:] != groups[:-1]) | (groups[1:] < 0)
+    turns = np.cumsum(begins) - 1
+    if turns[-1] >= LEAST_TURNS * number:
+        planning.keep(turns % number == index)
+        return
+    planning.all()
+    items = [item for item in items_of(planning.units, groups) if item is not None]
+    planning.units[:] = [unit for item in items[index::number] for unit in item.units]
 
 
 def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[BadFileError]:

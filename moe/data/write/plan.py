@@ -107,12 +107,10 @@ def asked_for(request: Request) -> dict[str, Any]:
 def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, identity: dict[str, Any]) -> Plan:
     """Units and encoder."""
     planning = Planning(source.files, request.text_column, thorough=request.dry_run)
-    if request.num_shards is None:  # shards share units by their number
+    if request.num_shards is None:  # each makes its share, whatever the limit needs
         planning = replace(planning, max_documents=request.max_documents, max_tokens=request.max_tokens)
-        while planning.more() and not planning.units:
-            pass
-    else:
-        planning.all()
+    while planning.more() and not planning.units:
+        pass
     units = planning.units
     if not units:
         raise InputError(errors_text(planning.bad, skipping=True))
@@ -126,7 +124,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
         documents=documents,
         say=say,
     )
-    id_column, id_line = space.id_column(lambda: choose_id(units, request.text_column))
+    id_column, id_line = space.id_column(lambda: choose_id(planning.with_further_kinds(), request.text_column))
     identity["id_column"] = id_column  # judged once: a resumed run keeps it
     job = Job(
         seq_len=request.seq_len,

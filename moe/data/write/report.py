@@ -17,16 +17,19 @@ class Report(TypedDict):
     encoder: str
 
 
-def summary(meta: Meta, folder: str | Path) -> list[str]:
-    """Lines for a person about the dataset at a path or an s3:// address."""
-    place = open_folder(folder)
+def recorded_report(folder: str | Path) -> Report | None:
+    """What conversion.json says of the run; None without one. Raises InputError for one that is damaged."""
     try:
-        report = parse_json(place.read("conversion.json") or b"null", Report | None)
+        return parse_json(open_folder(folder).read("conversion.json") or b"null", Report | None)
     except ValueError as error:
         raise InputError(f"{folder}/conversion.json: is damaged ({error}); restore it or remove it") from None
+
+
+def summary(meta: Meta, folder: str | Path, report: Report | None = None) -> list[str]:
+    """Lines for a person about the dataset at a path or an s3:// address; with `report` also about the last run."""
     tokens, documents = sum(meta.tokens.values()), sum(meta.documents.values())
     per = meta.tokens_per_document
-    size = sum(place.sizes().values())
+    size = sum(open_folder(folder).sizes().values())
     lines = [
         f"dataset      {meta.dataset}" + (f", config {meta.config}" if meta.config else "") + f", split {meta.split}",
         f"tokenizer    {meta.tokenizer} ({meta.vocab_size} ids, EOS {meta.eos_id})",

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from moe.common.units import tell
+from moe.data.text.ahead import Ahead
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
-from moe.data.text.planning import Ahead
 from moe.data.write import pool
 from moe.data.write.gather import Units
 from moe.data.write.items import Item, items_of

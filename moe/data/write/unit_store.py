@@ -1,7 +1,7 @@
 """Finished units, by name, in a folder: each by itself or many in one item (items.py).
 
 - `<unit>/` has shards, rests, lengths, hashes and, written last, the done mark; `<item>/` the same of many units.
-- Of a unit that is done only its counts stay in memory: marks are read again when they are needed.
+- Of a unit that is done only its key, counts and item stay in memory: marks are read again when they are needed.
 - A power cut leaves files without content under names that say complete. What is damaged is refused, with the folders
   to remove: without them the same command makes those units anew.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
@@ -19,7 +20,7 @@ from moe.common.errors import InputError
 from moe.common.typed_json import parse_json
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
-from moe.data.text.files import Unit
+from moe.data.text.files import Unit, key_of, name_of
 
 MARK = "done.json"
 ITEM = re.compile(r"(\d{5,}-\d{13}-[0-9a-f]{16})/done\.json")
@@ -37,11 +38,14 @@ class Mark(TypedDict):
 
 
 class Done(NamedTuple):
-    """Of a unit's done mark: both splits together, and whether one of the job's limits ended it."""
+    """Of a unit's done mark: both splits together, and whether one of the job's limits ended it. `item`: the folder
+    that it was made in with others; None for a unit by itself.
+    """
 
     documents: int
     tokens: int
     limited: bool
+    item: str | None
 
 
 class Rest(NamedTuple):
@@ -86,8 +90,7 @@ class UnitStore:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._sizes: dict[str, int] | None = None
-        self._done: dict[str, Done] = {}
-        self._item_of: dict[str, str] = {}
+        self._done: dict[int, Done] = {}  # by Unit.key: a million names would be 100 MB
         self._noted: set[str] = set()  # items
         self._last: tuple[str, dict[str, dict[str, Any]]] = ("", {})
         self._last_arrays: dict[str, tuple[str, np.ndarray]] = {}  # of each name
@@ -104,20 +107,22 @@ class UnitStore:
                 f"{self.folder}/{unit.name} was made elsewhere and is not visible here; "
                 "give an --out that all machines share, or s3://"
             )
-        self._done[unit.name] = _brief(_parsed(self.folder, f"{unit.name}/{MARK}", content, Mark))
+        known = self._done.get(unit.key)
+        mark = _parsed(self.folder, f"{unit.name}/{MARK}", content, Mark)
+        self._done[unit.key] = _brief(mark, known and known.item)
 
     def note_item(self, item: str, units: tuple[Unit, ...]) -> None:
         """Units of this item were just made, in it or by themselves; the job's limits may have spared some."""
         if item_marks(self.folder, item) is not None:
             self._note_marks(item)
-        alone = [unit for unit in units if unit.name not in self._done]
+        alone = [unit for unit in units if unit.key not in self._done]
         for unit in alone:
             if item not in self._noted or self.folder.read(f"{unit.name}/{MARK}") is not None:
                 self.note(unit)
 
     def _note_marks(self, item: str) -> None:
         for name, mark in self._marks(item).items():
-            self._done[name], self._item_of[name] = _brief(mark), item
+            self._done[key_of(name)] = _brief(mark, item)
         self._noted.add(item)
 
     def _marks(self, item: str) -> dict[str, dict[str, Any]]:
@@ -138,24 +143,24 @@ class UnitStore:
 
     def done(self, unit: Unit) -> Done | None:
         """What the unit's done mark counts; None while it is not done."""
-        if unit.name not in self._done:
+        if unit.key not in self._done:
             sizes = self._list()
-            if unit.name not in self._done:
+            if unit.key not in self._done:
                 if f"{unit.name}/{MARK}" not in sizes:
                     return None
                 self.note(unit)
-        return self._done[unit.name]
+        return self._done[unit.key]
 
-    def names(self) -> list[str]:
+    def names(self) -> Iterator[str]:
         """Of all units that are done, in their order."""
-        alone = [found[1] for name in self._list() if (found := ALONE.fullmatch(name))]
-        return sorted({*alone, *self._item_of}, key=lambda name: tuple(map(int, name.split("-"))))
+        alone = (key_of(found[1]) for name in self._list() if (found := ALONE.fullmatch(name)))
+        return map(name_of, sorted({*alone, *self._done}))
 
     def mark(self, name: str) -> dict[str, Any]:
         """The done mark of a unit that is done."""
         self._list()
-        if name in self._item_of:
-            return self._marks(self._item_of[name])[name]
+        if (done := self._done.get(key_of(name))) and done.item:
+            return self._marks(done.item)[name]
         content = self.folder.read(f"{name}/{MARK}")
         if content is None:
             raise InputError(f"{self.folder}/{name}/{MARK} is missing; run with --overwrite")
@@ -163,7 +168,8 @@ class UnitStore:
 
     def home(self, unit: Unit) -> str:
         """The folder that a finished unit is in."""
-        return self._item_of.get(unit.name, unit.name)
+        done = self._done.get(unit.key)
+        return (done and done.item) or unit.name
 
     def rest(self, unit: Unit, mark: dict[str, Any], split: str, *, header: int, block: int, width: int) -> Rest:
         """header: bytes of a full shard's; block: tokens of a sequence; width: bytes of a token."""
@@ -197,7 +203,7 @@ class UnitStore:
             self._last_arrays[name] = home, self._array(f"{home}/{name}.npy")
         whole = self._last_arrays[name][1]
         first = self.mark(unit.name)["at"]["documents"]
-        return whole[first : first + self._done[unit.name].documents]
+        return whole[first : first + self._done[unit.key].documents]
 
     def _array(self, name: str) -> np.ndarray:
         content = self.folder.read(name)
@@ -210,7 +216,6 @@ class UnitStore:
             raise damaged(self.folder, name, "is no array") from None
 
 
-def _brief(mark: dict[str, Any]) -> Done:
-    return Done(
-        sum(mark["documents"][s] for s in SPLITS), sum(mark["tokens"][s] for s in SPLITS), bool(mark["limited"])
-    )
+def _brief(mark: dict[str, Any], item: str | None) -> Done:
+    documents, tokens = (sum(mark[what][split] for split in SPLITS) for what in ("documents", "tokens"))
+    return Done(documents, tokens, bool(mark["limited"]), item)

@@ -1,4 +1,4 @@
-"""The work of a conversion, wherever it is kept: what is begun, done and complete, and whether it may be gone on with.
+"""The work of a conversion, wherever it is kept: what is begun, done and complete, and whether it may be resumed.
 
 `plan.json` holds the request; a run that differs from it is refused. Each unit's done mark holds its file's version and
 a hash of what was read, so a file that changed after its units were made is refused too, while a broken file may be
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import xxhash
 
 from moe.common.errors import InputError
 from moe.common.ownership import refuse_strangers
@@ -21,17 +23,19 @@ from moe.data.text.content import Known
 from moe.data.text.files import SourceFile
 from moe.data.write.differences import (
     FORMAT,
+    Begun,
     Finished,
     Plan,
     asked_differences,
     differences,
     file_differences,
+    file_rows,
     how,
     known_files,
-    stats,
     versions,
 )
 from moe.data.write.recorded import edited
+from moe.data.write.streamed_json import streamed
 from moe.data.write.unit_store import UnitStore
 
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
@@ -69,6 +73,7 @@ class Work:
         self.out, self.partial = out, out.beside(".partial")
         self.units = UnitStore(self.partial / "units")
         self._overwrite = overwrite
+        self._parsed: dict[bytes, Begun | None] = {}  # by a hash of the content
 
     def _is_begun(self) -> bool:
         """Whether <out> holds the beginning of this conversion's result."""
@@ -77,13 +82,20 @@ class Work:
     def recorded_commit(self, asked: dict[str, Any]) -> str | None:
         """The commit of the hub that a run of the same command began with, or is complete with; None for none."""
         for content in (self.partial.read("plan.json"), None if self._overwrite else self.out.read("conversion.json")):
+            begun = self._begun(content)
+            if begun is not None and begun.format == FORMAT and begun.request.get("asked") == asked:
+                return begun.request.get("commit")
+        return None
+
+    def _begun(self, content: bytes | None) -> Begun | None:
+        """What a plan.json or conversion.json says; None for one that is missing or damaged. Parsed once."""
+        if (key := xxhash.xxh128_digest(content or b"")) not in self._parsed:
             try:
                 plan = parse_json(content or b"", Plan)
+                self._parsed[key] = Begun(plan["format"], plan["request"], len(plan["files"]))
             except ValueError:
-                continue
-            if plan["format"] == FORMAT and plan["request"].get("asked") == asked:
-                return plan["request"].get("commit")
-        return None
+                self._parsed[key] = None
+        return self._parsed[key]
 
     def known_files(self) -> Known:
         """What is recorded of the files that were read before, here or for the result in <out>."""
@@ -190,18 +202,15 @@ class Work:
 
     def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
         """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
-        try:
-            begun = parse_json(self.partial.read("plan.json") or b"", Plan)["request"]
-        except ValueError:
-            begun = {}
-        if self._overwrite or "id_column" not in begun:
+        begun = self._begun(self.partial.read("plan.json"))
+        if self._overwrite or begun is None or "id_column" not in begun.request:
             return choose()
-        name = begun["id_column"]
+        name = begun.request["id_column"]
         how = f"column {name!r}, by their text where there is none" if name else "their text"
         return name, f"documents are identified by {how}, as when this was started"
 
     def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> None:
-        """Go on with what <out>.partial holds if the same request began it."""
+        """Resume from what <out>.partial holds if the same request began it."""
         content = self.partial.read("plan.json")
         if content is not None:
             try:
@@ -213,39 +222,33 @@ class Work:
             if changed:
                 self._clear()
                 self.units = UnitStore(self.units.folder)
-        plan: Plan = {"format": FORMAT, "request": identity, "files": versions(files), "stats": stats(files)}
-        self.partial.write("plan.json", json.dumps(plan, indent=1, sort_keys=True).encode())
+        self.partial.write("plan.json", streamed({"format": FORMAT, "request": identity}, file_rows(files)))
 
     def _changed(self, content: bytes, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> list[str]:
-        """Why the work cannot be gone on with, in lines; none where it can."""
-        try:
-            old = parse_json(content, Plan)
-        except ValueError:
-            old = None
-        if old is None or old["format"] != FORMAT:
+        """Why the work cannot be resumed, in lines; none where it can."""
+        old = self._begun(content)
+        if old is None or old.format != FORMAT:
             cause = "was started by an earlier version of this project and cannot be resumed"
             if old is None and b'"request"' not in content:
                 cause = "its plan.json is damaged, so what was started there is not known"
             return [f"{cause}; {SAME}"]
-        changed = differences(old["request"], identity)
+        changed = differences(old.request, identity)
         cause = "started with other settings" if changed else "started with other files"
+        if not changed and old.files != len(files):
+            then = parse_json(content, Plan)["files"]
+            there = [[[name, "there"] for name, _ in part] for part in (then, versions(files))]
+            changed = file_differences(*there)
         if not changed:
-            then, now = ([name for name, _ in part] for part in (old["files"], versions(files)))
-            if len(then) != len(now):
-                there: list[list[list[str]]] = [[[name, "there"] for name in names] for names in (then, now)]
-                changed = file_differences(*there)
-        if not changed:
-            done = [(files[int(name.split("-")[0])], name) for name in self.units.names()]
-            for file, name in done:
+            for file, name in self._done(files):
                 if (before := self.units.mark(name)["file_version"]) != file.version:
                     line = f"  {file.name}: {how(before, file.version)}"
                     changed += [line] * (line not in changed)
             if not changed:
-                reads = ((file, self.units.mark(name)["read"]) for file, name in done)
+                reads = ((file, self.units.mark(name)["read"]) for file, name in self._done(files))
                 changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
         if not changed:
             return []
-        typed = asked_differences(old["request"], identity)
+        typed = asked_differences(old.request, identity)
         fix = "Run it as it was started, or --overwrite to start again."
         return [
             cause,
@@ -254,6 +257,10 @@ class Work:
             *typed,
             fix,
         ]
+
+    def _done(self, files: list[SourceFile]) -> Iterator[tuple[SourceFile, str]]:
+        """The units that are done, by their names, with their files."""
+        return ((files[int(name.split("-")[0])], name) for name in self.units.names())
 
     def _clear(self) -> None:
         self.discard()
@@ -265,9 +272,6 @@ class Work:
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""
-        try:
-            plan = parse_json(self.partial.read("plan.json") or b"", Plan)
-        except ValueError:
-            return
-        if plan["format"] == FORMAT and not differences(plan["request"], identity):
+        begun = self._begun(self.partial.read("plan.json"))
+        if begun is not None and begun.format == FORMAT and not differences(begun.request, identity):
             self.discard()

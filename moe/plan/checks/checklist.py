@@ -8,7 +8,7 @@ from moe.common.errors import InputError
 from moe.config import Config
 from moe.plan.checks.callbacks import check_user_callbacks
 from moe.plan.checks.data import check_run_data
-from moe.plan.checks.folder import check_folder, check_resume, existing, kept_settings
+from moe.plan.checks.folder import check_folder, check_resume, existing, kept_settings, resumes_in_stock_order
 from moe.plan.checks.machine import (
     check_device,
     check_loader,
@@ -58,8 +58,8 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     memory = check_memory(config, vocab_size=vocab_size)
     yield memory
     yield check_loader(config, world_size=world_size)
-    samples = inputs.epoch_tokens // config.max_seq_len if inputs is not None and inputs.epoch_tokens else None
-    yield check_shared_memory(config, samples=samples)
+    samples = (inputs.epoch_tokens or 0) // config.max_seq_len if inputs is not None else 0
+    yield check_shared_memory(config, shared_order=samples if samples and resumes_in_stock_order(config) else 0)
     folder = check_folder(config, vocab_size=vocab_size)
     yield from folder
     yield check_resume(as_given, inputs, hashes=not fast, report=report)

@@ -20,6 +20,7 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
     """Folders, meta and, with `hashes`, every byte. Also what the model is built from; None where that is not known."""
     from moe.data.meta import read_meta
     from moe.train.inputs import check_data, streams_of
+    from moe.train.remote_sizes import check_remote_sizes, remotes_of
 
     data = dataclasses.replace(config.train_data, verify="full" if hashes else "size")
     try:
@@ -29,6 +30,9 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
         report(f"loading the tokenizer {config.tokenizer} ...")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its many tries are one error
         inputs = check_data(dataclasses.replace(config, train_data=data), report)
+        for remote in dict.fromkeys(remotes_of(inputs)):
+            report(f"listing the shards on {remote} ...")
+        unlisted = check_remote_sizes(config, inputs)
     except (InputError, RunFailed) as error:
         return [Result("data", "fail", str(error))], None
     except OSError as error:
@@ -37,10 +41,11 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
     if not remotes:
         checked = "every file can be opened"
     elif any(remotes):
-        checked = "shards are verified as they arrive"
+        checked = "sizes of all shards on the remote; each is verified as it arrives"
     else:
         checked = "sizes and xxh64 of all shards" if hashes else "sizes of all shards"
-    results = [Result("data", "pass", "; ".join([*inputs.plan, checked])), _enough(config, inputs)]
+    text = "; ".join(unlisted or [*inputs.plan, checked])
+    results = [Result("data", "warn" if unlisted else "pass", text), _enough(config, inputs)]
     return results + _losses(config, inputs), inputs
 
 

@@ -85,6 +85,27 @@ def kept_settings(config: Config) -> dict[str, Any] | None:
     return found.manifest["config"] if found is not None else None
 
 
+def resumes_in_stock_order(config: Config) -> bool:
+    """Whether the checkpoint that the run resumes from, or continues (`load_path`), is in Streaming's order, an array
+    of each epoch: its position names none. One that is not on this machine, or cannot be used, is not looked into:
+    `check_resume` reports that.
+    """
+    from moe.train.checkpointing.checkpoints import find_named, load_state
+    from moe.train.checkpointing.run_folder import local_folder
+
+    folder = local_folder(config.save_folder, config.run_name)
+    try:
+        found, _ = _find(config, folder, False, lambda line: None)
+        if found is None and config.load_path is not None and not config.load_weights_only:
+            found = find_named(config.load_path)
+        if found is None:
+            return False
+        state = load_state(found.state_file, mmap=True)["state"]
+    except (InputError, OSError):  # a remote that cannot be read is an OSError
+        return False
+    return "order" not in state.get("dataset_state", {}).get("train", {"order": None})
+
+
 def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report: Report) -> Result:
     """Fresh, or the step that the run resumes from; with `hashes` every byte of its checkpoint is read."""
     from moe.train.checkpointing.run_folder import local_folder

@@ -112,16 +112,22 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
     return Result("memory", "pass", f"{text}, of {size(there)}{hint}")
 
 
-def check_shared_memory(config: Config, *, samples: int | None) -> Result:
-    """/dev/shm: batches on their way from the loader's workers, and the order of an epoch of `samples` sequences."""
+def check_shared_memory(config: Config, *, shared_order: int = 0) -> Result:
+    """/dev/shm: batches on their way from the loader's workers.
+
+    shared_order: sequences of an epoch whose order is an array that processes share; 0 for the order of new runs.
+    """
     batch = config.global_train_batch_size * config.max_seq_len * 2 * 8
     needed = STREAMING_SHM + 2 * config.num_workers * batch  # each worker of each rank has 2 on their way
-    needed += 2 * 8 * (samples or 0) if config.num_workers else 0
+    of_order = 2 * 8 * shared_order if config.num_workers else 0
+    needed += of_order
     try:
         free = shutil.disk_usage(SHM).free
     except OSError:
         return Result("shared memory", "warn", f"{SHM} is not there; loader processes need it: num_workers=0 does not")
     text = f"{SHM} has {size(free)} free, about {size(needed)} are needed"
+    if of_order:
+        text += f", {size(of_order)} of them for the order that this run began with (py1e; a new run takes none)"
     if free < needed:
         return Result(
             "shared memory",

@@ -8,7 +8,8 @@
 | `throughput/device/mfu` | their share of the device's dense bf16 peak; only where that is known |
 | `throughput/step_seconds` | mean time of a step |
 | `throughput/data_wait` | share of that spent waiting for the loader |
-| `memory/process_gb` | resident memory of this rank's process, GB (1e9 bytes) |
+| `memory/process_gb` | memory of this rank's process that is its own: RssAnon and page tables, GB (1e9 bytes) |
+| `memory/page_cache_gb` | pages of files that it has mapped, shards among them; given back when memory is short |
 | `memory/torch_peak_gb` | most memory that tensors have taken on the GPU so far |
 | `time/train`, `time/val`, `time/total` | hours of training and of evaluation, over all starts |
 
@@ -17,7 +18,7 @@ In the place of Composer's SpeedMonitor, which waits for the device at every ste
 
 from __future__ import annotations
 
-import os
+import re
 import time
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class Throughput(Callback):
             "throughput/device/flops_per_sec": of_device * self.flops_per_token,
             "throughput/step_seconds": self._busy / self._steps,
             "throughput/data_wait": self._waited / self._busy,
-            "memory/process_gb": resident_bytes() / 1e9,
+            **memory_gb(),
             "time/train": trained / HOUR,
             "time/val": self.evaluated / HOUR,
             "time/total": (trained + self.evaluated) / HOUR,
@@ -99,7 +100,14 @@ class Throughput(Callback):
         self.evaluated += state.eval_timestamp.total_wct.total_seconds()
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def memory_gb() -> dict[str, float]:
+    """What this process holds for itself, and beside it the pages of mapped files, which are page cache: resident
+    memory grows with the shards that are mapped, and that is no leak. A kernel that does not tell them apart (gVisor's)
+    gives resident memory alone.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    found = {name: int(kib) * 1024 / 1e9 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE)}
+    if "RssAnon" not in found:
+        return {"memory/process_gb": found["VmRSS"]}
+    own = found["RssAnon"] + found.get("VmPTE", 0.0)
+    return {"memory/process_gb": own, "memory/page_cache_gb": found["RssFile"]}

@@ -188,14 +188,15 @@ def test_each_shard_is_read_once(run: Path, tiny: Path, monkeypatch: pytest.Monk
     """C18: with batches of one sample, also across shards."""
     from moe.data.folders import LocalFolder
     from moe.data.locations import open_folder
-    from moe.data.read.verify import read_index, sample_batches
+    from moe.data.read.index import read_index
+    from moe.data.read.verify import sample_batches
 
     split = tiny / "data" / "train"
     seen: list[str] = []
     plain = LocalFolder.read
     monkeypatch.setattr(LocalFolder, "read", lambda self, name: seen.append(name) or plain(self, name))
     measured(run, tiny, batch_size=1, samples=25)
-    shards = [shard["raw_data"]["basename"] for shard in read_index(open_folder(split))]
+    shards = [shard.name for shard in read_index(open_folder(split))]
     assert seen.count(shards[0]) == 1
     batches = list(sample_batches(split, 23, 7))
     assert [len(batch) for batch in batches] == [7, 7, 7, 2]

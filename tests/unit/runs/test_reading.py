@@ -1,4 +1,5 @@
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from moe.cli.main import main
 from moe.common.errors import InputError
 from moe.runs.interruptions import interruptions
-from moe.runs.lines import Lines
+from moe.runs.lines import Lines, _blocks
 from moe.runs.reading import RunReader, find_runs, read_run
 from tests.tiny import in_time
 from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, row, stamp, training_in, write_lines
@@ -19,11 +20,20 @@ from tests.unit.runs.folders import ALARM, KILLED, TOKENS_PER_STEP, make_run, ro
 def test_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "tr')
-    lines = Lines(path)
+    lines = Lines(path, list)
     assert lines.read() == [{"step": 1}]
     with open(path, "a") as file:
         file.write('ain/loss": 3.0}\n{"st')
     assert lines.read() == [{"step": 1}, {"step": 2, "train/loss": 3.0}]
+
+
+def test_a_line_that_is_finished_while_the_log_is_read_is_not_read_as_its_second_half(tmp_path: Path) -> None:
+    class Growing(io.BytesIO):
+        def readlines(self, hint: int = -1) -> list[bytes]:
+            return parts.pop(0)
+
+    parts = [[b'{"step": 1}\n', b'{"step": 2, "at'], [b'": {"step": 3}}\n'], []]
+    assert list(_blocks(Growing())) == [[b'{"step": 1}\n']]
 
 
 def test_an_alarm_of_version_0_1_keeps_its_fix(tmp_path: Path) -> None:
@@ -35,7 +45,7 @@ def test_an_alarm_of_version_0_1_keeps_its_fix(tmp_path: Path) -> None:
 def test_rows_that_a_resume_cuts_are_gone(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_lines(path, [{"step": n} for n in range(9)])
-    lines = Lines(path)
+    lines = Lines(path, list)
     assert len(lines.read()) == 9
     write_lines(tmp_path / "aside", [{"step": 0}])
     os.replace(tmp_path / "aside", path)
@@ -63,7 +73,7 @@ def test_a_line_nested_too_deeply_is_left_out(tmp_path: Path, depth: int) -> Non
             file.write(deep)
     (folder / "config.yaml").write_text(f"model: {'[' * depth}{']' * depth}")
     run = read_run(folder)
-    assert (len(run.rows), run.events, run.alarms, run.manifest, run.config) == (1, [], [], {}, {})
+    assert (run.metrics.rows, run.events, run.alarms, run.manifest, run.config) == (1, [], [], {}, {})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from moe.cli.main import main
 from moe.runs.page import report_page
 from moe.runs.png import title_of
 from moe.runs.reading import read_run
+from moe.runs.report import Report
 from tests.unit.runs.folders import ALARM, CHANGED, KILLED, make_run, row
 from tests.unit.runs.pages import parse, write
 
@@ -44,7 +45,8 @@ def test_text_of_files_is_shown_and_never_run(tmp_path: Path) -> None:
         tmp_path / "run", rows=rows, alarms=(alarm,), events=events, versions={evil: evil}, note=evil, run_name=evil
     )
     (folder / "run.json").write_text(json.dumps({"run_name": evil, "state": "done", evil: evil}))
-    for page in (report_page({evil: read_run(folder)}), report_page({evil: read_run(folder), "b": read_run(folder)})):
+    for labels in ((evil,), (evil, "b")):
+        page = report_page(Report.of({label: read_run(folder) for label in labels}))
         assert "<img" not in page
         assert page.count("<script") == page.count("</script>") == 1 + page.count('<script type="application/json">')
         parse(page)
@@ -88,8 +90,11 @@ def test_metrics_of_which_no_line_can_be_read_are_told(
 def test_the_picture_names_the_state_of_each_run(tmp_path: Path) -> None:
     done = read_run(make_run(tmp_path / "ref", steps=24))
     stopped = read_run(make_run(tmp_path / "own", steps=20, state="stopped"))
-    assert title_of({"ref": done, "own": stopped}) == "ref (done, step 24) and own (interrupted, step 20)"
-    assert title_of({"ref": done}) == "ref   done, step 24"
+    assert (
+        title_of(Report.of({"ref": done, "own": stopped}).summaries)
+        == "ref (done, step 24) and own (interrupted, step 20)"
+    )
+    assert title_of(Report.of({"ref": done}).summaries) == "ref   done, step 24"
 
 
 def test_what_cannot_be_written_or_compared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from moe.cli.main import main
+from moe.runs import lines
 from moe.runs.listing import list_runs, table
 from tests.unit.runs.folders import ALARM, CHANGED, make_run, row, training_in
 
@@ -230,3 +231,25 @@ def test_without_locks_a_run_is_not_called_dead(tmp_path: Path, monkeypatch, cap
 
 def raise_(error: Exception) -> None:
     raise error
+
+
+def test_of_a_long_log_the_list_and_diff_parse_a_part_and_show_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rows: list[dict] = [row(step) for step in range(1, 600)]
+    rows[200:200] = [{"step": 200, "metrics/eval/web/loss": 3.0}]
+    rows += [{"step": 600, "metrics/eval/web/loss": 3.5}]
+    folders = [make_run(tmp_path / name, rows=rows, max_duration="700ba") for name in ("a", "b")]
+    commands = (["runs", str(tmp_path), "--json"], ["diff", *map(str, folders)])
+    parsed: list[bytes] = []
+    json_object = lines.json_object
+    monkeypatch.setattr(lines, "json_object", lambda line: parsed.append(line) or json_object(line))
+    shown: list[str] = []
+    for many in (10**6, 300):
+        monkeypatch.setattr(lines, "MANY", many)
+        parsed.clear()
+        for command in commands:
+            assert main(command) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and '"best": 3.0' in shown[0]
+    assert len(parsed) < 500, "of 4 x 600 rows"

@@ -11,6 +11,7 @@ from moe.runs.frame import frame
 from moe.runs.page import report_page
 from moe.runs.png import report_png
 from moe.runs.reading import read_run
+from moe.runs.report import Report
 from moe.runs.task_scores import _two_digits, score_rows, task_charts
 from tests.unit.runs.folders import TOKENS_PER_STEP, make_run, row
 
@@ -34,10 +35,10 @@ def test_a_run_is_drawn_by_its_main_scores_with_error_bars(tmp_path: Path) -> No
     assert line.label == "easy" and line.points == [(50 * TOKENS_PER_STEP, 0.25), (100 * TOKENS_PER_STEP, 0.5)]
     assert line.bars == [(50 * TOKENS_PER_STEP, 0.2, 0.3), (100 * TOKENS_PER_STEP, 0.46, 0.54)]
     assert bits.lines[0].bars == []
-    page = report_page({"one": run})
+    page = report_page(Report.of({"one": run}))
     assert page.count('class="bar c0"') == 2 and "<h2>Tasks</h2>" in page
     assert page.count("tasks/") == 0, "no score has a small chart of its own beside"
-    assert report_png({"one": run})
+    assert report_png(Report.of({"one": run}))
 
 
 def test_the_table_has_every_metric_and_the_validation_beside(tmp_path: Path) -> None:
@@ -56,13 +57,13 @@ def test_the_table_has_every_metric_and_the_validation_beside(tmp_path: Path) ->
     assert head == ["task", "metric", "one", "two"] and rows[0][2:] == ["0.5000 ± 0.04", "0.7500 ± 0.04"]
     charts = task_charts({"one": one, "two": two}, Marks())
     assert [[line.label for line in chart.lines] for chart in charts] == [["one", "two"], ["one", "two"]]
-    assert "<h2>Tasks</h2>" in report_page({"one": one, "two": two})
+    assert "<h2>Tasks</h2>" in report_page(Report.of({"one": one, "two": two}))
 
 
 def test_a_run_without_scores_shows_none(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     assert task_charts({"run": run}, Marks()) == [] and score_rows({"run": run})[1] == []
-    assert "<h2>Tasks</h2>" not in report_page({"run": run})
+    assert "<h2>Tasks</h2>" not in report_page(Report.of({"run": run}))
 
 
 def test_the_frame_has_the_last_scores(tmp_path: Path) -> None:

@@ -41,8 +41,12 @@ def test_a_frame_tells_state_progress_curves_experts_checkpoint_and_alarms(tmp_p
     assert "layer 1" in text and "0.00 to 1.33" in text
 
 
-def test_a_long_log_is_read_in_part_and_shows_the_same_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [9_000, 4 << 20])
+def test_a_long_log_is_read_in_part_and_shows_the_same_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     monkeypatch.setattr(lines, "MANY", 300)
+    monkeypatch.setattr(lines, "BLOCK", block)
     rows = [{**row(step), "note": [0, '{"step": 5}']} if step % 7 == 0 else row(step) for step in range(1, 2000)]
     rows[50] |= {"train/loss": float("nan"), "optim/grad_norm": None}
     rows[70] |= {"metrics/eval/loss": 1.25}
@@ -51,15 +55,37 @@ def test_a_long_log_is_read_in_part_and_shows_the_same_frame(tmp_path: Path, mon
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 1999, "train/lo{"step": 1\n{"step": 2000, "train/loss": 3.0}\n')
     found = RunReader(folder, [key for _, key in CURVES]).read()
-    assert len(found.rows[100]) < len(found.rows[-2]) == len(row(1))
     console = Console(file=io.StringIO(), width=100)
     for run in (found, read_run(folder)):
         console.print(frame(run, console, now=run.updated))
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert written[: len(written) // 2] == written[len(written) // 2 :]
     every = read_run(folder)
+    assert 100 < len(found.series("odd/metric")) < 500 < len(every.series("odd/metric")), "read in part"
+    assert found.last("odd/metric") == every.last("odd/metric")
     for key in ("step", *(key for _, key in CURVES), *every.validation().values()):
         assert found.series(key) == every.series(key) and found.series(key)
+
+
+def test_scores_and_experts_of_long_ago_are_in_the_frame_of_a_long_log(tmp_path: Path, monkeypatch) -> None:
+    """Scores are a row of their own, and so is what a user's callback logs after each step."""
+    monkeypatch.setattr(lines, "MANY", 300)
+    parsed: list[bytes] = []
+    json_object = lines.json_object
+    monkeypatch.setattr(lines, "json_object", lambda line: parsed.append(line) or json_object(line))
+    rows: list[dict] = [row(step) for step in range(1, 400)]
+    rows[300:300] = [{"step": 300, "tasks/arc_easy/acc": 0.25, "tasks/arc_easy/acc_stderr": 0.01}]
+    rows += [{"step": step, "user/metric": 1.0} for step in range(400, 800)]
+    folder = make_run(tmp_path / "long", rows=rows, max_duration="1000ba")
+    found = RunReader(folder, [key for _, key in CURVES]).read()
+    assert len(parsed) < 110
+    frames = []
+    for run in (found, read_run(folder)):
+        console = Console(file=io.StringIO(), width=100)
+        console.print(frame(run, console, now=run.updated))
+        frames.append(console.file.getvalue())  # type: ignore[attr-defined]
+    assert "arc_easy 0.2500 ± 0.01" in frames[0] and "layer 1" in frames[0]
+    assert frames[0] == frames[1]
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

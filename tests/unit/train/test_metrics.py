@@ -1,12 +1,15 @@
 """What a run logs of its health: names, values, and that a resume goes on counting."""
 
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from moe.train.callbacks.throughput import memory_gb
 from moe.train.stop import StopSignal
 from tests.conftest import ROOT
 from tests.unit.train.runs import die_after, rows, train
@@ -85,7 +88,7 @@ def test_an_optimizer_tells_the_norm_of_each_update() -> None:
         optimizer.update_norms = {}
         optimizer.step()
         for name, p in params.items():
-            torch.testing.assert_close(optimizer.update_norms[p], (p.detach() - before[name]).norm())
+            torch.testing.assert_close(math.prod(optimizer.update_norms[p]), (p.detach() - before[name]).norm())
 
 
 def test_a_run_whose_rows_are_rarer_has_the_same_weights(tiny: Path, tmp_path: Path, run: Path) -> None:
@@ -116,9 +119,21 @@ def test_speed_is_that_of_steps_and_waiting_a_share_of_it(run: Path) -> None:
         assert rows(run, "throughput/tokens_per_sec")[step] == pytest.approx(256 / seconds)
         assert 0 < rows(run, "throughput/data_wait")[step] < 1
         assert 0.01 < rows(run, "memory/process_gb")[step] < 100
+        assert 0.01 < rows(run, "memory/page_cache_gb")[step] < 100
     hours = rows(run, "time/train"), rows(run, "time/val"), rows(run, "time/total")
     assert hours[2][6] == pytest.approx(hours[0][6] + hours[1][6]) and hours[1][6] > 0
     assert json.loads((run / "run.json").read_text())["state"] == "done"
+
+
+def test_a_map_of_a_file_is_page_cache_and_no_memory_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(64 << 20))
+    before = memory_gb()
+    pages = np.memmap(tmp_path / "file", np.uint8, "r")
+    assert int(pages[::4096].max()) == 0, "each page is read"
+    mapped = {name: value - before[name] for name, value in memory_gb().items()}
+    assert mapped["memory/page_cache_gb"] > 0.06 and mapped["memory/process_gb"] < 0.02
+    array = np.ones(64 << 20, np.uint8)
+    assert memory_gb()["memory/process_gb"] - before["memory/process_gb"] > 0.06 and array.all()
 
 
 def test_the_documentation_lists_every_metric_and_no_other(run: Path) -> None:

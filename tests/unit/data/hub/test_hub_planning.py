@@ -1,15 +1,25 @@
 """How many of a hub's files are looked at before the work, and how."""
 
+import itertools
+import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from moe.common.errors import InputError
 from moe.data.meta import read_meta
-from moe.data.text.files import SourceFile
+from moe.data.text import planning
+from moe.data.text.ahead import Ahead
+from moe.data.text.files import SourceFile, Unit
 from moe.data.text.planning import Planning, plan_units
+from moe.data.write import run_units
 from moe.data.write.convert import convert
+from moe.data.write.items import share_of
+from moe.data.write.plan import make_plan
+from moe.data.write.state import open_workspace
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 from tests.unit.data.hub.some_set import source
 
@@ -71,9 +81,9 @@ def test_a_plan_goes_on_where_it_stood(folder):
     parquet_files(folder, 100, rows=3)
     files = [SourceFile(path.name, str(path), "parquet", path.stat().st_size, "1") for path in sorted(folder.iterdir())]
     every, _ = plan_units(files, "text")
-    planning = Planning([*files], "text", max_documents=3)
-    assert planning.more() and planning.units == every, "of files on this machine all are looked at"
-    assert not planning.more()
+    plan = Planning([*files], "text", max_documents=3)
+    assert plan.more() and plan.units == every, "of files on this machine all are looked at"
+    assert not plan.more()
 
 
 def test_work_begins_before_all_files_have_been_looked_at(serve, folder, make_request, tmp_path, monkeypatch):
@@ -96,6 +106,81 @@ def test_work_begins_before_all_files_have_been_looked_at(serve, folder, make_re
     convert(make_request(dataset=(str(folder),), out=tmp_path / "local"))
     mine, local = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "local")
     assert mine["train/shard.00000.mds"] == local["train/shard.00000.mds"]
+
+
+def test_a_machine_of_several_looks_at_its_own_files_alone(serve, folder, make_request, tmp_path, monkeypatch):
+    """Each looking at all of them would use up a limit of requests that they share."""
+    parquet_files(folder, 24)
+    monkeypatch.setattr(planning, "BEGIN", 4)
+    monkeypatch.setattr(planning, "THREADS", 1)
+    monkeypatch.setattr("moe.data.write.items.LEAST_TURNS", 10)
+    request = {"dataset": ("some/set",), "num_shards": 2}
+    ids = []
+    for index in (1, 0):
+        server = serve()
+        convert(make_request(shard_index=index, **request))
+        asked = {int(path[-11:-8]) for path in server.requests if path.endswith(".parquet")}
+        assert asked - set(range(8)) == set(range(index, 24, 2)) - set(range(8)), "the first of all, then its own"
+        ids.append(json.loads((tmp_path / "out.partial" / "plan.json").read_text())["request"]["id_column"])
+    assert ids == ["id"] * 2
+    convert(make_request(dataset=("some/set",), merge_only=True))
+    convert(make_request(dataset=(str(folder),), out=tmp_path / "local"))
+    mine, local = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "local")
+    assert all(mine[name] == local[name] for name in mine if name.endswith(".mds"))
+
+
+def test_shares_are_of_whole_files_and_groups_and_together_all(monkeypatch):
+    monkeypatch.setattr("moe.data.write.items.LEAST_TURNS", 4)
+    files = [SourceFile(str(i), "", "parquet", 9, "") for i in range(12)]
+    groups = np.array([-1, 0, 0, 0, -1, -1, 1, 1, 2, -1, -1, -1])
+    shares = []
+    for index in range(2):
+        plan = Planning(files, "text", units=[Unit(i, file, 0, 1, 5) for i, file in enumerate(files)], looked_at=12)
+        share_of(plan, groups, index, 2)
+        shares.append([unit.file_index for unit in plan.units])
+        assert plan.weight == 5 * len(plan.units)
+    assert shares == [[0, 4, 6, 7, 9, 11], [1, 2, 3, 5, 8, 10]]
+
+
+def test_work_begins_before_all_are_looked_at_with_files_of_two_kinds(
+    serve, folder, make_request, tmp_path, monkeypatch
+):
+    """What names the documents is judged on a later kind all the same: .txt files have no ids."""
+    for number in range(30):
+        (folder / f"a{number:02}.txt").write_text("\n\n".join(make_texts(5, seed=number)))
+    for number in range(3):
+        write_parquet(folder / f"z{number}.parquet", make_texts(20, seed=50 + number), ids=["same"] * 20)
+    monkeypatch.setattr(planning, "BEGIN", 4)
+    monkeypatch.setattr(planning, "THREADS", 2)
+    server = serve()
+    request = make_request(dataset=("some/set",))
+    space = open_workspace(request.out, overwrite=False)
+    plan = make_plan(request, space)
+    assert plan.planning.looked_at < 10 and plan.job.id_column is None, "the ids of z0.parquet tell nothing apart"
+    looked_at = {path[-10:] for path in server.requests if path.endswith(".parquet")}
+    assert len(looked_at) == 1
+    meta = convert(request)
+    assert meta.id_column is None and sum(meta.documents.values()) == 30 + 60
+
+
+def test_the_time_left_counts_the_files_that_are_still_to_be_looked_at(tmp_path, monkeypatch):
+    """Half of the bytes planned, half of these done: a quarter of the way."""
+    sizes = [100, 300, 400, 400, 200, 200]
+    files = [SourceFile(f"{i}.jsonl", str(tmp_path), "jsonl", size, "") for i, size in enumerate(sizes)]
+    monkeypatch.setattr(planning, "BEGIN", 0)
+    plan = Planning(files, "text")
+    ahead = Ahead(plan)
+    assert ahead.weight() == 1600, "of which nothing is known yet"
+    for _ in itertools.islice(plan.one_by_one(), 3):
+        pass
+    plan.weight *= 3  # as text a packed file is more
+    assert plan.looked_at_bytes == 800 and ahead.weight() == 4800
+    done = SimpleNamespace(done=lambda unit: unit.file_index < 2 or None)
+    work = run_units._Work(plan.units, done, np.full(6, -1), set(), ahead)
+    assert [item and item.units[0].file_index for item in itertools.islice(work.items(), 1)] == [2]
+    assert (work.behind, work.weight()) == (400, 4800)
+    plan.keep(np.array([False, False, True, True, False, False]))
+    assert [unit.file_index for unit in plan.units] == [2] and Ahead(plan).weight() == 800
 
 
 def test_files_that_are_looked_at_during_the_work_and_cannot_be_read_are_named(

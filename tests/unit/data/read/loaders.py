@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,7 +15,6 @@ from tests.ranks import on_ranks
 from tests.unit.data.conftest import EOS, SEQ_LEN
 
 COMMON = {"seq_len": SEQ_LEN, "eos_id": EOS, "vocab_size": 300, "document_mask": True}
-FILES_OF_A_START = 20  # what a training process has open before it reads
 
 
 def loader_of(specs, *, batch=8, workers=0, seed=17, **more):
@@ -41,21 +41,31 @@ def begun(loader, count):
     return seen, loader.state_dict()
 
 
+def close_inherited_files():
+    """In a forked process: what the tests before this one have left open."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if number > 2 and os.readlink(f"/proc/self/fd/{number}").startswith("/"):
+                os.close(number)
+
+
 def run_ranks(
-    specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300, workers=0, files=None
+    specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300, workers=0, files=None, **more
 ) -> list[list[list[int]]]:
-    """Rows of every batch of each rank; `specs` holds StreamSpec's values, `files` may be open at once."""
+    """Rows of every batch of each rank. `specs` holds StreamSpec's values, `more` is the loader's; `files` may be open
+    at once.
+    """
     with tempfile.TemporaryDirectory() as folder:
 
         def work(rank):
             atexit._clear()  # what is registered from here on is this rank's: Streaming's shared memory
             sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             os.environ.update({name: str(size) for name, size in sizes.items()})
-            if files:  # beside those that the tests before this one have left open in a forked process
-                most = len(os.listdir("/proc/self/fd")) + files - FILES_OF_A_START
-                resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            if files:
+                close_inherited_files()
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
             given = {name: StreamSpec(*spec) for name, spec in specs.items()}
-            loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers)
+            loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers, **more)
             if start:
                 loader.load_state_dict(start)
             Path(folder, str(rank)).write_text(json.dumps(numbers(loader)))

@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 import threading
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from streaming import StreamingDataset
 
 from moe.common.errors import DataError, InputError
 from moe.data import StreamSpec, build_eval_loader
+from moe.data.read import batches
+from moe.data.read.batches import Collate
 from moe.data.read.shared_prefix import with_a_free_number
 from tests.unit.data.conftest import EOS, SEQ_LEN, numbered_rows, write_split
 from tests.unit.data.read.loaders import COMMON, begun, numbers, run_ranks, train_loader
@@ -343,3 +346,19 @@ def test_a_position_does_not_hang_on_a_name_in_shared_memory(token_folder: Path,
         assert numbers(fresh) == whole
     finally:
         segment.unlink(missing_ok=True)
+
+
+def test_evaluating_a_large_split_in_full_takes_no_memory_for_its_rows():
+    samples = 1_000_000_007
+    settings = {"device_batch_size": 4, "rank": 1, "world_size": 3, "max_batches": None}
+    collate = Collate(seq_len=2, eos_id=EOS, document_mask=False)
+    tracemalloc.start()
+    loader = batches.eval_batches(lambda number: np.array([number % 1000, 7]), samples, collate, **settings)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    rows = loader.dataset
+    assert peak < 100_000 and len(loader) == 83_333_334 and len(rows) == 4 * len(loader)
+    assert [int(rows[i][0]) for i in range(8)] == [4, 5, 6, 7, 16, 17, 18, 19]
+    assert [None if row is None else int(row[0]) for row in map(rows.__getitem__, range(len(rows) - 4, len(rows)))] == [
+        0, 1, 2, 3
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from moe.common.environment import LEAST_FILES
 from moe.data import build_text_loader
-from moe.data.read.dataset import MOST_OPEN
+from moe.data.read.maps import MOST_OPEN
 from moe.data.write.shards import ShardFormat
 from tests.unit.data.conftest import SEQ_LEN, files_left, make_texts, numbered_rows
 from tests.unit.data.read.loaders import numbers, run_ranks, train_loader
@@ -56,23 +56,44 @@ def test_ranks_with_workers_read_2000_shards_with_128_files_each(tmp_path: Path)
     assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, 4001))
 
 
-def test_300_files_of_text_are_read_with_40_open(tmp_path: Path, plan: Callable) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_300_files_of_text_are_read_with_60_open(tmp_path: Path, plan: Callable, workers: int) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number, text in enumerate(make_texts(300)):
         (folder / f"{number:03}.jsonl").write_text(json.dumps({"id": str(number), "text": text}) + "\n")
     job = plan(folder).job
-    loader, _ = build_text_loader(job, device_batch_size=8, num_workers=0, document_mask=True)
-    with files_left(40):
+    loader, _ = build_text_loader(job, device_batch_size=8, num_workers=workers, document_mask=True)
+    with files_left(60):
         assert len(list(itertools.islice(loader, 60))) == 60
 
 
 def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     dataset = train_loader(many, batch=8, vocab_size=2 * SHARDS + 1).dataset
     for number in range(0, 2 * SHARDS, 2):
         dataset.get_item(number)
-    held = len(os.listdir("/proc/self/fd")) - before
+    assert open_maps(many) == MOST_OPEN
     del dataset
-    assert held >= MOST_OPEN
-    assert len(os.listdir("/proc/self/fd")) < before + held - MOST_OPEN + 2
+    assert open_maps(many) == 0
+
+
+def test_all_datasets_of_a_process_together_hold_64_maps(tmp_path: Path) -> None:
+    """Training in the trainer's own process, and a dataset for each validation set."""
+    datasets = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        datasets.append(train_loader(write_shards(tmp_path / name, 40), batch=8, vocab_size=81).dataset)
+    for dataset in datasets:
+        for number in range(80):
+            assert dataset.get_item(number)[0] == number + 1
+    assert open_maps(tmp_path) == MOST_OPEN and open_maps(tmp_path / "c") == 40 and open_maps(tmp_path / "a") == 0
+    datasets[0].get_item(0)
+    assert open_maps(tmp_path) == MOST_OPEN and open_maps(tmp_path / "a") == 1, "the one read longest ago goes"
+    del dataset, datasets[2]
+    assert open_maps(tmp_path) == MOST_OPEN - 40
+
+
+def open_maps(folder: Path) -> int:
+    """Descriptors that lead to a shard below the folder."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith(f"{folder}/") for link in links if os.path.exists(link))

@@ -159,8 +159,8 @@ def test_shares_are_within_a_sample_at_every_block_and_exact_at_the_end():
 
 
 def test_memory_is_that_of_the_shards_not_of_the_samples():
-    shards = 20_000
-    sizes = [np.full(shards, 65_000)]  # 1.3 billion samples
+    shards = 200_000
+    sizes = [np.full(shards, 65_000)]  # 13 billion samples
     tracemalloc.start()
     order = Order(sizes, [shards * 65_000], seed=1)
     first = order.samples(0, np.zeros(CHUNK, int), np.arange(CHUNK))

@@ -1,5 +1,6 @@
 """The checklist with `--fast`, and faults planted one at a time: the line it belongs to tells each, with its fix."""
 
+import dataclasses
 import json
 import shutil
 import socket
@@ -258,6 +259,33 @@ def test_many_more_loader_processes_than_cores(check: Check, monkeypatch) -> Non
 def test_tiny_shared_memory(check: Check, monkeypatch) -> None:
     free(monkeypatch, "/dev/shm", 1 << 20)
     assert_told(check, ["num_workers=2"], "shared memory", "fail", "--shm-size", "lower num_workers (2)")
+
+
+@pytest.mark.parametrize(
+    ("order", "state", "text"),
+    [
+        (None, "pass", "about 16.8 MB"),
+        ({"name": "window-1", "window": 32}, "pass", "about 16.8 MB"),
+        ("none", "fail", "31.25 GB of them for the order that this run began with (py1e; a new run takes none)"),
+    ],
+)
+def test_shared_memory_for_a_trillion_tokens(
+    check: Check, tmp_path: Path, monkeypatch, order: object, state: str, text: str
+) -> None:
+    """1.95 billion sequences: only a run that began with Streaming's order shares an array of them."""
+    from moe.train import inputs
+    from moe.train.checkpointing.checkpoints import write_checkpoint
+
+    sound = inputs.check_data
+    many = 1_953_125_000 * 32
+    monkeypatch.setattr(inputs, "check_data", lambda *args: dataclasses.replace(sound(*args), epoch_tokens=many))
+    free(monkeypatch, "/dev/shm", 64 << 20)
+    if order is not None:
+        position = {"epoch": 0, "sample_in_epoch": 0} | ({} if order == "none" else {"order": order})
+        manifest = {"config": {}, "data": "d", "eos_id": 0, "vocab_size": 300, "tokens": 0}
+        write_checkpoint(tmp_path / "run", 10, {"state": {"dataset_state": {"train": position}}}, manifest, {})
+    _, found = check("num_workers=1")
+    assert found["shared memory"][0] == state and text in found["shared memory"][1], found["shared memory"]
 
 
 def test_a_folder_that_cannot_be_written(check: Check, tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,102 @@
+"""plan.json and conversion.json: how they are written, and that those of earlier versions are read."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from moe.common.errors import InputError
+from moe.data.text import content
+from moe.data.text.files import SourceFile, Unit, key_of, name_of, packed
+from moe.data.write import workspace
+from moe.data.write.convert import convert
+from moe.data.write.streamed_json import Packed, row, streamed
+from tests.unit.data.conftest import make_texts, write_parquet
+
+
+def test_what_is_streamed_is_one_json_object():
+    rows = [['a\n"b"\\.jsonl', "1"], ["über ☃.txt", None], [0, {"begin": 1, "stat": [2**64 - 1, -5]}]]
+    held = Packed()
+    for value in rows * 5000:
+        held.add(value)
+    head = {"format": 2, "request": {"text": "ü"}}
+    text = b"".join(streamed(head, {"files": map(row, rows), "none": [], "reads": held}))
+    assert json.loads(text) == {**head, "files": rows, "none": [], "reads": rows * 5000}
+    assert list(held) == list(held) and text.count(b"\n") > 15_000, "a line a row"
+    assert sum(map(len, held._parts)) < 100_000
+
+
+def test_a_stat_record_of_any_file_system_is_packed():
+    odd = (2**63, -(10**18), 15 * 10**18, 2**64 - 1, 0)
+    assert SourceFile("a", "a", "txt", 1, "1", packed_stat=packed(odd)).stat == odd
+    assert SourceFile("a", "a", "txt", 1, "1").stat is None
+
+
+def test_a_unit_is_named_by_its_key():
+    for index, begin, name in ((0, 0, "00000-0000000000000"), (1234567, 9 * 10**12, "1234567-9000000000000")):
+        unit = Unit(index, SourceFile("a", "a", "txt", 1, "1"), begin, begin + 1, 1)
+        assert unit.name == name == name_of(key_of(name)) and key_of(name) == unit.key
+
+
+def test_files_are_sampled_some_at_a_time_in_their_order(tmp_path, monkeypatch):
+    """Each file that waits for a thread is an object of a kilobyte."""
+    handed = []
+    real = ThreadPoolExecutor.map
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "map", lambda self, call, some: (handed.append(len(some)), real(self, call, some))[1]
+    )
+    monkeypatch.setattr(content, "AT_ONCE", 3)
+    for i in range(8):
+        (tmp_path / f"{i}.txt").write_bytes(b"x" * i)
+    found = content.versions_of([(str(tmp_path / f"{i}.txt"), "txt") for i in (5, 1, 7, 0, 2, 9, 6)], {})
+    assert [size for size, *_ in found] == [5, 1, 7, 0, 2, 0, 6] and handed == [3, 3, 1]
+
+
+@pytest.fixture
+def begun(tmp_path, make_request):
+    """A conversion that stopped before its merge: b.parquet is broken, then fixed; a.parquet is done."""
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60), rows_per_group=10)
+    (tmp_path / "text" / "b.parquet").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"b\.parquet"):
+        convert(make_request())
+    write_parquet(tmp_path / "text" / "b.parquet", make_texts(40, seed=2))
+
+
+def test_records_of_the_earlier_layout_are_read(tmp_path, make_request, begun, monkeypatch, capsys):
+    """Indented, with sorted keys, and all that was read of a file in one row."""
+    plan, report = tmp_path / "out.partial" / "plan.json", tmp_path / "out" / "conversion.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()), indent=1, sort_keys=True))
+    convert(make_request())
+    assert "resuming: 1 of 2 units are done" in capsys.readouterr().out
+    values = json.loads(report.read_text())
+    by_file: dict = {}
+    for place, *reads in values["reads"]:
+        by_file.setdefault(place, []).extend(reads)
+    values["reads"] = [[place, *reads, *reads] for place, reads in by_file.items()]
+    report.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    for path in (tmp_path / "text").iterdir():
+        os.utime(path, ns=(1, 1))
+    convert(make_request(verify="full"))
+    assert "nothing to do" in capsys.readouterr().out
+    values["reads"][0][2]["xxh128"] = "0" * 32
+    report.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    with pytest.raises(InputError, match=r"a\.parquet: other bytes, of the same size"):
+        convert(make_request(verify="full"))
+
+
+def test_a_plan_is_parsed_twice_at_a_start_however_often_it_is_asked(make_request, begun, monkeypatch):
+    """Each time takes a second and 100 MB with 100,000 files: once for what was asked, once for the files' samples."""
+    parsed = []
+    real = workspace.parse_json
+    monkeypatch.setattr(
+        workspace, "parse_json", lambda text, shape: (parsed.append(b"asked" in text), real(text, shape))[1]
+    )
+    convert(make_request())
+    assert sum(parsed) == 2
+
+
+def test_a_plan_of_fewer_files_is_named_by_the_files_that_are_new(tmp_path, make_request, begun):
+    write_parquet(tmp_path / "text" / "c.parquet", make_texts(10, seed=3))
+    with pytest.raises(InputError, match=r"started with other files\n  c\.parquet: was not there then"):
+        convert(make_request())
