@@ -14,6 +14,7 @@ from moe.common.errors import InputError
 from moe.common.units import printable, size
 from moe.data.read.lanes import TextJob, cut_pieces
 from moe.data.read.text_known import read_commit
+from moe.data.read.touched import touched_line
 from moe.data.text.content import Known, hashes_of, stat_of
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import errors_text
@@ -91,6 +92,8 @@ def open_text(
         )
         for line in [*left_out_lines(source.left_out), *source.notes]:
             say(f"train_data.text: {in_keys(line)}")
+        if verify != "full" and (line_of_touched := touched_line(source.files, known or {})):
+            say(line_of_touched)
         units, faults = plan_units(source.files, text_column)
         if faults and (not skip_bad_files or not units):
             fix = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
