@@ -80,8 +80,9 @@ def sizes_of(name: str) -> tuple[dict[str, int], int, int]:
 class Competitor:
     def __init__(self, spec: dict[str, Any], python: str = sys.executable) -> None:
         command = [python, str(ROOT / "benchmarks" / "step_worker.py"), json.dumps(spec)]
-        # the caller's too: where there is no network, packages lie in a folder of their own
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        # where there is no network, packages lie in a folder that the caller names; they are its own Python's
+        given = os.environ.get("PYTHONPATH") if python == sys.executable else None
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), given]))}
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - as long as the process
         pipe = subprocess.PIPE
         self.kind = f"step_worker.py ({spec['kind']})"

@@ -19,9 +19,10 @@ TINY = [
 ]  # fmt: skip
 
 
-def settings_of(run: Run, folder: Path, *settings: str, warmup: str = "2ba") -> list[str]:
+def settings_of(run: Run, folder: Path, *settings: str, warmup: str = "2ba", evaluate: bool = False) -> list[str]:
     """key=value of a run on the pack's data, into `folder`; small in a dry run."""
-    found = [f"tokenizer={run.pack / 'gpt2'}", f"train_data.local={run.pack / 'data'}", "eval_data=null"]
+    evaluation = f"eval_data.local={run.pack / 'data'}" if evaluate else "eval_data=null"
+    found = [f"tokenizer={run.pack / 'gpt2'}", f"train_data.local={run.pack / 'data'}", evaluation]
     found += [f"save_folder={folder}", f"run_name={folder.name}", "log_interval=1ba", f"scheduler.t_warmup={warmup}"]
     return [*found, *(TINY if run.dry else []), *settings]
 

@@ -47,7 +47,7 @@ def hangs(run):
     run.figure("before", 1)
     time.sleep(0 if os.path.exists({flag!r}) else 600)
 
-gpu.limit_of = lambda name, *_: 4 if name == "hangs" else 60
+gpu.limit_of = lambda name, *_: 3 if name == "hangs" else 60
 gpu.function_of = lambda name: globals()[name]
 gpu.__file__ = __file__
 gpu.LEAST_SECONDS = 0

@@ -54,6 +54,12 @@ def test_a_competitor_has_the_callers_packages_and_its_last_words_are_kept(monke
     with pytest.raises(SystemExit, match="ended early: ImportError: found on the caller's path"):
         step.Competitor({"kind": "matmul", "threads": 1})
     assert "Traceback" in capfd.readouterr().err, "in the log as well"
+    other = tmp_path / "another-python"
+    other.write_text('#!/bin/sh\necho "\\"$PYTHONPATH\\"" | sed s/^/@/\n')
+    other.chmod(0o755)
+    alone = step.Competitor({"kind": "matmul"}, str(other))
+    alone.process.wait()
+    assert alone.note == str(step.ROOT), "packages of one Python are not another's"
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ def local_source(
             )
         if root.is_dir():
             _refuse_output(root, outputs)
-            files, others, said = _chosen(root, shown, config, split, outputs, seen)
-            found += files
+            mine, others, said = _chosen(root, shown, config, split, outputs, seen)
+            found += mine
             left_out += others
             notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in said]
         elif root.exists() and not root.is_file():

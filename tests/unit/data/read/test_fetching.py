@@ -195,7 +195,7 @@ def test_shards_that_are_removed_before_they_are_read_are_fetched_again(tmp_path
 def test_ranks_that_share_a_cache_fetch_each_shard_once(remote, tmp_path, fetched):
     specs = {"": [str(tmp_path / "cache"), str(remote), "train"]}
     limit = limit_of(remote, shards=FIT + 2)
-    ranks = run_ranks(specs, ranks=2, batch=4, vocab_size=SHARDS * ROWS + 1, cache_limit=limit)
+    ranks = run_ranks(specs, ranks=2, batch=4, vocab_size=SHARDS * ROWS + 1, cache_limit=limit, in_step=True)
     assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, SHARDS * ROWS + 1))
     assert len(fetched.count()) == SHARDS and set(fetched.count().values()) == {1}
     assert sum(fetched.count("index.json").values()) == 1
