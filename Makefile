@@ -61,7 +61,7 @@ test-wheel: setup
 	@touch $@
 
 test-transformers5: .venv5/ready
-	.venv5/bin/python -m pytest tests/unit/use tests/unit/model/test_families.py
+	.venv5/bin/python -m pytest tests/unit/use tests/unit/model/test_families.py tests/unit/test_gpu_peers.py
 	$(BIN)/python -m pytest tests/unit/use -k transformers_5
 
 # What Composer and Streaming hold back, let go.

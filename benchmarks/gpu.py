@@ -3,10 +3,11 @@
     make gpu        or: python benchmarks/gpu.py [--stage NAME ...] [--group N] [--out FOLDER] [--dry] [--again]
     python benchmarks/gpu.py --write        the pages in docs/ from what was measured
 
-- Three groups of stages, each within 8 minutes; each stage is a process of its own with a time of its own, so that a
-  CUDA error, a hang or a lack of memory takes no other stage down.
+- Three groups of stages, each within 8 minutes; each stage is a process of its own that leaves the later ones of its
+  group their time (gpu_stages/stages.py), so that a CUDA error, a hang or a lack of memory takes no other stage down.
 - One JSON file a stage in --out (gpu_stages/record.py), written as it goes. What is done is not done again; a stage
-  that failed or was cut short is. The last thing on stdout is a short table.
+  that failed or was cut short is, and what it had found is kept until it is done. The last thing on stdout is a short
+  table.
 - No network and nothing outside this folder: benchmarks/gpu_pack.sh makes the tokenizer and the data before.
 - --dry runs every stage on the CPU with tiny shapes and made-up text. Its figures mean nothing and no page takes them.
 
@@ -44,7 +45,7 @@ from gpu_stages.record import (  # noqa: E402
     write_record,
 )
 from gpu_stages.run import Run  # noqa: E402
-from gpu_stages.stages import GROUP_SECONDS, STAGES, function_of  # noqa: E402
+from gpu_stages.stages import GROUP_SECONDS, STAGES, function_of, limit_of  # noqa: E402
 
 from moe.common.errors import InputError  # noqa: E402
 
@@ -74,16 +75,19 @@ def machine_of(dry: bool) -> Record:
 
 def run_stages(names: list[str], machine: Record, args: argparse.Namespace) -> None:
     left = dict.fromkeys({STAGES[name].group for name in names}, float(GROUP_SECONDS))
-
-    def run_next(name: str) -> None:
+    todo = []
+    for name in names:
         if is_done(read_record(args.out, name), machine) and not args.again:
             print(f"{name}: done before", flush=True)
-            return
-        group, seconds = STAGES[name]
-        limit = min(seconds, left[group])
+        else:
+            todo.append(name)
+
+    def run_next(name: str) -> None:
+        group = STAGES[name].group
+        limit = limit_of(name, todo[todo.index(name) + 1 :], left[group])
         if limit < LEAST_SECONDS:
-            record = {**new_record(name, machine), "state": "timed out", "fault": "its group's 8 minutes were over"}
-            write_record(args.out, record)
+            record = new_record(name, machine, read_record(args.out, name))
+            write_record(args.out, {**record, "state": "timed out", "fault": "its group's 8 minutes were over"})
             return
         start = time.monotonic()
         print(f"{name}: at most {limit:.0f} s ...", flush=True)
@@ -92,14 +96,14 @@ def run_stages(names: list[str], machine: Record, args: argparse.Namespace) -> N
 
     # one at a time, or they would share what they measure; a dry run measures nothing
     pool = ThreadPoolExecutor(2 if args.dry else 1)
-    for _ in pool.map(run_next, names):
+    for _ in pool.map(run_next, todo):
         pass
     pool.shutdown()
 
 
 def _run_stage(name: str, machine: Record, args: argparse.Namespace, limit: float) -> None:
     """In a process group of its own; the record says how it ended."""
-    record = new_record(name, machine)
+    record = new_record(name, machine, read_record(args.out, name))
     write_record(args.out, record)
     command = [sys.executable, str(Path(__file__).resolve()), "--one", name, "--seconds", str(limit)]
     command += ["--out", str(args.out), "--pack", str(args.pack), *(["--dry"] if args.dry else [])]
@@ -150,7 +154,7 @@ def run_one(name: str, args: argparse.Namespace) -> int:
     run = Run(record=record, out=args.out, work=work, pack=args.pack, dry=args.dry, deadline=deadline)
     try:
         function_of(name)(run)
-        record["state"] = "done"
+        record |= {"state": "done", "before": None}
     except Exception:
         record |= {"state": "failed", "fault": traceback.format_exc()}
         traceback.print_exc()

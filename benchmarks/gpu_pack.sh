@@ -3,13 +3,31 @@
 # .bench/gpu_pack (about 10 MB, ignored by git; carry it along).
 #
 #   benchmarks/gpu_pack.sh [TEXT [TOKENIZER]]
+#   benchmarks/gpu_pack.sh --wheels [PACKAGE ...]
 #
+# --wheels: instead the packages of benchmarks/gpu_wheels.txt, and those named (liger-kernel, to be compared with), as
+# wheels in .bench/gpu_pack/wheels (10 MB): for a machine without a network that has torch and transformers 5. They are
+# for Linux x86-64 and Python 3.12; WHEEL_PYTHON=3.11 asks for another. docs/performance.md has the commands.
 # TEXT: a folder of parquet or jsonl files, or a dataset of the hub (default: HuggingFaceFW/fineweb).
 # TOKENIZER: a folder that holds tokenizer.json, or a name of the hub (default: openai-community/gpt2). It must be
 # GPT-2's: with another vocabulary loss and MFU are another model's.
 # Where few files come back, pack what was measured: tar czf "$OUT/gpu.tgz" benchmarks/results/gpu
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = --wheels ]; then
+  shift
+  wheels=.bench/gpu_pack/wheels
+  rm -rf "$wheels"
+  mkdir -p "$wheels"
+  platforms=()
+  for glibc in 2_{28..5} 2014 2010 1; do
+    platforms+=(--platform "manylinux${glibc/#2_/_2_}_x86_64")
+  done
+  python3 -m pip download -q --no-deps --only-binary=:all: --implementation cp --python-version "${WHEEL_PYTHON:-3.12}" \
+    "${platforms[@]}" -c requirements/constraints.txt -r benchmarks/gpu_wheels.txt "$@" -d "$wheels"
+  du -sh "$wheels"
+  exit
+fi
 text=${1:-HuggingFaceFW/fineweb} tokenizer=${2:-openai-community/gpt2}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 pack=.bench/gpu_pack

@@ -58,8 +58,7 @@ def slope(several: Sequence[Series]) -> Slope:
 def averaged(one: Series) -> Series:
     """At most PARTS stretches, of steps that differ."""
     steps, values = one
-    count = min(PARTS, len(steps))
-    groups = [group for group in np.array_split(np.arange(len(steps)), count) if len(group)] if count else []
+    groups = np.array_split(np.arange(len(steps)), min(PARTS, len(steps)))
     x = np.array([steps[group].mean() for group in groups])
     return (x, np.array([values[group].mean() for group in groups])) if np.ptp(x) > 0 else (x[:0], x[:0])
 

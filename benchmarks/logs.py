@@ -2,7 +2,8 @@
 
     python benchmarks/logs.py --rows 50000 [--tree OTHER_CHECKOUT ...] [--pairs 3]
 
-62 numbers a row, as six layers log them, every hundredth row with the results of an evaluation. Each command is a
+62 numbers a row, as six layers log them, every hundredth row with the results of an evaluation; `--experts 64` adds the
+loads of so many experts in each layer, of which a Mixture of Experts logs a list a layer. Each command is a
 process of its own: wall seconds, CPU seconds and the most memory it had, the start included (`moe --help` beside it).
 Of several checkouts, each is measured in turn, several times, and the medians are compared.
 """
@@ -35,7 +36,7 @@ LAYERED = (
 OTHERS, LAYERS = 15, 6
 
 
-def make_run(folder: Path, rows: int) -> int:
+def make_run(folder: Path, rows: int, experts: int = 0) -> int:
     """A run that is done; returns the bytes of its log."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"id": "0123abcd", "run_name": "long", "state": "done"}))
@@ -46,7 +47,9 @@ def make_run(folder: Path, rows: int) -> int:
     draw = random.Random(17).random
     with open(folder / "metrics.jsonl", "w") as log:
         for step in range(1, rows + 1):
-            row = {"step": step, **{key: 1 + draw() for key in keys}}
+            row: dict[str, float | list[float]] = {"step": step, **{key: 1 + draw() for key in keys}}
+            for layer in range(LAYERS if experts else 0):
+                row[f"experts/load/layer_{layer:02}"] = [round(2 * draw(), 3) for _ in range(experts)]
             if step % 100 == 0:
                 row["metrics/eval/loss"] = 1 + draw()
             log.write(json.dumps(row) + "\n")
@@ -69,12 +72,13 @@ def cost(tree: Path, arguments: list[str]) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--experts", type=int, default=0, help="in each layer's list of loads")
     parser.add_argument("--pairs", type=int, default=3, help="how often each checkout is measured")
     parser.add_argument("--tree", type=Path, action="append", default=[], help="another checkout, measured beside")
     args = parser.parse_args()
     trees = [tree.absolute() for tree in (*args.tree, ROOT)]
     with tempfile.TemporaryDirectory(prefix="moe-logs-") as made:
-        size = make_run(Path(made) / "run", args.rows)
+        size = make_run(Path(made) / "run", args.rows, args.experts)
         print(f"{args.rows:,} rows, {size / 1e6:,.0f} MB; load average {os.getloadavg()[0]:.1f}", flush=True)
         for command in COMMANDS:
             arguments = [str(Path(made) / "run") if word == "RUN" else word for word in command]

@@ -3,9 +3,10 @@
     python benchmarks/scale.py --tokens 1e12 --seq-lens 512 2048 --write
 
 For each sequence length, and for a small dataset beside it: seconds from the command to the first step of a tiny model
-with two loader workers, the largest process of the run (RssAnon and page tables; mapped shards
-are page cache and not counted) and /dev/shm. Then, with the loader alone: the first batch at 99% of an epoch, and a
-mixture of five streams over ten epochs, some batches of each, and a cold cache whose remote is the large data.
+with two loader workers, the largest process of the run (RssAnon and page tables), the most mapped pages of files that a
+process held (page cache, shards among them, not counted there), and /dev/shm. Then, with the loader alone: the first
+batch at 99% of an epoch, and a mixture of five streams over ten epochs, some batches of each, and a cold cache whose
+remote is the large data.
 `--tree FOLDER` measures the code of another checkout. `--write` puts the table into docs/performance.md.
 """
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -116,16 +118,20 @@ def hash_of(path: Path) -> str:
 
 
 class Watch(threading.Thread):
-    """The most that any process below `pid` has held, in MB, and the most in /dev/shm above what was there before."""
+    """The most that any process below `pid` has held, in MB: of its own, and of mapped files; and the most in /dev/shm
+    above what was there before.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.largest, self.shared, self._before, self.pid = 0.0, 0.0, shared_bytes(), os.getpid()
+        self.largest, self.cached, self.shared = 0.0, 0.0, 0.0
+        self._before, self.pid = shared_bytes(), os.getpid()
         self.done = threading.Event()
 
     def run(self) -> None:
         while not self.done.wait(0.05):
-            self.largest = max([self.largest, *map(held_by, descendants(self.pid))])
+            for own, cached in map(held_by, descendants(self.pid)):
+                self.largest, self.cached = max(self.largest, own), max(self.cached, cached)
             self.shared = max(self.shared, (shared_bytes() - self._before) / 1e6)
 
 
@@ -146,21 +152,30 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def held_by(pid: int) -> float:
+def held_by(pid: int) -> tuple[float, float]:
+    """MB of a process's own memory, and of files that it has mapped."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return 0.0
-    return sum(int(kb) for kb in re.findall(r"(?:RssAnon|VmPTE):\s+(\d+) kB", status)) / 1e3
+        return 0.0, 0.0
+    found = {name: int(kb) / 1e3 for name, kb in re.findall(r"(RssAnon|VmPTE|RssFile):\s+(\d+) kB", status)}
+    return found.get("RssAnon", 0.0) + found.get("VmPTE", 0.0), found.get("RssFile", 0.0)
 
 
 def shared_bytes() -> int:
+    total = 0
     with os.scandir("/dev/shm") as entries:
-        return sum(entry.stat().st_size for entry in entries if re.match(r"\d{6}_", entry.name))
+        for entry in entries:
+            with suppress(FileNotFoundError):  # a process that ends takes its own away
+                total += entry.stat().st_size if re.match(r"\d{6}_", entry.name) else 0
+    return total
 
 
-def measured(command: list[str], tree: Path, mark: str, where: Path) -> tuple[float, float, float]:
-    """(seconds to the line that holds `mark`, MB of the largest process, MB of /dev/shm)."""
+Found = tuple[float, float, float, float]
+
+
+def measured(command: list[str], tree: Path, mark: str, where: Path) -> Found:
+    """(seconds to the line that holds `mark`, MB of the largest process, MB of mapped files, MB of /dev/shm)."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     watch, start, first, tail = Watch(), time.perf_counter(), 0.0, []
     watch.start()
@@ -176,10 +191,10 @@ def measured(command: list[str], tree: Path, mark: str, where: Path) -> tuple[fl
     watch.join()
     if process.returncode or not first:
         sys.exit("".join(tail) + f"\n{command} ended with {process.returncode}")
-    return first, watch.largest, watch.shared
+    return first, watch.largest, watch.cached, watch.shared
 
 
-def train(data: Path, folder: Path, seq_len: int, tree: Path, name: str) -> tuple[float, float, float]:
+def train(data: Path, folder: Path, seq_len: int, tree: Path, name: str) -> Found:
     config = tiny_config(folder, max_seq_len=seq_len, global_train_batch_size=BATCH, max_duration=f"{STEPS}ba")
     config["model"]["document_mask"] = False  # the large data is nothing but EOS
     config |= {"num_workers": 2, "train_data": {"local": str(data)}, "eval_data": None, "save_interval": "100ba"}
@@ -188,9 +203,7 @@ def train(data: Path, folder: Path, seq_len: int, tree: Path, name: str) -> tupl
     return measured([sys.executable, "-m", "moe.cli.main", "train", str(path)], tree, "step 1/", folder)
 
 
-def load(
-    folders: list, folder: Path, seq_len: int, tree: Path, share: float, epochs: int
-) -> tuple[float, float, float]:
+def load(folders: list, folder: Path, seq_len: int, tree: Path, share: float, epochs: int) -> Found:
     given = json.dumps([folders, seq_len, 300, BATCH, share, epochs])
     return measured([sys.executable, "-c", LOADER, given], tree, "FIRST", folder)
 
@@ -203,13 +216,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     lines = [
-        "| data | what | first batch after | largest process | over the small data | /dev/shm |",
-        "|---|---|---|---|---|---|",
+        "| data | what | first batch after | largest process | over the small data | page cache mapped | /dev/shm |",
+        "|---|---|---|---|---|---|---|",
     ]
 
-    def add(data: str, what: str, found: tuple[float, float, float], base: tuple[float, float, float]) -> None:
+    def add(data: str, what: str, found: Found, base: Found) -> None:
         over = f"{found[1] - base[1]:+,.0f} MB"
-        lines.append(f"| {data} | {what} | {found[0]:.1f} s | {found[1]:,.0f} MB | {over} | {found[2]:.1f} MB |")
+        memory = f"{found[1]:,.0f} MB | {over} | {found[2]:,.0f} MB | {found[3]:.1f} MB"
+        lines.append(f"| {data} | {what} | {found[0]:.1f} s | {memory} |")
         print(lines[-1], flush=True)
 
     for seq_len in args.seq_lens:

@@ -1,4 +1,4 @@
-"""A training step of this model and of transformers' Qwen3MoeForCausalLM: same shape, tokens and precision, in turn.
+"""A training step of this model and of transformers' Qwen3MoeForCausalLM: same shape and tokens, in turn.
 
     make bench-step        or: python benchmarks/step.py --rounds 3 [--write]
 
@@ -6,7 +6,8 @@ Each competitor is a process of its own that waits while another works: transfor
 (.venv5; left out where it is missing), and peak memory is each one's (on CPU that of the process, imports included). A
 step is forward, backward, clipping and the optimizer. This model meets one other at a time; in every round both take
 steps for some seconds, then a matmul says what the chip gives just then; ratios are of the same round. fp32 on CPU; on
-a GPU bf16 autocast and the shapes of the yamls. With `--threads 1` a step's time is the processor's, so that the others
+a GPU bf16 and the shapes of the yamls: this model under autocast, transformers' with bf16 weights, or its experts would
+compute in fp32 (benchmarks/step_worker.py). With `--threads 1` a step's time is the processor's, so that the others
 on a shared machine count less. No load-balance loss on any side. This model keeps documents apart, as
 it does by default, which the others do not; there is one document a sample, so that all compute the same.
 """
@@ -24,6 +25,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,13 @@ def sizes_of(name: str) -> tuple[dict[str, int], int, int]:
 class Competitor:
     def __init__(self, spec: dict[str, Any], python: str = sys.executable) -> None:
         command = [python, str(ROOT / "benchmarks" / "step_worker.py"), json.dumps(spec)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        # where there is no network, packages lie in a folder that the caller names; they are its own Python's
+        given = os.environ.get("PYTHONPATH") if python == sys.executable else None
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), given]))}
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - as long as the process
+        pipe = subprocess.PIPE
+        self.kind = f"step_worker.py ({spec['kind']})"
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=env)
         self.note = self._answer()
 
     def _answer(self) -> Any:
@@ -87,7 +94,12 @@ class Competitor:
         for line in self.process.stdout:
             if line.startswith("@"):
                 return json.loads(line[1:])
-        raise SystemExit(f"error: {' '.join(self.process.args)} ended early")  # type: ignore[arg-type]
+        self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read()
+        print(said, file=sys.stderr)
+        last = said.strip().rpartition("\n")[2]
+        raise SystemExit(f"error: {self.kind} ended early: {last}")
 
     def seconds(self, turn: float) -> float:
         """Mean time of a step, of as many as take at least `turn` seconds."""
@@ -119,17 +131,18 @@ class Competitor:
 
 def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     """What each runs, and in which Python."""
+    peer = {**spec, "kind": "peer", "compile": False, "bf16": torch.cuda.is_available()}
     found = {
         MUON: ({**spec, "kind": "ours", "optimizer": "muon"}, sys.executable),
         NO_MASK: ({**spec, "kind": "ours", "optimizer": "adamw", "document_mask": False}, sys.executable),
-        OLD: ({**spec, "kind": "peer", "compile": False}, sys.executable),
+        OLD: (peer, sys.executable),
     }
     if PYTHON5.exists() and OLD != NEW:
-        found[NEW] = ({**spec, "kind": "peer", "compile": False}, str(PYTHON5))
+        found[NEW] = (peer, str(PYTHON5))
     if not spec["compile"]:
         found[COMPILED] = ({**spec, "kind": "ours", "optimizer": "adamw", "compile": True}, sys.executable)
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
-        found[LIGER] = ({**spec, "kind": "peer", "compile": False, "liger": True}, sys.executable)
+        found[LIGER] = ({**peer, "liger": True}, sys.executable)
     return found
 
 

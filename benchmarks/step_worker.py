@@ -43,7 +43,11 @@ def mean_loss(model: torch.nn.Module, tokens: torch.Tensor, ends: torch.Tensor) 
 
 
 def peer(spec: dict[str, Any]) -> tuple[str, torch.nn.Module, Any, Callable[[torch.Tensor], torch.Tensor]]:
-    """transformers' model of the same shape, in a loop as its Trainer's: fused AdamW, clipped gradients."""
+    """transformers' model of the same shape, in a loop as its Trainer's: fused AdamW, clipped gradients.
+
+    bf16: weights, gradients and optimizer state are bf16, without autocast. Else weights are fp32 under autocast, as
+    its Trainer has them: but version 5's experts compute in their weights' dtype, which autocast does not reach.
+    """
     import transformers
 
     note = f"transformers {transformers.__version__}"
@@ -63,6 +67,9 @@ def peer(spec: dict[str, Any]) -> tuple[str, torch.nn.Module, Any, Callable[[tor
     )  # fmt: skip
     with torch.device(DEVICE):
         model = transformers.Qwen3MoeForCausalLM(config)
+    if spec.get("bf16"):
+        model.bfloat16()
+        note += ", bf16 weights"
     model.train()
     if spec.get("compile"):
         model.compile()
@@ -81,7 +88,7 @@ def training(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
     tokens = tokens.to(DEVICE)
 
     def step() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda" and not spec.get("bf16")):
             value = loss(tokens)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)

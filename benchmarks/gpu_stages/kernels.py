@@ -7,35 +7,47 @@ below what TF32 would (3e-4), bf16 between 1e-3 and 1e-2.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu_stages.models import TINY, autocast, error_of, forward, make_batches, make_model, tiny, wait
+from gpu_stages.models import autocast, error_of
 from gpu_stages.references import attention_exact, choices, experts_exact, poison
 from gpu_stages.run import Run
+from gpu_stages.whole_model import bf16_model, repeated, waiting
 from moe.model import experts as experts_module
 from moe.model.attention import attend, attend_packed
 from moe.model.documents import document_causal_mask, document_ends, document_ids, pack
-from moe.model.experts import Products, experts_grouped_mm, experts_triton
-from moe.model.kernels.dispatch import sort_by_expert, to_experts
 from moe.model.loss import linear_cross_entropy
 from moe.model.router import Router
 from moe.optim.newton_schulz import orthogonalize
 from moe.train.tf32 import forbid_tf32
 
 MOST = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 2e-5}
+CHOSEN = "the table's choice"  # nothing is forced
 SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def kernels(run: Run) -> None:
     forbid_tf32()
     generator = torch.Generator().manual_seed(0)
-    for check in (_experts, _attention, _loss, _newton_schulz, _router, _model, _waiting, _repeated):
+    if not run.dry:  # other inputs each time; a failure can be had again
+        run.figure("seed of the inputs", str(generator.seed()))
+    for check in (
+        _attention,
+        _loss,
+        _newton_schulz,
+        _router,
+        bf16_model,
+        waiting,
+        repeated,
+        _experts,
+    ):  # last what may last
         check(run, generator)
 
 
@@ -46,6 +58,7 @@ def _backends(run: Run) -> Iterator[tuple[str, torch.dtype]]:
     if triton:
         yield from (("triton", dtype) for dtype in ([torch.float32] if run.dry else MOST))
     yield from (("loop", dtype) for dtype in (torch.bfloat16, torch.float32))
+    yield CHOSEN, torch.bfloat16
 
 
 def _interpreter_runs() -> bool:
@@ -57,6 +70,8 @@ def _shapes(run: Run, backend: str, dtype: torch.dtype) -> list[tuple[int, int, 
     """Experts, top k, width, hidden. Each shape is compiled anew by Triton, so only bf16 has them all."""
     if run.dry:
         return [(4, 2, 32, 16)]
+    if backend == CHOSEN:  # its width is not for grouped_mm
+        return [(8, 2, 100, 72)]
     found = [(8, 2, 256, 384), (128, 8, 256, 384), (64, 8, 256, 384)]
     found = found if dtype == torch.bfloat16 else found[:1]
     return found if backend == "grouped_mm" else [*found, (8, 2, 100, 72)]
@@ -104,9 +119,11 @@ def _expert_errors(
     right.backward(grad.double())
     poison(run.device, 64 if not run.dry else 1)
     plain = experts_module.choose_backend
-    experts_module.choose_backend = lambda *_: backend  # type: ignore[assignment]
+    if backend != CHOSEN:
+        experts_module.choose_backend = lambda *_: backend  # type: ignore[assignment]
     try:
         out = experts_module.moe_experts(x, weight, expert_TK, w13, w2, counts_E)
+        poison(run.device, 64 if not run.dry else 1)  # the forward pass has left numbers in what it gave back
         out.backward(grad)
     finally:
         experts_module.choose_backend = plain
@@ -138,16 +155,28 @@ def _attention(run: Run, generator: torch.Generator) -> None:
 
     paths = {"masked": masked}
     if not run.dry:
+        run.figure("attention, masked: a fused kernel takes it", _fused(lambda: masked(*given)))
         paths["varlen"] = lambda q, k, v: attend_packed(q, k, v, packed, grouped=True)
     for name, path in paths.items():
         leaves = [x.clone().requires_grad_() for x in given]
         poison(run.device, 16)
         out = path(*leaves)
+        poison(run.device, 16)
         out.backward(grad)
         run.check_norm(f"attention, {name}: output", error_of(out, right.detach()), MOST[dtype])
         for letter, leaf, reference in zip("qkv", leaves, exact, strict=True):
             assert leaf.grad is not None and reference.grad is not None
             run.check_norm(f"attention, {name}: d{letter}", error_of(leaf.grad, reference.grad), MOST[dtype])
+
+
+def _fused(attention: Callable[[], Tensor]) -> str:
+    """Whether it runs without the kernel that keeps all scores."""
+    try:
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+            attention()
+    except RuntimeError as error:
+        return f"no: {str(error).splitlines()[0]}"
+    return "yes"
 
 
 def _loss(run: Run, generator: torch.Generator) -> None:
@@ -201,107 +230,3 @@ def _router(run: Run, generator: torch.Generator) -> None:
     exact = (exact / exact.sum(-1, keepdim=True))[same]
     error = error_of(found.weight_TK[same], exact)
     run.check_norm("router's weights beside Composer's device (in TF32 above 1e-4)", error, 1e-5)
-
-
-def _model(run: Run, generator: torch.Generator) -> None:
-    """The full model in bf16 against the same one in fp32 on the CPU."""
-    shape = TINY if run.dry else {**TINY, "d_model": 256, "n_layers": 4, "head_dim": 64, "expert_hidden": 384,
-                                  "n_experts": 8, "vocab_size": 50257}  # fmt: skip
-    batch = make_batches(run, 2, 64 if run.dry else 512, 1)[0]
-    model = make_model(run, shape)
-    reference = make_model(run, shape).cpu()
-    reference.load_state_dict(model.state_dict())
-    tokens = batch["tokens"].cpu()
-    parts = reference(tokens, tokens)
-    extra = 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()
-    right = parts.loss / parts.targets + extra / tokens.numel()
-    right.backward()
-    for how in ("eager", "compiled"):
-        if how == "compiled":
-            model.compile_blocks("aot_eager" if run.dry else "inductor")
-        model.zero_grad()
-        with torch.autocast(run.device, torch.bfloat16):
-            parts = model(batch["tokens"], batch["tokens"], document_ends_BM=batch["ends"])
-        extra = 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()
-        loss = parts.loss / parts.targets + extra / tokens.numel()
-        loss.backward()
-        run.check_norm(f"model, bf16, {how}: loss", error_of(loss, right.detach().double()), 2e-3)
-        exact = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None]).double()
-        found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).cpu()
-        run.check_norm(f"model, bf16, {how}: gradient", error_of(found, exact), 5e-2)
-
-
-def _waiting(run: Run, generator: torch.Generator) -> None:
-    """No operation of forward and backward waits for the GPU, which torch can be set to refuse."""
-    batch = make_batches(run, 2, 64, 1)[0]
-    for how in ("eager", "compiled"):
-        model = make_model(run, tiny(run))
-        if how == "compiled":
-            model.compile_blocks("aot_eager" if run.dry else "inductor")
-        forward(run, model, batch)[0].backward()  # compiles, and warms what waits once
-        wait(run.device)
-        if not run.dry:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            forward(run, model, batch)[0].backward()
-            waits = ""
-        except RuntimeError as error:
-            waits = str(error).splitlines()[0]
-        finally:
-            if not run.dry:
-                torch.cuda.set_sync_debug_mode("default")
-        run.figure(f"waits for the GPU, {how}", waits or "none", expected="none", check=not waits)
-
-
-def _repeated(run: Run, generator: torch.Generator) -> None:
-    """The same step twice: bit for bit, and which operation is not."""
-    width = 64
-    batch = make_batches(run, 2, 64, 1)[0]
-    model = make_model(run, tiny(run))
-
-    def whole() -> list[Tensor]:
-        model.zero_grad(set_to_none=True)
-        forward(run, model, batch)[0].backward()
-        return [p.grad for p in model.parameters() if p.grad is not None]
-
-    def embedding() -> list[Tensor]:
-        weight = torch.ones(tiny(run)["vocab_size"], width, device=run.device, requires_grad=True)
-        F.embedding(batch["tokens"], weight).backward(grad_E)
-        return [weight.grad]  # type: ignore[list-item]
-
-    grad_E = torch.randn(*batch["tokens"].shape, width, generator=generator).to(run.device)
-    q = torch.randn(4, 512, 8, 64, generator=generator).to(run.device, torch.bfloat16)
-    kv = torch.randn(4, 512, 2, 64, generator=generator).to(run.device, torch.bfloat16)
-    ends = torch.full((4, 8), 512, dtype=torch.int32)
-    ends[:, 0], ends[:, 1] = 100, 300
-    packed = pack(ends.to(run.device), 512)
-
-    def varlen() -> list[Tensor]:
-        leaves = [t.clone().requires_grad_() for t in (q, kv, kv)]
-        attend_packed(*leaves, packed, grouped=True).sum().backward()
-        return [t.grad for t in leaves]  # type: ignore[misc]
-
-    n, e = (512, 8) if not run.dry else (40, 4)
-    expert_TK = choices(n, e, 2, "even", generator).to(run.device)
-    counts = torch.bincount(expert_TK.flatten(), minlength=e)
-    x = torch.randn(n, width, generator=generator).to(run.device, torch.bfloat16)
-    w13 = torch.randn(e, 2 * width, width, generator=generator).to(run.device, torch.bfloat16)
-    w2 = torch.randn(e, width, width, generator=generator).to(run.device, torch.bfloat16)
-
-    def grouped(products: Products) -> list[Tensor]:
-        leaves = [t.clone().requires_grad_() for t in (x, w13, w2)]
-        rows = to_experts(leaves[0], sort_by_expert(expert_TK))
-        products(rows, leaves[1], leaves[2], counts).float().square().sum().backward()
-        return [t.grad for t in leaves]  # type: ignore[misc]
-
-    parts = {"full model": whole, "embedding": embedding}
-    if not run.dry:
-        parts["varlen attention"] = varlen
-        parts["experts, grouped_mm"] = lambda: grouped(experts_grouped_mm)
-        parts["experts, triton"] = lambda: grouped(experts_triton)
-    for name, work in parts.items():
-        first = [t.clone() for t in work()]
-        equal = all(
-            all(torch.equal(a, b) for a, b in zip(first, work(), strict=True)) for _ in range(5 if not run.dry else 1)
-        )
-        run.figure(f"same bits again: {name}", "yes" if equal else "no", top=name == "full model")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gpu_stages.record import Record, faults, read_records
+from gpu_stages.record import Record, faults, only_before, read_records
 from gpu_stages.stages import STAGES
 
 PLACES = {  # a page, its mark, and the stages whose records stand there
-    "performance.md": ("gpu", ["machine", "step", "peers", "tune", "kernels", "learn"]),
+    "performance.md": ("gpu", ["machine", "step", "profile", "peers", "tune", "kernels", "learn"]),
     "before-a-run.md": ("gpu-memory", ["memory"]),
     "resume.md": ("gpu-resume", ["smoke", "train", "twin"]),
 }
@@ -63,6 +63,11 @@ def table(records: dict[str, Record]) -> str:
     return "\n".join(lines)
 
 
+def _row(figure: Record) -> str:
+    value = f"{number(figure['value'])} {figure['unit']}".rstrip()
+    return f"| {number(figure['name'])} | {value} | {expected(figure)} | {met(figure)} |"
+
+
 def section(stages: list[str], records: dict[str, Record]) -> str:
     """What stands between a page's marks."""
     found = {name: records[name] for name in stages if name in records and not records[name]["dry"]}
@@ -78,12 +83,10 @@ def section(stages: list[str], records: dict[str, Record]) -> str:
         head += f"{record['date']}, {record['seconds']:.0f} s"
         if record["state"] != "done":
             head += f"; {record['state']}, so what follows is not all"
-        rows = [
-            f"| {number(figure['name'])} | {number(figure['value'])} {figure['unit']}".rstrip()
-            + f" | {expected(figure)} | {met(figure)} |"
-            for figure in record["figures"]
-        ]
-        lines = [head + ".", "", "| figure | measured | expected | met |", "|---|---|---|---|", *rows]
+        columns = ["| figure | measured | expected | met |", "|---|---|---|---|"]
+        lines = [head + ".", "", *columns, *map(_row, record["figures"])]
+        if earlier := only_before(record):
+            lines += ["", f"From an earlier try, {record['before']['date']}:", "", *columns, *map(_row, earlier)]
         if record["fault"]:
             lines += ["", f"It ended with: {number(record['fault'].strip().splitlines()[-1])}"]
         parts.append("\n".join(lines))

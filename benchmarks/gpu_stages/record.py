@@ -8,6 +8,7 @@
 state       running, done, failed, or timed out
 figures     name, value (a number or text), unit, expected, source (of what was expected), kind (check, goal or figure),
             met (of checks and goals; None where it is not known), top (stands in the table on the terminal)
+before      the record of an earlier try that found something, on the same card and torch; None once the stage is done
 """
 
 from __future__ import annotations
@@ -44,13 +45,35 @@ def read_records(folder: Path, stages: list[str]) -> dict[str, Record]:
 
 def is_done(record: Record | None, machine: Record) -> bool:
     """machine: what a new record of this stage would begin with (see `new_record`)."""
-    same = ("dry", "card", "torch")
-    return record is not None and record["state"] == "done" and all(record.get(k) == machine[k] for k in same)
+    return record is not None and record["state"] == "done" and _same(record, machine)
 
 
-def new_record(stage: str, machine: Record) -> Record:
-    """machine: dry, card, torch, date."""
-    return {"stage": stage, "state": "running", "seconds": 0.0, **machine, "figures": [], "fault": None}
+def _same(record: Record, machine: Record) -> bool:
+    return all(record.get(key) == machine[key] for key in ("dry", "card", "torch"))
+
+
+def new_record(stage: str, machine: Record, earlier: Record | None = None) -> Record:
+    """machine: dry, card, torch, date. earlier: the stage's last record; of it and what it keeps, that with the most
+    figures is kept until the stage is done.
+    """
+    tries = [found for found in (earlier, (earlier or {}).get("before")) if found and _same(found, machine)]
+    kept = max(tries, key=lambda found: len(found["figures"]), default=None)
+    before = {**kept, "before": None} if kept and kept["figures"] else None
+    return {
+        "stage": stage,
+        "state": "running",
+        "seconds": 0.0,
+        **machine,
+        "figures": [],
+        "fault": None,
+        "before": before,
+    }
+
+
+def only_before(record: Record) -> list[Record]:
+    """The figures that only an earlier try found."""
+    names = {figure["name"] for figure in record["figures"]}
+    return [figure for figure in (record.get("before") or {}).get("figures", []) if figure["name"] not in names]
 
 
 def faults(record: Record) -> list[str]:

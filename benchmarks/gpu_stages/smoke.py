@@ -1,4 +1,4 @@
-"""A user's first minutes: five steps of 500m, saved, and the same command with more steps resumes."""
+"""A user's first minutes: five steps of 500m, evaluated, saved, and the same command with more steps resumes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+from gpu_stages.fp32_product import METRIC, Fp32Product
 from gpu_stages.run import Run
 from gpu_stages.training import expect_code, losses, rows, settings_of, train_to_end
 
@@ -13,13 +14,22 @@ from gpu_stages.training import expect_code, losses, rows, settings_of, train_to
 def smoke(run: Run) -> None:
     folder = run.work / "run"
     shutil.rmtree(folder, ignore_errors=True)
-    settings = settings_of(run, folder, "global_train_batch_size=16", "save_interval=5ba")
+    product = f"{Fp32Product.__module__}.{Fp32Product.__name__}"
+    settings = settings_of(
+        run, folder, "global_train_batch_size=16", "save_interval=5ba", "eval_interval=5ba", "eval_data.max_batches=2",
+        "sample_prompts=[the]", f"callbacks=[{{class: benchmarks.{product}}}]", evaluate=True,
+    )  # fmt: skip
     expect_code(run, train_to_end(run, "500m", [*settings, "max_duration=5ba"]), 0, "five steps")
     first = losses(folder)
     vocabulary = json.loads((run.pack / "data" / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
     start = math.log(vocabulary)
     run.figure("loss at step 1", first[1], expected=start, source="ln(vocabulary)", check=abs(first[1] - start) < 0.5)
     run.figure("steps", len(first), expected=5, check=sorted(first) == [1, 2, 3, 4, 5])
+    evaluated = rows(folder, "metrics/eval/loss")
+    run.figure("evaluated", evaluated.get(5, math.nan), expected=first[5], source="loss at step 5",
+               check=abs(evaluated.get(5, math.nan) - first[5]) < 0.5)  # fmt: skip
+    exact = max(rows(folder, METRIC).values(), default=math.nan)
+    run.check_norm("products in fp32 inside the run (in TF32 above 1e-4)", exact, 1e-5)
     saved = (folder / "step-00000005" / "manifest.json").is_file()
     run.figure("saved at step 5", "yes" if saved else "no", check=saved)
     expect_code(run, train_to_end(run, "500m", [*settings, "max_duration=8ba"]), 0, "resuming to step 8")
@@ -33,3 +43,4 @@ def smoke(run: Run) -> None:
     run.figure("tokens/s at step 8", rate[8], "tokens/s", top=True)
     if peak := rows(folder, "memory/torch_peak_gb"):
         run.figure("peak of torch's memory", max(peak.values()), "GB")
+    shutil.rmtree(folder, ignore_errors=True)  # 8.5 GB

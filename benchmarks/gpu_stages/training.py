@@ -19,9 +19,10 @@ TINY = [
 ]  # fmt: skip
 
 
-def settings_of(run: Run, folder: Path, *settings: str, warmup: str = "2ba") -> list[str]:
+def settings_of(run: Run, folder: Path, *settings: str, warmup: str = "2ba", evaluate: bool = False) -> list[str]:
     """key=value of a run on the pack's data, into `folder`; small in a dry run."""
-    found = [f"tokenizer={run.pack / 'gpt2'}", f"train_data.local={run.pack / 'data'}", "eval_data=null"]
+    evaluation = f"eval_data.local={run.pack / 'data'}" if evaluate else "eval_data=null"
+    found = [f"tokenizer={run.pack / 'gpt2'}", f"train_data.local={run.pack / 'data'}", evaluation]
     found += [f"save_folder={folder}", f"run_name={folder.name}", "log_interval=1ba", f"scheduler.t_warmup={warmup}"]
     return [*found, *(TINY if run.dry else []), *settings]
 
@@ -45,12 +46,16 @@ def train_to_end(run: Run, yaml: str, settings: list[str], *, launcher: bool = F
         process.kill()
 
 
-def train_and_signal(run: Run, yaml: str, settings: list[str], *, folder: Path, step: int, number: int) -> int:
-    """Sends the signal once `step` is logged; the exit code (minus the number where the signal itself ended it)."""
+def train_and_signal(
+    run: Run, yaml: str, settings: list[str], *, folder: Path, step: int, number: int, saved: int | None = None
+) -> int:
+    """Sends the signal once `step` is logged, and the checkpoint of step `saved` complete (a fast card logs steps while
+    it is written); the exit code (minus the number where the signal itself ended it).
+    """
     process = start_training(run, yaml, settings)
     try:
         while process.poll() is None:
-            if max(losses(folder), default=0) >= step:
+            if max(losses(folder), default=0) >= step and (saved is None or is_saved(folder, saved)):
                 os.kill(process.pid, number)
                 break
             if run.left() < 3:
@@ -59,6 +64,16 @@ def train_and_signal(run: Run, yaml: str, settings: list[str], *, folder: Path, 
         return process.wait(max(1.0, run.left() - 3))
     finally:
         process.kill()
+
+
+def is_saved(folder: Path, step: int) -> bool:
+    return (folder / f"step-{step:08}" / "manifest.json").is_file()
+
+
+def resumed_from(folder: Path) -> list[int]:
+    """The step of each start of a run that was one."""
+    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event["step"] for event in map(json.loads, lines) if event["event"] == "resume"]
 
 
 def rows(folder: Path, key: str) -> dict[int, Any]:
@@ -73,10 +88,11 @@ def losses(folder: Path) -> dict[int, float]:
     return rows(folder, "train/loss")
 
 
-def tail(run: Run) -> str:
+def tail(run: Run, lines: int = 30) -> str:
     """The end of what the runs said."""
     path = run.work / "train.log"
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]) if path.is_file() else ""
+    said = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return "\n".join(said[-lines:])
 
 
 def expect_code(run: Run, code: int, wanted: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What is guessed and not tuned: tiles of the Triton kernels, chunks of the loss, padding of the documents' list.
+"""What is guessed and not tuned: tiles of the Triton kernels, rows and chunks of the loss, padding of documents.
 
 Reported, not changed: a default that loses by more than the spread is changed by hand, with these figures.
 """
@@ -6,10 +6,12 @@ Reported, not changed: a default that loses by more than the spread is changed b
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from itertools import product
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gpu_stages.models import TINY, autocast, forward, make_batches, make_model, seconds_of, shape_of
 from gpu_stages.references import choices
@@ -19,11 +21,17 @@ from moe.model.experts import Products, experts_grouped_mm, experts_triton
 from moe.model.kernels import grouped_gemm
 from moe.model.loss import linear_cross_entropy
 
+NEEDED = 35  # seconds without which no shape is begun: grouped_mm, Triton as it is, one tile, each compiled
+
 
 def tune(run: Run) -> None:
+    _head(run)
     _chunks(run)
     _padding(run)
-    for name in ("500m", "fine"):
+    for name in ("500m", "fine") if not run.dry else ("500m",):
+        if run.left() < NEEDED and not run.dry:
+            run.figure(f"{name}: left out", f"only {run.left():.0f} s were left")
+            continue
         _experts(run, name)
 
 
@@ -56,24 +64,52 @@ def _experts(run: Run, name: str) -> None:
         run.figure(f"{name}: experts, grouped_mm", rate(experts_grouped_mm), "TFLOP/s", top=True)
     if importlib.util.find_spec("triton") is None:
         return
-    plain, found = grouped_gemm._tile, {}
-    grid = product((64, 128), (32, 64), (4, 8), (3,)) if not run.dry else [(16, 16, 4, 2)]
+    run.figure(f"{name}: experts, Triton as it is", rate(experts_triton), "TFLOP/s", top=True)
+    sizes = product((64, 128), (32, 64), (4, 8)) if not run.dry else [(16, 16, 4)]
+    rows = [{"BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": 3} for n, k, warps in sizes]
+    _tiles(run, f"{name}: experts, rows", "_tile", rows, lambda: rate(experts_triton))
+    counts_of = product((32, 64), (4, 8)) if not run.dry else [(16, 4)]
+    weights = [{"BLOCK_N": n, "num_warps": warps, "num_stages": 3} for n, warps in counts_of]
+    _tiles(run, f"{name}: experts, weight gradient", "_weight_tile", weights, lambda: rate(experts_triton))
+
+
+def _tiles(run: Run, name: str, function: str, tiles: list[dict[str, int]], rate: Callable[[], float]) -> None:
+    """The best of `tiles` where `function` of grouped_gemm gives them; as many as there is time for."""
+    plain, found = getattr(grouped_gemm, function), {}
     try:
-        run.figure(f"{name}: experts, Triton as it is", rate(experts_triton), "TFLOP/s", top=True)
-        for height, inner, warps, stages in grid:
+        for tile in tiles:
             if run.left() < 20 and not run.dry:
                 break
-            tile = {"BLOCK_N": height, "BLOCK_K": inner, "num_warps": warps, "num_stages": stages}
-            grouped_gemm._tile = lambda tile=tile, **_: tile  # type: ignore[assignment]
+            setattr(grouped_gemm, function, lambda tile=tile, **_: tile)
             try:
-                found[f"{height} rows, {inner} inner, {warps} warps, {stages} stages"] = rate(experts_triton)
+                found[", ".join(f"{key} {value}" for key, value in tile.items())] = rate()
             except Exception as error:  # more shared memory than the card has
                 run.figure(f"{name}: tile of {tile} does not run", str(error).splitlines()[0][:200])
     finally:
-        grouped_gemm._tile = plain
+        setattr(grouped_gemm, function, plain)
     best = max(found, key=lambda key: found[key], default=None)
     if best is not None:
-        run.figure(f"{name}: experts, best Triton tile ({best})", found[best], "TFLOP/s")
+        run.figure(f"{name}, best Triton tile ({best})", found[best], "TFLOP/s")
+
+
+def _head(run: Run) -> None:
+    """The three products of a chunk of the loss, its rows of logits as long as the vocabulary, and with room up to the
+    next multiple of 64: of an odd length no two rows are aligned alike.
+    """
+    width, vocabulary = (768, 50257) if not run.dry else (16, 97)
+    n_tokens = loss.CHUNK_LOGITS_GPU // vocabulary if not run.dry else 8
+    dtype = torch.bfloat16 if not run.dry else torch.float32
+    x = torch.randn(n_tokens, width, device=run.device, dtype=dtype)
+    w = torch.randn(vocabulary, width, device=run.device, dtype=dtype).mul_(0.02)
+    for length in (vocabulary, -(-vocabulary // 64) * 64):
+        logits = torch.empty(n_tokens, length, device=run.device, dtype=dtype)[:, :vocabulary]
+
+        def once(logits: Tensor = logits) -> None:
+            torch.mm(x, w.t(), out=logits)
+            _ = logits @ w, logits.t() @ x
+
+        rate = 6 * n_tokens * width * vocabulary / seconds_of(once, run.device) / 1e12
+        run.figure(f"head's products, rows of {length:,} logits", rate, "TFLOP/s", top=True)
 
 
 def _chunks(run: Run) -> None:

@@ -12,6 +12,7 @@ from importlib import import_module, metadata
 from moe import __version__
 from moe.common.environment import settle
 from moe.common.errors import InputError
+from moe.common.parser import Parser
 from moe.common.units import drop, flush, note, ready, show
 
 COMMANDS = {
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     ready()
     argv = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe",
         description="Pretrain Mixture-of-Experts language models.",
         epilog=f"commands:\n{listed}\n\nmoe COMMAND --help shows its options",
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = parser.parse_args(argv[:1]).command
     command = import_module(f"moe.cli.{name}")
-    parser = argparse.ArgumentParser(prog=f"moe {name}", description=command.__doc__)
+    parser = Parser(prog=f"moe {name}", description=command.__doc__)
     command.add_arguments(parser)
     if name in JOBS:  # a closed pipe or a full disk means another thing there
         return command.run(parser.parse_intermixed_args(argv[1:]))

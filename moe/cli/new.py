@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe.common.errors import InputError
+from moe.common.parser import Parser
 from moe.common.units import short, show
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 def _estimate(out: Path, wanted: Wanted, vocab_size: int | None) -> int:
     from moe.cli import estimate
 
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     estimate.add_arguments(parser)
     own = [] if vocab_size is None else ["--vocab-size", str(vocab_size)]
     return estimate.run(parser.parse_args([str(out), "--gpu", wanted.gpu.name, *own]))

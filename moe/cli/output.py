@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from moe.common.errors import InputError
+from moe.common.paths import refuse_unwritable
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -17,14 +17,10 @@ def check_writable(flag: str, path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"{flag} ({path}) is a folder; give the name of a file, e.g. {path / 'results.json'}")
-    place = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+    if not os.path.lexists(path):
+        return refuse_unwritable(path.parent, f"{flag} ({path})")
     try:
-        if place == path:
-            with open(path, "ab"):
-                pass
-        else:
-            with tempfile.TemporaryFile(dir=place):
-                pass
+        with open(path, "ab"):
+            pass
     except OSError as error:
-        cause = f"{place} is not a folder" if isinstance(error, NotADirectoryError) else error.strerror
-        raise InputError(f"{flag} ({path}) cannot be written ({cause}); give another file") from None
+        raise InputError(f"{flag} ({path}) cannot be written ({error.strerror}); give another file") from None

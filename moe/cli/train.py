@@ -7,6 +7,7 @@ again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 
 from moe.common.environment import settle
@@ -27,6 +28,8 @@ USAGE = (
 def main(argv: list[str]) -> int:
     """Runs `train.py`'s command line; returns the exit code."""
     ready()
+    if not faulthandler.is_enabled():  # what dies in C says where, and so do loader workers, which are forked
+        faulthandler.enable(2)
     if not argv or argv[0] in ("-h", "--help"):
         show(USAGE)
         return 0 if argv else 2

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 
 from moe.common.errors import InputError
@@ -40,6 +41,23 @@ def path_or_address(value: str | os.PathLike[str], name: str) -> str:
     if ADDRESS.match(text):
         raise InputError(f"{name} ({text}): a path or s3://bucket/prefix is needed")
     return expanded(text, name)
+
+
+def refuse_unwritable(folder: Path, about: str) -> None:
+    """Call before the work whose result goes below `folder`; leaves all as it is.
+
+    about: the flag or setting, and its value.
+
+    Raises:
+        InputError: no file can be made in `folder` or, where it is not there, in what is there of the folders above it.
+    """
+    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        cause = f"{place} is not a folder" if isinstance(error, NotADirectoryError) else f"{place}: {error.strerror}"
+        raise InputError(f"{about} cannot be written ({cause}); give another place") from None
 
 
 def data_address(text: str, name: str) -> str:

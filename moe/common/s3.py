@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moe.common.errors import InputError
+from moe.common.moved import MOVED
 
 ATTEMPTS = 10
 T = TypeVar("T")
@@ -118,7 +119,9 @@ class RemoteFolder:
         return self._try("list", call)
 
     def upload(self, path: Path, name: str) -> None:
-        self._try(f"write {name}", lambda: client().upload_file(str(path), self.bucket, self._key(name)))
+        self._try(
+            f"write {name}", lambda: client().upload_file(str(path), self.bucket, self._key(name), Callback=MOVED.add)
+        )
 
     def download(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

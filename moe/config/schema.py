@@ -279,7 +279,7 @@ class Config:
     start_timeout: str = "10m"
     "How long the ranks of a start wait for each other: then the start says who is missing, and exits 75."
     stall_timeout: str = "auto"
-    "Without progress for so long it writes all stacks and ends. Above a step and a save. auto: 30m; 5m over machines."
+    "Without progress for so long it writes all stacks and ends. Above a step's time. auto: 30m; 5m over machines."
     stop_grace: str = "25s"
     "Time that a launcher or scheduler grants after SIGTERM, less a few seconds. Composer's launcher kills after 30s."
     check: bool = False

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -115,9 +116,14 @@ class LocalFolder:
     def adopt(self, made: Path, name: str, mark: str) -> None:
         try:
             os.rename(made, self.path / name)
-        except OSError:  # another process made the same, in the same moment
-            if not (self.path / name / mark).exists():
+        except OSError as error:  # another process made the same, in the same moment
+            if (self.path / name / mark).exists():
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            raise InputError(
+                f"{self.path / name} holds no {mark}, as after a power cut; remove it and run the same command again"
+            ) from None
 
     def copy(self, source: Folder, name: str, own_name: str) -> None:
         assert isinstance(source, LocalFolder)

@@ -13,6 +13,9 @@
   comparing sizes: where torch.compile takes these for dynamic, the result is none, and torch 2.7 refuses it.
 - Given a mask, the CPU kernel computes the future too, only to hide it. Block after block of queries, against the
   keys up to the block's end, costs 0.7 (512 tokens) to 0.6 (2,048) of that, forward and backward.
+- Given a mask, no fused kernel on a GPU takes grouped heads: flash attention takes no mask, the memory-efficient kernel
+  as many key-value heads as query heads. What is left keeps all scores. So there each group's keys and values are
+  repeated for its heads.
 
 B batch, S sequence, D width, H heads, G key-value heads, C channels of a head.
 """
@@ -69,6 +72,8 @@ def attend(
 
     grouped: H is more than G. causal: False where the queries may see all keys, as the last token alone may.
     """
+    if grouped and mask_B1SS is not None and q_BHSC.device.type == "cuda":
+        k_BGSC, v_BGSC, grouped = each_head(k_BGSC, q_BHSC), each_head(v_BGSC, q_BHSC), False
     attention = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped)
     if mask_B1SS is None:
         return attention(q_BHSC, k_BGSC, v_BGSC, is_causal=causal).transpose(1, 2)
@@ -83,6 +88,11 @@ def attend(
         out = attention(q_BHSC[:, :, start:end], k_BGSC[:, :, :seen], v_BGSC[:, :, :seen], attn_mask=mask)
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+def each_head(kv_BGSC: Tensor, q_BHSC: Tensor) -> Tensor:
+    """Keys or values of each query head: [B, H, S, C]."""
+    return kv_BGSC.repeat_interleave(q_BHSC.shape[1] // kv_BGSC.shape[1], dim=1)
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

@@ -81,7 +81,8 @@ def layer_bytes(step: Step, *, dense: bool = False) -> int:
     normed = (3 * 2 * d if step.bf16 else 4 * d) + 4 * d  # q, k and v cast each their own copy; a router takes fp32
     qk = (wide + norm) * (q + kv) if step.qk_norm else 0
     twice = step.document_mask and not step.gpu and step.seq_len > CPU_QUERY_BLOCK
-    attended = c * (q + kv + kv + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
+    kept = q if _masked(step) and step.gpu else kv  # there keys and values are repeated for each head
+    attended = c * (q + kept + kept + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
     dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
     common = residuals + normed + qk + attended + dropout
     if dense:
@@ -93,6 +94,11 @@ def layer_bytes(step: Step, *, dense: bool = False) -> int:
     return step.tokens * (common + router + experts + shared)
 
 
+def _masked(step: Step) -> bool:
+    """Whether documents are kept apart by a mask; varlen attention needs none."""
+    return step.document_mask and not (step.gpu and step.bf16)
+
+
 def _mlp_bytes(step: Step, hidden: int) -> int:
     """Of a token in an MLP that all pass: gate and up, silu(gate), its product with up; under bf16 also x, cast."""
     return step.compute * 4 * hidden + (2 * step.d_model if step.bf16 and hidden else 0)
@@ -102,8 +108,7 @@ def activation_bytes(step: Step) -> int:
     """What lives from the forward pass to the backward pass: all layers, or under activation checkpointing their inputs
     and one layer.
     """
-    masked = step.document_mask and not (step.gpu and step.bf16)
-    mask = step.tokens * step.seq_len * step.compute if masked else 0
+    mask = step.tokens * step.seq_len * step.compute if _masked(step) else 0
     if step.activation_checkpointing:
         layers = 4 * step.tokens * step.d_model * step.n_layers
     else:

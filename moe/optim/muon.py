@@ -32,8 +32,9 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
 
 from moe.optim.newton_schulz import orthogonalize
+from moe.optim.norms import local
 
-Norms = dict[Tensor, Tensor] | None
+Norms = dict[Tensor, tuple[float | Tensor, Tensor]] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 ADJUST_LR: dict[str, Callable[[int, int], float]] = {
@@ -59,11 +60,6 @@ def _matrices(tensor: Tensor, split: int) -> Tensor:
     return tensor.view(-1, rows // split, cols)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a sharded tensor; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _orthogonal(x_NRC: Tensor) -> Tensor:
     return orthogonalize(x_NRC.bfloat16() if x_NRC.is_cuda else x_NRC)
 
@@ -86,11 +82,8 @@ def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Ten
 
 
 def _norm(part: Tensor, like: Tensor) -> Tensor:
-    """L2 norm of a tensor as `like`, of which each rank has `part`: the same on every rank."""
-    if isinstance(like, DTensor):
-        part = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(like.dtype, torch.float32))
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """L2 norm of this rank's part of a tensor as `like`."""
+    return torch.linalg.vector_norm(part, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _muon_update(
@@ -111,14 +104,14 @@ def _muon_update(
             updates = x_NRC.split([stack.shape[0] for stack in stacks])
         scale = group["lr"] * ADJUST_LR[group["adjust_lr_fn"]](rows // group["split"], cols)
         for p, update in zip(batch, updates, strict=True):
-            part = _local(p)
+            part = local(p)
             update, decay = update.reshape(part.shape), 1 - group["lr"] * group["weight_decay"]
             if p not in fed:
                 part.mul_(decay).add_(update, alpha=-scale)
             else:
                 torch.where(fed[p], (part * decay).add_(update, alpha=-scale), part, out=part)
             if norms is not None:
-                norms[p] = scale * _norm(update.where(fed[p], 0) if p in fed else update, p)
+                norms[p] = scale, _norm(update.where(fed[p], 0) if p in fed else update, p)
 
 
 def _fed_experts(p: Tensor) -> Tensor:
@@ -126,7 +119,7 @@ def _fed_experts(p: Tensor) -> Tensor:
     [E, 1, 1].
     """
     assert p.grad is not None
-    return _local(p.grad).any((1, 2), keepdim=True)
+    return local(p.grad).any((1, 2), keepdim=True)
 
 
 def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any], fed_E11: Tensor | None) -> Tensor:
@@ -138,7 +131,7 @@ def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any], fed_
     if "momentum" not in state:
         state["momentum"] = torch.zeros_like(p, dtype=kept)
     assert p.grad is not None
-    grad, own = _local(p.grad).to(exact), _local(state["momentum"])
+    grad, own = local(p.grad).to(exact), local(state["momentum"])
     momentum = own.to(exact)  # the state itself in fp32, a copy in bf16
     if fed_E11 is None:
         momentum.lerp_(grad, 1 - group["momentum"])
@@ -157,9 +150,9 @@ def _adamw_update(
         if not state[p]:
             step = torch.zeros((), device=p.device)  # there the kernel reads it
             state[p].update(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    parts = [_local(p) for p in params]
-    grads = [_local(p.grad) for p in params if p.grad is not None]
-    means, squares, steps = ([_local(state[p][key]) for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
+    parts = [local(p) for p in params]
+    grads = [local(p.grad) for p in params if p.grad is not None]
+    means, squares, steps = ([local(state[p][key]) for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
     lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
     adamw(
         parts, grads, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
@@ -168,7 +161,7 @@ def _adamw_update(
     if norms is not None:
         for p, mean, square, step in zip(params, means, squares, steps, strict=True):
             update = mean / ((square / (1 - beta2**step)).sqrt_().add_(eps))
-            norms[p] = lr / (1 - beta1**step) * _norm(update, p)
+            norms[p] = lr / (1 - beta1**step), _norm(update, p)
 
 
 UPDATES = {"muon": _muon_update, "adamw": _adamw_update}
@@ -180,7 +173,8 @@ class Muon(torch.optim.Optimizer):
     Every group has `params`, `kind` and `lr`; what else it may have stands, with its default, in DEFAULTS.
     Parameters of a Muon group are matrices [R, C] or batches of them [E, R, C].
 
-    Where `update_norms` is a dict, a step puts there the L2 norm of each parameter's update, without weight decay.
+    Where `update_norms` is a dict, a step puts there of each parameter a factor, and a scalar: their product is the L2
+    norm of the update, without weight decay; of a sharded parameter the scalar is of this rank's part (norms.py).
     """
 
     update_norms: Norms = None

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 
 from moe.config import Config
-from moe.model.router import Routing
+from moe.model.router import RouterStats, Routing
 from moe.optim.groups import build_optimizer
 from moe.plan.profile_parts import Row, part_rows, wait
 from moe.train.compiling import COMPILED
@@ -131,7 +132,8 @@ def deal_out(model: MoEModel) -> None:
         expert_TK = (number_N % n_experts).view_as(routing.expert_TK)
         counts_E = torch.zeros(n_experts, dtype=torch.int64, device=x_TD.device)
         counts_E.scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
-        return routing._replace(expert_TK=expert_TK, stats=routing.stats._replace(counts_E=counts_E))
+        # a NamedTuple that `_replace` made cannot be returned from a block that torch 2.11 compiles
+        return Routing(routing.weight_TK, expert_TK, RouterStats(counts_E, *routing.stats[1:]))
 
     for router in model.transformer.routers:
         router.forward = partial(dealt, router.forward)  # type: ignore[method-assign]
@@ -193,8 +195,21 @@ def _trace(step: Callable[[], Any], path: Path) -> float | None:
     profiler.export_chrome_trace(str(path))
     if not on_gpu:
         return None
-    busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-    return max(0.0, 1 - busy / seconds)
+    return max(0.0, 1 - busy_seconds(profiler.events() or []) / seconds)
+
+
+def busy_seconds(events: Iterable[Any]) -> float:
+    """For how long at least one kernel or copy was running on the GPU, of a profiler's events.
+
+    The operators that launched them carry their time, too, and annotations span them: neither counts. Kernels on
+    several streams overlap.
+    """
+    found = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    busy = end = 0.0
+    for start, stop in sorted((event.time_range.start, event.time_range.end) for event in found):
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return busy / 1e6
 
 
 def _memory(model: MoEModel, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from moe.runs.charts import scale, stretches
 from moe.runs.reading import Run
@@ -63,9 +64,8 @@ def expert_heats(run: Run) -> list[Heat]:
             if experts:
                 most = min(MOST_COLUMNS, max(LEAST_COLUMNS, MOST_CELLS // (experts * len(layers))))
                 columns = stretches(series, most)
-                values = [
-                    [_mean([of[n] for _, of in group if n < len(of)]) for group in columns] for n in range(experts)
-                ]
+                means = [_means([of for _, of in group]) for group in columns]
+                values = [[of[n] if n < len(of) else None for of in means] for n in range(experts)]
                 xs = _ends(run, [[step for step, _ in group] for group in columns])
                 title = f"Layer {layer}" if name == "experts/load" else f"{name}, layer {layer}"
                 found.append(Heat(title, "expert", list(range(experts)), xs, values, bool(RATIO.search(name))))
@@ -74,6 +74,11 @@ def expert_heats(run: Run) -> list[Heat]:
 
 def _ends(run: Run, columns: list[list[int]]) -> list[float]:
     return [group[-1] * scale(run) for group in columns]
+
+
+def _means(lists: list[list[float]]) -> list[float | None]:
+    """Of each expert, over the lists that have one for it."""
+    return [_mean([value for value in of if value is not None]) for of in zip_longest(*lists)]
 
 
 def _mean(values: list[float]) -> float | None:

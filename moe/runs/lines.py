@@ -87,8 +87,8 @@ class Lines(Generic[Rows]):
         """marks: where there are any, the lines are read in part."""
         found = []
         known: Any = ()
-        numbers = range(len(lines)) if marks else range(0)
-        latest = next((number for number in reversed(numbers) if LATEST in lines[number]), -1)
+        last_first = reversed(range(len(lines)))
+        latest = next((number for number in last_first if LATEST in lines[number]), -1) if marks else -1
         for number, line in enumerate(lines):
             row = numbers_of(line, marks) if marks and number != latest else None
             if row is None and (row := json_object(line)) is None:

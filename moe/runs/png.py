@@ -54,13 +54,8 @@ def report_png(report: Report) -> bytes | None:
         small = (len(others) + 1) // 2 + (len(heats) + 1) // 2
         figure = Figure(figsize=(10, 3.4 + 2.1 * small), layout="constrained", facecolor="white")
         grid = figure.add_gridspec(1 + small, 2, height_ratios=[1.6] + [1] * small)
-        figure.suptitle(
-            _plain(title_of(summaries)),
-            x=0.01,
-            ha="left",
-            fontsize=13 if len(summaries) == 1 else 10,
-            fontweight="bold",
-        )
+        size = 13 if len(summaries) == 1 else 10
+        figure.suptitle(_plain(title_of(summaries)), x=0.01, ha="left", fontsize=size, fontweight="bold")
         if loss is not None:
             _chart(figure.add_subplot(grid[0, :]), loss, texts=True)
         for number, chart in enumerate(others):

@@ -166,6 +166,7 @@ def _check_text(config: Config, text: TextData, tokenizer: str, report: Callable
         say=report,
         outputs=(folder,),
         known=read_known(folder),
+        run_folder=folder,
     )
     former = plan.former
     return Inputs(plan.vocab_size, plan.job.eos_id, plan.fingerprint, [plan.summary], text=plan, former=former)

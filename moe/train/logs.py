@@ -12,6 +12,7 @@ Decisions:
   step is lost or doubled.
 - A disk that takes no row is reported once and does not end the run; metrics.jsonl catches up when there is space
   again.
+- W&B runs beside the training, in a process of its own: what becomes of it is a warning, no end of the run.
 - W&B is called directly: Composer's WandBLogger starts a new run at each resume and uses `Run.get_url`, which is gone.
 """
 
@@ -23,6 +24,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -183,7 +185,9 @@ def tensorboard_writer(folder: Path, resumed_step: int) -> Writer:
 def wandb_writer(
     *, project: str, entity: str | None, mode: str, tags: list[str], run_id: str, name: str, folder: Path, config: dict
 ) -> tuple[Writer, Callable[[int], None]]:
-    """Starts or resumes the W&B run `run_id`. Returns the writer and the function that ends the run.
+    """Starts or resumes the W&B run `run_id`.
+
+    Returns the writer, which raises OSError alone, and the function that ends the run, which raises nothing.
 
     Raises:
         InputError: W&B cannot be reached or has no login; the message tells how to continue without.
@@ -207,7 +211,22 @@ def wandb_writer(
         raise InputError(f"loggers.wandb: W&B did not start ({error}); set loggers.wandb.mode=offline") from None
 
     def write(step: int, row: Row) -> None:
-        text = {n: wandb.Html(html.escape(v)) for n, v in row.items() if isinstance(v, str)}
-        run.log({**{n: v for n, v in row.items() if not isinstance(v, list)}, **text}, step=step)
+        try:
+            text = {n: wandb.Html(html.escape(v)) for n, v in row.items() if isinstance(v, str)}
+            run.log({**{n: v for n, v in row.items() if not isinstance(v, list)}, **text}, step=step)
+        except Exception as error:  # whatever W&B meets, as where its process was killed
+            raise OSError(f"W&B: {_words(error)}") from error
 
-    return write, lambda code: run.finish(exit_code=code)
+    def finish(code: int) -> None:
+        try:
+            run.finish(exit_code=code)
+        except Exception as error:
+            with suppress(Exception):
+                wandb.teardown()  # or its own try at exit ends in a traceback
+            say(f"warning: W&B did not take the end of the run: {_words(error)}; all rows are in metrics.jsonl")
+
+    return write, finish
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moe.common.errors import InputError
 from moe.common.units import say
 from moe.config import Config, to_yaml
-from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
+from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, RANK, WORLD_SIZE, agreed
 
 if TYPE_CHECKING:
     from moe.train.callbacks.user import UserCallbacks
@@ -54,7 +54,6 @@ def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
 
     Nothing in it has changed: `record_start` does that.
     """
-    from moe.train.checkpointing.checkpoints import verifies
     from moe.train.checkpointing.remote import RemoteRun
     from moe.train.checkpointing.run_folder import RunFolder, local_folder
     from moe.train.distributed.same_folder import check_same_folder
@@ -65,13 +64,14 @@ def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
 
     def open_here() -> tuple[dict[str, Any], Checkpoint | None, Start]:
         folder, start = _open_checked(config, inputs, opened)
+        if MACHINES > 1:
+            folder.upload(say)  # the others fetch it
         return folder.record, folder.checkpoint, start
 
     def fetch_here() -> None:  # on another machine of the same run
         assert checkpoint is not None
         if "://" in config.save_folder:
-            if not verifies(checkpoint.path):
-                RemoteRun(config.save_folder, path, report=say).fetch(checkpoint.step)
+            RemoteRun(config.save_folder, path, report=say).fetch_copy(checkpoint)
         elif not checkpoint.path.is_dir():
             raise InputError(
                 f"save_folder ({path}): {checkpoint.path.name} is not there on {os.uname().nodename}; give one on a "
@@ -213,7 +213,7 @@ def record_start(
 def _open_logs(
     config: Config, folder: RunFolder, start: Start, inputs: Inputs, users: UserCallbacks
 ) -> tuple[list[Any], Any]:
-    from moe.data.read.text_known import write_known
+    from moe.data.read.text_known import write_commit, write_known
     from moe.data.text.kept_tokenizer import write_kept
     from moe.train.callbacks.user_classes import write_sources
     from moe.train.checkpointing.checkpoints import TOKENIZER
@@ -247,6 +247,7 @@ def _open_logs(
             folder.note(callbacks=users.sources)
         if inputs.text is not None:
             write_known(folder.path, inputs.text.files)
+            write_commit(folder.path, inputs.text.asked, inputs.text.commit)
         metrics = folder.path / "metrics.jsonl"
         reached = last_step(metrics)
         writers = [jsonl_writer(metrics, start.step if folder.checkpoint else 0, start.eval_first)]

@@ -75,6 +75,7 @@ class StopSignal:
         self._may_save = threading.Event()
         self._asked: tuple[int, int] | None = None  # the rank that wanted to stop, and its signal's number
         self._noted = self._handled = 0  # signals: by the kernel, and those that were acted on
+        self._one = threading.RLock()  # a signal is acted on once; a second one may interrupt the handler of the first
         self._early: list[int] = []  # acted on by the thread; the handler is still to run
 
     def install(self) -> None:
@@ -95,11 +96,12 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if number in self._early:
-            self._early.remove(number)
-            return
-        self._handled += 1
-        self._act(number)
+        with self._one:
+            if number in self._early:
+                self._early.remove(number)
+                return
+            self._handled += 1
+            self._act(number)
 
     def noted(self, number: int) -> None:
         """In a thread: the kernel has noted a signal. Acts on it, where the main thread does not come to that; not for
@@ -109,10 +111,11 @@ class StopSignal:
             return
         self._noted += 1
         time.sleep(LOOK)
-        if self._handled < self._noted:
-            self._handled += 1
-            self._early.append(number)
-            self._act(number)
+        with self._one:
+            if self._handled < self._noted:
+                self._handled += 1
+                self._early.append(number)
+                self._act(number)
 
     def _act(self, number: int) -> None:
         self._interrupts += number == signal.SIGINT

@@ -36,9 +36,15 @@ TRACED = str(ROOT / "tests/chaos/traced.py")
 
 
 def start(command: list[str], log: Path, **env: str) -> subprocess.Popen:
+    """A rank that dies in C leaves its stacks in the log and its core beside it."""
     with open(log, "w") as file:
         return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **env}
+            ["bash", "-c", 'ulimit -c hard; exec "$0" "$@"', *command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **env},
+            cwd=log.parent,
         )
 
 

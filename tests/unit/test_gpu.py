@@ -18,7 +18,7 @@ import gpu
 from gpu_stages import page, record
 from gpu_stages.pack import make_tiny_pack
 from gpu_stages.run import Run
-from gpu_stages.stages import GROUP_SECONDS, STAGES, function_of
+from gpu_stages.stages import GROUP_SECONDS, STAGES, function_of, limit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = Path(__file__).parent / "gpu_dry_run"  # records of a dry run on a CPU: no GPU's figures
@@ -30,7 +30,7 @@ import gpu
 from gpu_stages import stages
 names = {{"good": None, "raises": None, "dies": None, "hangs": None}}
 for name in names:
-    stages.STAGES[name] = stages.Stage(1, 4 if name == "hangs" else 60)
+    stages.STAGES[name] = stages.Stage(1, 60)
 
 def good(run):
     run.figure("speed", 2.0, "m/s", expected=1.0, source="a guess", top=True)
@@ -47,6 +47,7 @@ def hangs(run):
     run.figure("before", 1)
     time.sleep(0 if os.path.exists({flag!r}) else 600)
 
+gpu.limit_of = lambda name, *_: 3 if name == "hangs" else 60
 gpu.function_of = lambda name: globals()[name]
 gpu.__file__ = __file__
 gpu.LEAST_SECONDS = 0
@@ -110,7 +111,7 @@ def test_what_a_killed_command_leaves_is_gone_on_from(command, tmp_path) -> None
     again = command("good", "hangs")
     out, _ = again.communicate(timeout=60)
     assert again.returncode == 0 and "good: done before" in out, out
-    assert found_in(tmp_path, "hangs")["state"] == "done"
+    assert found_in(tmp_path, "hangs")["state"] == "done" and found_in(tmp_path, "hangs")["before"] is None
     assert (tmp_path / "out" / "good.json").stat().st_mtime_ns == made, "what is done is not done again"
 
 
@@ -133,6 +134,27 @@ def parent_of(pid: str) -> int:
         return 0
 
 
+def test_what_an_earlier_try_found_is_kept_until_the_stage_is_done(command, tmp_path) -> None:
+    """A machine that goes just as a stage begins anew must not take with it what the first try measured."""
+    first = {**record.new_record("raises", machine_here()), "state": "timed out", "fault": "too slow"}
+    first["figures"] = [{"name": "measured", "value": 7, "unit": "", "expected": None, "source": "", "kind": "figure",
+                         "met": None, "top": False}]  # fmt: skip
+    record.write_record(tmp_path / "out", first)
+    command("raises").communicate(timeout=60)
+    second = found_in(tmp_path, "raises")
+    assert [figure["name"] for figure in second["figures"]] == ["before"]
+    assert second["before"]["figures"] == first["figures"] and second["before"]["fault"] == "too slow"
+    shown = page.section(["raises"], {"raises": {**second, "dry": False}})
+    assert "| before | 1 |" in shown and "From an earlier try" in shown and "| measured | 7 |" in shown
+    third = record.new_record("raises", machine_here(), {**second, "figures": []})
+    assert third["before"]["figures"] == first["figures"], "a try that found nothing does not replace one that did"
+    assert record.new_record("raises", {**machine_here(), "card": "another"}, second)["before"] is None
+
+
+def machine_here() -> record.Record:
+    return gpu.machine_of(dry=True)
+
+
 @pytest.mark.parametrize("change", [{"card": "H100"}, {"torch": "3"}, {"dry": False}, {"state": "failed"}])
 def test_a_record_counts_as_done_on_its_own_card_and_torch_only(change) -> None:
     done = {**record.new_record("step", MACHINE), "state": "done"}
@@ -150,6 +172,13 @@ def test_a_record_that_was_cut_short_is_made_anew(tmp_path) -> None:
 def test_the_groups_fit_into_their_time_and_every_stage_has_a_function() -> None:
     for group in (1, 2, 3):
         assert sum(stage.seconds for stage in STAGES.values() if stage.group == group) <= GROUP_SECONDS == 8 * 60
+    for name, stage in STAGES.items():
+        assert limit_of(name, [], GROUP_SECONDS) == GROUP_SECONDS, "alone it has all the time there is"
+        later = list(STAGES)[list(STAGES).index(name) + 1 :]
+        assert limit_of(name, later, GROUP_SECONDS) >= stage.seconds
+    quick = GROUP_SECONDS - 30  # the others took 30 seconds: what they left is the last one's
+    assert limit_of("learn", [], quick) == quick
+    assert limit_of("tune", ["learn", "step"], quick) == quick - STAGES["learn"].seconds
     assert {name for _, stages in page.PLACES.values() for name in stages} == set(STAGES)
 
 
@@ -162,6 +191,14 @@ def test_without_a_gpu_or_without_the_pack_it_says_what_to_do(monkeypatch, tmp_p
     smi.chmod(0o755)
     with pytest.raises(gpu.InputError, match=r"gpu_pack\.sh makes them"):
         gpu.main(["--stage", "machine", "--pack", str(tmp_path)])
+
+
+def test_the_wheels_for_a_machine_without_a_network_are_of_the_versions_that_are_tested() -> None:
+    lines = (ROOT / "benchmarks/gpu_wheels.txt").read_text().splitlines()
+    packed = {line for line in lines if not line.startswith("#")}
+    pins = (ROOT / "requirements/constraints.txt").read_text().splitlines()
+    assert {"mosaicml", "mosaicml-streaming", "omegaconf"} < packed
+    assert packed <= {line.partition("==")[0] for line in pins}
 
 
 @pytest.fixture(scope="session")

@@ -167,15 +167,15 @@ class TokenDataset(FetchingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> np.ndarray:
         shard_id, row = self.spanner[sample_id]
-        held = self._maps.get(shard_id)
+        held = self._maps.open.get(shard_id)
         if held is None:
             rows = self._fetched(shard_id, retry)
         else:
-            rows = held.rows
-            if monotonic() - held.looked > LOOK_AGAIN:
+            rows, held.used = held.rows, monotonic()
+            if held.used - held.looked > LOOK_AGAIN:
                 with suppress(FileNotFoundError):  # the map keeps what was removed
                     self._check_size(shard_id)
-                held.looked = monotonic()
+                held.looked = held.used
         tokens = np.array(rows[row])
         if (largest := int(tokens.max())) >= self.vocab_size:
             raise DataError(

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from moe.common.errors import InputError
 from moe.common.units import note, printable
+from moe.data.read.touched import refuse_changed
 from moe.data.text.encoders import Encoder, build_encoder
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
@@ -109,12 +110,16 @@ def documents(job: TextJob, piece: Piece, *, split: str) -> Iterator[pa.LargeStr
 
 
 def _batches(job: TextJob, piece: Piece) -> Iterator[Batch]:
+    """Raises InputError where the file is not the one that the run began with."""
+    refuse_changed(piece.unit.file)
     try:
         yield from read_batches(piece.unit, job.text_column, id_column=job.id_column, separator=job.separator)
     except BadFileError as error:
+        refuse_changed(piece.unit.file)  # that is then the cause
         if not job.skip_bad_files:
             raise
         note(f"train_data.text: the rest of a file is skipped: {printable(str(error))}")
+    refuse_changed(piece.unit.file)
 
 
 @lru_cache(maxsize=1)

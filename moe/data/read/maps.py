@@ -7,9 +7,7 @@ be none. A dataset's maps go with it, and a forked loader process counts those t
 
 from __future__ import annotations
 
-import itertools
 import weakref
-from collections import OrderedDict
 from dataclasses import dataclass
 from time import monotonic
 
@@ -17,38 +15,28 @@ import numpy as np
 
 MOST_OPEN = 64
 
-_numbers = itertools.count()
-
 
 @dataclass(slots=True)
 class Map:
     rows: np.ndarray  # [n, S]
-    looked: float  # when the file's size was looked at, by time.monotonic
-
-
-_open: OrderedDict[tuple[int, int], Map] = OrderedDict()  # by (dataset, shard), what was read last at the end
+    used: float  # by time.monotonic, as is when the file's size was looked at
+    looked: float
 
 
 class Maps:
-    """Those of one dataset, by its shards' numbers."""
+    """Those of one dataset: `open`, by its shards' numbers. Who reads one sets `used`."""
 
     def __init__(self) -> None:
-        self._number = next(_numbers)
-        weakref.finalize(self, _close, self._number).atexit = False
-
-    def get(self, shard: int) -> Map | None:
-        key = (self._number, shard)
-        found = _open.get(key)
-        if found is not None:
-            _open.move_to_end(key)
-        return found
+        self.open: dict[int, Map] = {}
+        _of_process.add(self)
 
     def add(self, shard: int, rows: np.ndarray) -> None:
-        while len(_open) >= MOST_OPEN:
-            _open.popitem(last=False)
-        _open[self._number, shard] = Map(rows, monotonic())
+        found = [(map.used, maps.open, number) for maps in _of_process for number, map in maps.open.items()]
+        if len(found) >= MOST_OPEN:
+            _, maps, number = min(found, key=lambda each: each[0])
+            del maps[number]
+        now = monotonic()
+        self.open[shard] = Map(rows, now, now)
 
 
-def _close(number: int) -> None:
-    for key in [key for key in list(_open) if key[0] == number]:
-        del _open[key]
+_of_process: weakref.WeakSet[Maps] = weakref.WeakSet()

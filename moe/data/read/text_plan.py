@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from moe.common.errors import InputError
-from moe.common.units import size
+from moe.common.units import printable, size
 from moe.data.read.lanes import TextJob, cut_pieces
+from moe.data.read.text_known import read_commit
+from moe.data.read.touched import touched_line
 from moe.data.text.content import Known, hashes_of, stat_of
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import errors_text
 from moe.data.text.files import Source, SourceFile, Unit
 from moe.data.text.ids import choose_id
-from moe.data.text.losses import Lossy, lossy, measured, warning_of
+from moe.data.text.losses import WORTH_A_WARNING, Lossy, lossy, measured, warning_of
 from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import plan_units
-from moe.data.text.sample import sample_documents, spread_documents
+from moe.data.text.sample import Spread, sample_documents, spread_documents
 from moe.data.text.selection import left_out_lines
-from moe.data.text.sources import resolve
+from moe.data.text.sources import is_hub_name, resolve
 from moe.data.text.tokenizer import load_tokenizer, token_dtype, tokenizer_fingerprint, vocab_size
 
 SEPARATOR = " | "  # in a fingerprint: what is compared, then what only tells which file changed
@@ -42,7 +44,9 @@ class TextPlan:
     summary: str
     vocab_size: int
     files: list[SourceFile]
-    warning: str | None  # of what the tokenizer cannot write
+    asked: dict[str, Any]  # the dataset as it was typed
+    commit: str | None  # of a hub dataset
+    warning: str | None  # of rows without text, and of what the tokenizer cannot write
 
 
 def open_text(
@@ -63,26 +67,33 @@ def open_text(
     say: Callable[[str], None],
     outputs: tuple[Path, ...] = (),
     known: Known | None = None,
+    run_folder: Path | None = None,
 ) -> TextPlan:
     """Resolve the dataset and choose the encoder.
 
     outputs: the run's folders, which are no text. known: files that were sampled before. verify: `full` names them by
-    all of their bytes, too.
+    all of their bytes, too. run_folder: where an earlier start may have kept the commit of a hub dataset.
 
     Raises InputError for what cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_name)
+    asked = {"dataset": dataset, "config": config, "split": split, "revision": revision}
+    begun = read_commit(run_folder, asked) if run_folder is not None and is_hub_name(dataset) else None
+    if begun is not None:
+        say(f"train_data.text: {dataset}, commit {begun[:12]}, as when this run began; revision names another")
     try:
         source = resolve(
             dataset=(dataset,),
             config=config,
             split=split,
-            revision=revision,
+            revision=begun or revision,
             outputs=outputs,
             known=None if verify == "full" else known,
         )
         for line in [*left_out_lines(source.left_out), *source.notes]:
             say(f"train_data.text: {in_keys(line)}")
+        if verify != "full" and (line_of_touched := touched_line(source.files, known or {})):
+            say(line_of_touched)
         units, faults = plan_units(source.files, text_column)
         if faults and (not skip_bad_files or not units):
             fix = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
@@ -134,6 +145,8 @@ def open_text(
     files = _grouped(
         [f"{file.name}={'skipped' if file.name in bad else _digest(file.version)[:8]}" for file in source.files]
     )
+    if source.revision is not None:
+        files.insert(0, f"commit={source.revision}")
     if verify == "full":
         files += _whole(source, bad, say)
     text_bytes = sum(unit.weight for unit in units)
@@ -146,6 +159,8 @@ def open_text(
         f"{id_line}{lost}",
         rows,
         source.files,
+        asked,
+        source.revision,
         warning,
     )
 
@@ -162,23 +177,40 @@ def _whole(source: Source, bad: set[str], say: Callable[[str], None]) -> list[st
 
 
 def _losses(job: TextJob, kind: Lossy | None) -> tuple[str, str | None]:
-    """(what to add to the summary, a warning or None) of a tokenizer that cannot write everything.
+    """(what to add to the summary, a warning or None) of rows without text, and of a tokenizer that cannot write all.
 
     Measured on documents from all over the text: training reads all of it only in the course of an epoch.
     """
-    if kind is None:
-        return "", None
     places = list(dict.fromkeys(piece.unit for piece in job.pieces))
-    documents = spread_documents(places, job.text_column, separator=job.separator)
-    losses, tokens = measured(
-        kind, documents, encoder=job.encoder, spec_json=job.spec_json, tokenizer_name=job.tokenizer
-    )
-    what = f"{len(documents):,} documents from all over the text"
-    shares = (
-        f"; in a sample of {what} {losses.unknown_tokens / max(1, tokens):.2%} of the tokens are unknown to the "
-        f"tokenizer, {losses.lost_characters / max(1, losses.sampled_characters):.2%} of the characters are lost"
-    )
-    return shares, warning_of(losses, tokens, what)
+    found = spread_documents(places, job.text_column, separator=job.separator)
+    summary, warnings = _rows(found)
+    if kind is not None:
+        losses, tokens = measured(
+            kind, found.texts, encoder=job.encoder, spec_json=job.spec_json, tokenizer_name=job.tokenizer
+        )
+        what = f"{len(found.texts):,} documents from all over the text"
+        summary += (
+            f"; in a sample of {what} {losses.unknown_tokens / max(1, tokens):.2%} of the tokens are unknown to the "
+            f"tokenizer, {losses.lost_characters / max(1, losses.sampled_characters):.2%} of the characters are lost"
+        )
+        warnings += [warning for warning in [warning_of(losses, tokens, what)] if warning]
+    return summary, "; ".join([*warnings[:1], *(line.removeprefix("warning: ") for line in warnings[1:])]) or None
+
+
+def _rows(found: Spread) -> tuple[str, list[str]]:
+    """(what to add to the summary, warnings) of rows that hold no text, and of lines that end documents."""
+    bad = sum(found.skipped.counts.values())
+    rows = found.documents + bad
+    ended = f"; {found.separators:,} lines of EOS ended documents there" if found.separators else ""
+    if not bad:
+        return (f"; a sample of {rows:,} documents from all over the text{ended}" if ended else ""), []
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.skipped.counts.items()))
+    what = f"{rows:,} rows from all over the text"
+    line = f"; in a sample of {what} {bad / rows:.2%} are skipped ({reasons}){ended}"
+    if bad <= WORTH_A_WARNING * rows:
+        return line, []
+    named = "; ".join(names[0] for names in found.skipped.examples.values())
+    return line, [f"warning: of {what} {bad / rows:.1%} are skipped ({reasons}), such as {printable(named)}"]
 
 
 def _digest(content: Any) -> str:

@@ -61,8 +61,8 @@ def local_source(
             found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
     if any(one.reason == OUTPUT for one in left_out):
         notes.append("the output lies inside of --dataset; it is not read")
-    files = _source_files(found, known or {})
-    return Source(files, None, left_out, [*notes, *kinds_note(file.name for file in files), *doubled_notes(files)])
+    source = _source_files(found, known or {})
+    return Source(source, None, left_out, [*notes, *kinds_note(file.name for file in source), *doubled_notes(source)])
 
 
 def _chosen(

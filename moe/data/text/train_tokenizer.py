@@ -11,7 +11,8 @@ from pathlib import Path
 
 from moe.common.errors import InputError
 from moe.common.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
-from moe.common.paths import local_path
+from moe.common.paths import local_path, refuse_unwritable
+from moe.common.signals import ended_by_signals
 from moe.common.units import tell
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Source
@@ -24,6 +25,7 @@ from moe.data.text.sources import resolve
 EOS = "<|endoftext|>"
 KIND = "tokenizer"
 LEAST_VOCAB = 257  # all bytes and EOS
+MOST_VOCAB = 1 << 24  # the trainer takes memory for all of them at once
 
 
 def text_batches(source: Source, text_column: str, max_bytes: int, skipped: Skipped) -> Iterator[list[str]]:
@@ -66,9 +68,14 @@ def train_tokenizer(
 
     out = local_path(out, "--out")
     place = replaceable_place(out, "--out")
-    if vocab_size < LEAST_VOCAB:
-        raise InputError(f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}")
+    if not LEAST_VOCAB <= vocab_size <= MOST_VOCAB:
+        raise InputError(
+            f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}, at most {MOST_VOCAB:,}"
+        )
+    if max_bytes < 1:
+        raise InputError(f"--max-bytes {max_bytes}: must be at least 1")
     _refuse_what_is_there(place, overwrite)
+    refuse_unwritable(place.parent, f"--out {out}")
     names = (dataset,) if isinstance(dataset, str) else dataset
     source = resolve(
         dataset=names,
@@ -91,7 +98,8 @@ def train_tokenizer(
     )
     skipped = Skipped()
     try:
-        tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes, skipped), trainer)
+        with ended_by_signals("stopped; nothing of the tokenizer is kept, the same command starts again"):
+            tokenizer.train_from_iterator(text_batches(source, text_column, max_bytes, skipped), trainer)
     except BadFileError as error:
         raise InputError(f"a file cannot be used: {error}") from error
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, clean_up_tokenization_spaces=False)

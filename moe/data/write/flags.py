@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from moe.common.units import note, ready, tell
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 class Stopped(BaseException):
@@ -101,7 +102,7 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
         note(f"error: {error}")
         return 2
     except OSError as error:
-        if error.errno not in DISK_FAULTS:
+        if error.errno not in DISK_FAULTS and not _is_of(error.filename, out):
             raise
         where = error.filename or out  # a write names no file
         fault = f"{where}: {error.strerror}{_free(where)}"
@@ -111,6 +112,17 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
         note("stopped; the same command resumes from here")
         return 75 if isinstance(stop, Stopped) else 130
     return 0
+
+
+def _is_of(name: object, out: str | Path) -> bool:
+    """Whether a file that an error names is `out`, in it or its work, or above it: whatever was met there, the place is
+    the user's.
+    """
+    if not isinstance(name, (str, bytes)) or "://" in str(out):
+        return False
+    found, place = (Path(os.path.realpath(os.fsdecode(path))) for path in (name, os.path.expanduser(out)))
+    work = place.with_name(f"{place.name}.partial")
+    return place.is_relative_to(found) or found.is_relative_to(place) or found.is_relative_to(work)
 
 
 def _free(path: str | Path) -> str:

@@ -16,11 +16,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.write.gather import FullShard, Gathered, Rests
 from moe.data.write.journal import Journal
 from moe.data.write.shards import ShardFile, ShardFormat
+from moe.data.write.unit_store import damaged
 
 PIECE_TOKENS = 1 << 19
 COPIES_AT_ONCE = 8  # on a bucket each takes a second, of waiting
@@ -42,20 +42,21 @@ class ShardSequence:
 
     def copy(self, shards: Iterable[FullShard]) -> None:
         """Take finished shards of units."""
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
+        threads = ThreadPoolExecutor(COPIES_AT_ONCE)
+        try:
             copies = []
             for store, unit, name, info in shards:
                 if (size := store.size(f"{unit}/{name}")) != info["bytes"]:
-                    raise InputError(
-                        f"{store.folder}/{unit}/{name} has {size or 0} bytes, {info['bytes']} were written; "
-                        "run with --overwrite"
-                    )
+                    fault = f"has {size or 0} bytes, {info['bytes']} were written"
+                    raise damaged(store.folder, f"{unit}/{name}", fault)
                 own = f"shard.{len(self.infos):05}.mds"
                 if self._there.get(own) != size:
                     copies.append(threads.submit(self._folder.copy, store.folder / unit, name, own))
                 self.infos.append(info)
             for copy in copies:
                 copy.result()
+        finally:  # after a signal, or an error of one, those that are not begun are not waited for
+            threads.shutdown(cancel_futures=True)
 
     def resume(self) -> int:
         """Take the packed shards that an earlier merge has left here. Returns how many sequences they hold."""

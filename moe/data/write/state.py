@@ -20,7 +20,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.locks import Busy, take_lock
 from moe.common.ownership import entries, remove_files, replaceable_place
-from moe.common.paths import path_or_address
+from moe.common.paths import path_or_address, refuse_unwritable
 from moe.common.units import say
 from moe.data.folders import LocalFolder
 from moe.data.locations import open_folder
@@ -144,9 +144,23 @@ def open_workspace(out: str | Path, *, overwrite: bool) -> Workspace:
     path_or_address(f"{out}.partial", "--out")  # that name has to fit, too
     space: Workspace
     if isinstance(folder, LocalFolder):
-        space = LocalWorkspace(LocalFolder(replaceable_place(folder.path, "--out")), overwrite=overwrite)
+        place = LocalFolder(replaceable_place(folder.path, "--out"))
+        if overwrite or not (place.path / "meta.json").exists():
+            _refuse_unwritable(place)
+        space = LocalWorkspace(place, overwrite=overwrite)
     else:
         assert isinstance(folder, S3Folder)
         space = BucketWorkspace(folder, overwrite=overwrite)
     space.refuse_strangers()
     return space
+
+
+def _refuse_unwritable(place: LocalFolder) -> None:
+    """Before the work. Raises InputError where no conversion can be written there."""
+    partial = place.beside(".partial").path
+    if os.path.lexists(partial) and not partial.is_dir():
+        raise InputError(
+            f"--out {place}: {partial} is a file, where the work goes; move it away, or choose another --out"
+        )
+    for folder in (place.path.parent, partial):
+        refuse_unwritable(folder, f"--out {place}")

@@ -2,20 +2,22 @@
 
 - `<unit>/` has shards, rests, lengths, hashes and, written last, the done mark; `<item>/` the same of many units.
 - Of a unit that is done only its key, counts and item stay in memory: marks are read again when they are needed.
+- A power cut leaves files without content under names that say complete. What is damaged is refused, with the folders
+  to remove: without them the same command makes those units anew.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import threading
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
 
 from moe.common.errors import InputError
+from moe.common.typed_json import parse_json
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit, key_of, name_of
@@ -23,7 +25,16 @@ from moe.data.text.files import Unit, key_of, name_of
 MARK = "done.json"
 ITEM = re.compile(r"(\d{5,}-\d{13}-[0-9a-f]{16})/done\.json")
 PARSING = threading.Lock()  # numpy parses a header by ast, which fails in Python 3.11 where two threads do it at once
+MOST_NAMED = 20  # folders, in a message
 ALONE = re.compile(r"(\d{5,}-\d{13})/done\.json")
+
+
+class Mark(TypedDict):
+    """Of a unit's done mark, what is read of it here."""
+
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    limited: bool
 
 
 class Done(NamedTuple):
@@ -51,7 +62,26 @@ class Rest(NamedTuple):
 def item_marks(folder: Folder, item: str) -> dict[str, dict[str, Any]] | None:
     """The done marks of an item's units, by their names, in order; None where it is not done."""
     content = folder.read(f"{item}/{MARK}")
-    return None if content is None else json.loads(content)["units"]
+    return None if content is None else _parsed(folder, f"{item}/{MARK}", content, dict[str, dict[str, Any]])["units"]
+
+
+def _parsed(folder: Folder, name: str, content: bytes, shape: Any = dict[str, Any]) -> Any:
+    try:
+        return parse_json(content, shape)
+    except ValueError:
+        raise damaged(folder, name, "is no done mark") from None
+
+
+def damaged(folder: Folder, name: str, fault: str) -> InputError:
+    """The error of a file of a finished unit; names the units of all files without content, too."""
+    empty = [found for found, size in folder.sizes().items() if not size and not found.endswith(".rest")]
+    homes = sorted({found.split("/")[0] for found in (name, *empty) if not found.startswith(".")})
+    named = ", ".join(f"{folder}/{home}" for home in homes[:MOST_NAMED])
+    more = f" and {len(homes) - MOST_NAMED} more with files of 0 bytes" * (len(homes) > MOST_NAMED)
+    return InputError(
+        f"{folder}/{name}: {fault}, as after a power cut or on a damaged disk; remove {named}{more} and run the same "
+        "command again: what is removed is made again, all else is kept"
+    )
 
 
 class UnitStore:
@@ -78,7 +108,8 @@ class UnitStore:
                 "give an --out that all machines share, or s3://"
             )
         known = self._done.get(unit.key)
-        self._done[unit.key] = _brief(json.loads(content), known and known.item)
+        mark = _parsed(self.folder, f"{unit.name}/{MARK}", content, Mark)
+        self._done[unit.key] = _brief(mark, known and known.item)
 
     def note_item(self, item: str, units: tuple[Unit, ...]) -> None:
         """Units of this item were just made, in it or by themselves; the job's limits may have spared some."""
@@ -133,7 +164,7 @@ class UnitStore:
         content = self.folder.read(f"{name}/{MARK}")
         if content is None:
             raise InputError(f"{self.folder}/{name}/{MARK} is missing; run with --overwrite")
-        return json.loads(content)
+        return _parsed(self.folder, f"{name}/{MARK}", content)
 
     def home(self, unit: Unit) -> str:
         """The folder that a finished unit is in."""
@@ -159,7 +190,7 @@ class UnitStore:
         found = None if file is None else file.seek(0, io.SEEK_END)
         if file is None or found != size:
             fault = "is missing" if file is None else f"has {found} bytes, {size} were written"
-            raise InputError(f"{self.folder}/{name} {fault}; run with --overwrite")
+            raise damaged(self.folder, name, fault)
         file.seek(0)
         return file
 
@@ -177,9 +208,12 @@ class UnitStore:
     def _array(self, name: str) -> np.ndarray:
         content = self.folder.read(name)
         if content is None:
-            raise InputError(f"{self.folder}/{name} is missing; run with --overwrite")
-        with PARSING:
-            return np.load(io.BytesIO(content))
+            raise damaged(self.folder, name, "is missing")
+        try:
+            with PARSING:
+                return np.load(io.BytesIO(content))
+        except (ValueError, EOFError):  # whatever is no array
+            raise damaged(self.folder, name, "is no array") from None
 
 
 def _brief(mark: dict[str, Any], item: str | None) -> Done:

@@ -213,7 +213,10 @@ class Work:
         """Resume from what <out>.partial holds if the same request began it."""
         content = self.partial.read("plan.json")
         if content is not None:
-            changed = self._changed(content, identity, files, full=full)
+            try:
+                changed = self._changed(content, identity, files, full=full)
+            except InputError as error:  # a unit is damaged
+                changed = [str(error)]
             if changed and not self._overwrite:
                 raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
             if changed:

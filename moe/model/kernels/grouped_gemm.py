@@ -28,6 +28,11 @@ def _tile(*, n_rows: int, n_experts: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_N": height, "BLOCK_K": 64 // itemsize, "num_warps": 8 if height == 128 else 4, "num_stages": 3}
 
 
+def _weight_tile(*, itemsize: int) -> dict[str, int]:
+    """As `_tile`, of a weight gradient: the rows that are taken at a time."""
+    return {"BLOCK_N": 64 // itemsize, "num_warps": 8, "num_stages": 3}
+
+
 @torch.library.custom_op("moe::grouped_rows", mutates_args=())
 def grouped_rows(
     x_NI: torch.Tensor, w_EJI: torch.Tensor, counts_E: torch.Tensor, transposed: bool = False
@@ -76,8 +81,8 @@ def grouped_weight(a_NI: torch.Tensor, b_NJ: torch.Tensor, counts_E: torch.Tenso
             a_NI, b_NJ, out_EIJ, counts_E,
             n_inner, n_cols, n_experts,
             a_NI.stride(0), b_NJ.stride(0),
-            BLOCK_I=high, BLOCK_J=wide, BLOCK_N=64 // a_NI.element_size(), GROUPS=_power_of_2(n_experts),
-            UPCAST=a_NI.device.type == "cpu", num_warps=8, num_stages=3,
+            BLOCK_I=high, BLOCK_J=wide, GROUPS=_power_of_2(n_experts), UPCAST=a_NI.device.type == "cpu",
+            **_weight_tile(itemsize=a_NI.element_size()),
         )  # fmt: skip
     return out_EIJ
 

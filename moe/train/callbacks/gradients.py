@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import torch
 from composer import Callback, Logger, State
-from torch.distributed.tensor import DTensor
 
 from moe.common.errors import RunFailed
+from moe.optim.norms import full_norms, part_norms, total
 
 
 class TooManySkippedSteps(RunFailed):
@@ -39,8 +39,8 @@ class GradientClipping(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         parameters = [p for p in state.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = total(full_norms(part_norms(grads), grads))
         value = float(norm)
         if value == value and value != float("inf"):
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)

@@ -4,6 +4,7 @@
   an evaluation or of a scoring. Without any for `stall_timeout` seconds it writes the stacks of all threads, the main
   one first, to stderr and to `stacks/step-N-rank-R.txt`, asks the loader workers for theirs (on stderr), and ends the
   process: a call that hangs in C cannot be interrupted.
+- So are a checkpoint's bytes that move, on this rank or on one that it may wait for: a save may take longer.
 - A report may hang as the run does, on its disk or a terminal that nobody reads: each part has REPORT_S seconds.
 - The exit code is 75 (run the same command again) where this start has trained a step, else 1: what stalls before its
   first step would stall again.
@@ -25,10 +26,12 @@ from pathlib import Path
 from composer import Callback, Logger, State
 
 from moe.common.errors import RunFailed
+from moe.common.moved import MOVED
 from moe.common.units import clock, complain
 from moe.config import Config, parse_seconds
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import MACHINES, RANK
+from moe.train.distributed.writes import Writes
 from moe.train.health.stacks import stacks
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
@@ -41,6 +44,7 @@ class Progress(Callback):
     """Args:
     note: called with the run's new state ("stopped" or "failed") before the process ends.
     end: ends the process with an exit code.
+    writes: of all ranks; None where there is one.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class Progress(Callback):
         rank: int,
         note: Callable[[str], None],
         end: Callable[[int], None] = os._exit,
+        writes: Writes | None = None,
     ):
         self.stall_timeout = stall_timeout
         self.stacks = stacks
         self.rank = rank
         self.note = note
         self.end = end
+        self.writes = writes
         self.step = 0
         self.steps_done = 0
         self.tokens = -1
@@ -73,8 +79,20 @@ class Progress(Callback):
     def _watch(self) -> None:
         """Counts its own looks, not time: who is suspended, and the run with it, has not looked."""
         pause = min(5.0, self.stall_timeout / 4)
+        moved, told = MOVED.bytes, None
         while not self._over.wait(pause):
             self._looks += 1
+            if MOVED.bytes != moved:
+                moved, self._looks = MOVED.bytes, 0
+                if self.writes is not None:
+                    self.writes.tell()
+            if self._looks * pause <= self.stall_timeout / 2:
+                told = None
+            elif self.writes is not None:  # what the others have told in the second half of the time
+                count = self.writes.count()
+                if told not in (None, count):
+                    self._looks = 0
+                told = count
             if self._looks * pause > self.stall_timeout:
                 return self._end()
 
@@ -150,6 +168,7 @@ def build_watchdog(config: Config, folder: RunFolder, stop: StopSignal) -> Progr
         rank=RANK,
         note=lambda state: folder.close(state, reason="stall_timeout"),
         end=stop.leave,
+        writes=stop.peers.writes if stop.peers is not None else None,
     )
 
 
@@ -165,8 +184,10 @@ def watched(watchdog: Progress, finish: Callable[[int], None]) -> Iterator[None]
         code = 0  # for W&B: an interruption is no failure
         raise
     finally:
-        finish(code)
-        watchdog.stop()
+        try:
+            finish(code)
+        finally:
+            watchdog.stop()
 
 
 def _quietly(tell: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@
 | `update_rms/{kind}` | root mean square of the step's update, learning rate included, without weight decay |
 
 Kinds: embeddings (and head), attention, experts, router, dense (MLPs of blocks without experts), norms. Measured at the
-steps that are logged, on all ranks (weights may be sharded), with one wait for the device.
+steps that are logged, on all ranks; of sharded weights in one collective; with one wait for the device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import math
 import torch
 from composer import Callback, Logger, State
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from moe.config.times import Every
+from moe.optim.norms import full_norms, part_norms, total
 
 
 def kind_of(name: str, parameter: Tensor) -> str:
@@ -30,12 +30,6 @@ def kind_of(name: str, parameter: Tensor) -> str:
     if ".mlp." in name:
         return "dense"
     return "attention" if ".attn." in name else "embeddings"
-
-
-def total_norm(tensors: list[Tensor]) -> Tensor:
-    """L2 norm over all of them, fp64 scalar; of full tensors where they are sharded."""
-    norm = torch.nn.utils.get_total_norm(tensors)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
 
 
 class WeightNorms(Callback):
@@ -53,17 +47,20 @@ class WeightNorms(Callback):
         if updates is None:
             return
         state.optimizers[0].update_norms = None
-        kinds: dict[str, list[Tensor]] = {}
+        members: dict[str, list[Tensor]] = {}
         for name, parameter in self.model.named_parameters():
-            kinds.setdefault(kind_of(name, parameter), []).append(parameter)
-        norms = []
-        for members in kinds.values():
-            norms.append(total_norm([p.detach() for p in members]))
-            norms.append(total_norm([updates[p] for p in members if p in updates]))  # none where the step was skipped
-        values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
+            members.setdefault(kind_of(name, parameter), []).append(parameter)
+        parameters = [p for kind in members.values() for p in kind]
+        moved = [p for p in parameters if p in updates]  # none where the step was skipped
+        norms = [*part_norms([p.detach() for p in parameters]), *(updates[p][1] for p in moved)]
+        norms = full_norms(norms, parameters + moved)
+        weight = dict(zip(parameters, norms[: len(parameters)], strict=True))
+        update = {p: updates[p][0] * norm for p, norm in zip(moved, norms[len(parameters) :], strict=True)}
+        totals = [total([of[p] for p in kind if p in of]) for kind in members.values() for of in (weight, update)]
+        values = torch.stack([value.to(norms[0].device).double() for value in totals]).tolist()
         metrics = {}
-        for number, (kind, members) in enumerate(kinds.items()):
-            size = math.sqrt(sum(p.numel() for p in members))
+        for number, (kind, those) in enumerate(members.items()):
+            size = math.sqrt(sum(p.numel() for p in those))
             metrics[f"weight_rms/{kind}"] = values[2 * number] / size
             metrics[f"update_rms/{kind}"] = values[2 * number + 1] / size
         logger.log_metrics(metrics)

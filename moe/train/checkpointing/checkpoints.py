@@ -31,7 +31,7 @@ from moe.common import ownership
 from moe.common.paths import refuse_irregular
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, path_below
-from moe.train.checkpointing.files import File, hash_file, hash_rest, sync, sync_folder, write_file
+from moe.train.checkpointing.files import File, SteadyFile, hash_file, hash_rest, sync, sync_folder, write_file
 from moe.train.checkpointing.parts import CheckpointError, Divided, error_in_parts
 
 STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
@@ -107,7 +107,7 @@ def write_checkpoint(
 def write_state(aside: Path, state: dict[str, Any], more: Mapping[str, bytes]) -> dict[str, File]:
     """state.pt and the files beside it, fsynced; what the manifest says of them."""
     with open(aside / STATE, "wb") as file:
-        torch.save(state, file)
+        torch.save(state, SteadyFile(file))  # type: ignore[arg-type]  # it asks for `write` alone
         sync(file)
     files: dict[str, File] = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
     for name, content in more.items():
@@ -203,13 +203,12 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def verifies(folder: Path) -> bool:
-    """Whether it is a checkpoint that can be used."""
+def has_files(folder: Path, manifest: Mapping[str, Any], *, hashes: bool = True) -> bool:
+    """Whether it is a checkpoint that can be used, with the very files of another one's manifest."""
     try:
-        read_checkpoint(folder)
+        return read_checkpoint(folder, hashes=hashes).manifest["files"] == manifest["files"]
     except CheckpointError:
         return False
-    return True
 
 
 def step_folders(save_folder: Path) -> list[Path]:

@@ -123,9 +123,12 @@ def _data_difference(saved: str, current: str) -> str:
         if not (any(" whole=" in file for file in old) and any(" whole=" in file for file in new)):
             old, new = ([file for file in files if " whole=" not in file] for files in (old, new))
         old, new = ([file for file in files if not file.startswith("all bytes=")] for files in (old, new))
+        then, now = ([part for part in parts if part.startswith("commit=")] for parts in (old, new))
         files = [f"    was {file}" for file in old if file not in new]
         files += [f"    is  {file}" for file in new if file not in old]
         more = [f"    and {len(files) - 20} more"] if len(files) > 20 else []
+        if then and now and then != now:
+            more.append(f"    train_data.text.revision={then[0].removeprefix('commit=')} takes the files of then")
         return "\n".join([f"train_data: was data {was}, is {is_}", *(files[:20] + more if old else [])])
     before, now = saved.split("; "), current.split("; ")
     if len(before) == len(now) == 1:

@@ -28,6 +28,17 @@ def undivided_state(state: State) -> dict[str, Any]:
         state.serialized_attributes = every
 
 
+def without_empty_scalers(content: dict[str, Any]) -> dict[str, Any]:
+    """A CPU's checkpoint as a GPU can load it: a scaler that is switched off saves nothing, and one that is on refuses
+    that. It then begins as in a new run.
+    """
+    scalers = {name: scaler for name, scaler in content.get("scaler", {}).items() if scaler}
+    return {
+        **{key: value for key, value in content.items() if key != "scaler"},
+        **({"scaler": scalers} if scalers else {}),
+    }
+
+
 def to_host(content: dict[str, Any]) -> dict[str, Any]:
     """A copy that training does not change."""
     return tree_map(_to_host, content)

@@ -1,4 +1,7 @@
-"""Files that are on the disk when they are said to be: fsynced, with size and hash."""
+"""Files that are on the disk when they are said to be: fsynced, with size and hash.
+
+What is written reaches the disk as it comes: behind many GB one fsync would be minutes in which nothing seems to move.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,39 @@ from typing import IO, Any, BinaryIO, TypedDict
 
 import xxhash
 
+from moe.common.moved import MOVED
+
 PIECE = 1 << 22  # bytes that are read, written and hashed at once
+SYNC_EVERY = 1 << 28  # bytes
 
 
 class File(TypedDict):
     bytes: int
     xxh64: str
+
+
+class SteadyFile:
+    """An open file as torch.save writes into it, piece by piece; what it has written is counted in MOVED."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.unsynced = 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Raises OSError."""
+        whole = memoryview(content).cast("B")
+        for start in range(0, len(whole), PIECE):
+            piece = whole[start : start + PIECE]
+            self.file.write(piece)
+            MOVED.add(len(piece))
+            self.unsynced += len(piece)
+            if self.unsynced >= SYNC_EVERY:
+                sync(self.file)
+                self.unsynced = 0
+        return len(whole)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def sync(file: IO[Any]) -> None:
@@ -34,8 +64,9 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> File:
     """Writes the pieces one after the other, hashed on the way. Raises OSError."""
     digest, size = xxhash.xxh64(), 0
     with open(path, "wb") as file:
+        steady = SteadyFile(file)
         for piece in pieces:
-            file.write(piece)
+            steady.write(piece)
             digest.update(piece)
             size += len(piece)
         sync(file)
@@ -53,4 +84,5 @@ def hash_rest(file: BinaryIO) -> str:
     digest = xxhash.xxh64()
     while piece := file.read(PIECE):
         digest.update(piece)
+        MOVED.add(len(piece))
     return digest.hexdigest()

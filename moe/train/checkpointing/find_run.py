@@ -5,6 +5,8 @@ Decisions:
 - A folder without run.json and checkpoints is no run's: a file in it that a run would write over or cut is the user's.
 - A step folder whose manifest tells another step was renamed: what is saved, kept and removed goes by its name.
 - Of a remote checkpoint only the manifest is read; its bytes are verified as they are fetched.
+- Where another machine has trained the run since, the run is what the remote holds: a folder here counts only where the
+  remote has the same files of that step. It may be of a branch that was left behind there, or never have arrived.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from moe.train.checkpointing.checkpoints import (
     CheckpointError,
     Manifest,
     folder_name,
+    has_files,
     newest_checkpoint,
     read_checkpoint,
     replaced_folders,
@@ -61,6 +64,7 @@ class Found:
         logs_there: another machine has trained the run since, or this one never has: its logs are the remote's.
         broken: local folders after the checkpoint that do not verify, each with its error.
         broken_there: such steps on the remote.
+        apart: local folders that are no part of the run as another machine has continued it.
         back_to: the step whose successors are left behind; None where none are.
     """
 
@@ -71,6 +75,7 @@ class Found:
     logs_there: bool = False
     broken: list[tuple[Path, CheckpointError]] = field(default_factory=list)
     broken_there: list[int] = field(default_factory=list)
+    apart: list[Path] = field(default_factory=list)
     back_to: int | None = None
 
 
@@ -121,6 +126,11 @@ def find_run(
         broken_there=list(skip),
     )
     left = [step for step in there if step not in skip]
+    if remote is not None and logs_there and there:
+        same = {step for step in here if step in there and _is_there(remote, step, here[step])}
+        # an older one that the remote has no more was removed there: retention does so here too
+        found.apart = [here[step] for step in here if step not in same and (step in there or step > there[-1])]
+        here = {step: here[step] for step in same}
     if resume_from is None:
         found.record.pop("went_back_to", None)
         _find_newest(found, path, remote, here, left, hashes)
@@ -129,6 +139,14 @@ def find_run(
     if found.checkpoint is not None:  # one caught in its replacement gets its name back
         found.checkpoint = Checkpoint(path / folder_name(found.checkpoint.step), found.checkpoint.manifest)
     return found
+
+
+def _is_there(remote: RemoteRun, step: int, folder: Path) -> bool:
+    """Whether the remote has this very checkpoint."""
+    try:
+        return has_files(folder, remote.manifest(step), hashes=False)
+    except CheckpointError:
+        return False
 
 
 def _refuse_pipes(path: Path) -> None:
@@ -206,7 +224,8 @@ def _find_newest(
             except CheckpointError as fault:
                 found.broken_there.append(step)
                 faults.append(fault)
-        found.upload = found.checkpoint is not None and local not in there
+        if found.checkpoint is not None:
+            found.upload = local not in there or not _is_there(remote, local, found.checkpoint.path)
         faults += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_there]
     if found.checkpoint is None and faults:
         listed = "\n".join(f"  {fault}" for fault in dict.fromkeys(map(str, faults)))

@@ -23,6 +23,7 @@ from composer import State
 
 from moe.model.balance import with_present_names
 from moe.train.checkpointing.checkpoints import Checkpoint, CheckpointError, load_state, open_state
+from moe.train.checkpointing.composer_state import without_empty_scalers
 from moe.train.checkpointing.contents import full_content
 from moe.train.checkpointing.parts import Parts
 from moe.train.distributed.ranks import agreed
@@ -46,7 +47,7 @@ def patched_composer(checkpoint: Checkpoint | None) -> Iterator[str | None]:
         if load_weights_only:
             state.load_model_state(content, logger, strict=True)
         else:
-            state.load_state_dict(content, logger)
+            state.load_state_dict(without_empty_scalers(content), logger)
 
     plain = composer_trainer._update_num_consecutive_thrashes, composer_checkpoint.load_checkpoint
     composer_trainer._update_num_consecutive_thrashes = lambda *args: 0  # type: ignore[assignment]
@@ -73,4 +74,4 @@ def _load_shares(checkpoint: Checkpoint, state: State, logger: Any, weights_only
         load_own(state.model, None if weights_only else state.optimizers[0], content, parts)
         rest = copy.deepcopy({key: value for key, value in content.items() if key not in ("model", "optimizers")})
     if not weights_only:
-        state.load_state_dict(rest, logger)
+        state.load_state_dict(without_empty_scalers(rest), logger)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,11 +37,13 @@ from moe.train.checkpointing.checkpoints import (
     CheckpointError,
     Manifest,
     folder_name,
+    has_files,
     make_aside,
     read_checkpoint,
     set_aside,
+    step_folders,
 )
-from moe.train.checkpointing.retention import steps_to_remove
+from moe.train.checkpointing.retention import remove_checkpoint, steps_to_remove
 
 RUN_FILE = "run.json"
 LOG_FILES = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl")
@@ -89,8 +92,8 @@ class RemoteRun:
         except ValueError as error:
             raise CheckpointError(f"{self.store.url}/{name}: cannot be read ({error})") from None
 
-    def fetch(self, step: int) -> Checkpoint:
-        """Downloads one checkpoint, complete or not at all.
+    def fetch(self, step: int, *, copy: bool = False) -> Checkpoint:
+        """Downloads one checkpoint, complete or not at all. A `copy` keeps its mark, by which `fetch_copy` knows it.
 
         Raises:
             CheckpointError: what arrived is not what its manifest says.
@@ -108,14 +111,30 @@ class RemoteRun:
             for file in [*listed, MANIFEST]:
                 self.store.download(f"{name}/{file}", aside / file)
             found = read_checkpoint(aside)
-            (aside / ownership.MARK).unlink()
-            set_aside(self.local / name)  # a local one that did not verify
+            if not copy:
+                (aside / ownership.MARK).unlink()
+            if os.path.lexists(self.local / name):
+                self.report(
+                    f"{name}: the one in {self.local} is damaged or not the remote's; it stays as "
+                    f"{set_aside(self.local / name).name}"
+                )
             aside.rename(self.local / name)
         except BaseException:
             with contextlib.suppress(OSError):
                 ownership.remove_files(aside, [*listed, MANIFEST, ownership.MARK])
             raise
         return Checkpoint(self.local / name, found.manifest)
+
+    def fetch_copy(self, wanted: Checkpoint) -> None:
+        """For a machine that only reads what the first one resumes from: its very files, and no copy of an earlier one.
+        What this machine has written itself, when it was the first, stays. Raises as `fetch` does.
+        """
+        here = has_files(wanted.path, wanted.manifest)
+        for folder in step_folders(self.local):
+            if ownership.carries_mark(folder, KIND) and not (here and folder.name == wanted.path.name):
+                remove_checkpoint(folder)
+        if not here:
+            self.fetch(wanted.step, copy=True)
 
     def leave_behind(self, after: int) -> None:
         """Checkpoints later than `after` are no part of the run any more."""

@@ -98,6 +98,14 @@ class RunFolder:
         self.checkpoint = self.remote.fetch(step)
         self._made.append(self.path / folder_name(step))
 
+    def upload(self, report: Callable[[str], None]) -> None:
+        """Brings to the remote a checkpoint that is only here: it is the run's, whatever becomes of this start."""
+        if self.found is None or not self.found.upload or self.checkpoint is None or self.remote is None:
+            return
+        report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
+        self.remote.upload(self.checkpoint.path)
+        self.found.upload = False
+
     def begin(self, report: Callable[[str], None]) -> None:
         """Records the start: from here on this process trains the run, here and on the remote.
 
@@ -117,7 +125,7 @@ class RunFolder:
             self.note()
             sign(self.lock)
             clear_unfinished(self.path, report)
-            for folder, fault in self.found.broken:
+            for folder, fault in [each for each in self.found.broken if each[0] not in self._made]:
                 aside, using = set_aside(folder).name, self.checkpoint.path.name if self.checkpoint else "none"
                 report(f"broken checkpoint: {fault}; set aside as {aside}, using {using}. {ASIDE}")
             if self.remote is not None:
@@ -136,18 +144,18 @@ class RunFolder:
                 remote.hide(step, "set-aside")
             if back_to is not None:
                 remote.leave_behind(back_to)
-            if self.found.upload and self.checkpoint is not None:
-                report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
-                remote.upload(self.checkpoint.path)
+            self.upload(report)
         later = [folder for folder in step_folders(self.path) if back_to is not None and _step(folder) > back_to]
-        for folder in later:
-            aside = self.path / f"left-behind-{folder.name}-{int(time.time())}"
-            folder.rename(aside)
-            report(
-                f"going back to step {back_to}: step {_step(folder)} stays as {aside.name}, "
-                "and is not part of the run any more"
-            )
-        if later:
+        left = [(folder, f"going back to step {back_to}: ") for folder in later]
+        if remote is not None:
+            theirs = f"another machine has trained the run since, and {remote.store.url} has other checkpoints: "
+            left += [(folder, theirs) for folder in self.found.apart if folder not in later]
+        for folder, why in left:
+            aside = self.path / f"left-behind-{folder_name(_step(folder))}-{int(time.time())}"
+            if folder not in self._made:  # it was fetched, and the one before it has another name already
+                folder.rename(aside)
+                report(f"{why}step {_step(folder)} stays as {aside.name}, and is not part of the run any more")
+        if left:
             report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
 
     def finish_again(self, report: Callable[[str], None]) -> None:
@@ -286,4 +294,4 @@ def folder_errors(path: Path, remote: RemoteRun | None):
 
 
 def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    return int(folder.name.rpartition("-")[2])

@@ -38,6 +38,8 @@ from moe.train.checkpointing.files import File
 from moe.train.checkpointing.parts import Divided, Part, describe, joined, part_name, write_part
 from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.retention import remove_checkpoint
+from moe.train.distributed.ranks import MACHINES
+from moe.train.distributed.same_folder import shows
 
 LONGEST_WAIT = datetime.timedelta(minutes=30)  # for the slowest rank's stage: a write, an upload
 T = TypeVar("T")
@@ -96,6 +98,7 @@ class SharedWriter:
         self.url = url
         self.remote = remote
         self.local_leader = local_leader
+        self.waits = MACHINES > 1  # for a network file system to show what another machine has written
         self.group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         self.rank = dist.get_rank()
 
@@ -129,8 +132,13 @@ class SharedWriter:
         stage = partial(self._stage, partial(explain, kept=None))
         name, identity, anew = stage(begin if self.rank == 0 else lambda: ("", (0, 0), False))[0]
         aside = self.save_folder / name
-        seen = stage(lambda: _identity(aside) == identity)
+
+        def sees() -> bool:
+            return _identity(aside) == identity
+
+        seen = stage(lambda: shows(sees) if self.waits else sees())
         shared = all(seen)
+        self.waits = shared and MACHINES > 1  # a folder that is not shared does not become so
         if not shared:
             stage(lambda: self._begin_apart(aside, names, made, seen[self.rank]))
         written = stage(lambda: self._write_own(save, aside))
@@ -192,6 +200,8 @@ class SharedWriter:
         def send() -> None:
             if save.part is not None and self.url is not None:
                 name = part_name(save.number)
+                if self.waits:
+                    shows((folder / name).exists)  # it was renamed by rank 0
                 RemoteFolder(self.url).upload(folder / name, f"{folder_name(save.step)}/{name}")
 
         def complete() -> None:

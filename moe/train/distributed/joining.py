@@ -42,4 +42,4 @@ def join(config: Config, *, on_gpu: bool) -> Peers:
     torch.distributed.init_process_group(
         backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=timedelta(seconds=DIST_TIMEOUT)
     )
-    return Peers(members, RANK)
+    return Peers(members, RANK, store)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from moe.train.distributed.meeting import Member
+from moe.train.distributed.writes import Writes
 
 
 class Peers:
     """Args:
-    members: all ranks, in order; as `meet` gives them.
+    members: all ranks, in order; store: where they met; as `meet` gives them.
     """
 
-    def __init__(self, members: list[Member], rank: int) -> None:
+    def __init__(self, members: list[Member], rank: int, store: Any = None) -> None:
         self.members = members
+        self.writes = Writes(store) if store is not None else None
         self.me = members[rank]
 
     def gone(self) -> str:

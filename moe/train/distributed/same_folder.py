@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,16 @@ from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, RANK, agreed
 
 SEEN_AFTER = 5.0  # seconds that a network file system may take to show a new file
 LOOK = 0.1
+
+
+def shows(look: Callable[[], bool]) -> bool:
+    """Whether `look` comes to see what another machine has written: a network file system may take its time."""
+    end = time.monotonic() + SEEN_AFTER
+    while not look():
+        if time.monotonic() > end:
+            return False
+        time.sleep(LOOK)
+    return True
 
 
 def check_same_folder(path: Path, save_folder: str) -> None:
@@ -36,15 +47,12 @@ def check_same_folder(path: Path, save_folder: str) -> None:
     def look() -> None:
         there = path.absolute()
         folder = (there, *there.parents)[min(depth, len(there.parents))]
-        end = time.monotonic() + SEEN_AFTER
-        while not os.path.lexists(folder / name):
-            if time.monotonic() > end:
-                raise InputError(
-                    f"save_folder ({save_folder}) is not one folder for all machines: {os.uname().nodename} does not "
-                    "see what rank 0 writes there, and could not resume; give a folder on a file system that all "
-                    "machines share, or s3://bucket/prefix"
-                )
-            time.sleep(LOOK)
+        if not shows(lambda: os.path.lexists(folder / name)):
+            raise InputError(
+                f"save_folder ({save_folder}) is not one folder for all machines: {os.uname().nodename} does not "
+                "see what rank 0 writes there, and could not resume; give a folder on a file system that all "
+                "machines share, or s3://bucket/prefix"
+            )
 
     try:
         depth, name = agreed(lay, here=RANK == 0)

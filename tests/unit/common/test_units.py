@@ -26,12 +26,13 @@ def test_nothing_prints_past_the_console() -> None:
     """C13: what is printed in another way is stopped by a character that the console's encoding does not have."""
     found = []
     for path in [*(ROOT / "moe").rglob("*.py"), *(ROOT / "convert").glob("*.py"), ROOT / "train.py"]:
-        if path == ROOT / "moe/common/units.py":
+        if path in (ROOT / "moe/common/units.py", ROOT / "moe/common/parser.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = isinstance(node, ast.Name) and node.id == "print"
             write = isinstance(node, ast.Attribute) and node.attr == "write" and "sys.std" in ast.unparse(node.value)
-            if name or write:
+            parser = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser")
+            if name or write or parser:
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not found
 
@@ -49,6 +50,39 @@ def test_any_character_is_written_in_any_encoding(encoding: str, monkeypatch) ->
         assert text.count("end") == 3 and "\x07" not in text and "]0;title?" in text and "\u202e" not in text
         assert text.count("\x1b") == (1 if stream is streams["stderr"] else 0), "that of the line drawn over"
         assert ("caf\xe9" in text) == (encoding != "ascii") and ("\\u4e2d" in text) == (encoding != "utf-8")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "moe.cli.main", "runs", "x"],
+        ["-m", "moe.cli.main", "inspect", "x"],
+        ["convert/fineweb_to_mds.py"],
+        ["convert/train_tokenizer.py"],
+        ["convert/checkpoint_to_hf.py", "x", "--out", "y"],
+    ],
+    ids=lambda command: "-".join(command[-2:]).replace("/", "-"),
+)
+def test_words_of_the_command_line_that_nobody_knows_are_shown_harmlessly(command: list[str]) -> None:
+    """C13: argparse wrote `unrecognized arguments` with the bytes as they were."""
+    word = b"--foo\x1b]0;evil\x07\xff\xe2\x80\xae"
+    done = subprocess.run([sys.executable, *command, word], cwd=ROOT, capture_output=True)
+    assert done.returncode == 2 and b"foo?]0;evil?" in done.stderr
+    assert not any(bad in done.stderr + done.stdout for bad in (b"\x1b", b"\x07", b"\xff", b"\xe2\x80\xae"))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_help_and_usage_go_where_they_went(stream: str, capsys: pytest.CaptureFixture) -> None:
+    """C13: help to stdout, an error to stderr; and to nobody, where there is none."""
+    from moe.common.parser import Parser
+
+    parser = Parser(prog="x")
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--help"] if stream == "stdout" else ["--nope"])
+    out, err = capsys.readouterr()
+    told, other = (out, err) if stream == "stdout" else (err, out)
+    assert end.value.code == (0 if stream == "stdout" else 2)
+    assert told.startswith("usage: x [-h]") and not other
 
 
 def test_a_library_that_prints_is_not_stopped_either() -> None:

@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moe.model import attention
-from moe.model.attention import apply_rope, attend, rope_table
+from moe.model.attention import apply_rope, attend, each_head, rope_table
 from moe.model.documents import document_causal_mask
 
 
@@ -49,3 +50,31 @@ def test_rope_makes_scores_depend_on_distance_only():
         torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-4, rtol=1e-4)
     assert (scores[1, 0] - scores[13, 0]).abs() > 1e-2
     torch.testing.assert_close(F.normalize(turned_q, dim=-1) * q.norm(), turned_q)
+
+
+def test_on_a_gpu_masked_grouped_heads_reach_a_kernel_that_takes_them(monkeypatch):
+    """Flash attention takes no mask, the memory-efficient kernel no groups: the plain one would keep every score."""
+    given = []
+    plain = F.scaled_dot_product_attention
+
+    def watched(q, k, v, **settings):
+        given.append((k.shape, v.shape, settings["enable_gqa"], settings.get("attn_mask")))
+        return plain(q, k, v, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    with FakeTensorMode(), torch.device("cuda", 0):
+        q, k = torch.randn(2, 6, 16, 8), torch.randn(2, 2, 16, 8)
+        assert attend(q, k, k, torch.zeros(2, 1, 16, 16), grouped=True).shape == (2, 16, 6, 8)
+        attend(q, k, k, None, grouped=True)
+    (masked, *_), (free, *_) = given[0], given[1]
+    assert masked == q.shape and given[0][2] is False and given[0][3] is not None
+    assert free == k.shape and given[1][2] is True, "flash attention takes groups, where there is no mask"
+
+
+def test_keys_of_each_head_are_those_that_grouped_attention_takes():
+    torch.manual_seed(3)
+    q, k, v = torch.randn(2, 6, 24, 8), torch.randn(2, 3, 24, 8), torch.randn(2, 3, 24, 8)
+    mask = torch.randn(2, 1, 24, 24)
+    grouped = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    plain = F.scaled_dot_product_attention(q, each_head(k, q), each_head(v, q), attn_mask=mask)
+    torch.testing.assert_close(plain, grouped)

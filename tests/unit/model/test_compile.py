@@ -79,6 +79,19 @@ def test_grouped_queries_compile_where_every_size_is_dynamic(build, tokens, head
     assert not counters["graph_break"]
 
 
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="grouped_mm came with torch 2.10")
+def test_a_block_compiles_with_the_backend_of_newer_gpus(monkeypatch, build, tokens):
+    monkeypatch.setattr(experts, "choose_backend", lambda *_: "grouped_mm")
+    plain, compiled = build(n_layers=1), build(n_layers=1)
+    compiled.compile_blocks(backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = step(plain, tokens), step(compiled, tokens)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-3, atol=0)
+    for (name, a), b in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert (b.grad - a.grad).norm() <= 1e-2 * a.grad.norm(), name
+    assert not counters["graph_break"] and graphs() == 1
+
+
 @pytest.mark.skipif(not attention.HAS_VARLEN, reason="varlen_attn came with torch 2.11")
 def test_more_documents_than_ever_compile_nothing_again(monkeypatch, build):
     """With varlen attention, on the meta device: the list of documents grows."""

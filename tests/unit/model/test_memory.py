@@ -142,3 +142,13 @@ def test_the_histogram_of_quantile_is_in_the_activations():
         plain, quantile = (memory.activation_bytes(Step(**SHAPE, **settings, quantile=on)) for on in (False, True))
         bins = (4 - first) * 8 * RULES["quantile"].bins
         assert quantile - plain == 3 * bins * 8, "layers of experts, 8 experts, 8 bytes"
+
+
+def test_a_gpus_masked_attention_keeps_keys_and_values_of_each_head():
+    def kept(**more):
+        step = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=2, **{"gpu": True, "bf16": False, **more})
+        return memory.layer_bytes(step)
+
+    repeated = 2 * SEQ_LEN * 4 * 2 * (256 - 128)  # tokens, bytes, keys and values, width of 4 heads less that of 2
+    assert kept() - kept(document_mask=False) == repeated
+    assert kept(bf16=True) == kept(bf16=True, document_mask=False), "varlen attention takes groups"

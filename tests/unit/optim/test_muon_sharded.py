@@ -10,6 +10,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from moe.optim.muon import Muon
+from moe.optim.norms import full_norms
 from tests.ranks import on_ranks
 
 MATRICES = ((24, 16), (7, 40), (24, 16), (1, 5), (24, 16))  # three of one shape, rows that do not divide evenly
@@ -68,7 +69,9 @@ def test_a_sharded_parameter_is_updated_as_a_whole_one(shape, momentum_dtype) ->
             many.step()
         for p, shard in zip(whole, shards, strict=True):
             torch.testing.assert_close(shard.full_tensor(), p.detach(), atol=1e-6, rtol=1e-6)
-            torch.testing.assert_close(many.update_norms[shard], one.update_norms[p], atol=1e-6, rtol=1e-5)
+            (factor, norm), (same, alone) = many.update_norms[shard], one.update_norms[p]
+            torch.testing.assert_close(full_norms([norm], [shard])[0], alone, atol=1e-6, rtol=1e-5)
+            assert factor == same
             for key, value in one.state[p].items():
                 found = many.state[shard][key]
                 found = found if key == "step" else found.full_tensor()

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from moe.cli.main import main
 from moe.config import load_config
 from moe.model.flops import count_parameters, flops_per_token, model_shape
-from moe.plan.profile import deal_out, profile_run
+from moe.plan.profile import busy_seconds, deal_out, profile_run
 from moe.plan.profile_parts import part_flops
 from moe.train.composer_model import build_model
 from moe.train.inputs import check_data
@@ -74,5 +76,27 @@ def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> Non
         dealt = model.transformer(tokens, tokens)
     fair = 2 * 32 * config.model.top_k // config.model.n_experts
     assert (dealt.routers.counts_E == fair).all() and plain.routers.counts_E.max() > fair
+    model.transformer.compile_blocks("aot_eager")  # as `compile: auto` does on a GPU, by Inductor
+    parts = model.transformer(tokens, tokens)
+    parts.loss.backward()
+    assert (parts.routers.counts_E == fair).all()
+    torch._dynamo.reset()
     assert main(["profile", str(tiny / "tiny.yaml"), "--steps", "1", "--balanced"]) == 0
     assert "tokens dealt out evenly" in capsys.readouterr().out
+
+
+def test_the_gpu_is_busy_while_a_kernel_runs_whoever_else_carries_its_time() -> None:
+    def event(number, name, start, end, on=DeviceType.CUDA, note=False):
+        return FunctionEvent(
+            id=number, name=name, thread=0, start_us=start, end_us=end, use_device="cuda", stack=[], device_type=on,
+            is_user_annotation=note,
+        )  # fmt: skip
+
+    launch = event(1, "aten::mm", 0, 50, on=DeviceType.CPU)
+    launch.append_kernel("gemm", 0, 1000)
+    kernels = [event(2, "gemm", 100, 1100), event(3, "copy", 900, 1300), event(4, "add", 1200, 1250)]
+    later = event(5, "gemm", 2000, 2500)
+    note = event(6, "Optimizer.step#Muon.step", 0, 9000, note=True)
+    events = EventList([later, launch, *kernels, note], use_device="cuda")
+    assert busy_seconds(events) == pytest.approx((1200 + 500) / 1e6)
+    assert busy_seconds([launch, note]) == 0

@@ -74,6 +74,21 @@ def test_the_load_of_each_expert_is_kept_over_time(tmp_path: Path) -> None:
     assert even.xs[-1] == 100 * TOKENS_PER_STEP
 
 
+def test_each_expert_has_the_mean_over_the_rows_that_have_one(tmp_path: Path) -> None:
+    loads = ([1.0], [3.0, 5.0, 7.0], [2.0, 1.0], [4.0])  # a run changed by hand
+    rows = [{"step": step, "experts/load/layer_00": loads[step // 40]} for step in range(160)]
+    (heat,) = expert_heats(read_run(make_run(tmp_path / "run", rows=rows)))
+    assert [len(row) for row in heat.values] == [160] * 3
+    assert [row[0] for row in heat.values] == [1.0, None, None] and [row[-1] for row in heat.values] == [
+        4.0,
+        None,
+        None,
+    ]
+    rows = [{"step": step, "experts/load/layer_00": loads[step % 3]} for step in range(480)]
+    (heat,) = expert_heats(read_run(make_run(tmp_path / "other", rows=rows)))
+    assert heat.values == [[2.0] * 160, [3.0] * 160, [7.0] * 160]
+
+
 def test_thinning_keeps_ends_and_outliers() -> None:
     points = [(float(n), 1.0) for n in range(10_000)]
     points[7777] = (7777.0, 99.0)

@@ -1,6 +1,7 @@
 """What a run logs of its health: names, values, and that a resume goes on counting."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_an_optimizer_tells_the_norm_of_each_update() -> None:
         optimizer.update_norms = {}
         optimizer.step()
         for name, p in params.items():
-            torch.testing.assert_close(optimizer.update_norms[p], (p.detach() - before[name]).norm())
+            torch.testing.assert_close(math.prod(optimizer.update_norms[p]), (p.detach() - before[name]).norm())
 
 
 def test_a_run_whose_rows_are_rarer_has_the_same_weights(tiny: Path, tmp_path: Path, run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partialmethod
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from moe.cli.train import main
+from moe.train.checkpointing.parts import part_name
 from moe.train.stop import StopSignal
-from tests.tiny import tiny_config, write_config
-from tests.unit.train.runs import rows, train, weights
+from tests.tiny import divide, tiny_config, write_config
+from tests.unit.train.runs import assert_same_run, rows, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,41 @@ def test_a_new_run_can_start_from_the_weights_of_another(tiny: Path, tmp_path: P
     assert code == 0 and "starting from the weights of" in capsys.readouterr().out
     assert rows(folder, "metrics/eval/loss")[0] == pytest.approx(rows(reference, "metrics/eval/loss")[40], abs=1e-6)
     assert sorted(rows(folder, "train/loss")) == [1, 2]
+
+
+def test_a_checkpoint_of_several_ranks_is_evaluated_checked_and_loaded_as_any_other(
+    tiny: Path, tmp_path: Path, reference: Path, capsys
+) -> None:
+    from moe.cli.main import main as moe
+
+    shared, config = tmp_path / "shared", str(write_config(tmp_path / "c.yaml", tiny_config(tiny)))
+    shutil.copytree(reference, shared)
+    divide(shared / "step-00000040", 3)
+    told = []
+    for folder in (reference, shared):
+        capsys.readouterr()
+        assert moe(["eval", str(folder), "--data", str(tiny / "data"), "--max-batches", "1"]) == 0
+        told.append(capsys.readouterr().out.replace(str(folder), "RUN"))
+    assert told[0] == told[1] and "loss" in told[0]
+    check = ["check", config, f"save_folder={shared}", "max_duration=50ba"]
+    assert moe(check) == 0 and "resumes from step 40 of 50" in capsys.readouterr().out
+    short = ["max_duration=2ba", "scheduler.t_warmup=1ba"]
+    code, folder = train(tiny, tmp_path, "run_name=next", f"load_path={shared}", *short, name="next")
+    assert code == 0
+    assert rows(folder, "metrics/eval/loss")[0] == pytest.approx(rows(reference, "metrics/eval/loss")[40], abs=1e-6)
+    goes_on = ["load_weights_only=false", "max_duration=41ba"]
+    runs = [
+        train(tiny, tmp_path, f"run_name={name}", f"load_path={of}", *goes_on, name=name)[1]
+        for name, of in (("whole", reference), ("parts", shared))
+    ]
+    assert_same_run(*runs)
+    with open(shared / "step-00000040" / part_name(1), "r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"lost")
+    capsys.readouterr()
+    assert moe(check) == 2 and "its bytes have changed since it was written" in capsys.readouterr().out
+    assert train(tiny, tmp_path, f"load_path={shared / 'step-00000040'}", "run_name=last", name="last")[0] == 2
+    assert "its bytes have changed since it was written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

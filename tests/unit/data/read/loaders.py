@@ -26,10 +26,10 @@ def train_loader(folder, *, remote=None, **more):
     return loader_of({"": StreamSpec(local=str(folder), remote=remote and str(remote), split="train")}, **more)
 
 
-def numbers(loader):
+def numbers(loader, after_each=None):
     """The number of every row, batch by batch."""
     try:
-        return [batch["tokens"][:, 0].tolist() for batch in loader]
+        return [(batch["tokens"][:, 0].tolist(), after_each and after_each())[0] for batch in loader]
     except RuntimeError as error:  # a traceback would keep torch's iterator, whose workers take 5 s to end in a cycle
         raise error.with_traceback(None) from None
 
@@ -50,10 +50,19 @@ def close_inherited_files():
 
 
 def run_ranks(
-    specs: dict[str, list], *, ranks: int, batch: int, start=None, vocab_size=300, workers=0, files=None, **more
+    specs: dict[str, list],
+    *,
+    ranks: int,
+    batch: int,
+    start=None,
+    vocab_size=300,
+    workers=0,
+    files=None,
+    in_step=False,
+    **more,
 ) -> list[list[list[int]]]:
     """Rows of every batch of each rank. `specs` holds StreamSpec's values, `more` is the loader's; `files` may be open
-    at once.
+    at once. in_step: after each batch they wait for each other, as in training.
     """
     with tempfile.TemporaryDirectory() as folder:
 
@@ -68,7 +77,8 @@ def run_ranks(
             loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers, **more)
             if start:
                 loader.load_state_dict(start)
-            Path(folder, str(rank)).write_text(json.dumps(numbers(loader)))
+            rows = numbers(loader, after_each=torch.distributed.barrier if in_step else None)
+            Path(folder, str(rank)).write_text(json.dumps(rows))
             torch.distributed.barrier()
             atexit._run_exitfuncs()
 

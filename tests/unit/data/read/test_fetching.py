@@ -7,9 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streaming import Stream
 from streaming.base import stream as stock
+from streaming.base.dataset import _Iterator, _ShardState
 
 from moe.data import StreamSpec
 from moe.data.write.shards import ShardFormat
@@ -160,11 +162,26 @@ def test_a_mixture_fetches_each_shard_once_in_each_pass(tmp_path, fetched, worke
     assert len(code) == 6 and max(code) <= 2 * stripes and sum(code) <= 6 + half + 2 * divided
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_shards_that_are_removed_before_they_are_read_are_fetched_again(tmp_path, fetched, workers):
-    """Shards of fewer sequences than a block of shares, in the least cache: who waits for a shard asks once more."""
+def test_a_shard_that_is_removed_again_before_who_waits_for_it_looks_is_fetched_once_more(remote, tmp_path):
+    """H2: stock's thread asked once and waited without end, and the run with it."""
+    dataset = limited(remote, tmp_path / "cache").dataset
+    dataset._event = threading.Event()
+    work = _Iterator(np.array([5, 6, 7]))  # all of the first shard
+    dataset._shard_states[0] = _ShardState.PREPARING  # by another thread or process
+    waits = threading.Thread(target=dataset._ready_thread, args=(work,), daemon=True)
+    waits.start()
+    time.sleep(0.05)
+    dataset._shard_states[0] = _ShardState.REMOTE  # it came, and was removed for others
+    waits.join(10)
+    ended = not waits.is_alive()
+    dataset._event.set()
+    assert ended and work.ready_index == 3 and dataset._shard_states[0] == _ShardState.LOCAL
+
+
+def test_shards_that_are_removed_before_they_are_read_are_fetched_again(tmp_path, fetched):
+    """Shards of fewer sequences than a block of shares, in the least cache."""
     specs = write_mixture(tmp_path, rows=ROWS)
-    loader = mixed(specs, shards=6, workers=workers)
+    loader = mixed(specs, shards=6)
     late = threading.Timer(60, lambda: os.kill(os.getpid(), signal.SIGINT))
     late.start()
     try:
@@ -178,7 +195,7 @@ def test_shards_that_are_removed_before_they_are_read_are_fetched_again(tmp_path
 def test_ranks_that_share_a_cache_fetch_each_shard_once(remote, tmp_path, fetched):
     specs = {"": [str(tmp_path / "cache"), str(remote), "train"]}
     limit = limit_of(remote, shards=FIT + 2)
-    ranks = run_ranks(specs, ranks=2, batch=4, vocab_size=SHARDS * ROWS + 1, cache_limit=limit)
+    ranks = run_ranks(specs, ranks=2, batch=4, vocab_size=SHARDS * ROWS + 1, cache_limit=limit, in_step=True)
     assert sorted(row for rank in ranks for batch in rank for row in batch) == list(range(1, SHARDS * ROWS + 1))
     assert len(fetched.count()) == SHARDS and set(fetched.count().values()) == {1}
     assert sum(fetched.count("index.json").values()) == 1

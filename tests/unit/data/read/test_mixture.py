@@ -7,6 +7,7 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.data import StreamSpec, epoch_samples
+from moe.train.callbacks.throughput import memory_gb
 from tests.unit.data.conftest import numbered_rows, write_split
 from tests.unit.data.read.loaders import begun, loader_of, numbers, run_ranks
 
@@ -138,3 +139,38 @@ def test_a_stream_or_an_epoch_without_samples_is_refused():
         epoch_samples(specs, SIZES, global_batch=8)
     with pytest.raises(InputError, match="fewer than one global batch of 512"):
         epoch_samples(specs, SIZES, global_batch=512)
+
+
+def test_ten_epochs_of_five_streams_to_their_ends_and_a_resume_at_99_percent_of_one(tmp_path):
+    """Every epoch holds each stream's exact share, each sample as often as the share says, in an order of its own."""
+    held = {"a": 1600, "b": 1200, "c": 600, "d": 400, "e": 200}
+    given = {"a": 0.3, "b": 0.3, "c": 0.2, "d": 0.15, "e": 0.05}
+    specs, first, stream_of = {}, {}, {}
+    for name, count in held.items():
+        first[name] = sum(list(held.values())[: len(first)])
+        rows = numbered_rows(count)
+        rows[:, 0] += first[name]
+        write_split(tmp_path / name / "train", rows, size_limit=3000)
+        specs[name] = StreamSpec(str(tmp_path / name), None, "train", proportion=given[name])
+        stream_of.update(dict.fromkeys(range(first[name] + 1, first[name] + count + 1), name))
+    more = {"batch": 40, "vocab_size": 4001}
+    made = loader_of(specs, **more)
+    assert len(made.dataset.shards) > 40
+    epochs, memory = [], []
+    for _ in range(10):
+        epochs.append([row for batch in numbers(made) for row in batch])
+        memory.append(memory_gb()["memory/process_gb"])
+    expected = {name: round(4000 * share) for name, share in given.items()}
+    for seen in epochs:
+        assert collections.Counter(map(stream_of.get, seen)) == expected
+        often = collections.Counter(seen)
+        for name, count in expected.items():
+            times = {often[row] for row in range(first[name] + 1, first[name] + held[name] + 1)}
+            assert times <= {count // held[name], -(-count // held[name])}, name
+    assert len({tuple(seen) for seen in epochs}) == 10
+    assert memory[-1] - memory[1] < 0.01, "GB; of epochs nothing stays"
+    at = {**made.dataset.state_dict(0, True), "epoch": 7, "sample_in_epoch": 3960}
+    resumed = loader_of(specs, **more)
+    resumed.load_state_dict(at)
+    for rest in (epochs[7][3960:], epochs[8]):
+        assert [row for batch in numbers(resumed) for row in batch] == rest

@@ -4,11 +4,13 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe.cli.train import main
 from moe.common.s3 import RemoteError, RemoteFolder
+from moe.train.checkpointing.checkpoints import has_files, open_state, read_checkpoint, step_folders, write_checkpoint
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, die_after
 
@@ -232,3 +234,104 @@ def test_a_bucket_that_takes_no_removal_is_a_warning_and_tried_again(
     assert len({name.split("/")[0] for name in RemoteFolder(f"{bucket}/run").list("step-")}) == 6
     assert train(tiny, f"{bucket}/run", *settings, "max_duration=14ba") == 0
     assert {name.split("/")[0] for name in RemoteFolder(f"{bucket}/run").list("step-")} == {"step-00000014"}
+
+
+def test_a_machine_with_checkpoints_of_a_branch_that_was_left_behind_takes_the_remotes(
+    tiny: Path, tmp_path: Path, bucket: str, monkeypatch, capsys
+) -> None:
+    """It resumed from its own later step and uploaded it: the run had gone back on another machine meanwhile."""
+    keep = ["save_num_checkpoints_to_keep=-1", "scheduler.name=constant_with_warmup"]
+    for machine, settings in (
+        ("a", ["max_duration=8ba"]),
+        ("b", ["max_duration=6ba", "resume_from=step:4", "optimizer.lr=1e-3"]),
+    ):
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        assert train(tiny, f"{bucket}/run", *keep, *settings) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "a")
+    assert train(tiny, f"{bucket}/run", *keep, "max_duration=10ba", "optimizer.lr=1e-3") == 0
+    out = capsys.readouterr().out
+    assert "resumed from step 6 " in out and "uploading" not in out
+    assert "step 8 stays as left-behind-step-00000008-" in out and "is not part of the run any more" in out
+    store = RemoteFolder(f"{bucket}/run")
+    for step in (6, 8, 10):
+        name = f"step-{step:08d}/manifest.json"
+        manifest = json.loads(Path("runs/tiny", name).read_text())
+        assert manifest["config"]["optimizer"]["lr"] == 1e-3, step
+        assert store.read(name) == Path("runs/tiny", name).read_bytes()
+    assert train(tiny, f"{bucket}/run", *keep, "max_duration=10ba", "optimizer.lr=1e-3") == 0
+    assert "complete: step 10" in capsys.readouterr().out
+
+
+def test_a_local_checkpoint_that_is_damaged_comes_anew_from_the_remote(tiny: Path, bucket: str, capsys) -> None:
+    """What was fetched in its place was set aside with it."""
+    assert train(tiny, f"{bucket}/run", "max_duration=4ba", "scheduler.name=constant_with_warmup") == 0
+    with open("runs/tiny/step-00000004/state.pt", "r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged")
+    assert train(tiny, f"{bucket}/run", "max_duration=6ba", "scheduler.name=constant_with_warmup") == 0
+    out = capsys.readouterr().out
+    assert "resumed from step 4 " in out and "it stays as set-aside-step-00000004" in out
+    assert Path("runs/tiny/set-aside-step-00000004").is_dir()
+    new = Path("runs/tiny/step-00000004")
+    assert has_files(new, read_checkpoint(new).manifest)
+
+
+def opened(tiny: Path, url: str, monkeypatch, answer: Any = None) -> Any:
+    """What `open_folder` gives on one of two machines: on the second where the answer of the first is given."""
+    from moe.config import load_config
+    from moe.train import start
+    from moe.train.inputs import check_data
+
+    path = write_config(Path("c.yaml"), tiny_config(tiny))
+    config = load_config(str(path), [f"save_folder={url}", *SETTINGS])
+    with monkeypatch.context() as patch:
+        patch.setattr(start, "MACHINES", 2)
+        patch.setattr(start, "RANK", int(answer is not None))
+        patch.setattr(start, "agreed", lambda call, here: call() if here else answer)
+        return start.open_folder(config, check_data(config, report=print))
+
+
+def test_another_machine_takes_the_very_checkpoint_of_the_first_and_keeps_no_older_copies(
+    tiny: Path, tmp_path: Path, bucket: str, monkeypatch
+) -> None:
+    """One that had another of the same step ended the run; and each resume left one more there."""
+    url, machine = f"{bucket}/run", tmp_path / "b"
+    assert train(tiny, url, "max_duration=4ba") == 0
+    folder, start = opened(tiny, url, monkeypatch)
+    folder.let_go()
+    machine.mkdir()
+    monkeypatch.chdir(machine)
+    own = Path("runs/tiny")
+    manifest = {"tokens": 5, "config": {}, "data": "d", "eos_id": 0, "vocab_size": 9, "tokenizer": None}
+    for step in (1, 4):  # of a branch that was left behind while this machine was the first
+        write_checkpoint(own, step, {"state": {}}, manifest)
+    for turn in range(2):
+        load = opened(tiny, url, monkeypatch, (folder.record, folder.checkpoint, start))[1].load
+        open_state(load).close()
+        assert has_files(load.path, start.load.manifest)
+        names = ["set-aside-step-00000004", "step-00000001", "step-00000004"]
+        assert sorted(path.name for path in own.glob("*step*")) == names, turn
+    monkeypatch.chdir(tmp_path)
+    assert train(tiny, url, "max_duration=6ba", "scheduler.name=constant_with_warmup") == 0
+    folder, start = opened(tiny, url, monkeypatch)
+    folder.let_go()
+    monkeypatch.chdir(machine)
+    opened(tiny, url, monkeypatch, (folder.record, folder.checkpoint, start))
+    assert [path.name for path in step_folders(own)] == ["step-00000001", "step-00000006"]
+
+
+def test_a_checkpoint_that_did_not_arrive_is_there_before_other_machines_fetch_it(
+    tiny: Path, bucket: str, monkeypatch
+) -> None:
+    """They ended every start: "has no manifest"."""
+    url = f"{bucket}/run"
+    assert train(tiny, url, "max_duration=4ba") == 0
+    store = RemoteFolder(url)
+    store.write("step-00000004/manifest.json", store.read("step-00000002/manifest.json") or b"")  # an earlier one's
+    opened(tiny, url, monkeypatch)[0].let_go()
+    assert store.read("step-00000004/manifest.json") == Path("runs/tiny/step-00000004/manifest.json").read_bytes()
+    store.delete(["step-00000004/manifest.json"])
+    opened(tiny, url, monkeypatch)[0].let_go()
+    assert store.read("step-00000004/manifest.json")

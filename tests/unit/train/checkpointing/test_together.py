@@ -254,6 +254,45 @@ def apart(folder: Path, url: str, rank: int) -> None:
         assert not list(own.glob(".writing*"))
 
 
+def late(folder: Path, url: str, rank: int) -> None:
+    """Each rank a machine of its own, on a network file system that shows new names late."""
+    together.MACHINES = 2
+    plain, looks = together._identity, [0]
+
+    def identity(path: Path) -> tuple[int, int]:
+        looks[0] += 1
+        return plain(path) if rank == 0 or looks[0] > 3 else (0, 0)
+
+    together._identity = identity
+    model, optimizer = build(1, 2)
+    step(model, optimizer, 1)
+    save(folder, 1, model, optimizer, leader=True)
+    looks[0] = 0
+    upload, exists = together.RemoteFolder.upload, Path.exists
+
+    def shown(path: Path) -> bool:
+        if "step-00000002/shard" in str(path):
+            looks[0] += 1
+        return looks[0] > 5 and exists(path)
+
+    def send(self, path: Path, name: str) -> None:
+        if rank == 1 and "shard" in name:
+            assert looks[0] > 5, "renamed by rank 0 a moment ago"
+        upload(self, path, name)
+
+    Path.exists, together.RemoteFolder.upload = (shown if rank == 1 else exists), send
+    assert not save(folder, 2, model, optimizer, url=url, leader=True).anew
+
+
+def test_a_file_system_that_shows_a_new_folder_late_is_a_shared_one_all_the_same(tmp_path: Path, bucket: str) -> None:
+    """Every such save failed, or on s3 took the folder for another."""
+    url = f"{bucket}/run"
+    RemoteRun(url, tmp_path, report=print).claim({"session": None})
+    on_ranks(2, partial(late, tmp_path, url))
+    assert [read_checkpoint(path).step for path in step_folders(tmp_path)] == [1, 2]
+    assert RemoteRun(url, tmp_path, report=print).steps() == [2] and not list(tmp_path.glob(".writing*"))
+
+
 def test_machines_without_a_common_folder_save_on_s3_alone_each_its_own_part(tmp_path: Path, bucket: str) -> None:
     url = f"{bucket}/run"
     RemoteRun(url, tmp_path, report=print).claim({"session": None})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
+import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,8 +147,6 @@ def test_no_rank_ends_before_the_save_of_rank_0_is_complete(tmp_path: Path, fail
 
 def test_a_stop_tells_which_rank_was_asked_and_by_what(monkeypatch) -> None:
     """It said "a lost process or another rank"."""
-    import signal
-
     from moe.train.distributed.meeting import Member
     from moe.train.distributed.peers import Peers
     from moe.train.stop import StopSignal
@@ -162,8 +164,6 @@ def test_a_stop_tells_which_rank_was_asked_and_by_what(monkeypatch) -> None:
 
 
 def test_moe_launch_waits_as_long_as_stop_grace_says(tmp_path: Path, tiny: Path) -> None:
-    import argparse
-
     from moe.cli import launch
     from moe.config import load_config
     from tests.tiny import tiny_config, write_config
@@ -184,3 +184,70 @@ def test_moe_launch_waits_as_long_as_stop_grace_says(tmp_path: Path, tiny: Path)
         line("-n", "4", "--nodes", "2")
     with pytest.raises(InputError, match=r"--node-rank \(2\) must be 0 to 1"):
         line(*two, "--node-rank", "2")
+
+
+SAVES = """
+import pathlib, signal, sys, time
+
+def save(number, frame):
+    time.sleep(3)
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1] + "-ready").touch()
+time.sleep(60)
+"""
+
+
+def test_moe_launch_lets_a_save_end_that_its_launcher_would_have_cut_short(
+    tmp_path: Path, tiny: Path, monkeypatch
+) -> None:
+    """Composer's launcher itself, as if it killed after one second; and a scheduler that sends SIGTERM twice."""
+    from composer.cli import launcher
+
+    from moe.cli import launch
+    from moe.train import run
+    from tests.tiny import tiny_config, write_config
+
+    codes: list[int] = []
+    saved, script = tmp_path / "saved", tmp_path / "saves.py"
+    script.write_text(SAVES)
+    monkeypatch.setattr(launcher, "CLEANUP_TIMEOUT", launcher.datetime.timedelta(seconds=1))
+    monkeypatch.setattr(launch, "arguments", lambda args: ["-n", "1", str(script), str(saved)])
+    monkeypatch.setattr(run, "end", codes.append)
+    path = str(write_config(tmp_path / "c.yaml", tiny_config(tiny)))
+    parser = argparse.ArgumentParser()
+    launch.add_arguments(parser)
+
+    def terminate_twice() -> None:
+        while not saved.with_name("saved-ready").exists():
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=terminate_twice).start()
+    launch.run(parser.parse_args([path, "stop_grace=10s"]))
+    assert codes == [75] and saved.exists()
+
+
+def test_a_machine_that_does_not_come_ends_the_start_with_75(tmp_path: Path, tiny: Path, monkeypatch, capsys) -> None:
+    from moe.cli import train
+    from moe.train import run
+    from moe.train.distributed import joining
+    from tests.tiny import tiny_config, write_config
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for module in (train, run, joining):
+        monkeypatch.setattr(module, "WORLD_SIZE", 2)
+    path = str(write_config(tmp_path / "c.yaml", tiny_config(tiny)))
+    assert train.main([path, f"save_folder={tmp_path / 'run'}", "start_timeout=1s"]) == 75
+    told = capsys.readouterr()
+    assert "not started: 1 of 2 ranks are here, missing: node 1, after 0m01s (start_timeout)" in told.out
+    assert "nothing has changed; run the same command again" in told.out and not (tmp_path / "run").exists()
