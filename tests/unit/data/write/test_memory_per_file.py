@@ -18,9 +18,9 @@ from moe.data.write.state import open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 
-FEW, MANY = 1000, 6000
-BYTES_A_FILE = 1000  # 750 here; with indented JSON in one text and what was read as dicts until the end, 1,540
-JOB = Job(16, "uint16", 0, 17, 0, "text", "id", None, None, None, "any", "any", None, None)
+FEW, MANY = 1000, 4000
+BYTES_A_FILE = 1300  # 1,100 here; one with a done mark kept of each, 4,200
+JOB = Job(2048, "uint16", 0, 17, 0, "text", "id", None, None, None, "any", "any", None, None)
 
 
 class InMemory:
