@@ -71,7 +71,7 @@ class LocalFolder:
         return LocalFolder(self.path.with_name(self.path.name + suffix))
 
     def is_empty(self) -> bool:
-        if self.path.exists() and not self.path.is_dir():
+        if os.path.exists(self.path) and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; a folder is needed")
         return not self.path.exists() or not any(self.path.iterdir())
 
@@ -97,9 +97,13 @@ class LocalFolder:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(aside, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-        os.rename(aside, path)
+        try:
+            with open(aside, "wb") as file:
+                file.writelines([content] if isinstance(content, bytes) else content)
+            os.rename(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
     @contextmanager
     def scratch(self, label: str) -> Iterator[Path]:

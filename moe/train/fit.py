@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from composer import Trainer
 
 from moe.common.units import say
@@ -17,7 +19,7 @@ from moe.train.checkpointing.loading import patched_composer
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.compiling import COMPILED
 from moe.train.composer_model import build_model
-from moe.train.distributed.ranks import WORLD_SIZE
+from moe.train.distributed.ranks import RANK, WORLD_SIZE, agreed
 from moe.train.distributed.sharding import shard_transformer
 from moe.train.eval_tasks import find_eval_tasks
 from moe.train.inputs import Inputs
@@ -37,10 +39,12 @@ def fit(
     stop: StopSignal,
     on_gpu: bool,
     chosen: list[Choice],
+    wait_for_sizes: Callable[[], None],
 ) -> int:
     """Trains to `max_duration`; returns the exit code, 0.
 
-    chosen: the numbers that stand for `auto`.
+    chosen: the numbers that stand for `auto`. wait_for_sizes: ends rank 0's look at remote data, which a run that has
+    ended does not need.
 
     Raises:
         InputError: something a user can fix; nothing has been overwritten.
@@ -55,6 +59,7 @@ def fit(
     if ended:
         return _nothing_left(config, folder, start, steps)
 
+    agreed(wait_for_sizes, here=RANK == 0)
     users = build_user_callbacks(config)
     model = build_model(config, inputs, on_meta=config.parallelism.fsdp2)
     if model.transformer.compiled:

@@ -195,7 +195,11 @@ def shards_fingerprint(folder: str | Path) -> str:
     for split in SPLITS:
         path = Path(folder) / split / "index.json"
         content[split] = None
-        if path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); make it readable") from None
+        if there:
             shards = read_index(open_folder(path.parent))
             if unnamed := [shard.name for shard in shards if shard.xxh64 is None]:
                 raise InputError(f"{path}: holds no xxh64 of {unnamed[0]}; restore it, or convert again")

@@ -221,7 +221,7 @@ def wandb_writer(
         try:
             run.finish(exit_code=code)
         except Exception as error:
-            with suppress(Exception):
+            with suppress(Exception, SystemExit):
                 wandb.teardown()  # or its own try at exit ends in a traceback
             say(f"warning: W&B did not take the end of the run: {_words(error)}; all rows are in metrics.jsonl")
 

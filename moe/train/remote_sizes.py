@@ -3,7 +3,7 @@
 Without this a shard that was cut short, or never arrived, ends a run when it is needed, which may be days later.
 - Rank 0 lists while the rest of the start goes on; of 30,000 shards on s3 that is 30 requests.
 - A remote that cannot be listed may still be read, and need not be where all shards are in `local`: a line says so.
-- What one machine holds already is not fetched, unless a `cache_limit` may remove it.
+- What a machine holds already is not fetched, unless a `cache_limit` may remove it; of several, rank 0's is asked.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check_remote_sizes(config: Config, inputs: Inputs) -> list[str]:
         ("eval_data", inputs.eval_streams, None),
     )
     for section, streams, limit in sections:
-        kept = MACHINES == 1 and limit is None
+        kept = limit is None
         for name, spec in streams.items():
             key = f"{section}.streams.{name}" if name else section
             if spec.remote is not None and (line := _check(f"{key}.remote ({spec.remote})", spec, kept)):
@@ -67,6 +67,8 @@ def _check(remote: str, spec: StreamSpec, kept: bool) -> str | None:
         held = here.sizes()
         errors = [(shard, error) for shard, error in errors if held.get(shard.name) != shard.bytes]
     if not errors:
+        if MACHINES > 1 and any(error for _, error in found):
+            return f"{remote}: not all shards are as {here}/index.json says; this machine needs none of them from there"
         return None
     lines = [f"{remote}: {len(errors):,} of {len(shards):,} shards are not as {here}/index.json says"]
     lines += [f"  {error}" for _, error in errors[:SHOWN]]
@@ -95,7 +97,7 @@ def begin_check(config: Config, inputs: Inputs) -> Callable[[], None]:
     if not remotes:
         return lambda: None
     if any(remote.startswith("s3://") for remote in remotes):
-        with suppress(InputError):  # of the thread: it comes again there
+        with suppress(Exception):  # of the thread: it comes again there
             client()  # two threads that import the same packages may see them half made
     found: list[list[str] | BaseException] = []
 

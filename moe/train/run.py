@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
-from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE, agreed
+from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
 from moe.train.start import open_folder, with_precision
 from moe.train.stop import Stopped, StopSignal
 
@@ -82,8 +82,7 @@ def train(config: Config, stop: StopSignal) -> int:
     stop.last_words = last_words if RANK == 0 else None
     try:
         with temporary_folder(folder.path, folder.record["id"], stop, leader=LOCAL_RANK == 0):
-            agreed(wait_for_sizes, here=RANK == 0)
-            return fit(config, inputs, folder, start, stop, on_gpu, chosen)
+            return fit(config, inputs, folder, start, stop, on_gpu, chosen, wait_for_sizes)
     except Stopped as stopped:
         stop.lost(str(stopped))
         folder.end("stopped", say, reason=stop.reason)

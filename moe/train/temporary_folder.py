@@ -2,8 +2,9 @@
 
 Streaming's lock files and the sockets of loader workers lie in the temporary folder, and a killed process cannot remove
 them. Here they lie in `moe-{run id}-{hash}` inside it, emptied at each start and removed at the end. The hash is of
-the run folder's path: a copy of a run trains beside it, with the same id. The folder carries our mark
-(moe/common/ownership.py); one of that name without it is moved out of the way, with a line.
+the run folder's path: a copy of a run trains beside it, with the same id; and of the machine's name where there are
+several, whose TMPDIR may be one folder on a shared filesystem. The folder carries our mark (moe/common/ownership.py);
+one of that name without it is moved out of the way, with a line.
 
 /tmp is used where TMPDIR is so long that a socket's address would exceed Linux's 107 bytes: a loader worker would then
 wait for ever.
@@ -30,6 +31,7 @@ from composer.utils import dist
 from moe.common import ownership
 from moe.common.errors import InputError
 from moe.common.units import say
+from moe.train.distributed.ranks import MACHINES
 from moe.train.stop import TEMPORARY, StopSignal, remove_temporary
 
 WORKERS_END = 1.0  # seconds
@@ -39,7 +41,8 @@ LONGEST = 107 - len("/pymp-12345678/listener-12345678")
 def folder_for(run_folder: Path, run_id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", run_id):  # it stands in a file, and what it names is emptied
         raise InputError(f"{run_folder}/run.json: its id ({run_id!r}) must be letters and digits; restore the file")
-    digest = hashlib.sha256(os.fsencode(run_folder.resolve())).hexdigest()[:8]
+    machine = os.uname().nodename if MACHINES > 1 else ""
+    digest = hashlib.sha256(os.fsencode(run_folder.resolve()) + machine.encode()).hexdigest()[:8]
     own = os.path.join(tempfile.gettempdir(), f"moe-{run_id}-{digest}")
     return own if len(os.fsencode(own)) <= LONGEST else f"/tmp/{os.path.basename(own)}"
 

@@ -94,7 +94,8 @@ class FetchingDataset(StreamingDataset):
             sample = it.sample_ids[it.ready_index]
             shard = self.spanner[sample][0] if sample != -1 else None
             while shard is not None and self._shard_states[shard] != _ShardState.LOCAL and not self._ends(it):
-                self.prepare_shard(shard, False)
+                if self._shard_states[shard] == _ShardState.REMOTE:
+                    self.prepare_shard(shard, False)
                 sleep(TICK)
             it.ready_index += 1
         it.on_exit()

@@ -30,6 +30,9 @@ class Maps:
         self.open: dict[int, Map] = {}
         _of_process.add(self)
 
+    def __setstate__(self, state: object) -> None:  # of a spawned worker, which opens its own
+        self.__init__()  # type: ignore[misc]
+
     def add(self, shard: int, rows: np.ndarray) -> None:
         found = [(map.used, maps.open, number) for maps in _of_process for number, map in maps.open.items()]
         if len(found) >= MOST_OPEN:

@@ -32,6 +32,7 @@ MOST_REREAD = 10_000_000_000
 READ_BYTES = 4 << 20
 SETTLED_NS = 3_000_000_000
 Known = Mapping[tuple[Any, ...], str]  # (kind, what stat_of gives) of a file then, and its name by content
+UNREADABLE = "none: "  # begins the version of a file that cannot be read
 THREADS = 8  # at once, where many small files lie on a disk that is far away
 AT_ONCE = 1024  # files that are handed to them
 
@@ -82,7 +83,7 @@ def hashes_of(paths: Sequence[str]) -> list[str]:
         try:
             return hash_of(path)
         except OSError as error:
-            return f"none: {error.strerror}"
+            return UNREADABLE + str(error.strerror)
 
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(whole, paths))
@@ -119,17 +120,17 @@ def versions_of(files: Iterable[tuple[str, str]], known: Known) -> Iterator[tupl
         try:
             size = os.stat(path).st_size
         except OSError as error:
-            return 0, f"none: {error.strerror}", None
+            return 0, UNREADABLE + str(error.strerror), None
         found = stat_of(path)
         if found is not None and (before := known.get((kind, *found))) is not None:
             return size, before, found
         found = settled(found)  # before the bytes are read: what changes meanwhile has another time
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                return size, "none: no regular file", None
+                return size, UNREADABLE + "no regular file", None
             return size, sample_of(path, kind), found
         except OSError as error:  # reported with the other files that cannot be read
-            return size, f"none: {error.strerror}", None
+            return size, UNREADABLE + str(error.strerror), None
 
     waiting = iter(files)
     with ThreadPoolExecutor(THREADS) as threads:

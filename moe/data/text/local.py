@@ -38,9 +38,9 @@ def local_source(
     for root in paths:
         shown = printable(str(root))
         if not os.path.lexists(root):
-            raise InputError(
-                f"--dataset {shown}: no such file or folder, and no dataset of that name on the hub is meant"
-            )
+            first = root.parts[0]
+            here = f", and it is looked for here because there is a folder {first}" if Path(first).is_dir() else ""
+            raise InputError(f"--dataset {shown}: no such file or folder{here}; correct the path")
         if root.is_dir():
             _refuse_output(root, outputs)
             mine, others, said = _chosen(root, shown, config, split, outputs, seen)

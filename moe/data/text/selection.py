@@ -3,7 +3,7 @@
 - With configs in the README, its patterns decide. Without, a split is read from names, and only as far as that is no
   guess: files that name no split are `train`; a file is skipped for another split's name only where files of the split
   asked for are named too. `strangers-on-a-train` is a book among books.
-- Letters' case means nothing, and a number may stand beside a mark: `Train.jsonl`, `test1/`.
+- Letters' case means nothing, and a number may stand beside a mark: `Train.jsonl`, `test 1/`.
 - A mark is strong where it stands for itself (`train/`, `train-00000.parquet`, `wiki.train.txt`) and weak inside of
   other words (`my-train.jsonl`), where it counts if every file has one.
 - Licences and other files about files are skipped where there are data files. All that is skipped is returned.
@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 
 from moe.common.errors import InputError
 from moe.common.units import printable
+from moe.data.text.content import UNREADABLE
 from moe.data.text.files import KNOWN, LeftOut, SourceFile, is_companion, kind_of
 from moe.data.text.readme import choose_config, matcher, read_configs
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
-BORDER = "[-_. 0-9]"  # of a word in a name
+BORDER = "[-_.0-9]"  # of a word in a name; a space is none: `Train Dreams` is a title
 UNKNOWN_KIND = f"no kind that is read ({KNOWN})"
 COMPANION = "about the data, not part of it"
 OTHER_CONFIG = "of another --config or --split (README.md)"
@@ -92,11 +93,11 @@ def _strong(name: str, word: str) -> bool:
     *folders, base = name.lower().split("/")
     stem, word = base.rsplit(".", 1)[0], word.lower()
     own = [*(folder.rstrip(" 0123456789") for folder in folders), *base.split(".")]
-    return word in own or re.split(BORDER, stem)[0] == word
+    return word in own or re.split(BORDER, stem)[0].strip() == word
 
 
 def _weak(name: str, word: str) -> bool:
-    return re.search(rf"(^|/|{BORDER}){re.escape(word)}(/|{BORDER}|$)", name, re.IGNORECASE) is not None
+    return re.search(rf"(^|/|{BORDER}){re.escape(word)}(/| \d|{BORDER}|$)", name, re.IGNORECASE) is not None
 
 
 def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
@@ -149,14 +150,18 @@ def doubled_notes(files: Sequence[SourceFile]) -> list[str]:
     twice, packed = [], []
     names = {file.name for file in files}
     for file in files:
-        if file.size and (other := first.setdefault(file.version, file.name)) != file.name:
+        known = file.listed is not None if file.remote else not file.version.startswith(UNREADABLE)
+        if file.size and known and (other := first.setdefault(file.version, file.name)) != file.name:
             twice.append((file.name, other))
         if (plain := re.sub(r"\.(gz|zst)$", "", file.name)) != file.name and plain in names:
             packed.append((file.name, plain))
     return [
         f"read twice: {len(pairs)} {what}: {', '.join(f'{one} ({other})' for one, other in pairs[:3])}"
         + ", ..." * (len(pairs) > 3)
-        for what, pairs in (("with the bytes of another file", twice), ("beside what is packed in them", packed))
+        for what, pairs in (
+            ("with the size and sampled blocks of another file", twice),
+            ("packed, beside the unpacked file", packed),
+        )
         if pairs
     ]
 

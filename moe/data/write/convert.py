@@ -86,7 +86,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
         plan.planning.all()
         if any(space.units.done(unit) is None for unit in plan.units):
             plan.planning.open_rest()  # those of files that cannot be read are no units
-            left_out |= plan.bad
+        left_out |= plan.bad  # found by the shards too, which may have ended without a word of it
         pending = [unit for unit in plan.units if space.units.done(unit) is None]
         if pending:
             raise InputError(
@@ -137,8 +137,9 @@ def make_shard(plan: Plan, space: Workspace) -> None:
     else:
         with Ahead(plan.planning) as ahead:
             faults = make(ahead=ahead)
-    if faults and not request.skip_bad_files:
-        raise InputError(errors_text(faults, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
+    found = [*faults, *(error for error in plan.planning.bad if error.file not in {fault.file for fault in faults})]
+    if found and not request.skip_bad_files:
+        raise InputError(errors_text(found, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(
         f"shard {request.shard_index} of {request.num_shards} is done: {len(plan.units)} units; "
         "when all shards are, run once with --merge-only"

@@ -130,7 +130,7 @@ def _free(path: str | Path) -> str:
     if "://" in str(path):
         return ""
     place = Path(path).absolute()
-    while not place.exists():
+    while not os.path.exists(place):
         place = place.parent
     return f" ({shutil.disk_usage(place).free:,} bytes free)"
 

@@ -86,8 +86,9 @@ class LocalWorkspace(Work):
         """Empty the folder to merge into, unless a merge of the same units was begun there."""
         if not journal.resumed:
             self.merged.delete()
-        for aside in (self._partial / "merged").glob("*/.*"):  # what was not complete
-            shutil.rmtree(aside, ignore_errors=True)
+        merged = self._partial / "merged"
+        for aside in [*merged.glob("*/.*"), *merged.glob(".*")]:  # what was not complete
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
         journal.begin()
 
     def publish(self) -> None:
@@ -145,7 +146,7 @@ def open_workspace(out: str | Path, *, overwrite: bool) -> Workspace:
     space: Workspace
     if isinstance(folder, LocalFolder):
         place = LocalFolder(replaceable_place(folder.path, "--out"))
-        if overwrite or not (place.path / "meta.json").exists():
+        if overwrite or not os.path.lexists(place.path / "meta.json"):
             _refuse_unwritable(place)
         space = LocalWorkspace(place, overwrite=overwrite)
     else:
@@ -162,5 +163,7 @@ def _refuse_unwritable(place: LocalFolder) -> None:
         raise InputError(
             f"--out {place}: {partial} is a file, where the work goes; move it away, or choose another --out"
         )
-    for folder in (place.path.parent, partial):
-        refuse_unwritable(folder, f"--out {place}")
+    refuse_unwritable(place.path.parent, f"--out {place}")
+    # no file for a trial in the work itself: another machine that starts would take it for a stranger's
+    if os.path.lexists(partial) and not os.access(partial, os.W_OK | os.X_OK):
+        raise InputError(f"--out {place} cannot be written ({partial}: Permission denied); give another place")

@@ -37,14 +37,14 @@ def check_run_data(config: Config, *, hashes: bool, report: Report) -> tuple[lis
         return [Result("data", "fail", str(error))], None
     except OSError as error:
         return [Result("data", "fail", f"{error.filename}: cannot be read: {error.strerror or error}; fix it")], None
-    remotes = [spec.remote for spec in streams_of(config.train_data).values()]
+    remotes = [spec.remote for spec in inputs.train_streams.values()]
     if not remotes:
         checked = "every file can be opened"
     elif any(remotes):
         checked = "sizes of all shards on the remote; each is verified as it arrives"
     else:
         checked = "sizes and xxh64 of all shards" if hashes else "sizes of all shards"
-    text = "; ".join(unlisted or [*inputs.plan, checked])
+    text = "; ".join([*inputs.plan, *(unlisted or [checked])])
     results = [Result("data", "warn" if unlisted else "pass", text), _enough(config, inputs)]
     return results + _losses(config, inputs), inputs
 

@@ -43,7 +43,7 @@ from moe.train.stop import StopSignal
 
 def build_callbacks(
     config: Config,
-    meta: Inputs,
+    inputs: Inputs,
     folder: RunFolder,
     stop: StopSignal,
     model: MoEModel,
@@ -53,7 +53,7 @@ def build_callbacks(
 ) -> list[Callback]:
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
     log = steps.every(config.log_interval)
-    tokenizer_files = meta.kept_tokenizer.files if meta.kept_tokenizer is not None else {}
+    tokenizer_files = inputs.kept_tokenizer.files if inputs.kept_tokenizer is not None else {}
     clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
     callbacks: list[Callback] = [
         Throughput(flops_per_token=model.flops_per_token, log=log),
@@ -81,10 +81,10 @@ def build_callbacks(
             more={f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
             manifest={
                 "config": dataclasses.asdict(config),
-                "data": meta.fingerprint,
-                "eos_id": meta.eos_id,
-                "vocab_size": meta.vocab_size,
-                "tokenizer": meta.kept_tokenizer.fingerprint if meta.kept_tokenizer is not None else None,
+                "data": inputs.fingerprint,
+                "eos_id": inputs.eos_id,
+                "vocab_size": inputs.vocab_size,
+                "tokenizer": inputs.kept_tokenizer.fingerprint if inputs.kept_tokenizer is not None else None,
                 "versions": versions(),
                 "changes": folder.history.changes,
                 "callbacks": users.sources,
@@ -93,7 +93,7 @@ def build_callbacks(
     ]
     *ours, saver = callbacks
     if config.eval_data is not None and config.sample_prompts:
-        ours.append(Samples(model.transformer, meta.tokenizer, list(config.sample_prompts)))
+        ours.append(Samples(model.transformer, inputs.tokenizer, list(config.sample_prompts)))
     return [*ours, *([users] if users.classes else []), saver]
 
 

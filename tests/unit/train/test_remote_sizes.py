@@ -141,6 +141,19 @@ def test_a_folder_as_remote_is_looked_at_too(
     assert f"{section}.remote ({remote}): 1 of" in str(error.value) and f"{split}/{named}" in str(error.value)
 
 
+def test_an_ended_run_does_not_ask_for_its_remote(tiny: Path, tmp_path: Path, capsys) -> None:
+    """A loop that starts it again must get 0, wherever the data has gone since."""
+    away = shutil.copytree(tiny / "data", tmp_path / "away")
+    settings = [*SHORT, f"train_data.local={tmp_path / 'cache'}", f"train_data.remote={away}"]
+    assert train(tiny, tmp_path, *settings)[0] == 0
+    shutil.rmtree(away / "train")
+    for shard in (tmp_path / "cache/train").glob("*.mds"):
+        shard.unlink()
+    assert train(tiny, tmp_path, *settings)[0] == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert train(tiny, tmp_path, *settings, "max_duration=2ba")[0] == 2
+
+
 def test_a_listing_that_takes_too_long_does_not_hold_a_start(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     end = threading.Event()
     monkeypatch.setattr(remote_sizes, "LONGEST", 0.1)

@@ -1,6 +1,7 @@
 """The run's temporary folder: its own, empty at each start, gone at each end that the process lives to see."""
 
 import json
+import os
 import shutil
 import signal
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import moe.train.stop as stop_module
+import moe.train.temporary_folder as temporary_folder_module
 from moe.common.ownership import begin
 from moe.train.stop import TEMPORARY, StopSignal
 from moe.train.temporary_folder import folder_for, temporary_folder
@@ -37,6 +39,18 @@ def test_a_copy_of_a_run_has_a_temporary_folder_of_its_own(tmp_path: Path, monke
     assert not own.exists()
     (tmp_path / "link").symlink_to(tmp_path / "run")
     assert folder_for(tmp_path / "link", same) == folder_for(tmp_path / "run", same)
+
+
+def test_machines_with_one_folder_for_temporary_files_have_each_their_own(tmp_path: Path, monkeypatch) -> None:
+    """The leader of each cleared and made the same one: a start ended in FileExistsError, or lost its lock files."""
+    found = set()
+    for machine in ("node1", "node2"):
+        named = os.uname_result((os.uname().sysname, machine, *os.uname()[2:]))
+        monkeypatch.setattr(os, "uname", lambda named=named: named)
+        for machines in (1, 2):
+            monkeypatch.setattr(temporary_folder_module, "MACHINES", machines)
+            found.add((machines, folder_for(tmp_path / "run", "0123abcd")))
+    assert sorted(machines for machines, _ in found) == [1, 2, 2], "one machine may change its name"
 
 
 @pytest.mark.parametrize("training", [False, True])

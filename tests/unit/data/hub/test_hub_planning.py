@@ -129,6 +129,31 @@ def test_a_machine_of_several_looks_at_its_own_files_alone(serve, folder, make_r
     assert all(mine[name] == local[name] for name in mine if name.endswith(".mds"))
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_that_cannot_be_read_is_left_out_of_no_sharded_conversion_in_silence(
+    serve, folder, make_request, monkeypatch, skip
+):
+    """B15: one behind the first files was found while the work went on: each shard and the merge ended with 0."""
+    parquet_files(folder, 24)
+    broken = "021.parquet"
+    (folder / broken).write_bytes(b"PAR1 no table PAR1")
+    monkeypatch.setattr(planning, "BEGIN", 4)
+    monkeypatch.setattr(planning, "THREADS", 1)
+    monkeypatch.setattr("moe.data.write.items.LEAST_TURNS", 10)
+    request = {"dataset": ("some/set",), "skip_bad_files": skip}
+    serve()
+    if skip:
+        for index in (0, 1):
+            convert(make_request(shard_index=index, num_shards=2, **request))
+        meta = convert(make_request(merge_only=True, **request))
+        assert meta is not None and list(meta.left_out) == [broken]
+        return
+    convert(make_request(shard_index=0, num_shards=2, **request))
+    for last in ({"shard_index": 1, "num_shards": 2}, {"merge_only": True}):
+        with pytest.raises(InputError, match=broken):
+            convert(make_request(**request, **last))
+
+
 def test_shares_are_of_whole_files_and_groups_and_together_all(monkeypatch):
     monkeypatch.setattr("moe.data.write.items.LEAST_TURNS", 4)
     files = [SourceFile(str(i), "", "parquet", 9, "") for i in range(12)]

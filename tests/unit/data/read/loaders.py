@@ -42,11 +42,14 @@ def begun(loader, count):
 
 
 def close_inherited_files():
-    """In a forked process: what the tests before this one have left open."""
+    """In a forked process: what the tests before this one have left open. Gives how many are left beyond those that a
+    new process has: sockets and pipes.
+    """
     for number in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
             if number > 2 and os.readlink(f"/proc/self/fd/{number}").startswith("/"):
                 os.close(number)
+    return max(0, len(os.listdir("/proc/self/fd")) - 10)
 
 
 def run_ranks(
@@ -71,8 +74,7 @@ def run_ranks(
             sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
             os.environ.update({name: str(size) for name, size in sizes.items()})
             if files:
-                close_inherited_files()
-                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files + close_inherited_files(),) * 2)
             given = {name: StreamSpec(*spec) for name, spec in specs.items()}
             loader = loader_of(given, batch=batch, vocab_size=vocab_size, workers=workers, **more)
             if start:

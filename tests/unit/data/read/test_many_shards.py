@@ -3,14 +3,16 @@
 import itertools
 import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe.common.environment import LEAST_FILES
 from moe.data import build_text_loader
-from moe.data.read.maps import MOST_OPEN
+from moe.data.read.maps import MOST_OPEN, Maps
 from moe.data.write.shards import ShardFormat
 from tests.unit.data.conftest import SEQ_LEN, files_left, make_texts, numbered_rows
 from tests.unit.data.read.loaders import numbers, run_ranks, train_loader
@@ -75,6 +77,13 @@ def test_a_closed_reader_leaves_no_descriptor(many: Path) -> None:
     assert open_maps(many) == MOST_OPEN
     del dataset
     assert open_maps(many) == 0
+
+
+def test_the_maps_of_a_spawned_worker_are_counted_too() -> None:
+    maps = pickle.loads(pickle.dumps(Maps()))
+    for number in range(MOST_OPEN + 9):
+        maps.add(number, np.empty((1, 1)))
+    assert len(maps.open) <= MOST_OPEN
 
 
 def test_all_datasets_of_a_process_together_hold_64_maps(tmp_path: Path) -> None:

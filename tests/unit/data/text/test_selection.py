@@ -52,7 +52,7 @@ def test_a_split_is_not_guessed_from_one_of_ten_names(tmp_path):
         (["TRAIN/a.jsonl", "Test/b.jsonl", "Val.jsonl"], "train", ["TRAIN/a.jsonl"]),
         (["train1.jsonl", "train 2.jsonl", "test1.jsonl"], "train", ["train 2.jsonl", "train1.jsonl"]),
         (["train1/a.jsonl", "test2/a.jsonl", "b.jsonl"], "train", ["b.jsonl", "train1/a.jsonl"]),
-        (["sft Train.jsonl", "sft Eval2.jsonl"], "train", ["sft Train.jsonl"]),
+        (["sft-Train.jsonl", "sft-Eval 2.jsonl"], "train", ["sft-Train.jsonl"]),
         (["Train.jsonl", "DEV.jsonl"], "dev", ["DEV.jsonl"]),
     ],
 )
@@ -95,6 +95,29 @@ def test_each_real_file_is_read_once(tmp_path):
     assert all(": " in line for line in left_out_lines(source.left_out))
 
 
+@pytest.mark.parametrize(
+    "titles",
+    [
+        ["Moby Dick.txt", "Train Dreams.txt", "Val Kilmer.txt", "Test Cricket.txt"],
+        ["Moby Dick.txt", "A Train to Pakistan.txt", "The Test.txt"],
+    ],
+)
+def test_titles_are_no_splits(tmp_path, titles):
+    """A20: a space is no border of a word in a name."""
+    source = source_of(lay(tmp_path, *titles))
+    assert [file.name for file in source.files] == sorted(titles) and source.left_out == source.notes == []
+
+
+def test_files_that_cannot_be_read_are_no_copies_of_each_other(tmp_path, monkeypatch):
+    """A22: both have the version of what cannot be read."""
+
+    def refuse(path, kind):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("moe.data.text.content.sample_of", refuse)
+    assert source_of(lay(tmp_path, "a.jsonl", "b.jsonl")).notes == []
+
+
 def test_bytes_that_are_read_twice_are_told(tmp_path):
     """A22: `cp` and `gzip -k` gave every document twice without a word."""
     lay(tmp_path, "a.jsonl", "b.jsonl", "empty.jsonl", "also-empty.jsonl")
@@ -106,8 +129,8 @@ def test_bytes_that_are_read_twice_are_told(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
     source = source_of(tmp_path)
     assert source.notes == [
-        "read twice: 1 with the bytes of another file: sub/copy.jsonl (a.jsonl)",
-        "read twice: 1 beside what is packed in them: b.jsonl.gz (b.jsonl)",
+        "read twice: 1 with the size and sampled blocks of another file: sub/copy.jsonl (a.jsonl)",
+        "read twice: 1 packed, beside the unpacked file: b.jsonl.gz (b.jsonl)",
     ]
     assert len(source.files) == 6, "a copy may be meant: it is told, not left out"
 
@@ -117,7 +140,9 @@ def test_a_path_with_a_slip_in_it_is_no_dataset_of_a_strangers(tmp_path, monkeyp
     lay(tmp_path / "books", "a.jsonl")
     monkeypatch.chdir(tmp_path)
     assert not is_hub_name("books/b") and not is_hub_name("books/a.jsonl") and is_hub_name("Books/b")
-    with pytest.raises(InputError, match="--dataset books/b: no such file or folder"):
+    with pytest.raises(
+        InputError, match=r"--dataset books/b: no such file or folder, and .* because there is a folder books"
+    ):
         resolve(dataset=("books/b",), config=None, split="train", revision=None)
 
 

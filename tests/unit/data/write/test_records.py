@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moe.common.errors import InputError
+from moe.data.folders import LocalFolder
 from moe.data.text import content
 from moe.data.text.files import SourceFile, Unit, key_of, name_of, packed
 from moe.data.write import workspace
@@ -25,6 +26,18 @@ def test_what_is_streamed_is_one_json_object():
     assert json.loads(text) == {**head, "files": rows, "none": [], "reads": rows * 5000}
     assert list(held) == list(held) and text.count(b"\n") > 15_000, "a line a row"
     assert sum(map(len, held._parts)) < 100_000
+
+
+def test_a_record_whose_writing_is_stopped_leaves_no_file(tmp_path):
+    """One that was left beside it would be published, and block --overwrite ever after."""
+
+    def stopped():
+        yield b"{"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalFolder(tmp_path).write("conversion.json", stopped())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stat_record_of_any_file_system_is_packed():
