@@ -70,7 +70,8 @@ def train_tokenizer(
     place = replaceable_place(out, "--out")
     if not LEAST_VOCAB <= vocab_size <= MOST_VOCAB:
         raise InputError(
-            f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB}, all bytes and {EOS}, at most {MOST_VOCAB:,}"
+            f"--vocab-size {vocab_size}: must be at least {LEAST_VOCAB} (all bytes and {EOS}) "
+            f"and at most {MOST_VOCAB:,}"
         )
     if max_bytes < 1:
         raise InputError(f"--max-bytes {max_bytes}: must be at least 1")

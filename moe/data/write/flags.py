@@ -106,10 +106,10 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
             raise
         where = error.filename or out  # a write names no file
         fault = f"{where}: {error.strerror}{_free(where)}"
-        note(f"error: {fault}; fix that and run the same command: it resumes")
+        note(f"error: {fault}; fix that and run the same command again")
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
-        note("stopped; the same command resumes from here")
+        note("stopped; run the same command again")
         return 75 if isinstance(stop, Stopped) else 130
     return 0
 

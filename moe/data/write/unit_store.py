@@ -69,7 +69,7 @@ def _parsed(folder: Folder, name: str, content: bytes, shape: Any = dict[str, An
     try:
         return parse_json(content, shape)
     except ValueError:
-        raise damaged(folder, name, "is no done mark") from None
+        raise damaged(folder, name, "is no record of a finished unit") from None
 
 
 def damaged(folder: Folder, name: str, fault: str) -> InputError:

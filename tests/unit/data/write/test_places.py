@@ -62,7 +62,7 @@ def test_a_tokenizer_tries_its_place_before_it_is_trained(text, tmp_path, places
     [
         ({"max_bytes": -5}, "--max-bytes -5: must be at least 1"),
         ({"max_bytes": 0}, "--max-bytes 0"),
-        ({"vocab_size": 10**11}, "--vocab-size 100000000000: .*, at most 16,777,216"),
+        ({"vocab_size": 10**11}, "--vocab-size 100000000000: .* and at most 16,777,216"),
         ({"vocab_size": 10**30}, "--vocab-size 1000"),
     ],
 )

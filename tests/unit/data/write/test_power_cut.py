@@ -63,7 +63,7 @@ def test_damaged_work_is_replaced_where_that_is_asked_for(begun: Path, make_requ
     marks = sorted(begun.glob("*/done.json"))
     marks[0].write_bytes(marks[0].read_bytes()[:40])
     marks[1].write_text("[]")
-    assert "done.json: is no done mark" in refused(make_request())
+    assert "done.json: is no record of a finished unit" in refused(make_request())
     convert(make_request(overwrite=True))
     assert (tmp_path / "out/meta.json").exists()
 
