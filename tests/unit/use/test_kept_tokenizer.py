@@ -121,7 +121,7 @@ def test_an_older_checkpoint_is_held_against_its_data(own: Path, tmp_path: Path,
     forget_tokenizer(step)
     checkpoint_tokenizer(read_checkpoint(step), None, told.append)
     (line,) = told
-    assert "step-00000010 holds no tokenizer" in line and "nothing tells" in line
+    assert "step-00000010 holds no tokenizer" in line and "nothing says" in line
     data = hashlib.sha256((tiny / "data" / "meta.json").read_bytes()).hexdigest()[:16]
     manifest = json.loads((step / "manifest.json").read_text())
     manifest["config"]["train_data"]["local"] = str(tiny / "data")
