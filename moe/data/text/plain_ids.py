@@ -15,14 +15,19 @@ UNUSUAL = "\u2603 \u4f60\u597d \u0e44\u0e17\u0e22 \U0001d573 \U0010fffd \x01"
 HIDDEN = "\U0010fffe{}\U0010ffff"  # a special token's name in the vocabulary, where text must not find it
 
 
-def _spec(tokenizer: Any) -> dict[str, Any] | None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else json.loads(backend.to_str())
+def _spec(tokenizer: Any) -> dict[str, Any]:
+    """Everything that a fast tokenizer is; large."""
+    return json.loads(tokenizer.backend_tokenizer.to_str())
 
 
+def _is_fast(tokenizer: Any) -> bool:
+    return getattr(tokenizer, "backend_tokenizer", None) is not None
+
+
+@lru_cache(maxsize=2)
 def unknown_id(tokenizer: Any) -> int | None:
     """The id that stands for what the tokenizer cannot write; None where it has none."""
-    model = (_spec(tokenizer) or {}).get("model", {})
+    model = _spec(tokenizer)["model"] if _is_fast(tokenizer) else {}
     if "unk_id" in model:  # Unigram
         return model["unk_id"]
     return model["vocab"].get(model.get("unk_token")) if model else tokenizer.unk_token_id
@@ -74,7 +79,7 @@ def _hiding(tokenizer: Any) -> Any:
     import tokenizers
 
     specials = special_tokens(tokenizer)
-    if _spec(tokenizer) is None or not _writes(lambda texts: _split(tokenizer, texts), specials):
+    if not _is_fast(tokenizer) or not _writes(lambda texts: _split(tokenizer, texts), specials):
         return None
     spec = _plain_spec(tokenizer)
     _hide(spec["model"], set(specials))
@@ -115,7 +120,6 @@ def decode_new(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
 
 def _plain_spec(tokenizer: Any) -> dict[str, Any]:
     spec, specials = _spec(tokenizer), special_tokens(tokenizer)
-    assert spec is not None
     spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["special"] and t["content"] not in specials]
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
     return spec
@@ -128,7 +132,7 @@ def plain_json(tokenizer: Any) -> str | None:
     Special tokens leave `added_tokens`, and the vocabulary where text would find them, so a literal `<|endoftext|>`
     in a text cannot become a document boundary.
     """
-    if _spec(tokenizer) is None:
+    if not _is_fast(tokenizer):
         return None
     hiding = _hiding(tokenizer)
     return json.dumps(_plain_spec(tokenizer), ensure_ascii=False) if hiding is None else hiding.to_str()

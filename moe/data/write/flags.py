@@ -83,8 +83,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
-def exit_code(action: Callable[[], object], out: str | Path) -> int:
-    """Run `action`, which writes to `out`, and say in one message how it ended, if not well.
+def exit_code(action: Callable[[], object], out: str | Path, *, resumes: bool = True) -> int:
+    """Run `action`, which writes to `out`, and say in one message how it ended, if not well. resumes: what is done is
+    kept, for the same command.
 
     Call it before anything of transformers is imported.
     """
@@ -106,10 +107,10 @@ def exit_code(action: Callable[[], object], out: str | Path) -> int:
             raise
         where = error.filename or out  # a write names no file
         fault = f"{where}: {error.strerror}{_free(where)}"
-        note(f"error: {fault}; fix that and run the same command again")
+        note(f"error: {fault}; fix that and run the same command{': it resumes' if resumes else ' again'}")
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
-        note("stopped; run the same command again")
+        note(f"stopped; {'the same command resumes from here' if resumes else 'run the same command again'}")
         return 75 if isinstance(stop, Stopped) else 130
     return 0
 
@@ -172,4 +173,4 @@ def train_tokenizer_from(arguments: argparse.Namespace) -> int:
         for line in to_convert(values, train_tokenizer(**values)):
             tell(line)
 
-    return exit_code(action, arguments.out)
+    return exit_code(action, arguments.out, resumes=False)
