@@ -20,7 +20,7 @@ from learning_picture import ADAMW, GREY, MUON, STYLE, WIDE_MUON
 from learning_report import NOT_RUN, shown, table
 from learning_run import Run
 from learning_stats import differences, over_seeds
-from upcycle import BASE, RATES, arms, chosen, pending, swept
+from upcycle_arms import BASE, RATES, arms, chosen, pending, swept
 
 DENSE, UPCYCLED, SCRATCH, BOTH = arms()
 COLORS = {DENSE: GREY, UPCYCLED: MUON, SCRATCH: WIDE_MUON, BOTH: ADAMW}

@@ -10,10 +10,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import learning_run
-import upcycle
 from learning_matrix import SEEDS, Results
 from learning_run import BATCH, Data, Run
-from upcycle import BASE, arms, make, pending, rows_of
+from upcycle import make, rows_of
+from upcycle_arms import BASE, arms, flops, pending
 
 DENSE, UPCYCLED, SCRATCH, BOTH = arms().values()
 
@@ -40,7 +40,7 @@ def test_every_run_waits_for_what_it_starts_from_and_the_seeds_are_trained_at_th
 
 
 def test_the_flops_are_equal_and_the_second_part_reads_other_sequences_than_the_first() -> None:
-    spent = [upcycle._flops(run) * run.tokens for run in (BASE, DENSE, UPCYCLED, SCRATCH, BOTH)]
+    spent = [flops(run) * run.tokens for run in (BASE, DENSE, UPCYCLED, SCRATCH, BOTH)]
     assert spent == pytest.approx([spent[0]] * 4 + [2 * spent[0]], rel=2e-3)
     rows = np.zeros((2 * BASE.steps * BATCH + 8, 4))
     data = Data(rows, rows[:8], 64, 0)
