@@ -54,6 +54,11 @@ def test_rope_makes_scores_depend_on_distance_only():
 
 def test_on_a_gpu_masked_grouped_heads_reach_a_kernel_that_takes_them(monkeypatch):
     """Flash attention takes no mask, the memory-efficient kernel no groups: the plain one would keep every score."""
+    try:
+        with FakeTensorMode():
+            torch.empty(2, device="cuda:0")[:1]
+    except RuntimeError:
+        pytest.skip("this torch cuts no fake tensor of a GPU where there is none (2.7)")
     given = []
     plain = F.scaled_dot_product_attention
 
@@ -62,9 +67,9 @@ def test_on_a_gpu_masked_grouped_heads_reach_a_kernel_that_takes_them(monkeypatc
         return plain(q, k, v, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    with FakeTensorMode(), torch.device("cuda", 0):
-        q, k = torch.randn(2, 6, 16, 8), torch.randn(2, 2, 16, 8)
-        assert attend(q, k, k, torch.zeros(2, 1, 16, 16), grouped=True).shape == (2, 16, 6, 8)
+    with FakeTensorMode():
+        q, k, mask = (torch.empty(shape, device="cuda:0") for shape in ((2, 6, 16, 8), (2, 2, 16, 8), (2, 1, 16, 16)))
+        assert attend(q, k, k, mask, grouped=True).shape == (2, 16, 6, 8)
         attend(q, k, k, None, grouped=True)
     (masked, *_), (free, *_) = given[0], given[1]
     assert masked == q.shape and given[0][2] is False and given[0][3] is not None
