@@ -132,8 +132,10 @@ def deal_out(model: MoEModel) -> None:
         expert_TK = (number_N % n_experts).view_as(routing.expert_TK)
         counts_E = torch.zeros(n_experts, dtype=torch.int64, device=x_TD.device)
         counts_E.scatter_add_(0, number_N % n_experts, torch.ones_like(number_N))
-        # a NamedTuple that `_replace` made cannot be returned from a block that torch 2.11 compiles
-        return Routing(routing.weight_TK, expert_TK, RouterStats(counts_E, *routing.stats[1:]))
+        _, score_E, z, entropy, logit_max, needed_EB = routing.stats
+        # by name: a block that torch compiles cannot return what `_replace` (2.11) or a slice of one (2.7) has made
+        stats = RouterStats(counts_E, score_E, z, entropy, logit_max, needed_EB)
+        return Routing(routing.weight_TK, expert_TK, stats)
 
     for router in model.transformer.routers:
         router.forward = partial(dealt, router.forward)  # type: ignore[method-assign]
