@@ -134,6 +134,10 @@ def test_a_folder_as_remote_is_looked_at_too(
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
     config = load_config(path, [f"{section}.local={cache}", f"{section}.remote={remote}"])
     assert looked_at(config) == [], "what is here is not fetched"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_sizes, "MACHINES", 2)
+        (line,) = looked_at(config)
+    assert f"{section}.remote ({remote}): not all" in line and "this machine needs none of them" in line
     for shard in (cache / split).glob("*.mds"):
         shard.unlink()
     with pytest.raises(InputError, match="Restore them there") as error:

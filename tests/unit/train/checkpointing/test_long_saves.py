@@ -12,15 +12,13 @@ import torch.distributed
 
 from moe.common.moved import MOVED
 from moe.common.s3 import RemoteFolder
-from moe.config import Every, parse_time
 from moe.train.callbacks.progress import Progress
-from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.checkpointing import files
 from moe.train.checkpointing.checkpoints import read_checkpoint, write_checkpoint
 from moe.train.distributed import writes
 from moe.train.distributed.writes import Writes
-from moe.train.stop import StopSignal
 from tests.ranks import on_ranks
+from tests.unit.train.savers import idle_saver
 
 STALL = 0.8
 LONG = 2.4  # of a write, in seconds
@@ -42,17 +40,7 @@ def watchdog(folder: Path, rank: int, end: Callable[[int], None], shared: Writes
 def test_a_save_may_take_longer_than_stall_timeout(tmp_path: Path) -> None:
     ended = threading.Event()
     dog = watchdog(tmp_path, 0, lambda code: ended.set())
-    saver = CheckpointSaver(
-        tmp_path,
-        every=Every(parse_time("1ba"), 1, 10),
-        keep=1,
-        keep_every=None,
-        max_failed=1,
-        stop=StopSignal(),
-        manifest={},
-        report=print,
-        event=lambda *args, **more: None,
-    )
+    saver = idle_saver(tmp_path)
     saver._thread = threading.Thread(target=partial(files.write_file, tmp_path / "file", slow(LONG)))
     saver._thread.start()
     dog.watch()

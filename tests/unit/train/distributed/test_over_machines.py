@@ -18,6 +18,7 @@ import torch.distributed
 from moe.common.errors import InputError
 from moe.train.distributed import ranks, same_folder
 from tests.ranks import on_ranks
+from tests.unit.train.savers import idle_saver
 
 
 def _be(rank: int, *, machines: int) -> None:
@@ -112,22 +113,11 @@ def test_a_folder_in_use_is_an_error_on_every_rank(tmp_path: Path, monkeypatch) 
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_rank_ends_before_the_save_of_rank_0_is_complete(tmp_path: Path, fails: bool) -> None:
     """A launcher kills the others 30 s after the first that ends: a save that takes 45 s was cut short."""
-    from moe.config import Every, parse_time
-    from moe.train.callbacks.saver import CheckpointSaver, SaveError
-    from moe.train.stop import Stopped, StopSignal
+    from moe.train.callbacks.saver import SaveError
+    from moe.train.stop import Stopped
 
     def stops(rank: int) -> None:
-        saver = CheckpointSaver(
-            tmp_path,
-            every=Every(parse_time("1ba"), 1, 10),
-            keep=1,
-            keep_every=None,
-            max_failed=1,
-            stop=StopSignal(),
-            manifest={},
-            report=print,
-            event=lambda *args, **more: None,
-        )
+        saver = idle_saver(tmp_path)
 
         def join() -> None:
             if rank == 0:
