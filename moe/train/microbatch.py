@@ -209,5 +209,6 @@ def _memory(device: torch.device) -> float:
     """Bytes that this process may use: what is free and what it holds, and no more than the share it was given."""
     if device.type != "cuda":
         return float("inf")
-    free, total = torch.cuda.mem_get_info(device)
-    return min(free + torch.cuda.memory_reserved(device), torch.cuda.get_per_process_memory_fraction(device) * total)
+    index = torch.cuda.current_device() if device.index is None else device.index  # a share is asked for by number only
+    free, total = torch.cuda.mem_get_info(index)
+    return min(free + torch.cuda.memory_reserved(index), torch.cuda.get_per_process_memory_fraction(index) * total)
