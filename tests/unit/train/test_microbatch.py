@@ -99,18 +99,17 @@ def test_the_trials_batch_has_as_many_documents_as_real_text(made, monkeypatch) 
 
 def test_the_budget_is_the_share_of_memory_that_the_process_was_given(monkeypatch) -> None:
     gpu, free, held = torch.device("cuda"), 70e9, 2e9
-    share = 1.0
+    shares = [1.0, 0.1]
 
     def fraction(device) -> float:
         torch.cuda.memory._get_device_index(device)  # torch asks: a number, or a device that has one
-        return share
+        return shares.pop(0)
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
-    for share, budget in ((1.0, 72e9), (0.1, 8e9)):
-        assert microbatch._memory(gpu) == budget
+    assert [microbatch._memory(gpu) for _ in range(2)] == [72e9, 8e9]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
