@@ -181,9 +181,11 @@ def update_bytes(step: Step) -> int:
     for number, rows, cols, joined in batches:
         elements, gram = number * rows * cols, number * min(rows, cols) ** 2
         kept = 4 * elements * (2 if joined and number > 1 else 1)
-        copies = 5 if rows > cols else 4  # in bf16; a tall one is copied once more
-        iteration = (copies * 2 if step.gpu else 2 * 4) * elements + (2 if step.gpu else 4) * 2 * gram
-        largest = max(largest, kept + iteration)
+        wide = 2 if step.gpu else 4
+        iteration = (3 * 2 if step.gpu else 2 * 4) * elements + wide * 2 * gram
+        # A tall matrix's update comes out turned, and is copied; experts' new weights are made beside the old ones.
+        applied = (wide * (2 if rows > cols else 1) + (0 if joined else 4)) * elements
+        largest = max(largest, kept + max(iteration, applied))
     return largest
 
 
