@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from composer import Callback, Logger, State
@@ -22,15 +23,20 @@ REFUSED = "does not have a deterministic implementation"  # of torch's error, wh
 @contextmanager
 def fixed_order(on: bool = True) -> Iterator[None]:
     """Within it torch's operations are deterministic, or raise RuntimeError (REFUSED)."""
+    if not on:
+        yield
+        return
+    settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch before 2.11 wants it said
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(True)
+    filled = settings.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch before 2.11 wants it said
+    settings.fill_uninitialized_memory = False  # a debugging aid, and a pass over all that is allocated
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled
 
 
 class FixedOrder(Callback):
