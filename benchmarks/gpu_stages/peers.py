@@ -42,23 +42,23 @@ def peers(run: Run) -> None:
     if not run.dry and importlib.util.find_spec("liger_kernel") is None:
         order = tuple((name, tuple(how for how in hows if how != "Liger")) for name, hows in order)
         run.figure("Liger: left out", "liger_kernel is not installed")
-    ratios: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, tuple[str, float]]] = {}
     for name, hows in order:
-        ratios.setdefault(name, {}).update(_shape(run, name, hows))
-    if not any(ratios.values()):
+        found.setdefault(name, {}).update(_shape(run, name, hows))
+    if not any(found.values()):
         raise RuntimeError("nothing could be compared")
-    theirs = {label: ratio for label, ratio in ratios["500m"].items() if "transformers 5" in label}
+    theirs = {how: ratio for how, (note, ratio) in found["500m"].items() if "transformers 5" in note}
     if theirs:
-        fastest = min(theirs, key=lambda label: theirs[label])
+        fastest = min(theirs, key=lambda how: theirs[how])
         run.figure(f"500m against the fastest of transformers 5 ({fastest}): times as fast", theirs[fastest],
                    expected=GOAL, source="goal", goal=theirs[fastest] >= GOAL, top=True)  # fmt: skip
 
 
-def _shape(run: Run, name: str, hows: tuple[str, ...]) -> dict[str, float]:
-    """How many times as fast ours is, by what it was compared with."""
+def _shape(run: Run, name: str, hows: tuple[str, ...]) -> dict[str, tuple[str, float]]:
+    """What it was compared with, and how many times as fast ours is; by how that ran."""
     shape, seq_len = shape_of(run, name)
     spec = {"shape": shape, "batch": BATCH if not run.dry else 2, "seq_len": seq_len, "threads": 0}
-    ratios: dict[str, float] = {}
+    found: dict[str, tuple[str, float]] = {}
     ours = None
     try:
         for how in hows:
@@ -69,7 +69,7 @@ def _shape(run: Run, name: str, hows: tuple[str, ...]) -> dict[str, float]:
                 ours = ours or Competitor(
                     {**spec, "kind": "ours", "optimizer": "adamw", "compile": not run.dry}, limit=_share(run)
                 )
-                ratios |= _compare(run, name, how, spec, ours)
+                found[how] = _compare(run, name, how, spec, ours)
             except TooSlow as error:
                 run.figure(f"{name}, {how}: compared", f"no: {error}")
             except SystemExit as error:  # a competitor that ended: out of memory, or does not compile
@@ -80,7 +80,7 @@ def _shape(run: Run, name: str, hows: tuple[str, ...]) -> dict[str, float]:
         peak = ours.stop() if ours else None
     if peak is not None:
         run.figure(f"{name}: ours, peak memory, microbatch {spec['batch']}", peak / 1e9, "GB")
-    return ratios
+    return found
 
 
 def _share(run: Run) -> float:
@@ -88,7 +88,7 @@ def _share(run: Run) -> float:
     return max(10.0, run.left() - TURNS)
 
 
-def _compare(run: Run, name: str, how: str, spec: dict[str, Any], ours: Competitor) -> dict[str, float]:
+def _compare(run: Run, name: str, how: str, spec: dict[str, Any], ours: Competitor) -> tuple[str, float]:
     rounds, turn = (3, 2.0) if not run.dry else (1, 0.01)
     theirs, batch = _peer(run, name, how, spec)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -100,15 +100,15 @@ def _compare(run: Run, name: str, how: str, spec: dict[str, Any], ours: Competit
         peak = theirs.stop()
     ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
     ratio = statistics.median(ratios)
-    label = f"{theirs.note}, {how}"
-    row = f"{name} against {label}"
+    row = f"{name}, {how}"
+    run.figure(f"{row}: what it is", theirs.note)
     run.figure(f"{row}: times as fast", ratio, f"({min(ratios):.2f} to {max(ratios):.2f})", top=True)
     for who, size in (("ours", spec["batch"]), ("theirs", batch)):
         rate = spec["seq_len"] / statistics.median(times[who])
         run.figure(f"{row}: {who}, microbatch {size}", rate, "tokens/s")
     if peak is not None:
         run.figure(f"{row}: theirs, peak memory", peak / 1e9, "GB")
-    return {label: ratio}
+    return theirs.note, ratio
 
 
 def _peer(run: Run, name: str, how: str, spec: dict[str, Any]) -> tuple[Competitor, int]:
