@@ -18,19 +18,17 @@ import argparse
 import datetime
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from competitor import Competitor
 
 from moe.model.flops import flops_per_token
 
@@ -75,58 +73,6 @@ def sizes_of(name: str) -> tuple[dict[str, int], int, int]:
         return (small[name], 2048 // int(longer), int(longer)) if longer else (small[name], 4, 512)
     shape, seq_len = yaml_shape(name)
     return shape, 8, seq_len
-
-
-class Competitor:
-    def __init__(self, spec: dict[str, Any], python: str = sys.executable) -> None:
-        command = [python, str(ROOT / "benchmarks" / "step_worker.py"), json.dumps(spec)]
-        # where there is no network, packages lie in a folder that the caller names; they are its own Python's
-        given = os.environ.get("PYTHONPATH") if python == sys.executable else None
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), given]))}
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - as long as the process
-        pipe = subprocess.PIPE
-        self.kind = f"step_worker.py ({spec['kind']})"
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=env)
-        self.note = self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("@"):
-                return json.loads(line[1:])
-        self.process.wait()
-        self.errors.seek(0)
-        said = self.errors.read()
-        print(said, file=sys.stderr)
-        last = said.strip().rpartition("\n")[2]
-        raise SystemExit(f"error: {self.kind} ended early: {last}")
-
-    def seconds(self, turn: float) -> float:
-        """Mean time of a step, of as many as take at least `turn` seconds."""
-        assert self.process.stdin is not None
-        taken: list[float] = []
-        while sum(taken) < turn:
-            self.process.stdin.write("step\n")
-            self.process.stdin.flush()
-            taken.append(self._answer())
-        return statistics.mean(taken)
-
-    def stop(self) -> int | None:
-        """As `close`, also of one that has failed: then there is no peak."""
-        try:
-            return self.close()
-        except (SystemExit, OSError):
-            self.process.kill()
-            self.process.wait()
-            return None
-
-    def close(self) -> int:
-        """Peak memory in bytes."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        peak = self._answer()
-        self.process.wait()
-        return peak
 
 
 def opponents(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:

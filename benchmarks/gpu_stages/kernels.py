@@ -7,6 +7,7 @@ below what TF32 would (3e-4), bf16 between 1e-3 and 1e-2.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -19,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpu_stages.models import autocast, error_of
 from gpu_stages.references import attention_exact, choices, experts_exact, poison
 from gpu_stages.run import Run
-from gpu_stages.whole_model import bf16_model, repeated, waiting
+from gpu_stages.same_bits import repeated
+from gpu_stages.whole_model import bf16_model, waiting
 from moe.model import experts as experts_module
 from moe.model.attention import attend, attend_packed
 from moe.model.documents import document_causal_mask, document_ends, document_ids, pack
@@ -35,6 +37,8 @@ SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def kernels(run: Run) -> None:
     forbid_tf32()
+    if not run.dry:  # without it cuBLAS has no deterministic algorithms (same_bits); read when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     generator = torch.Generator().manual_seed(0)
     if not run.dry:  # other inputs each time; a failure can be had again
         run.figure("seed of the inputs", str(generator.seed()))

@@ -1,4 +1,4 @@
-"""`moe estimate` against the allocator, phase by phase; and the sizes that are to fit into less memory.
+"""`moe estimate` against the allocator, phase by phase, eager and compiled; and the sizes that fit into less memory.
 
 - The estimate of each phase stands beside the allocator's peak within it: a miss names the phase it is in.
 - A smaller card is this one with set_per_process_memory_fraction. CUDA's own memory is not in that fraction.
@@ -24,8 +24,12 @@ def memory(run: Run) -> None:
     shape, seq_len = shape_of(run, "500m")
     for microbatch in (4, 16) if not run.dry else (1, 2):
         for checkpointing in (False, True):
-            _phases(run, shape, seq_len, microbatch, checkpointing)
+            _phases(run, shape, seq_len, microbatch, checkpointing=checkpointing)
             _free(run)
+    for microbatch in (4, 16) if not run.dry else (2,):
+        _phases(run, shape, seq_len, microbatch, compiled=True)
+        torch._dynamo.reset()
+        _free(run)
     for name, gigabytes in SMALL:
         _small(run, name, gigabytes)
         _free(run)
@@ -37,9 +41,14 @@ def _free(run: Run) -> None:
         torch.cuda.empty_cache()
 
 
-def _phases(run: Run, shape: dict[str, int], seq_len: int, microbatch: int, checkpointing: bool) -> None:
-    name = f"microbatch {microbatch}{', checkpointed' if checkpointing else ''}"
+def _phases(
+    run: Run, shape: dict[str, int], seq_len: int, microbatch: int, *, checkpointing: bool = False,
+    compiled: bool = False,
+) -> None:  # fmt: skip
+    name = f"microbatch {microbatch}{', checkpointed' * checkpointing}{', compiled' * compiled}"
     model = make_model(run, shape, activation_checkpointing=checkpointing)
+    if compiled:
+        model.compile_blocks("aot_eager" if run.dry else "inductor")
     optimizer = make_optimizer(model)
     batch = make_batches(run, microbatch, seq_len, 1)[0]
     peaks: dict[str, float] = {}
@@ -62,7 +71,8 @@ def _phases(run: Run, shape: dict[str, int], seq_len: int, microbatch: int, chec
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         peak_of("optimizer")
-    settings: dict[str, Any] = {"activation_checkpointing": checkpointing, "gpu": not run.dry, "bf16": not run.dry}
+    settings: dict[str, Any] = {"activation_checkpointing": checkpointing, "compiled": compiled}
+    settings |= {"gpu": not run.dry, "bf16": not run.dry}
     step = expected_memory(shape, seq_len, microbatch, **settings)
     computed = {phase.phase: phase for phase in phases(step)}
     whole = step_memory(step)

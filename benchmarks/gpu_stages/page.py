@@ -17,6 +17,7 @@ PLACES = {  # a page, its mark, and the stages whose records stand there
     "before-a-run.md": ("gpu-memory", ["memory"]),
     "resume.md": ("gpu-resume", ["smoke", "train", "twin"]),
 }
+LONG = 60  # characters of a text that would make its table's column wider than a screen: it stands below
 NOT_YET = "Not measured on a GPU yet: `make gpu` measures it (half an hour on one GPU)."
 
 
@@ -68,6 +69,17 @@ def _row(figure: Record) -> str:
     return f"| {number(figure['name'])} | {value} | {expected(figure)} | {met(figure)} |"
 
 
+def _table(figures: list[Record]) -> list[str]:
+    """Lines of a table, and of a list below it for texts that are too long for one."""
+    below = [figure for figure in figures if isinstance(figure["value"], str) and len(figure["value"]) > LONG]
+    rows = [_row(figure) for figure in figures if figure not in below]
+    lines = ["", "| figure | measured | expected | met |", "|---|---|---|---|", *rows] if rows else []
+    for number_below, figure in enumerate(below):
+        checked = f" ({met(figure)})" if met(figure) else ""
+        lines += [""] * (not number_below) + [f"- {number(figure['name'])}{checked}: {number(figure['value'])}"]
+    return lines
+
+
 def section(stages: list[str], records: dict[str, Record]) -> str:
     """What stands between a page's marks."""
     found = {name: records[name] for name in stages if name in records and not records[name]["dry"]}
@@ -82,11 +94,13 @@ def section(stages: list[str], records: dict[str, Record]) -> str:
         head = f"**{name}**: `python benchmarks/gpu.py --stage {name}` on {record['card']}, torch {record['torch']}, "
         head += f"{record['date']}, {record['seconds']:.0f} s"
         if record["state"] != "done":
-            head += f"; {record['state']}, so what follows is not all"
-        columns = ["| figure | measured | expected | met |", "|---|---|---|---|"]
-        lines = [head + ".", "", *columns, *map(_row, record["figures"])]
+            state = "cut short" if record["state"] == "running" else record["state"]
+            head += (
+                f"; {state}, so what follows is not all" if record["figures"] else f"; {state} before its first figure"
+            )
+        lines = [head + ".", *_table(record["figures"])]
         if earlier := only_before(record):
-            lines += ["", f"From an earlier try, {record['before']['date']}:", "", *columns, *map(_row, earlier)]
+            lines += ["", f"From an earlier try, {record['before']['date']}:", *_table(earlier)]
         if record["fault"]:
             lines += ["", f"It ended with: {number(record['fault'].strip().splitlines()[-1])}"]
         parts.append("\n".join(lines))

@@ -46,6 +46,29 @@ def train_to_end(run: Run, yaml: str, settings: list[str], *, launcher: bool = F
         process.kill()
 
 
+def train_watched(run: Run, yaml: str, settings: list[str]) -> tuple[int, list[tuple[float, str]]]:
+    """As `train_to_end`: the exit code, and each line that was printed with its seconds since the start."""
+    log = run.work / "train.log"
+    before = log.stat().st_size if log.is_file() else 0
+    start = time.monotonic()
+    process = start_training(run, yaml, settings)
+    seen: list[tuple[float, str]] = []
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            file.seek(before)
+            while True:
+                ended = process.poll() is not None  # asked before the rest is read
+                seconds = time.monotonic() - start
+                seen += [(seconds, line) for line in file.read().splitlines()]
+                if ended:
+                    return process.returncode, seen
+                if run.left() < 3:
+                    raise TimeoutError(f"not done in time; {tail(run)}")
+                time.sleep(0.05)
+    finally:
+        process.kill()
+
+
 def train_and_signal(
     run: Run, yaml: str, settings: list[str], *, folder: Path, step: int, number: int, saved: int | None = None
 ) -> int:

@@ -11,7 +11,6 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from gpu_stages.models import TINY, autocast, forward, make_batches, make_model, seconds_of, shape_of
 from gpu_stages.references import choices
@@ -25,7 +24,6 @@ NEEDED = 35  # seconds without which no shape is begun: grouped_mm, Triton as it
 
 
 def tune(run: Run) -> None:
-    _head(run)
     _chunks(run)
     _padding(run)
     for name in ("500m", "fine") if not run.dry else ("500m",):
@@ -92,26 +90,6 @@ def _tiles(run: Run, name: str, function: str, tiles: list[dict[str, int]], rate
         run.figure(f"{name}, best Triton tile ({best})", found[best], "TFLOP/s")
 
 
-def _head(run: Run) -> None:
-    """The three products of a chunk of the loss, its rows of logits as long as the vocabulary, and with room up to the
-    next multiple of 64: of an odd length no two rows are aligned alike.
-    """
-    width, vocabulary = (768, 50257) if not run.dry else (16, 97)
-    n_tokens = loss.CHUNK_LOGITS_GPU // vocabulary if not run.dry else 8
-    dtype = torch.bfloat16 if not run.dry else torch.float32
-    x = torch.randn(n_tokens, width, device=run.device, dtype=dtype)
-    w = torch.randn(vocabulary, width, device=run.device, dtype=dtype).mul_(0.02)
-    for length in (vocabulary, -(-vocabulary // 64) * 64):
-        logits = torch.empty(n_tokens, length, device=run.device, dtype=dtype)[:, :vocabulary]
-
-        def once(logits: Tensor = logits) -> None:
-            torch.mm(x, w.t(), out=logits)
-            _ = logits @ w, logits.t() @ x
-
-        rate = 6 * n_tokens * width * vocabulary / seconds_of(once, run.device) / 1e12
-        run.figure(f"head's products, rows of {length:,} logits", rate, "TFLOP/s", top=True)
-
-
 def _chunks(run: Run) -> None:
     n_tokens, width, vocabulary = (32768, 768, 50257) if not run.dry else (64, 16, 97)
     x = torch.randn(n_tokens, width, device=run.device).requires_grad_()
@@ -128,7 +106,7 @@ def _chunks(run: Run) -> None:
             linear_cross_entropy(x, w, target, z_weight=1e-4, fused=fused).loss.backward()
 
     try:
-        for bits in range(24, 30) if not run.dry else (10, 11):
+        for bits in range(25, 29) if not run.dry else (10, 11):
             setattr(loss, attribute, 2**bits)
             for fused in (None, "inductor") if not run.dry else (None, "aot_eager"):
                 seconds = seconds_of(lambda fused=fused: once(fused), run.device, repeats=5, warm=3)

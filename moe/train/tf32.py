@@ -5,6 +5,8 @@ mantissa. The router's logits are in fp32 so that ties do not fall by chance; un
 With `precision: fp32` all are, and are slower for it.
 """
 
+import warnings
+
 import torch
 from composer.devices import DeviceGPU
 
@@ -14,3 +16,5 @@ def forbid_tf32() -> None:
     DeviceGPU.__init__.__kwdefaults__["allow_tf32"] = False  # type: ignore[index]
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    # Inductor advises every start to allow it
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores .* available but not enabled", UserWarning)

@@ -1,6 +1,7 @@
 """The GPU's stages that train, with stand-ins for the runs: what they look at, and what they say of it."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from gpu_stages import record, train, training
+from gpu_stages import record, smoke, train, training
 from gpu_stages.run import Run
 
 TRAINER = """
@@ -48,9 +49,11 @@ def test_a_run_is_killed_when_there_is_a_checkpoint_to_resume_from(run, tmp_path
     assert code == -training.KILL and training.is_saved(tmp_path, 10)
 
 
-def play(monkeypatch, resumes: list[int], last_losses: list[float]) -> list[list[str]]:
+def play(
+    monkeypatch, resumes: list[int], last_losses: list[float], cut: dict[int, float] | None = None
+) -> list[list[str]]:
     """Stand-ins for the runs of `train`: their events, and the last loss of each that trains to its end. The settings
-    that each was given.
+    that each was given. cut: other losses of the interrupted run, by step.
     """
     given: list[list[str]] = []
 
@@ -59,8 +62,9 @@ def play(monkeypatch, resumes: list[int], last_losses: list[float]) -> list[list
         folder = Path(next(s.partition("=")[2] for s in settings if s.startswith("save_folder=")))
         (folder / "step-00000030").mkdir(parents=True, exist_ok=True)
         (folder / "step-00000030/manifest.json").touch()
-        row = {"train/loss": 3.0, "throughput/tokens_per_sec": 1.0, "throughput/data_wait": 0.0}
-        rows = [{"step": step, **row, **({"train/loss": loss} if step == 30 else {})} for step in range(1, 31)]
+        losses = dict.fromkeys(range(1, 31), 3.0) | {30: loss} | ((cut or {}) if folder.name == "cut" else {})
+        row = {"throughput/tokens_per_sec": 1.0, "throughput/data_wait": 0.0}
+        rows = [{"step": step, "train/loss": loss, **row} for step, loss in losses.items()]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         events = [{"event": "start", "step": 0}, *({"event": "resume", "step": step} for step in resumes)]
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
@@ -97,11 +101,38 @@ def test_a_run_that_began_anew_after_the_kill_fails_its_check(run, monkeypatch, 
     assert "after the kill it resumed from step" in record.faults(run.record)
 
 
-@pytest.mark.parametrize(("again", "number"), [(3.0, 0), (3.0002, 1)])
-def test_where_losses_differ_a_second_run_says_whether_any_two_do(run, monkeypatch, again, number) -> None:
-    play(monkeypatch, [10, 30], [3.0, 3.0001, again])
+@pytest.mark.parametrize(("cut", "first"), [({5: 3.01}, 5), ({20: 3.0001}, 20), ({20: math.nan}, 20)])
+def test_a_loss_of_other_bits_fails_and_the_first_such_step_is_named(run, monkeypatch, cut, first) -> None:
+    play(monkeypatch, [10, 30], [3.0, 3.0], cut=cut)
     train.train(run)
-    assert not record.faults(run.record), "within 1e-3"
+    assert record.faults(run.record) == ["steps whose loss has other bits"]
+    assert figures(run)["the first such step"] == first
+
+
+PRINTS = """
+import time
+print("moe: reading", "starting ...", sep="\\n", flush=True)
+time.sleep(0.4)
+print("step 1/2  50%", flush=True)
+print("step 2/2  100%", "done: 2 steps", sep="\\n", flush=True)
+raise SystemExit({code})
+"""
+
+
+def test_what_the_console_says_has_its_time(run, monkeypatch) -> None:
+    (run.work / "train.log").write_text("starting ... of the run before\nstep 7/8\n")
+
+    def start(run, *_, **__):
+        with open(run.work / "train.log", "ab") as log:
+            return subprocess.Popen([sys.executable, "-c", PRINTS.format(code=code)], stdout=log)
+
+    monkeypatch.setattr(training, "start_training", start)
+    code = 0
+    smoke._train(run, [], "run")
     found = figures(run)
-    assert found["steps whose loss has other bits"] == 1
-    assert found["two uninterrupted runs: steps whose loss has other bits"] == number
+    names = [f"run: from the start to: {smoke.MARKS[mark]}" for mark in ("starting", "step ", "done")]
+    assert list(found) == [*names, "run: from the start to the end"]
+    assert found[names[0]] + 0.3 < found[names[1]] <= found[names[2]] <= list(found.values())[-1]
+    code = 3
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        smoke._train(run, [], "again")

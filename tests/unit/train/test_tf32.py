@@ -1,5 +1,7 @@
 """Products in fp32 stay so on a GPU."""
 
+import warnings
+
 import pytest
 import torch
 from composer.devices import DeviceGPU
@@ -30,6 +32,19 @@ def test_no_device_that_composer_makes_allows_tf32(a_gpu) -> None:
     for make in (DeviceGPU, lambda: get_device("gpu"), lambda: get_device(None)):
         make()
         assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_the_compilers_advice_to_allow_it_is_not_printed_and_other_warnings_are(a_gpu, monkeypatch) -> None:
+    from torch._inductor import compile_fx
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    compile_fx._warn_tf32_disabled.cache_clear()
+    forbid_tf32()
+    with warnings.catch_warnings(record=True) as seen:
+        compile_fx._warn_tf32_disabled()
+        warnings.warn("TensorFloat32 is another matter", UserWarning, stacklevel=1)
+    compile_fx._warn_tf32_disabled.cache_clear()
+    assert [str(warning.message) for warning in seen] == ["TensorFloat32 is another matter"]
 
 
 def test_a_run_forbids_it_before_anything_is_built(tiny, tmp_path, monkeypatch) -> None:
