@@ -125,6 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.addmm(dw_WD, dlogits.t(), x, out=dw_WD)
             else:
                 dw_WD += dlogits.t() @ x
+            del dlogits  # or it would live beside the next chunk's
         ctx.mark_non_differentiable(nll, z)
         ctx.set_materialize_grads(False)
         ctx.dx_TD, ctx.w_dtype = dx_TD, w_VD.dtype

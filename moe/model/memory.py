@@ -40,7 +40,8 @@ from moe.model.step import Step
 
 # As in loss.py; repeated, because it imports torch. A test compares them.
 CHUNK_LOGITS_CPU = 2**22
-CHUNK_LOGITS_GPU = 2**26
+CHUNK_LOGITS_GPU = 2**27
+PADDED_TO_GPU = 64
 CPU_BLOCK_ROWS = 512  # as in expert_loop.py
 TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sequence: FineWeb's batches have 32 to 128 at 2,048 tokens
 
@@ -88,15 +89,16 @@ def copy_bytes(step: Step) -> tuple[int, int]:
 
 def loss_bytes(step: Step) -> tuple[int, int]:
     """Of the loss: at its own peak, and what stays of it until the backward pass."""
-    d, v, c = step.d_model, step.vocab_size, step.compute
+    d, c = step.d_model, step.compute
     budget = CHUNK_LOGITS_GPU if step.gpu else CHUNK_LOGITS_CPU
-    rows = min(step.tokens, max(d, budget // v))
-    logits = rows * v * (2 + 4 + 2 if step.bf16 else 4)
-    casts = (
-        2 * v * d * (2 if step.n_gpus == 1 else 1) if step.bf16 else 0
-    )  # of the head, and a chunk's part of its grad
+    rows = min(step.tokens, max(d, budget // step.vocab_size))
+    v = -(-step.vocab_size // PADDED_TO_GPU) * PADDED_TO_GPU if step.gpu else step.vocab_size
     kept = 4 * step.tokens * d + 4 * v * d
-    return kept + 4 * step.tokens * d + logits + casts + rows * d * c, kept
+    chunk = rows * v * (2 + 2 if step.bf16 else 4) + rows * d * c
+    if step.bf16:  # of the head a copy; then the softmax in fp32, or a chunk's part of the head's gradient
+        softmax, part = 0 if step.compiled else 4 * rows * v, 2 * v * d if step.n_gpus == 1 else 0
+        chunk += 2 * v * d + max(softmax, part)
+    return kept + 4 * step.tokens * d + chunk, kept
 
 
 def forward_bytes(step: Step) -> int:

@@ -89,6 +89,7 @@ def gpu_kernels(monkeypatch):
     monkeypatch.setattr(transformer, "has_varlen", lambda *_: True)
     monkeypatch.setattr(experts, "choose_backend", lambda *_: "grouped_mm")
     monkeypatch.setattr(loss, "CHUNK_LOGITS_CPU", loss.CHUNK_LOGITS_GPU)
+    monkeypatch.setitem(loss.PADDED_TO, "cpu", loss.PADDED_TO["cuda"])
     monkeypatch.setattr(muon, "_orthogonal", lambda x_NRC: muon.orthogonalize(x_NRC.bfloat16()))
 
 

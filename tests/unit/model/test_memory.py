@@ -80,6 +80,7 @@ def test_the_computed_peak_is_within_a_tenth_of_the_allocators(microbatch, chang
 
 def test_chunks_and_blocks_are_those_of_the_model():
     assert (memory.CHUNK_LOGITS_CPU, memory.CHUNK_LOGITS_GPU) == (loss.CHUNK_LOGITS_CPU, loss.CHUNK_LOGITS_GPU)
+    assert loss.PADDED_TO == {"cuda": memory.PADDED_TO_GPU}
     assert activations.CPU_QUERY_BLOCK == attention.CPU_QUERY_BLOCK
     assert memory.CPU_BLOCK_ROWS == expert_loop.BLOCK_ROWS
 
