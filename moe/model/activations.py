@@ -63,8 +63,8 @@ def _compiled_bytes(step: Step) -> int:
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
     kept = q if _masked(step) else kv
     attended = c * (q + kept + kept + q) + 4 * step.n_heads
-    norms = {True: step.n_heads + step.n_kv_heads, "head": step.n_heads + step.n_kv_heads, "full": 2}
-    qk = c * (q + kv) + 4 * norms[step.qk_norm] if step.qk_norm else 0
+    normed_rows = 2 if step.qk_norm == "full" else step.n_heads + step.n_kv_heads
+    qk = c * (q + kv) + 4 * normed_rows if step.qk_norm else 0
     return 4 * d + 3 * c * d + 2 * 4 + attended + qk + (2 * d if step.dropout else 0)
 
 

@@ -20,9 +20,9 @@ A step has its peak in one of six phases, whose live tensors are counted as the 
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - The CPU's loop over experts has buffers for a block of rows; a GPU's grouped kernels take all experts at once.
-- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
-  queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
-  grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
+- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. The backward pass of flash
+  attention sums the queries' gradient in fp32, there with room for 128 tokens more a document, those that only pad the
+  list included, and with grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
 - cuBLAS's workspaces (on an H200 2 x 32 MiB) are not in here, though torch's allocator counts them.
 
 T tokens of a microbatch, D width, H query heads, G key-value heads, C channels of a head, E experts, K experts per
@@ -154,13 +154,15 @@ def dense_backward_bytes(step: Step) -> int:
 
 
 def attention_backward_bytes(step: Step) -> int:
-    """Inside one block's backward pass, at varlen attention, beside the gradient of the residual stream."""
-    if not (step.gpu and step.bf16 and step.document_mask):
+    """Inside one block's backward pass, at flash attention, beside the gradient of the residual stream."""
+    if not (step.gpu and step.bf16):
         return 0
     h, g, c = step.n_heads, step.n_kv_heads, step.channels
     documents = step.microbatch * max(8, 1 << (step.seq_len // TOKENS_A_DOCUMENT - 1).bit_length())
     rounded = -(-c // 32) * 32 if c <= 128 else -(-c // 64) * 64
-    summed = 4 * (step.tokens + 128 * documents) * h * (rounded + 1)
+    alone = step.microbatch * -(-step.seq_len // 128) * 128
+    rows = step.tokens + 128 * documents if step.document_mask else alone
+    summed = 4 * rows * h * (rounded + 1)
     gradients = 2 * step.tokens * c * (2 * h + 2 * g)  # of the output, of q, k and v
     expanded = 2 * 2 * step.tokens * h * c if h != g else 0
     return 4 * step.tokens * step.d_model + summed + gradients + expanded
