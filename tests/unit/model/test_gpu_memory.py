@@ -122,7 +122,12 @@ def peaks(shape, *, microbatch, seq_len, checkpointing):
         (FINE, 16, 2048, True),
         (FINE, 1, 64, False),
         ({"n_shared_experts": 1, "n_kv_heads": 12}, 16, 2048, False),
-        ({"first_k_dense_replace": 1, "tie_embeddings": False}, 16, 2048, True),
+        (
+            {"first_k_dense_replace": 1, "expert_hidden": 6144, "dense_hidden": 64, "tie_embeddings": False},
+            16,
+            2048,
+            True,
+        ),
     ],
     ids=str,
 )
