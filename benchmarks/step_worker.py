@@ -6,11 +6,13 @@ begin with "@": libraries print too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +88,17 @@ def training(spec: dict[str, Any]) -> tuple[str, Callable[[], None]]:
     sizes = (spec["batch"], spec["seq_len"])
     tokens = torch.randint(1, spec["shape"]["vocab_size"], sizes, generator=torch.Generator().manual_seed(0))
     tokens = tokens.to(DEVICE)
+    order: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    if spec["kind"] == "ours":
+        from moe.train.callbacks.fixed_order import fixed_order
+
+        order = partial(fixed_order, DEVICE == "cuda")  # as a run has it
 
     def step() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda" and not spec.get("bf16")):
-            value = loss(tokens)
-        value.backward()
+        with order():
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda" and not spec.get("bf16")):
+                value = loss(tokens)
+            value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -2,30 +2,29 @@
 
 - Sequences are as long as in training. Atomic additions show in long ones only: two of them commute, and a document of
   256 tokens has no more than two blocks of keys.
-- Then once more with torch.use_deterministic_algorithms(True), which the attention kernels heed only without
-  `warn_only`, and how many times as slow a microbatch is with it. Memory is not filled for it: that is a debugging aid.
+- Then once more in a fixed order, as a run has it (`deterministic`): the full model must then give the same bits. What
+  that costs is in `step`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpu_stages.models import forward, make_batches, make_model, seconds_of, shape_of
+from gpu_stages.models import forward, make_batches, make_model, shape_of
 from gpu_stages.references import choices
 from gpu_stages.run import Run
-from gpu_stages.step import microbatch_for
 from moe.model import Transformer
 from moe.model.attention import attend_packed
 from moe.model.documents import pack
 from moe.model.experts import Products, experts_grouped_mm, experts_triton
 from moe.model.kernels.dispatch import sort_by_expert, to_experts
 from moe.model.loss import linear_cross_entropy
+from moe.train.callbacks.fixed_order import fixed_order
 
 Work = Callable[[], dict[str, Tensor]]
 SEQ_LEN = 2048
@@ -44,24 +43,11 @@ def repeated(run: Run, generator: torch.Generator) -> None:
     work = _gradients(run, model, 2)
     _report(run, "full model", work)
     _report(run, "full model", work, deterministic=True)
-    _slower(run, model, shape)
     if run.left() < NEEDED and not run.dry:
         run.figure("same bits again: full model, compiled", f"left out: only {run.left():.0f} s were left")
         return
     model.compile_blocks("aot_eager" if run.dry else "inductor")
-    _report(run, "full model, compiled", work)
-
-
-@contextlib.contextmanager
-def deterministic_algorithms() -> Iterator[None]:
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+    _report(run, "full model, compiled", work, deterministic=True)
 
 
 def differing(work: Work, times: int) -> list[str]:
@@ -89,13 +75,14 @@ def by_group(names: list[str]) -> str:
 def _report(run: Run, name: str, work: Work, *, deterministic: bool = False) -> None:
     row = f"same bits again{', deterministic' * deterministic}: {name}"
     top = name.startswith("full model")
+    needed = top and deterministic
     try:
-        with deterministic_algorithms() if deterministic else contextlib.nullcontext():
+        with fixed_order(deterministic):
             found = differing(work, TIMES if not run.dry else 1)
     except RuntimeError as error:  # an operation that has no deterministic algorithm
-        run.figure(row, f"does not run: {str(error).splitlines()[0][:200]}", top=top)
+        run.figure(row, f"does not run: {str(error).splitlines()[0][:200]}", check=False if needed else None, top=top)
         return
-    run.figure(row, "no" if found else "yes", top=top)
+    run.figure(row, "no" if found else "yes", check=not found if needed else None, top=top)
     if found:
         run.figure(f"{row}: what differs", by_group(found))
 
@@ -111,20 +98,6 @@ def _gradients(run: Run, model: Transformer, samples: int) -> Work:
         return {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     return work
-
-
-def _slower(run: Run, model: Transformer, shape: dict[str, int]) -> None:
-    """Of a microbatch that fills the card: a small one waits for the host both ways."""
-    samples = microbatch_for(run, shape, SEQ_LEN, most=16)
-    work = _gradients(run, model, samples)
-    plain = seconds_of(work, run.device, repeats=5 if not run.dry else 1, warm=1)
-    try:
-        with deterministic_algorithms():
-            slow = seconds_of(work, run.device, repeats=5 if not run.dry else 1, warm=1)
-    except RuntimeError:  # `_report` has said why
-        return
-    name = f"deterministic: forward and backward of 500m, eager, microbatch {samples}, times as slow"
-    run.figure(name, slow / plain, top=True)
 
 
 def _operations(run: Run, generator: torch.Generator) -> dict[str, Work]:

@@ -30,11 +30,12 @@ from moe.config import load_config
 from moe.model.flops import flops_per_token, peak_flops
 from moe.model.memory import Step, step_memory
 from moe.plan.estimate import MFU
+from moe.train.callbacks.fixed_order import fixed_order
 
 GOAL = 0.40  # of the measured matrix product, at 500m
 # in the order of what is asked first; dynamic: compiled for batches of every size, as `auto`'s search leaves it where
-# it compiles for 1, then 2
-SHAPES = ("500m", "fine", "1b", "1_5b", "medium", "500m eager", "500m dynamic")
+# it compiles for 1, then 2; unordered: with `deterministic: false`
+SHAPES = ("500m", "500m unordered", "fine", "1b", "1_5b", "medium", "500m eager", "500m dynamic")
 NEEDED = 25  # seconds without which no shape is begun: it compiles first
 
 
@@ -86,7 +87,8 @@ def _measure(run: Run, name: str, ceiling: float) -> None:
 
     def one() -> None:
         nonlocal taken
-        forward(run, model, batches[taken % len(batches)])[0].backward()
+        with fixed_order(how != "unordered"):  # `deterministic`, as a run has it
+            forward(run, model, batches[taken % len(batches)])[0].backward()
         taken += 1
 
     def update() -> None:

@@ -237,6 +237,8 @@ class Config:
     "How several ranks share the work. No effect on the result beyond rounding; may change within a run."
     compile: bool | str = "auto"
     "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU, which needs a C++ compiler."
+    deterministic: bool = True
+    "On a GPU: attention adds up gradients in a fixed order, so that a resumed run has the uninterrupted one's bits."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"

@@ -11,8 +11,11 @@
 - Softmax is taken in fp32, products in autocast's dtype, the sum of the head's gradient over chunks in fp32.
 - Between the two products of a chunk stand nine operations on its logits, each a pass over memory. `fused` compiles
   them into one function, for a GPU: a few passes. Same operations, other kernels; the eager ones stay the reference.
+- On a GPU the head is given rows of zeros up to a multiple of 64. GPT-2's 50,257 is odd: no two rows of logits would be
+  aligned alike, and cuBLAS has for that but kernels of older cards (on an H200 the loss ran at 105 TFLOP/s, with the
+  zeros at 405). The added columns are -inf to the softmax, their gradient is 0, and nobody outside sees them.
 
-T tokens, D width, V vocabulary.
+T tokens, D width, V vocabulary, W: V rounded up.
 """
 
 import functools
@@ -20,15 +23,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe.model.precision import at_least_fp32, compute_dtype, no_autocast
 
 IGNORE = -100
-# Logits per chunk, where D tokens have fewer: on CPU near the caches, on GPU enough to fill it (256 MB of fp32).
+# Logits per chunk, where D tokens have fewer: on CPU near the caches, on GPU enough to fill it (256 MB of bf16).
 CHUNK_LOGITS_CPU = 2**22
-CHUNK_LOGITS_GPU = 2**26
+CHUNK_LOGITS_GPU = 2**27
+PADDED_TO = {"cuda": 64}  # by device: W is a multiple of this
 
 
 class HeadLoss(NamedTuple):
@@ -39,14 +44,22 @@ class HeadLoss(NamedTuple):
     z: Tensor
 
 
+def _padded_head(w_VD: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head in this dtype, on a GPU with rows of zeros: [W, D]."""
+    missing = -w_VD.shape[0] % PADDED_TO.get(w_VD.device.type, 1)
+    return F.pad(w_VD.to(dtype), (0, 0, 0, missing)) if missing else w_VD.to(dtype)
+
+
 def _softmax_chunk(
-    logits: Tensor, target: Tensor, valid: Tensor, z_weight: float, with_grad: bool
+    logits: Tensor, target: Tensor, valid: Tensor, vocabulary: int, z_weight: float, with_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of a chunk's logits [T, V]: nll and z summed, and the gradient of the logits in their dtype. target [T, 1]; valid
+    """Of a chunk's logits [T, W]: nll and z summed, and the gradient of the logits in their dtype. target [T, 1]; valid
     [T] is 1 or 0, in at least fp32. Where logits are that wide already they are used up.
     """
     dtype = logits.dtype
     logits = at_least_fp32(logits)
+    if logits.shape[1] > vocabulary:
+        logits[:, vocabulary:] = -torch.inf
     target_logit = logits.gather(1, target).squeeze(1)
     top = logits.amax(-1)
     exp = logits.sub_(top[:, None]).exp_()
@@ -81,15 +94,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         softmax_chunk = _softmax_chunk if fused is None else _compiled_chunk(fused)
         # The head is cast in here, not outside: its gradient then reaches the fp32 weight without a detour over bf16.
-        w = w_VD.to(dtype)
+        w = _padded_head(w_VD, dtype)
         exact = torch.promote_types(dtype, torch.float32)
         dx_TD = torch.empty_like(x_TD) if with_grad else None
-        dw_VD = torch.zeros(w_VD.shape, dtype=exact, device=w_VD.device) if with_grad else None
+        dw_WD = torch.zeros(w.shape, dtype=exact, device=w.device) if with_grad else None
         nll = torch.zeros((), dtype=exact, device=x_TD.device)
         z = torch.zeros_like(nll)
         budget = CHUNK_LOGITS_CPU if x_TD.device.type == "cpu" else CHUNK_LOGITS_GPU
         # At least D tokens: every chunk reads and writes all of the [V, D] buffer, and its logits are then no smaller.
-        chunk = max(w.shape[1], budget // w.shape[0])
+        chunk = max(w_VD.shape[1], budget // w_VD.shape[0])
         # One buffer for all chunks: fresh memory would cost a page fault for every 4 KiB of logits.
         buffer = torch.empty(min(chunk, x_TD.shape[0]), w.shape[0], dtype=dtype, device=x_TD.device)
         for start in range(0, x_TD.shape[0], chunk):
@@ -102,19 +115,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if fused is not None:  # the last chunk is shorter, and that is no reason to compile again
                 for given in (logits, target, valid):
                     torch._dynamo.maybe_mark_dynamic(given, 0)
-            chunk_nll, chunk_z, dlogits = softmax_chunk(logits, target, valid, z_weight, with_grad)
+            chunk_nll, chunk_z, dlogits = softmax_chunk(logits, target, valid, w_VD.shape[0], z_weight, with_grad)
             nll += chunk_nll
             z += chunk_z
-            if dx_TD is None or dw_VD is None or dlogits is None:
+            if dx_TD is None or dw_WD is None or dlogits is None:
                 continue
             dx_TD[rows] = dlogits @ w
             if dtype == exact:
-                torch.addmm(dw_VD, dlogits.t(), x, out=dw_VD)
+                torch.addmm(dw_WD, dlogits.t(), x, out=dw_WD)
             else:
-                dw_VD += dlogits.t() @ x
+                dw_WD += dlogits.t() @ x
+            del dlogits  # or it would live beside the next chunk's
         ctx.mark_non_differentiable(nll, z)
         ctx.set_materialize_grads(False)
-        ctx.dx_TD, ctx.dw_VD, ctx.w_dtype = dx_TD, dw_VD, w_VD.dtype
+        ctx.dx_TD, ctx.w_dtype = dx_TD, w_VD.dtype
+        ctx.dw_VD = dw_WD if dw_WD is None else dw_WD[: w_VD.shape[0]]
         return nll + z_weight * z, nll, z
 
     @staticmethod
@@ -155,11 +170,11 @@ def token_scores(x_ND: Tensor, w_VD: Tensor, target_N: Tensor) -> TokenScores:
     """Of target_N (int64) under softmax(x @ w.T), over chunks of tokens."""
     dtype = compute_dtype(x_ND)
     with no_autocast(x_ND):
-        w = w_VD.to(dtype)
+        w = _padded_head(w_VD, dtype)
         budget = CHUNK_LOGITS_CPU if x_ND.device.type == "cpu" else CHUNK_LOGITS_GPU
         log_probs, greedy = [], []
-        for x, target in zip(x_ND.split(chunk := max(1, budget // w.shape[0])), target_N.split(chunk), strict=True):
-            logits = at_least_fp32(x.to(dtype) @ w.t())
+        for x, target in zip(x_ND.split(chunk := max(1, budget // w_VD.shape[0])), target_N.split(chunk), strict=True):
+            logits = at_least_fp32((x.to(dtype) @ w.t())[:, : w_VD.shape[0]])
             log_probs.append(logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(-1))
             greedy.append(logits.argmax(-1) == target)
     return TokenScores(torch.cat(log_probs), torch.cat(greedy))

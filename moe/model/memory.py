@@ -35,14 +35,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from moe.model.activations import activation_bytes, experts_bytes, last_norm_bytes, layer_bytes, mlp_bytes
 from moe.model.step import Step
 
 # As in loss.py; repeated, because it imports torch. A test compares them.
 CHUNK_LOGITS_CPU = 2**22
-CHUNK_LOGITS_GPU = 2**26
-CPU_QUERY_BLOCK = 128  # as in attention.py
+CHUNK_LOGITS_GPU = 2**27
+PADDED_TO_GPU = 64
 CPU_BLOCK_ROWS = 512  # as in expert_loop.py
-QUANTILE_BINS = 1000  # as in balance.py
 TOKENS_A_DOCUMENT = 16  # sets the room for documents in a sequence: FineWeb's batches have 32 to 128 at 2,048 tokens
 
 
@@ -71,59 +71,6 @@ def optimizer_bytes(step: Step) -> int:
     return muon * step.momentum_bytes + 8 * (count.total - muon)
 
 
-def layer_bytes(step: Step, *, dense: bool = False) -> int:
-    """What one block keeps for its backward pass, weights' copies left out; dense: one without experts."""
-    d, c = step.d_model, step.compute
-    q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
-    wide = c if step.gpu else 4  # the CPU's norm keeps its input in fp32, and that input normalised
-    norm = 0 if step.gpu else 4
-    residuals = 2 * 4 * d + 2 * norm * d
-    normed = (3 * 2 * d if step.bf16 else 4 * d) + 4 * d  # q, k and v cast each their own copy; a router takes fp32
-    qk = (wide + norm) * (q + kv) if step.qk_norm else 0
-    twice = step.document_mask and not step.gpu and step.seq_len > CPU_QUERY_BLOCK
-    kept = q if _masked(step) and step.gpu else kv  # there keys and values are repeated for each head
-    attended = c * (q + kept + kept + q + (q if twice else 0)) + 4 * (2 * step.n_heads + step.n_kv_heads + 2)
-    dropout = 2 * d * (1 if step.gpu else c) if step.dropout else 0
-    common = residuals + normed + qk + attended + dropout
-    if dense:
-        return step.tokens * (common + _mlp_bytes(step, step.dense_width))
-    router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
-    hidden = (4 if step.gpu else 2) * step.expert_hidden
-    experts = c * step.top_k * ((2 if step.gpu else 1) * d + hidden) + (2 * d if step.bf16 and not step.gpu else 0)
-    shared = _mlp_bytes(step, step.n_shared_experts * step.expert_hidden)
-    return step.tokens * (common + router + experts + shared)
-
-
-def _masked(step: Step) -> bool:
-    """Whether documents are kept apart by a mask; varlen attention needs none."""
-    return step.document_mask and not (step.gpu and step.bf16)
-
-
-def _mlp_bytes(step: Step, hidden: int) -> int:
-    """Of a token in an MLP that all pass: gate and up, silu(gate), its product with up; under bf16 also x, cast."""
-    return step.compute * 4 * hidden + (2 * step.d_model if step.bf16 and hidden else 0)
-
-
-def activation_bytes(step: Step) -> int:
-    """What lives from the forward pass to the backward pass: all layers, or under activation checkpointing their inputs
-    and one layer.
-    """
-    mask = step.tokens * step.seq_len * step.compute if _masked(step) else 0
-    if step.activation_checkpointing:
-        layers = 4 * step.tokens * step.d_model * step.n_layers
-    else:
-        layers = layer_bytes(step) * step.sparse + layer_bytes(step, dense=True) * step.first_k_dense_replace
-    last_norm = (4 if step.gpu else 8) * step.tokens * step.d_model
-    batch = 3 * 8 * step.tokens  # tokens, labels, shifted labels
-    embedding = step.tokens * step.d_model * (1 if step.gpu else 4) if step.dropout else 0
-    return mask + layers + last_norm + batch + embedding + histogram_bytes(step)
-
-
-def histogram_bytes(step: Step) -> int:
-    """Of balance quantile: of a microbatch, twice as its layers are stacked, and of the step so far."""
-    return 3 * 8 * QUANTILE_BINS * step.n_experts * step.sparse if step.quantile else 0
-
-
 def copy_bytes(step: Step) -> tuple[int, int]:
     """Weights that exist beside the fp32 ones, without and with those of one block that is recomputed."""
     attention = step.count.attention // step.n_layers
@@ -142,37 +89,73 @@ def copy_bytes(step: Step) -> tuple[int, int]:
 
 def loss_bytes(step: Step) -> tuple[int, int]:
     """Of the loss: at its own peak, and what stays of it until the backward pass."""
-    d, v, c = step.d_model, step.vocab_size, step.compute
+    d, c = step.d_model, step.compute
     budget = CHUNK_LOGITS_GPU if step.gpu else CHUNK_LOGITS_CPU
-    rows = min(step.tokens, max(d, budget // v))
-    logits = rows * v * (2 + 4 + 2 if step.bf16 else 4)
-    casts = (
-        2 * v * d * (2 if step.n_gpus == 1 else 1) if step.bf16 else 0
-    )  # of the head, and a chunk's part of its grad
+    rows = min(step.tokens, max(d, budget // step.vocab_size))
+    v = -(-step.vocab_size // PADDED_TO_GPU) * PADDED_TO_GPU if step.gpu else step.vocab_size
     kept = 4 * step.tokens * d + 4 * v * d
-    return kept + 4 * step.tokens * d + logits + casts + rows * d * c, kept
+    chunk = rows * v * (2 + 2 if step.bf16 else 4) + rows * d * c
+    if step.bf16:  # of the head a copy; then the softmax in fp32, or a chunk's part of the head's gradient
+        softmax, part = 0 if step.compiled else 4 * rows * v, 2 * v * d if step.n_gpus == 1 else 0
+        chunk += 2 * v * d + max(softmax, part)
+    return kept + 4 * step.tokens * d + chunk, kept
+
+
+def forward_bytes(step: Step) -> int:
+    """Inside a block's forward pass that keeps nothing, beside its input, at one of its products."""
+    if step.compiled:  # what it would keep comes out of the graph, and is dropped then; with it comes its output
+        return layer_bytes(step)
+    d, c = step.d_model, step.compute
+    held = 4 * d + (c + 4) * d + (c if step.bf16 else 0) * d  # residual, attention's output, both forms of the norm's
+    rows = c * step.top_k * (d + max(4 * step.expert_hidden, 3 * step.expert_hidden + d)) if step.gpu else 0
+    return step.tokens * (held + rows)
 
 
 def backward_bytes(step: Step) -> int:
-    """Inside one block's backward pass, at its experts."""
+    """Inside one block's backward pass, at its experts, beside the gradient of the residual stream."""
+    if step.gpu:
+        return _kernels_backward_bytes(step)
     d, f, c = step.d_model, step.expert_hidden, step.compute
     rows = step.tokens * step.top_k
     largest = step.tokens if step.one_expert else max(-(-rows // step.n_experts), min(rows, CPU_BLOCK_ROWS))
     weights = step.count.experts // step.sparse * (2 + 4 if step.bf16 else 4)
-    inside = 5 * c * rows * f if step.gpu else c * largest * (5 * f + 3 * d)
-    scatter = rows * d * (c + (4 if step.bf16 else 0) + c)  # the weighted gradients, one row for each choice
-    products = rows * d * c + weights + inside  # a GPU's outputs have gone by then
-    return 2 * 4 * step.tokens * d + (max(scatter, products) if step.gpu else products)
+    return 4 * step.tokens * d + rows * d * c + weights + c * largest * (5 * f + 3 * d)
+
+
+def _kernels_backward_bytes(step: Step) -> int:
+    """Of a GPU's grouped kernels, in order: the shared expert; each row's gradient, made beside all that the experts
+    keep; the gradients of hidden values, when the output's row and the product's input are gone; at the end the
+    matrices' gradients, cast to fp32, in the place of the matrices' own copies.
+    """
+    d, f, c = step.d_model, step.expert_hidden, step.compute
+    rows, w2 = step.tokens * step.top_k, step.count.experts // step.sparse // 3
+    width = step.n_shared_experts * f
+    shared = mlp_backward_bytes(step, width) + step.tokens * d * c if width else 0
+    hidden = c * max(rows * (2 * f - d), rows * f + w2)
+    if step.compiled:  # the graph returns all gradients together
+        made, matrices = rows * d * c, (3 * 4 + (2 * 2 - 3 * 2 if step.bf16 else 0)) * w2
+    else:  # a row's gradient is made in fp32, of one that was cast to fp32
+        cast = 4 * step.tokens * d if step.bf16 else 0
+        made, hidden = cast + rows * d * (4 + 4 + (2 if step.bf16 else 0)), cast + hidden
+        matrices = (2 * 4 + (2 * 2 - 3 * 2 if step.bf16 else 0)) * w2
+    return max(shared, max(made, hidden) - mlp_bytes(step, width), matrices - experts_bytes(step))
+
+
+def mlp_backward_bytes(step: Step, hidden: int) -> int:
+    """Inside the backward pass of an MLP that all tokens pass, when the product's input is gone."""
+    return step.compute * 2 * step.tokens * hidden
 
 
 def dense_backward_bytes(step: Step) -> int:
-    """Inside a dense block's backward pass, at its MLP: what is between w2 and w13, and a matrix's gradient, cast."""
-    weight = 2 * step.d_model * step.dense_width * (2 + 4 if step.bf16 else 4)
-    return 2 * 4 * step.tokens * step.d_model + 5 * step.compute * step.tokens * step.dense_width + weight
+    """Inside a dense block's backward pass, at its MLP; at its end a matrix's gradient, cast."""
+    d, width = step.d_model, step.dense_width
+    weight = 2 * d * width * (2 + 4 if step.bf16 else 4)
+    inside = max(mlp_backward_bytes(step, width), weight - mlp_bytes(step, width))
+    return (4 + step.compute) * step.tokens * d + inside
 
 
 def attention_backward_bytes(step: Step) -> int:
-    """Inside one block's backward pass, at varlen attention."""
+    """Inside one block's backward pass, at varlen attention, beside the gradient of the residual stream."""
     if not (step.gpu and step.bf16 and step.document_mask):
         return 0
     h, g, c = step.n_heads, step.n_kv_heads, step.channels
@@ -181,7 +164,7 @@ def attention_backward_bytes(step: Step) -> int:
     summed = 4 * (step.tokens + 128 * documents) * h * (rounded + 1)
     gradients = 2 * step.tokens * c * (2 * h + 2 * g)  # of the output, of q, k and v
     expanded = 2 * 2 * step.tokens * h * c if h != g else 0
-    return 2 * 4 * step.tokens * step.d_model + summed + gradients + expanded
+    return 4 * step.tokens * step.d_model + summed + gradients + expanded
 
 
 def update_bytes(step: Step) -> int:
@@ -200,8 +183,11 @@ def update_bytes(step: Step) -> int:
     for number, rows, cols, joined in batches:
         elements, gram = number * rows * cols, number * min(rows, cols) ** 2
         kept = 4 * elements * (2 if joined and number > 1 else 1)
-        iteration = (3 * 2 if step.gpu else 2 * 4) * elements + (2 if step.gpu else 4) * 2 * gram
-        largest = max(largest, kept + iteration)
+        wide = 2 if step.gpu else 4
+        iteration = (3 * 2 if step.gpu else 2 * 4) * elements + wide * 2 * gram
+        # A tall matrix's update comes out turned, and is copied; experts' new weights are made beside the old ones.
+        applied = (wide * (2 if rows > cols else 1) + (0 if joined else 4)) * elements
+        largest = max(largest, kept + max(iteration, applied))
     return largest
 
 
@@ -219,30 +205,33 @@ def phases(step: Step) -> list[StepMemory]:
     optimizer = optimizer_bytes(step) // step.n_gpus
     activations = activation_bytes(step)
     copies, recomputing = copy_bytes(step)
-    at_loss, kept = loss_bytes(step)
+    at_loss, _ = loss_bytes(step)
     before = weights if step.accumulated else 0
     head = 4 * step.vocab_size * step.d_model
     sparse_layer, dense_layer = layer_bytes(step), layer_bytes(step, dense=True)
-    layer = sparse_layer if step.activation_checkpointing else 0
-    inside = max(backward_bytes(step), attention_backward_bytes(step))
-    first = 4 * step.tokens * step.d_model * 2
+    residual = 4 * step.tokens * step.d_model
+    layer = sparse_layer - residual if step.activation_checkpointing else 0  # its input is counted
+    inside = residual + max(backward_bytes(step), attention_backward_bytes(step) - experts_bytes(step))
+    waiting = head if step.tie_embeddings or not step.accumulated else 0  # one gradient: it waits for the embedding's
 
     def phase(name: str, gradients: int, copies: int, activations: int, loss: int, workspace: int) -> StepMemory:
         return StepMemory(name, weights, gradients, optimizer, copies, activations, loss, workspace)
 
     dense = []
     if step.first_k_dense_replace:
-        kept_layers = 4 * step.tokens * step.d_model if step.activation_checkpointing else dense_layer
+        kept_layers = residual if step.activation_checkpointing else dense_layer
         live = kept_layers * step.first_k_dense_replace + (dense_layer if step.activation_checkpointing else 0)
-        workspace = dense_backward_bytes(step)
-        dense = [phase("dense", weights, recomputing, live, 0 if step.accumulated else head, workspace)]
+        dense = [phase("dense", weights, recomputing, live, waiting, dense_backward_bytes(step))]
+    forward = []
+    if step.activation_checkpointing:
+        inputs = activations - last_norm_bytes(step)
+        forward = [phase("forward", before, recomputing, inputs, 0, forward_bytes(step))]
     return [
+        *forward,
         phase("loss", before, copies, activations, at_loss, 0),
-        phase(
-            "backward", before, recomputing, activations + layer, kept if not step.accumulated else kept - head, inside
-        ),
+        phase("backward", before, recomputing, activations - last_norm_bytes(step) + layer, waiting, inside),
         *dense,
-        phase("end", weights, recomputing - copies, 0, 0, head + first),
+        phase("end", weights, recomputing - copies, 0, waiting if step.accumulated else 0, head + 2 * residual),
         phase("optimizer", weights, 0, 0, 0, update_bytes(step) // step.n_gpus),
     ]
 

@@ -12,6 +12,7 @@ class Step:
     """One step of training. `microbatch` in sequences; `accumulated` where it is not the full batch of the device.
 
     muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
+    compiled: blocks that Inductor compiled for a GPU.
     one_expert: the worst router: every token has one expert in common.
     """
 
@@ -40,6 +41,7 @@ class Step:
     momentum_bytes: int = 4
     gpu: bool
     bf16: bool
+    compiled: bool = False
     n_gpus: int = 1
     one_expert: bool = False
 

@@ -100,8 +100,9 @@ def _muon_update(
             updates = _orthogonal_rows(parts, batch[0], group["split"])
         else:
             stacks = [_matrices(part, group["split"]) for part in parts]
-            x_NRC = _orthogonal(stacks[0] if len(stacks) == 1 else torch.cat(stacks))
-            updates = x_NRC.split([stack.shape[0] for stack in stacks])
+            sizes = [stack.shape[0] for stack in stacks]
+            updates = _orthogonal(stacks[0] if len(stacks) == 1 else torch.cat(stacks)).split(sizes)
+            del stacks
         scale = group["lr"] * ADJUST_LR[group["adjust_lr_fn"]](rows // group["split"], cols)
         for p, update in zip(batch, updates, strict=True):
             part = local(p)
@@ -112,6 +113,7 @@ def _muon_update(
                 torch.where(fed[p], (part * decay).add_(update, alpha=-scale), part, out=part)
             if norms is not None:
                 norms[p] = scale, _norm(update.where(fed[p], 0) if p in fed else update, p)
+        del parts, part, updates, update  # or they would be there beside the next batch's
 
 
 def _fed_experts(p: Tensor) -> Tensor:

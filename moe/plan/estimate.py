@@ -138,6 +138,7 @@ def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) 
         momentum_bytes=2 if config.optimizer.momentum_dtype == "bf16" else 4,
         gpu=True,
         bf16=config.precision != "fp32",
+        compiled=config.compile is not False,  # auto: Triton comes with torch for a GPU
         n_gpus=n_gpus,
     )
 

@@ -29,6 +29,7 @@ from moe.config import Config
 from moe.model.router import RouterStats, Routing
 from moe.optim.groups import build_optimizer
 from moe.plan.profile_parts import Row, part_rows, wait
+from moe.train.callbacks.fixed_order import fixed_order
 from moe.train.compiling import COMPILED
 from moe.train.composer_model import MoEModel, build_model
 from moe.train.inputs import Inputs
@@ -173,7 +174,8 @@ class _Loop:
         data = time.perf_counter() - start
         for first in range(0, len(batch["tokens"]), self.microbatch):
             part = {key: value[first : first + self.microbatch] for key, value in batch.items()}
-            self.model.mean_loss(part, self.config.precision)[1].backward()
+            with fixed_order(self.config.deterministic and self.device.type == "cuda"):
+                self.model.mean_loss(part, self.config.precision)[1].backward()
         wait(self.device)
         update = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip_norm)

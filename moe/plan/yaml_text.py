@@ -25,6 +25,7 @@ SECTIONS = {
         "activation_checkpointing",
         "parallelism",
         "compile",
+        "deterministic",
     ),
     "checkpoints and resuming": (
         "save_folder",

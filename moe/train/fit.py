@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from composer import Trainer
 
+from moe.common.errors import RunFailed
 from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
 from moe.optim.auto import Choice
 from moe.optim.groups import build_optimizer
 from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
+from moe.train.callbacks.fixed_order import REFUSED
 from moe.train.callbacks.progress import Progress, build_watchdog, watched
 from moe.train.callbacks.task_scores import TaskScores
 from moe.train.callbacks.user import build_user_callbacks
@@ -136,5 +138,9 @@ def _train(
             assert end is not None
             if more_steps and trainer.state.timestamp.get(end.unit) < end:  # else a callback has stopped it
                 trainer.fit()
+    except RuntimeError as error:
+        if REFUSED not in str(error):
+            raise
+        raise RunFailed(f"{str(error).partition('.')[0]} (deterministic); set deterministic=false") from error
     finally:
         trainer.engine.close()  # not trainer.close(), which waits for all ranks: one of them may have failed alone

@@ -57,6 +57,9 @@ def test_an_operation_without_a_deterministic_algorithm_is_reported_and_the_flag
     assert torch.utils.deterministic.fill_uninitialized_memory and not torch.are_deterministic_algorithms_enabled()
     (said,) = figures(run).values()
     assert said == "does not run: such_kernel does not have a deterministic implementation"
+    assert not record.faults(run.record)
+    same_bits._report(run, "full model", work, deterministic=True)
+    assert record.faults(run.record) == ["same bits again, deterministic: full model"], "what a run promises"
 
 
 def test_attention_is_asked_with_documents_that_have_many_blocks_of_keys(run, monkeypatch) -> None:

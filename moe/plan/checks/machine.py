@@ -90,11 +90,14 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
     """The computed peak of a step against the memory of the device."""
     import torch
 
+    from moe.train.compiling import wants_compile
+
     asked, batch = config.device_train_microbatch_size, config.global_train_batch_size
     step, hint = make_step(config, vocab_size, n_gpus=1, microbatch=1), ""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         there, where = device.total_memory, device.name
+        step = replace(step, compiled=wants_compile(config.compile, on_gpu=True))  # auto: whether Triton is installed
         most = largest_microbatch(step, there, batch)
         step = replace(step, microbatch=max(1, most) if asked == "auto" else min(int(asked), batch))
         needed, hint = gpu_memory(step).total, f"; the largest microbatch that fits is {most}" if most else ""
@@ -103,7 +106,7 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
 
         there, where = psutil.virtual_memory().available, "this machine"
         microbatch = 4096 // config.max_seq_len if asked == "auto" else int(asked)
-        step = replace(step, microbatch=max(1, min(microbatch, batch)), gpu=False, bf16=False)
+        step = replace(step, microbatch=max(1, min(microbatch, batch)), gpu=False, bf16=False, compiled=False)
         needed = step_memory(step).total
     text = f"a step takes about {size(needed)} at microbatch {step.microbatch} (computed)"
     if needed > there:

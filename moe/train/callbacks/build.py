@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from composer import Callback
 from composer.loggers import LoggerDestination
 
@@ -19,6 +20,7 @@ from moe.optim.rates import schedule
 from moe.train.callbacks.alarms import Alarms
 from moe.train.callbacks.console import Console
 from moe.train.callbacks.events import Events
+from moe.train.callbacks.fixed_order import FixedOrder
 from moe.train.callbacks.gradients import GradientClipping
 from moe.train.callbacks.learning_rate import LearningRate
 from moe.train.callbacks.losses import StepLosses
@@ -94,7 +96,8 @@ def build_callbacks(
     *ours, saver = callbacks
     if config.eval_data is not None and config.sample_prompts:
         ours.append(Samples(model.transformer, inputs.tokenizer, list(config.sample_prompts)))
-    return [*ours, *([users] if users.classes else []), saver]
+    order = [FixedOrder()] if config.deterministic and torch.cuda.is_available() else []
+    return [*order, *ours, *([users] if users.classes else []), saver]
 
 
 def build_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from moe.common.units import note, say
@@ -38,6 +39,8 @@ def join(config: Config, *, on_gpu: bool) -> Peers:
         say_here(f"not started: {missing}; nothing has changed; run the same command again")
         raise Stopped from None
     store.set_timeout(timedelta(seconds=DIST_TIMEOUT))
+    if not on_gpu:  # torch records Python's stack at each collective; nobody reads it of gloo's
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
     backend = get_device("gpu" if on_gpu else "cpu").dist_backend
     torch.distributed.init_process_group(
         backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=timedelta(seconds=DIST_TIMEOUT)

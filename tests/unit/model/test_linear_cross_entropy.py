@@ -182,3 +182,24 @@ def test_a_fused_chunk_gives_the_eager_ones_numbers_from_one_graph(dtype, z_weig
         torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-6)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], "one graph for the last chunk too"
     loss_module._compiled_chunk.cache_clear()
+
+
+@pytest.mark.parametrize("fused", [None, "aot_eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_with_rows_of_zeros_gives_the_same_numbers(monkeypatch, dtype, fused):
+    """As on a GPU, whose products want a vocabulary that is no odd number."""
+    found = []
+    for multiple in (1, 64):
+        torch._dynamo.reset()
+        loss_module._compiled_chunk.cache_clear()
+        monkeypatch.setitem(loss_module.PADDED_TO, "cpu", multiple)
+        x, w, target = inputs(torch.float32)
+        with Made() as made, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            head = linear_cross_entropy(x, w, target, z_weight=0.3, fused=fused)
+            scores = loss_module.token_scores(x.detach(), w.detach(), target.clamp(min=0))
+        head.loss.backward()
+        assert (multiple == 64) == bool([t for t in made.tensors if t.shape == (10, 64)]), "logits of a chunk"
+        found.append((*(part.detach() for part in head), x.grad, w.grad, *scores))
+    for plain_one, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain_one, atol=1e-6, rtol=1e-6)
+    loss_module._compiled_chunk.cache_clear()

@@ -1,0 +1,69 @@
+"""Deterministic algorithms on a GPU, asked for where a step computes and nowhere else."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from moe.common.errors import RunFailed
+from moe.train import fit
+from moe.train.callbacks import build
+from moe.train.callbacks.console import Console
+from moe.train.callbacks.fixed_order import FixedOrder
+from moe.train.composer_model import MoEModel
+from tests.unit.train.runs import train
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_step_is_computed_in_a_fixed_order_and_nothing_else_is(tiny, tmp_path, monkeypatch, wanted) -> None:
+    seen: dict[str, set[bool]] = {"forward": set(), "backward": set(), "evaluation": set(), "after": set()}
+    asked = torch.are_deterministic_algorithms_enabled
+    plain_loss, plain_end = MoEModel.loss, Console.batch_end
+    plain_eval = MoEModel.eval_forward
+
+    has_gpu = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
+
+    def loss(self, *args):
+        seen["forward"].add(asked())
+        found = plain_loss(self, *args)
+        next(iter(found.values())).register_hook(lambda grad: seen["backward"].add(asked()))
+        return found
+
+    monkeypatch.setattr(build, "torch", has_gpu)
+    monkeypatch.setattr(MoEModel, "loss", loss)
+    monkeypatch.setattr(
+        MoEModel, "eval_forward", lambda *a, **k: seen["evaluation"].add(asked()) or plain_eval(*a, **k)
+    )
+    monkeypatch.setattr(Console, "batch_end", lambda *a: seen["after"].add(asked()) or plain_end(*a))
+    settings = ["max_duration=2ba", "scheduler.t_warmup=1ba", f"deterministic={wanted}"]
+    assert train(tiny, tmp_path, *settings)[0] == 0
+    assert seen == {"forward": {wanted}, "backward": {wanted}, "evaluation": {False}, "after": {False}}
+
+
+def test_what_was_set_before_is_set_afterwards() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        order = FixedOrder()
+        order.before_forward(None, None)
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "with a warning alone attention keeps its way"
+        order.after_backward(None, None)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_an_operation_that_knows_no_such_way_ends_the_run_with_the_setting(monkeypatch) -> None:
+    class OneStep:
+        engine = type("", (), {"close": staticmethod(lambda: None)})
+        state = type("", (), {"max_duration": 1})
+
+        def eval(self):
+            torch.use_deterministic_algorithms(True)
+            try:
+                torch.empty(2, 2).put_(torch.tensor([0]), torch.tensor([1.0]))  # torch refuses
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+    monkeypatch.setattr(fit, "interrupted_by_lost_processes", lambda watchdog: torch.no_grad())
+    with pytest.raises(RunFailed, match="set deterministic=false"):
+        fit._train(OneStep(), None, eval_first=True, scores=None, more_steps=False)
