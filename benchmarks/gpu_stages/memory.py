@@ -84,7 +84,8 @@ def _phases(
     run.figure(f"{name}: peak", measured / 1e9, "GB", expected=whole.total / 1e9, source="moe estimate, within 10%",
                check=good, top=True)  # fmt: skip
     for key in ("loss", "backward", "optimizer"):
-        expected = max(computed[k].total for k in (("backward", "end") if key == "backward" else (key,)))
+        within = {"loss": ("forward", "loss"), "backward": ("backward", "end")}.get(key, (key,))
+        expected = max(computed[name].total for name in within if name in computed)
         run.figure(f"{name}: in {key}", peaks[key] / 1e9, "GB", expected=expected / 1e9, source="moe estimate")
     parts = {key: value / 1e9 for key, value in whole._asdict().items() if key != "phase"}
     listed = ", ".join(f"{key} {value:.2f}" for key, value in parts.items())

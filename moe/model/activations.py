@@ -21,7 +21,7 @@ QUANTILE_BINS = 1000  # as in balance.py
 
 def layer_bytes(step: Step, *, dense: bool = False) -> int:
     """What one block keeps for its backward pass, weights' copies left out; dense: one without experts."""
-    around = _compiled_bytes(step) if step.compiled else _eager_bytes(step)
+    around = _compiled_bytes(step) if step.inductor else _eager_bytes(step)
     around *= step.tokens
     return around + (mlp_bytes(step, step.dense_width) if dense else experts_bytes(step))
 
@@ -29,7 +29,7 @@ def layer_bytes(step: Step, *, dense: bool = False) -> int:
 def experts_bytes(step: Step) -> int:
     """The part of `layer_bytes` that is gone when the backward pass is through with the router and its experts."""
     d, c = step.d_model, step.compute
-    if step.compiled:
+    if step.inductor:
         router = 4 * step.n_experts + step.top_k * (3 * 8 + 4) + 3 * 4
         rows = c * step.top_k * (2 * d + 3 * step.expert_hidden)
     else:
@@ -63,8 +63,8 @@ def _compiled_bytes(step: Step) -> int:
     q, kv = step.n_heads * step.channels, step.n_kv_heads * step.channels
     kept = q if _masked(step) else kv
     attended = c * (q + kept + kept + q) + 4 * step.n_heads
-    norms = {True: step.n_heads + step.n_kv_heads, "head": step.n_heads + step.n_kv_heads, "full": 2}
-    qk = c * (q + kv) + 4 * norms[step.qk_norm] if step.qk_norm else 0
+    normed_rows = 2 if step.qk_norm == "full" else step.n_heads + step.n_kv_heads
+    qk = c * (q + kv) + 4 * normed_rows if step.qk_norm else 0
     return 4 * d + 3 * c * d + 2 * 4 + attended + qk + (2 * d if step.dropout else 0)
 
 
@@ -77,7 +77,7 @@ def mlp_bytes(step: Step, hidden: int) -> int:
     """Of an MLP that all tokens pass: gate and up, silu(gate), its product with up; under bf16 also x, cast. A compiled
     one makes silu(gate) again, and its x is the block's.
     """
-    if step.compiled:
+    if step.inductor:
         return step.tokens * step.compute * 3 * hidden
     return step.tokens * (step.compute * 4 * hidden + (2 * step.d_model if step.bf16 and hidden else 0))
 

@@ -1,30 +1,29 @@
 """Bytes of one training step, from the shape alone: no module is built, torch is not imported.
 
-A step has its peak in one of five phases, whose live tensors are counted as the code allocates them:
+A step has its peak in one of six phases, whose live tensors are counted as the code allocates them:
 
-| phase     | live beside weights, optimizer state and gradients                                          |
-|-----------|---------------------------------------------------------------------------------------------|
-| loss      | activations of all layers, the loss's gradients of head and hidden states, a chunk's logits |
-| backward  | activations of all layers, gradients inside the last layer                                  |
-| dense     | activations of the first, dense layers, gradients inside the last of them                   |
-| end       | gradients inside the first layer, the embedding's gradient                                  |
-| optimizer | what Muon needs for its largest batch of matrices; AdamW's kernel needs nothing             |
+| phase     | live beside weights, optimizer state and gradients                                            |
+|-----------|-----------------------------------------------------------------------------------------------|
+| forward   | under activation checkpointing: the layers' inputs, what one layer holds as it is computed    |
+| loss      | activations of all layers, the loss's gradients of head and hidden states, a chunk's logits   |
+| backward  | activations of all layers, gradients inside the last layer                                    |
+| dense     | activations of the first, dense layers, gradients inside the last of them                     |
+| end       | gradients inside the first layer, the embedding's gradient                                    |
+| optimizer | what Muon needs for its largest batch of matrices; AdamW's kernel needs nothing               |
 
-- Activations are what autograd keeps until the backward pass, tensor by tensor (attention.py, router.py, experts.py,
-  dispatch.py). The CPU's RMSNorm keeps a normalised copy, its masked attention a second output; the GPU's fused
-  kernels do not (taken from their sources, not measured).
+- Activations are what autograd keeps until the backward pass (activations.py). What a block has kept goes piece by
+  piece in its backward pass, last made first; a peak inside it is counted beside what is still there.
+- A head tied to the embedding has its gradient wait for the embedding's, until the end of the backward pass.
 - Under bf16 every matrix has a bf16 copy that lives from its use to its backward pass.
 - Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Gathered at a time are two
   blocks (one in use, one on its way), one block's gradient, embedding and head, in fp32, as they are gathered; the
   copies in bf16 stay beside them.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
-- No token is dropped, so the number of rows does not depend on the router. The CPU's loop over experts has buffers for
-  a block of rows; a GPU's grouped kernels take all experts at once and keep their rows and two results more
-  for the backward pass.
-- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Its backward pass sums the
-  queries' gradient in fp32 with room for 128 tokens more a document, those that only pad the list included, and with
-  grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
-- torch.compile saves some of the activations that are counted here.
+- The CPU's loop over experts has buffers for a block of rows; a GPU's grouped kernels take all experts at once.
+- On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. The backward pass of flash
+  attention sums the queries' gradient in fp32, there with room for 128 tokens more a document, those that only pad the
+  list included, and with grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
+- cuBLAS's workspaces (on an H200 2 x 32 MiB) are not in here, though torch's allocator counts them.
 
 T tokens of a microbatch, D width, H query heads, G key-value heads, C channels of a head, E experts, K experts per
 token, F expert hidden, V vocabulary.
@@ -96,14 +95,14 @@ def loss_bytes(step: Step) -> tuple[int, int]:
     kept = 4 * step.tokens * d + 4 * v * d
     chunk = rows * v * (2 + 2 if step.bf16 else 4) + rows * d * c
     if step.bf16:  # of the head a copy; then the softmax in fp32, or a chunk's part of the head's gradient
-        softmax, part = 0 if step.compiled else 4 * rows * v, 2 * v * d if step.n_gpus == 1 else 0
+        softmax, part = 0 if step.inductor else 4 * rows * v, 2 * v * d if step.n_gpus == 1 else 0
         chunk += 2 * v * d + max(softmax, part)
     return kept + 4 * step.tokens * d + chunk, kept
 
 
 def forward_bytes(step: Step) -> int:
     """Inside a block's forward pass that keeps nothing, beside its input, at one of its products."""
-    if step.compiled:  # what it would keep comes out of the graph, and is dropped then; with it comes its output
+    if step.inductor:  # what it would keep comes out of the graph, and is dropped then; with it comes its output
         return layer_bytes(step)
     d, c = step.d_model, step.compute
     held = 4 * d + (c + 4) * d + (c if step.bf16 else 0) * d  # residual, attention's output, both forms of the norm's
@@ -132,7 +131,7 @@ def _kernels_backward_bytes(step: Step) -> int:
     width = step.n_shared_experts * f
     shared = mlp_backward_bytes(step, width) + step.tokens * d * c if width else 0
     hidden = c * max(rows * (2 * f - d), rows * f + w2)
-    if step.compiled:  # the graph returns all gradients together
+    if step.inductor:  # the graph returns all gradients together
         made, matrices = rows * d * c, (3 * 4 + (2 * 2 - 3 * 2 if step.bf16 else 0)) * w2
     else:  # a row's gradient is made in fp32, of one that was cast to fp32
         cast = 4 * step.tokens * d if step.bf16 else 0
@@ -155,13 +154,15 @@ def dense_backward_bytes(step: Step) -> int:
 
 
 def attention_backward_bytes(step: Step) -> int:
-    """Inside one block's backward pass, at varlen attention, beside the gradient of the residual stream."""
-    if not (step.gpu and step.bf16 and step.document_mask):
+    """Inside one block's backward pass, at flash attention, beside the gradient of the residual stream."""
+    if not (step.gpu and step.bf16):
         return 0
     h, g, c = step.n_heads, step.n_kv_heads, step.channels
     documents = step.microbatch * max(8, 1 << (step.seq_len // TOKENS_A_DOCUMENT - 1).bit_length())
     rounded = -(-c // 32) * 32 if c <= 128 else -(-c // 64) * 64
-    summed = 4 * (step.tokens + 128 * documents) * h * (rounded + 1)
+    alone = step.microbatch * -(-step.seq_len // 128) * 128
+    rows = step.tokens + 128 * documents if step.document_mask else alone
+    summed = 4 * rows * h * (rounded + 1)
     gradients = 2 * step.tokens * c * (2 * h + 2 * g)  # of the output, of q, k and v
     expanded = 2 * 2 * step.tokens * h * c if h != g else 0
     return 4 * step.tokens * step.d_model + summed + gradients + expanded

@@ -12,7 +12,7 @@ class Step:
     """One step of training. `microbatch` in sequences; `accumulated` where it is not the full batch of the device.
 
     muon: Muon for the matrices of the blocks (`momentum_bytes` each), else AdamW for all.
-    compiled: blocks that Inductor compiled for a GPU.
+    compiled: `torch.compile` for blocks and loss; counted on a GPU alone (`inductor`).
     one_expert: the worst router: every token has one expert in common.
     """
 
@@ -53,6 +53,11 @@ class Step:
     def compute(self) -> int:
         """Bytes of a number in the products."""
         return 2 if self.bf16 else 4
+
+    @property
+    def inductor(self) -> bool:
+        """Whether Inductor's GPU kernels run. On a CPU compiled blocks are counted as eager ones."""
+        return self.compiled and self.gpu
 
     @property
     def channels(self) -> int:

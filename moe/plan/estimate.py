@@ -4,7 +4,7 @@
 - Time = model FLOPs / (GPUs x peak x MFU), 4/3 of that under activation checkpointing, which computes a forward again.
 - The MFU is what was published for MoE models of this size (docs/before-a-run.md), a span rather than a number.
 - The dense twin has as many active parameters: one expert as wide as all that a token passes, mean over layers.
-- Nothing here was measured on a GPU; the step's peak is held against the CPU's allocator in a test.
+- The step's peak is held against the CPU's allocator, and against peaks measured on an H200, in tests.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def find_rates(config: Config, vocab_size: int) -> Rates:
 
 
 def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) -> Step:
-    """The run's step on one of `n_gpus`. amp_fp16 takes the memory of bf16."""
+    """The run's step on one of `n_gpus`. amp_fp16 takes the memory of bf16; `compile: auto` is taken for true."""
     return Step(
         **model_shape(config.model, vocab_size),
         document_mask=config.model.document_mask,
@@ -138,7 +138,7 @@ def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) 
         momentum_bytes=2 if config.optimizer.momentum_dtype == "bf16" else 4,
         gpu=True,
         bf16=config.precision != "fp32",
-        compiled=config.compile is not False,  # auto: Triton comes with torch for a GPU
+        compiled=bool(config.compile),  # auto: Triton comes with torch for a GPU
         n_gpus=n_gpus,
     )
 

@@ -106,7 +106,7 @@ def check_memory(config: Config, *, vocab_size: int) -> Result:
 
         there, where = psutil.virtual_memory().available, "this machine"
         microbatch = 4096 // config.max_seq_len if asked == "auto" else int(asked)
-        step = replace(step, microbatch=max(1, min(microbatch, batch)), gpu=False, bf16=False, compiled=False)
+        step = replace(step, microbatch=max(1, min(microbatch, batch)), gpu=False, bf16=False)
         needed = step_memory(step).total
     text = f"a step takes about {size(needed)} at microbatch {step.microbatch} (computed)"
     if needed > there:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moe.model import Transformer, attention, experts, loss, norm, transformer
+from moe.model import Transformer, attention, experts, loss, memory, norm, transformer
 from moe.model.activations import layer_bytes
 from moe.model.block import Block
 from moe.model.documents import Packed
@@ -217,7 +217,8 @@ def test_a_compiled_block_keeps_what_inductors_partitioner_saves(gpu_kernels, ch
         ("500m", 4, {"activation_checkpointing": True}, 7.640),
     ],
 )
-def test_the_computed_peak_is_the_one_measured_on_an_h200(name, microbatch, settings, gigabytes):
-    """torch 2.11, 2,048 tokens a sequence, bf16, Muon, gradients accumulated; computed within 5%."""
+def test_the_computed_peak_is_the_one_measured_on_an_h200(monkeypatch, name, microbatch, settings, gigabytes):
+    """torch 2.11, 2,048 tokens a sequence, bf16, Muon, gradients accumulated; the loss had chunks of 2^26 logits."""
+    monkeypatch.setattr(memory, "CHUNK_LOGITS_GPU", 2**26)
     step = Step(**SHAPES[name], seq_len=2048, microbatch=microbatch, gpu=True, bf16=True, **settings)
     assert step_memory(step).total + WORKSPACES == pytest.approx(gigabytes * 1e9, rel=0.05)

@@ -113,7 +113,11 @@ def test_attentions_backward_pass_has_what_flash_attention_allocates():
         Step(**{**shape, "n_kv_heads": 12}, seq_len=2048, microbatch=2, gpu=True, bf16=True)
     )
     assert same_heads == found - expanded + 2 * tokens * 80 * 2 * 8
-    for changes in ({"document_mask": False}, {"bf16": False}, {"gpu": False}):
+    plain = memory.attention_backward_bytes(
+        Step(**shape, seq_len=2048, microbatch=2, gpu=True, bf16=True, document_mask=False)
+    )
+    assert found - plain == 4 * (rows - tokens) * 12 * (96 + 1), "without documents no rows are added"
+    for changes in ({"bf16": False}, {"gpu": False}):
         settings = {"gpu": True, "bf16": True, **changes}
         assert memory.attention_backward_bytes(Step(**shape, seq_len=2048, microbatch=2, **settings)) == 0
 

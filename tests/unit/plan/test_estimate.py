@@ -98,6 +98,13 @@ def test_a_microbatch_that_is_set_is_the_one_computed() -> None:
     assert [found.microbatch for found in find_memory(config, 50257, GPUS[0])] == [100, 100, 32], "8 GPUs have 32 each"
 
 
+@pytest.mark.parametrize(("setting", "gigabytes"), [("auto", 43.9), ("true", 43.9), ("false", 55.7)])
+def test_the_memory_is_that_of_the_configs_own_compile_setting(setting, gigabytes) -> None:
+    config = load_config(YAML, [f"compile={setting}", "device_train_microbatch_size=32"])
+    found = find_memory(config, 50257, GPUS[0])[0]
+    assert found.step.total / 1e9 == pytest.approx(gigabytes, rel=0.01)
+
+
 def test_disk_counts_the_newest_those_for_ever_and_the_one_being_written() -> None:
     disk = find_disk(load_config(YAML), 50257)
     assert disk.most == 3 + 10 + 1 and disk.total == disk.most * disk.checkpoint
@@ -196,8 +203,9 @@ def test_the_dense_twin_has_the_active_parameters_and_says_on_how_many_tokens_to
 
 
 def test_dense_layers_and_the_width_of_qk_norm_are_in_parameters_flops_memory_the_twin_and_the_page(capsys) -> None:
-    settings = ["model.first_k_dense_replace=2", "model.dense_hidden=3072", "model.qk_norm=full"]
-    plain, found = estimate(capsys), estimate(capsys, *settings)
+    same = "device_train_microbatch_size=16"
+    settings = [same, "model.first_k_dense_replace=2", "model.dense_hidden=3072", "model.qk_norm=full"]
+    plain, found = estimate(capsys, same), estimate(capsys, *settings)
     before, count = plain["parameters"], found["parameters"]
     assert count["dense"] == 2 * 3 * 768 * 3072 and before["dense"] == 0
     assert count["experts"] * 12 == before["experts"] * 10 and count["router"] * 12 == before["router"] * 10
@@ -217,7 +225,8 @@ def test_dense_layers_and_the_width_of_qk_norm_are_in_parameters_flops_memory_th
 
 
 def test_a_shared_expert_is_in_parameters_flops_memory_and_the_page(capsys) -> None:
-    plain, shared = estimate(capsys), estimate(capsys, "model.n_shared_experts=1")
+    same = "device_train_microbatch_size=16"
+    plain, shared = estimate(capsys, same), estimate(capsys, same, "model.n_shared_experts=1")
     count = shared["parameters"]
     of_one = count["experts"] // 8
     assert count["shared"] == of_one and plain["parameters"]["shared"] == 0

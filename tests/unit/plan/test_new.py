@@ -94,7 +94,7 @@ def test_more_tokens_mean_a_larger_batch_that_the_gpus_divide_and_the_rules_rate
 def test_a_model_too_large_for_one_card_is_divided_and_computed_again() -> None:
     config = new("--tokens", "20B", "--params", "4B", "--gpu", "A100 40GB", "--gpus", "8")
     assert config.parallelism.fsdp2
-    alone = new("--like", "500m", "--gpu", "3080", out="alone.yaml")
+    alone = new("--like", "1b", "--gpu", "4080", out="alone.yaml")
     assert alone.activation_checkpointing and not alone.parallelism.fsdp2
 
 
