@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import time
 from typing import Any
 
@@ -57,8 +56,6 @@ def step(run: Run) -> None:
 
 
 def expected_memory(shape: dict[str, int], seq_len: int, microbatch: int, **settings: Any) -> Step:
-    if "compiled" not in inspect.signature(Step).parameters:  # a Step that does not tell a compiled model apart
-        settings.pop("compiled", None)
     return Step(**shape, seq_len=seq_len, microbatch=microbatch, **{"gpu": True, "bf16": True, **settings})
 
 
