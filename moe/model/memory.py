@@ -22,7 +22,8 @@ A step has its peak in one of six phases, whose live tensors are counted as the 
 - The CPU's loop over experts has buffers for a block of rows; a GPU's grouped kernels take all experts at once.
 - On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. The backward pass of flash
   attention sums the queries' gradient in fp32, there with room for 128 tokens more a document, those that only pad the
-  list included, and with grouped-query attention holds keys' and values' gradients for every query head (flash attention's source).
+  list included, and with grouped-query attention holds keys' and values' gradients for every query head (flash
+  attention's source).
 - cuBLAS's workspaces (on an H200 2 x 32 MiB) are not in here, though torch's allocator counts them.
 
 T tokens of a microbatch, D width, H query heads, G key-value heads, C channels of a head, E experts, K experts per
