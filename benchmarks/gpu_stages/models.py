@@ -82,9 +82,9 @@ def batches_of(
     return made
 
 
-def autocast(run: Run) -> Any:
+def autocast(run: Run, wanted: bool = True) -> Any:
     """bf16, as amp_bf16 has it; in fp32 in a dry run, which a CPU is faster in."""
-    return torch.autocast(run.device, torch.bfloat16, enabled=not run.dry)
+    return torch.autocast(run.device, torch.bfloat16, enabled=wanted and not run.dry)
 
 
 def forward(run: Run, model: Transformer, batch: dict[str, Tensor]) -> tuple[Tensor, LossParts]:

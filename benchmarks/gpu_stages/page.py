@@ -15,7 +15,7 @@ from gpu_stages.stages import STAGES
 PLACES = {  # a page, its mark, and the stages whose records stand there
     "performance.md": ("gpu", ["machine", "step", "profile", "peers", "tune", "kernels", "learn"]),
     "before-a-run.md": ("gpu-memory", ["memory"]),
-    "resume.md": ("gpu-resume", ["smoke", "train", "twin"]),
+    "resume.md": ("gpu-resume", ["smoke", "resume", "train", "twin"]),
 }
 LONG = 60  # characters of a text that would make its table's column wider than a screen: it stands below
 NOT_YET = "Not measured on a GPU yet: `make gpu` measures it (half an hour on one GPU)."

@@ -1,9 +1,10 @@
-"""200 steps in bf16 beside transformers' model: the same weights, data, optimizer; the losses stay together.
+"""150 steps beside transformers' model: the same weights, data, optimizer; the losses stay together.
 
-- Documents are not kept apart on either side, and there is no load balance: so both compute the same.
-- Training enlarges any difference of rounding. How far is shown by a third: transformers' model once more, from the
-  same weights, with its eager attention instead of SDPA's. Ours may differ from the first by `OF_NOISE` times as much
-  as that one does. Written down before a run had shown that noise.
+- In fp32 both compute the same, and differ by rounding alone: a fault in the model or in a kernel shows. Documents are
+  not kept apart on either side, and there is no load balance.
+- In bf16 they do not compute the same: under autocast transformers' experts stay in the weights' fp32, ours are in
+  bf16. How far that leads stands beside what was hoped for before it was known: the mean within 0.02, each loss
+  within 0.1.
 """
 
 from __future__ import annotations
@@ -23,67 +24,81 @@ from gpu_stages.run import Run
 from moe.model import LossParts
 from moe.model.families.qwen3_moe import QWEN3_MOE
 from moe.model.families.table import complete
+from moe.train.tf32 import forbid_tf32
 from moe.use.export.settings import to_config
 from moe.use.export.to_hf import hf_tensors, write_weights
 
 LR = 3e-4
-OF_NOISE = 1.5
-FAR = 0.1  # expected of the largest difference before any run; the first, on an H200, had 0.157
+FAR = {"fp32": 0.01, "bf16": 0.1}  # a step's losses may be so far apart: in fp32 a check, in bf16 a goal
+NEAR = 0.02  # the means of the last steps
+
+Side = tuple[nn.Module, Optimizer, Callable[[Tensor], Tensor], list[Tensor]]
 
 
 def twin(run: Run) -> None:
     import transformers
 
-    shape, _ = shape_of(run, "medium")
-    samples, seq_len, steps = (16, 512, 200) if not run.dry else (2, 64, 6)
-    model = make_model(run, TINY if run.dry else shape, document_mask=False)
-    folder = _export(run, model, shape, seq_len)
-    peer, noise = (_peer(run, folder, attention) for attention in ("sdpa", "eager"))
+    forbid_tf32()
     run.figure("transformers", transformers.__version__)
-    batches = make_batches(run, samples, seq_len, steps, ends=False)
+    shape, _ = shape_of(run, "medium")
+    samples, seq_len, steps = (16, 512, 150) if not run.dry else (2, 64, 6)
+    sides: dict[str, tuple[Side, Side]] = {}
+    for precision in FAR:
+        model = make_model(run, TINY if run.dry else shape, document_mask=False)
+        folder = _export(run, model, shape, seq_len)
+        sides[precision] = _ours(model), _theirs(run, folder)
+    for number, batch in enumerate(make_batches(run, samples, seq_len, steps, ends=False)):
+        for precision, pair in sides.items():
+            for net, optimizer, loss_of, found in pair:
+                with autocast(run, precision == "bf16"):
+                    loss = loss_of(batch["tokens"])
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                found.append(loss.detach())
+        if run.left() < 5 and not run.dry:
+            run.figure("ended early, at step", number + 1)
+            break
+    for precision, pair in sides.items():
+        report(run, precision, *(torch.stack([loss.float() for loss in found]).cpu().tolist() for *_, found in pair))
 
-    def our_loss(tokens: Tensor) -> Tensor:
+
+def _ours(model: nn.Module) -> Side:
+    def loss_of(tokens: Tensor) -> Tensor:
         parts = model(tokens, tokens)
         assert isinstance(parts, LossParts)
         return parts.loss / parts.targets
 
-    ours = make_optimizer(model, "adamw")
-    for group in ours.param_groups:
+    optimizer = make_optimizer(model, "adamw")  # type: ignore[arg-type]
+    for group in optimizer.param_groups:
         group["lr"] = LR
-    sides: list[tuple[nn.Module, Optimizer, Callable[[Tensor], Tensor], list[Tensor]]] = [(model, ours, our_loss, [])]
-    for net in (peer, noise):
-        sides.append((net, _adamw(net), lambda tokens, net=net: net(input_ids=tokens, labels=tokens).loss, []))
-    for number, batch in enumerate(batches):
-        for net, optimizer, loss_of, found in sides:
-            with autocast(run):
-                loss = loss_of(batch["tokens"])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            found.append(loss.detach())
-        if run.left() < 5 and not run.dry:
-            run.figure("ended early, at step", number + 1)
-            break
-    report(run, *(torch.stack([loss.float() for loss in found]).cpu().tolist() for *_, found in sides))
+    return model, optimizer, loss_of, []
 
 
-def report(run: Run, a: list[float], b: list[float], c: list[float]) -> None:
-    """Losses by step: ours, transformers', and transformers' with another attention."""
-    run.figure("loss at step 1, ours", a[0], expected=b[0], source="transformers", check=abs(a[0] - b[0]) < 0.01)
+def _theirs(run: Run, folder: Path) -> Side:
+    """transformers' model with our weights."""
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(run.device).train()
+    return net, _adamw(net), lambda tokens: net(input_ids=tokens, labels=tokens).loss, []
+
+
+def report(run: Run, precision: str, a: list[float], b: list[float]) -> None:
+    """Losses by step: ours, transformers'."""
+    exact = precision == "fp32"
+    near = abs(a[0] - b[0]) < (1e-4 if exact else 0.01)
+    run.figure(f"{precision}: loss at step 1, ours", a[0], expected=b[0], source="transformers", check=near)
+    far, step = _farthest(a, b)
+    met = {"check" if exact else "goal": far <= FAR[precision]}
+    run.figure(f"{precision}: largest difference of a step's losses", far, f"at step {step}", expected=FAR[precision],
+               source="at most", top=exact, **met)  # fmt: skip
     last = max(1, len(a) // 10)
     mean_a, mean_b = statistics.mean(a[-last:]), statistics.mean(b[-last:])
-    run.figure(f"mean loss of the last {last} steps, ours", mean_a, expected=mean_b, source="transformers",
-               check=abs(mean_a - mean_b) < 0.02, top=True)  # fmt: skip
-    (far, step), (noise, noise_step) = (_farthest(b, other) for other in (a, c))
-    run.figure("largest difference of a step's losses", far, expected=FAR,
-               source="written down before any run; the first had 0.157, so beside the noise below")  # fmt: skip
-    run.figure("largest difference of a step's losses: at step", step)
-    run.figure("transformers beside itself with another attention: largest difference", noise)
-    run.figure("transformers beside itself with another attention: at step", noise_step)
-    run.figure("largest difference, of transformers' own", far / max(noise, 1e-12), "times", expected=OF_NOISE,
-               source="at most", check=run.dry or far <= OF_NOISE * noise, top=True)  # fmt: skip
-    run.figure("fallen by", a[0] - mean_a, check=run.dry or a[0] - mean_a > 1.0)
+    met = {"check" if exact else "goal": abs(mean_a - mean_b) < NEAR}
+    run.figure(f"{precision}: mean loss of the last {last} steps, ours", mean_a, expected=mean_b,
+               source="transformers", top=True, **met)  # fmt: skip
+    run.figure(f"{precision}: fallen by", a[0] - mean_a, check=run.dry or a[0] - mean_a > 1.0)
 
 
 def _farthest(a: list[float], b: list[float]) -> tuple[float, int]:
@@ -114,11 +129,3 @@ def _export(run: Run, model: nn.Module, shape: dict[str, int], seq_len: int) -> 
     weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
     write_weights(folder, hf_tensors(weights, QWEN3_MOE), shard_bytes=2**32, say=lambda line: None)
     return folder
-
-
-def _peer(run: Run, folder: Path, attention: str) -> nn.Module:
-    """transformers' model with our weights."""
-    from transformers import AutoModelForCausalLM
-
-    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
-    return peer.to(run.device).train()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from gpu_stages import record, smoke, train, training
+from gpu_stages import record, resume, smoke, train, training
 from gpu_stages.run import Run
 
 TRAINER = """
@@ -49,64 +49,89 @@ def test_a_run_is_killed_when_there_is_a_checkpoint_to_resume_from(run, tmp_path
     assert code == -training.KILL and training.is_saved(tmp_path, 10)
 
 
-def play(
-    monkeypatch, resumes: list[int], last_losses: list[float], cut: dict[int, float] | None = None
-) -> list[list[str]]:
-    """Stand-ins for the runs of `train`: their events, and the last loss of each that trains to its end. The settings
-    that each was given. cut: other losses of the interrupted run, by step.
+def play(monkeypatch, resumes: list[int], cut: dict[int, float] | None = None) -> dict[str, list[list[str]]]:
+    """Stand-ins for the runs of `resume`: the settings that each start was given, by run. cut: other losses of the
+    interrupted run, by step.
     """
-    given: list[list[str]] = []
+    given: dict[str, list[list[str]]] = {"whole": [], "cut": []}
 
-    def leave(settings: list[str], loss: float = 3.0) -> None:
-        given.append(settings)
+    def leave(settings: list[str]) -> None:
         folder = Path(next(s.partition("=")[2] for s in settings if s.startswith("save_folder=")))
-        (folder / "step-00000030").mkdir(parents=True, exist_ok=True)
-        (folder / "step-00000030/manifest.json").touch()
-        losses = dict.fromkeys(range(1, 31), 3.0) | {30: loss} | ((cut or {}) if folder.name == "cut" else {})
-        row = {"throughput/tokens_per_sec": 1.0, "throughput/data_wait": 0.0}
-        rows = [{"step": step, "train/loss": loss, **row} for step, loss in losses.items()]
+        given[folder.name].append(settings)
+        (folder / "step-00000020").mkdir(parents=True, exist_ok=True)
+        (folder / "step-00000020/manifest.json").touch()
+        losses = dict.fromkeys(range(1, 21), 3.0) | ((cut or {}) if folder.name == "cut" else {})
+        rows = [{"step": step, "train/loss": loss} for step, loss in losses.items()]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         events = [{"event": "start", "step": 0}, *({"event": "resume", "step": step} for step in resumes)]
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-        (folder / "run.json").write_text(json.dumps({"microbatch": {"size": 4}}))
 
     def to_end(run, yaml, settings, **_) -> int:
-        leave(settings, last_losses.pop(0))
+        leave(settings)
         return 0
 
     def and_signal(run, yaml, settings, *, number, **_) -> int:
         leave(settings)
         return 75 if number == training.TERM else -number
 
-    monkeypatch.setattr(train, "train_to_end", to_end)
-    monkeypatch.setattr(train, "train_and_signal", and_signal)
+    monkeypatch.setattr(resume, "train_to_end", to_end)
+    monkeypatch.setattr(resume, "train_and_signal", and_signal)
     return given
 
 
-def test_a_resume_from_the_checkpoints_is_what_is_compared(run, monkeypatch) -> None:
-    (run.work / "train.log").write_text("".join(f"line {number}\n" for number in range(50)))
-    given = play(monkeypatch, [10, 30], [3.0, 3.0])
-    train.train(run)
+def test_an_interrupted_run_is_compared_with_one_of_the_same_settings(run, monkeypatch) -> None:
+    given = play(monkeypatch, [10, 20])
+    resume.resume(run)
     assert not record.faults(run.record) and figures(run)["steps whose loss has other bits"] == 0
-    assert run.record["console"].splitlines() == [f"line {number}" for number in range(30, 50)]
-    whole, *cut = given
-    size = "device_train_microbatch_size=4"
-    assert size not in whole and all(size in settings for settings in cut), "searched once"
+    assert (len(given["whole"]), len(given["cut"])) == (1, 3), "killed, stopped, ended"
+    own = ("save_folder=", "run_name=")
+    kept = {tuple(s for s in settings if not s.startswith(own)) for runs in given.values() for settings in runs}
+    assert len(kept) == 1
 
 
-@pytest.mark.parametrize("resumes", [[30], [0, 30], []])
+@pytest.mark.parametrize("resumes", [[20], [0, 20], []])
 def test_a_run_that_began_anew_after_the_kill_fails_its_check(run, monkeypatch, resumes) -> None:
-    play(monkeypatch, resumes, [3.0, 3.0])
-    train.train(run)
+    play(monkeypatch, resumes)
+    resume.resume(run)
     assert "after the kill it resumed from step" in record.faults(run.record)
 
 
-@pytest.mark.parametrize(("cut", "first"), [({5: 3.01}, 5), ({20: 3.0001}, 20), ({20: math.nan}, 20)])
+def test_where_time_is_short_the_run_is_killed_and_not_stopped_too(run, monkeypatch) -> None:
+    given = play(monkeypatch, [10])
+    run.dry = False
+    resume.resume(run)
+    assert len(given["cut"]) == 2 and not record.faults(run.record)
+    assert figures(run)["SIGTERM: left out"].startswith("only ")
+
+
+@pytest.mark.parametrize(("cut", "first"), [({5: 3.01}, 5), ({15: 3.0001}, 15), ({15: math.nan}, 15)])
 def test_a_loss_of_other_bits_fails_and_the_first_such_step_is_named(run, monkeypatch, cut, first) -> None:
-    play(monkeypatch, [10, 30], [3.0, 3.0], cut=cut)
-    train.train(run)
+    play(monkeypatch, [10, 20], cut=cut)
+    resume.resume(run)
     assert record.faults(run.record) == ["steps whose loss has other bits"]
     assert figures(run)["the first such step"] == first
+
+
+def test_what_a_save_holds_up_is_not_what_the_last_one_waits_for(run, monkeypatch) -> None:
+    def to_end(run, yaml, settings, **_) -> int:
+        folder = run.work / "run"
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"microbatch": {"size": 4}}))
+        blocked = {10: 0.25, 20: 0.5, 30: 6.0}
+        rows = [{"step": n, "throughput/tokens_per_sec": 1.0 * n, "throughput/data_wait": 0.0} for n in range(1, 31)]
+        rows = [
+            row | ({"checkpoint/blocked_seconds": blocked[n]} if (n := row["step"]) in blocked else {}) for row in rows
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run.work / "train.log").write_text("".join(f"line {number}\n" for number in range(50)))
+        return 0
+
+    monkeypatch.setattr(train, "train_to_end", to_end)
+    train.train(run)
+    found = figures(run)
+    assert found["a save holds up training"] == 0.5
+    assert found["the last save, which waits for what it writes"] == 6.0 and found["tokens/s, second half"] == 23.0
+    assert run.record["console"].splitlines() == [f"line {number}" for number in range(30, 50)]
 
 
 PRINTS = """
