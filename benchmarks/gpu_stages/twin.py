@@ -1,4 +1,4 @@
-"""150 steps beside transformers' model: the same weights, data, optimizer; the losses stay together.
+"""100 steps beside transformers' model: the same weights, data, optimizer; the losses stay together.
 
 - In fp32 both compute the same, and differ by rounding alone: a fault in the model or in a kernel shows. Documents are
   not kept apart on either side, and there is no load balance. Training enlarges rounding: how far, a third run shows,
@@ -44,7 +44,7 @@ def twin(run: Run) -> None:
     forbid_tf32()
     run.figure("transformers", transformers.__version__)
     shape, _ = shape_of(run, "medium")
-    samples, seq_len, steps = (16, 512, 150) if not run.dry else (2, 64, 6)
+    samples, seq_len, steps = (16, 512, 100) if not run.dry else (2, 64, 6)
     sides: dict[str, list[Side]] = {}
     for precision in FAR:
         model = make_model(run, TINY if run.dry else shape, document_mask=False)
