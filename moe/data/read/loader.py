@@ -27,8 +27,13 @@ from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.shared_prefix import one_prefix, with_a_free_number
 from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
+from moe.data.read.waiting import WaitingLoader
 
 SHUFFLE_BLOCK = 1 << 18  # sequences, of py1e, for runs that were begun with it; Streaming's own least value
+
+
+class TrainLoader(WaitingLoader, StreamingDataLoader):
+    """Streaming's, whose waiting is measured."""
 
 
 def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStream, int]:
@@ -99,7 +104,7 @@ def build_train_loader(
     cache_limit: int | str | None = None,
     multiprocessing_context: str | None = None,
     verified: bool = False,
-) -> StreamingDataLoader:
+) -> TrainLoader:
     """Training batches of `device_batch_size` rows for this rank. `state_dict`/`load_state_dict` hold the position.
 
     specs: one folder, or the streams of a mixture by name; their order does not matter.
@@ -128,7 +133,7 @@ def build_train_loader(
         num_canonical_nodes=num_canonical_nodes,
         cache_limit=cache_limit,
     )
-    return StreamingDataLoader(
+    return TrainLoader(
         dataset,
         batch_size=device_batch_size,
         num_workers=num_workers,

@@ -20,6 +20,7 @@ from moe.common.errors import DataError, InputError
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
 from moe.data.read.text_plan import TextPlan, in_keys
+from moe.data.read.waiting import WaitingLoader
 from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 
@@ -139,10 +140,10 @@ def _as_it_is(item: Any) -> Any:
 
 def build_text_loader(
     job: TextJob, *, device_batch_size: int, num_workers: int, document_mask: bool
-) -> tuple[DataLoader, TextRows]:
+) -> tuple[WaitingLoader, TextRows]:
     """Training batches of `device_batch_size` rows for this rank, without end, and the rows that hold the position."""
     rows = TextRows(job, device_batch_size=device_batch_size, num_workers=num_workers)
-    loader = DataLoader(
+    loader = WaitingLoader(
         rows,
         batch_size=device_batch_size,
         collate_fn=Collate(seq_len=job.seq_len, eos_id=job.eos_id, document_mask=document_mask),

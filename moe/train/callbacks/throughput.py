@@ -7,7 +7,7 @@
 | `throughput/device/flops_per_sec` | model FLOPs a second of one device, forward and backward, without recomputation |
 | `throughput/device/mfu` | their share of the device's dense bf16 peak; only where that is known |
 | `throughput/step_seconds` | mean time of a step |
-| `throughput/data_wait` | share of that spent waiting for the loader |
+| `throughput/data_wait` | share of that spent in the loader's `next`; what the device still computes is no part |
 | `memory/process_gb` | memory of this rank's process that is its own: RssAnon and page tables, GB (1e9 bytes) |
 | `memory/page_cache_gb` | pages of files that it has mapped, shards among them; given back when memory is short |
 | `memory/torch_peak_gb` | most memory that tensors have taken on the GPU so far |
@@ -27,6 +27,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from moe.config.times import Every
+from moe.data.read.waiting import WaitingLoader
 from moe.model.flops import peak_flops
 
 HOUR = 3600.0
@@ -42,7 +43,7 @@ class Throughput(Callback):
         self.evaluated = 0.0  # seconds, over all starts
         self.apart = 0.0  # of them those that Composer's clock takes for training
         self._start: float | None = None
-        self._busy = self._waited = 0.0
+        self._busy = self._waited = 0.0  # waited: of the loader, at the last row
         self._steps = 0
 
     def state_dict(self) -> dict[str, float]:
@@ -61,10 +62,6 @@ class Throughput(Callback):
         if self._start is None:  # else the loader came to an epoch's end and is asked again
             self._start = time.monotonic()
 
-    def after_dataloader(self, state: State, logger: Logger) -> None:
-        assert self._start is not None
-        self._waited += time.monotonic() - self._start
-
     def batch_end(self, state: State, logger: Logger) -> None:
         assert self._start is not None
         self._busy += time.monotonic() - self._start
@@ -72,7 +69,7 @@ class Throughput(Callback):
         self._start = None
         if self.log.due(int(state.timestamp.batch)):
             logger.log_metrics(self._metrics(state))
-            self._busy = self._waited = 0.0
+            self._busy, self._waited = 0.0, _waited(state)
             self._steps = 0
 
     def _metrics(self, state: State) -> dict[str, float]:
@@ -84,7 +81,7 @@ class Throughput(Callback):
             "throughput/device/tokens_per_sec": of_device,
             "throughput/device/flops_per_sec": of_device * self.flops_per_token,
             "throughput/step_seconds": self._busy / self._steps,
-            "throughput/data_wait": self._waited / self._busy,
+            "throughput/data_wait": (_waited(state) - self._waited) / self._busy,
             **memory_gb(),
             "time/train": trained / HOUR,
             "time/val": self.evaluated / HOUR,
@@ -98,6 +95,12 @@ class Throughput(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         self.evaluated += state.eval_timestamp.total_wct.total_seconds()
+
+
+def _waited(state: State) -> float:
+    """Seconds, since this start."""
+    assert isinstance(state.train_dataloader, WaitingLoader)
+    return state.train_dataloader.waited
 
 
 def memory_gb() -> dict[str, float]:

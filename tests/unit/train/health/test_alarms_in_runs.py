@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from composer.trainer import trainer
 
 from moe.train.health.detectors import DeadExpert
 from moe.train.stop import StopSignal
@@ -71,6 +72,7 @@ def test_a_frozen_router_is_told_with_the_layer_after_a_kill_too(tiny: Path, tmp
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     """The only time that passes for Throughput: `sample` seconds for each sample read, `step` for each microbatch."""
+    from moe.data.read import waiting
     from moe.data.read.dataset import TokenDataset
     from moe.train.callbacks import throughput
     from moe.train.composer_model import MoEModel
@@ -89,7 +91,8 @@ def clock(monkeypatch) -> SimpleNamespace:
 
     monkeypatch.setattr(TokenDataset, "get_item", read)
     monkeypatch.setattr(MoEModel, "loss", compute)
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (throughput, waiting):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -99,6 +102,22 @@ def test_a_sleeping_loader_is_told(tiny: Path, tmp_path: Path, clock: SimpleName
     told = alarms(folder)["data_wait"]
     assert code == 0 and told["step"] == 4 and "num_workers" in told["fix"]
     assert rows(folder, "throughput/data_wait")[20] == pytest.approx(0.08 / 0.18)
+
+
+def test_what_the_device_still_computes_is_no_wait_for_data(tiny: Path, tmp_path: Path, clock, monkeypatch) -> None:
+    """Composer adds up whether any rank has no more batches, and reads the sum: that comes when the device is done."""
+    plain = trainer.dist.all_reduce
+
+    def busy_device(tensor, reduce_operation="SUM"):
+        if tensor.dtype == torch.uint8 and reduce_operation == "MAX":
+            clock.now += 0.03
+        plain(tensor, reduce_operation)
+
+    monkeypatch.setattr(trainer.dist, "all_reduce", busy_device)
+    clock.sample = 0.0001
+    code, folder = train(tiny, tmp_path, *SHORT)
+    assert code == 0 and "data_wait" not in alarms(folder)
+    assert rows(folder, "throughput/data_wait")[20] == pytest.approx(0.0008 / 0.1308)
 
 
 def test_slow_steps_are_told_and_a_slow_first_one_is_not(tiny: Path, tmp_path: Path, clock: SimpleNamespace) -> None:
