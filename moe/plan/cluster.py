@@ -70,11 +70,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loading:
-    """Of one machine: bytes a second that its loaders read, and what it keeps of the data."""
+    """Of one machine: bytes a second that its loaders read, the run's data, the share of it that is fetched there, and
+    the cache (train_data.cache_limit) below which shards are mixed in a narrower window.
+    """
 
     rate: float
     data: float
     share: float
+    cache: float
 
 
 @dataclass(frozen=True)
@@ -189,14 +192,20 @@ def _padded(rows: int, ranks: int) -> float:
 
 def find_loading(config: Config, vocab_size: int, machines: Machines, plan: Plan) -> Loading:
     """The data is what the run reads of it, once; a machine reads its own stripes where they divide evenly."""
+    from moe.data.read.order import window_of  # numpy: `moe estimate` starts without
+    from moe.data.write.shards import SIZE_LIMIT
+
     work = find_work(config, vocab_size)
     width = TOKEN_BYTES if vocab_size <= 1 << 16 else 2 * TOKEN_BYTES
     seconds = plan.compute + plan.exposed
-    own = config.train_data.num_canonical_nodes % machines.count == 0
+    stripes, streams = config.train_data.num_canonical_nodes, max(1, len(config.train_data.streams or ()))
+    own = stripes % machines.count == 0
+    shards = (window_of(stripes, streams) + 2) * (stripes // machines.count or 1) * streams  # as dataset.py checks it
     return Loading(
         rate=work.tokens_per_step * width / machines.count / seconds,
         data=float(work.tokens * width),
         share=1 / machines.count if own else 1.0,
+        cache=min(float(shards * SIZE_LIMIT), float(work.tokens * width)),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from moe.cli.main import main
 from moe.common.errors import InputError
 from moe.config import load_config
+from moe.data.read.order import window_of
 from moe.plan.cluster import Machines, bandwidth, find_loading, find_machines, find_plans
 from moe.plan.estimate import parameters
 from moe.plan.gpus import find_gpu
@@ -94,6 +95,9 @@ def test_a_faster_network_hides_more_and_stripes_divide_what_is_fetched() -> Non
     all_of_it = find_loading(config, QWEN3, machines, fast)
     striped = load_config(A3B, ["train_data.num_canonical_nodes=8"])
     assert all_of_it.share == 1 and find_loading(striped, QWEN3, machines, fast).share == 1 / 8
+    shard = 1 << 26
+    assert all_of_it.cache == (window_of(1, 1) + 2) * shard
+    assert find_loading(striped, QWEN3, machines, fast).cache == (window_of(8, 1) + 2) * shard, "its own stripe"
     assert all_of_it.data == 4 * 71_526 * 2048 * 4096, "ids of 151,936 tokens take four bytes"
 
 
