@@ -1,4 +1,5 @@
-"""A hook of mkdocs: the pages that stand beside docs/ are part of the site, and links to them lead there.
+"""A hook of mkdocs: the pages that stand beside docs/ are part of the site, and links to them lead there. Other files
+of the repository are not part of it: of a link to one its text stays.
 
 In the repository the links are those that GitHub follows: `../README.md` from docs, `docs/data.md` from the README.
 """
@@ -25,4 +26,5 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **others: Any) -> str:
     for name, page in BESIDE.items():
         markdown = markdown.replace(f"](../{name}", f"]({page}")
-    return re.sub(r"\]\(\.\./docs/", "](", markdown)
+    markdown = re.sub(r"\]\(\.\./docs/", "](", markdown)
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)

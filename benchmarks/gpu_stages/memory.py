@@ -15,12 +15,18 @@ from gpu_stages.models import TINY, forward, make_batches, make_model, make_opti
 from gpu_stages.run import Run
 from gpu_stages.step import expected_memory
 from moe.model.memory import phases, step_memory
+from moe.train.callbacks.fixed_order import fixed_order
 
 WITHIN = 0.10
 SMALL = (("500m", 8), ("1b", 14), ("1_5b", 25))  # GB, at 512 tokens per sequence
 
 
 def memory(run: Run) -> None:
+    with fixed_order(not run.dry):  # `deterministic`, as a run has it
+        _all(run)
+
+
+def _all(run: Run) -> None:
     shape, seq_len = shape_of(run, "500m")
     for microbatch in (4, 16) if not run.dry else (1, 2):
         for checkpointing in (False, True):

@@ -17,6 +17,7 @@ from moe.model import LossParts, Transformer
 from moe.model.documents import document_ends
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
+from moe.train.callbacks.fixed_order import fixed_order
 
 EOS = 50256
 TINY = {
@@ -95,6 +96,12 @@ def forward(run: Run, model: Transformer, batch: dict[str, Tensor]) -> tuple[Ten
     assert isinstance(parts, LossParts)
     extra = 0.01 * parts.routers.score_E.sum() + 0.001 * parts.routers.z.sum()
     return (parts.loss / parts.targets) + extra / tokens.numel(), parts
+
+
+def backward(run: Run, model: Transformer, batch: dict[str, Tensor]) -> None:
+    """Both passes of a microbatch as a run has them: in a fixed order (`deterministic`)."""
+    with fixed_order(not run.dry):
+        forward(run, model, batch)[0].backward()
 
 
 def wait(device: str) -> None:

@@ -102,7 +102,8 @@ def section(stages: list[str], records: dict[str, Record]) -> str:
         if earlier := only_before(record):
             lines += ["", f"From an earlier try, {record['before']['date']}:", *_table(earlier)]
         if record["fault"]:
-            lines += ["", f"It ended with: {number(record['fault'].strip().splitlines()[-1])}"]
+            said = record["fault"].strip().splitlines()  # of an exception the last line, else what the command found
+            lines += ["", f"It ended with: {number(said[-1 if record['state'] == 'failed' else 0])}"]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -23,17 +23,17 @@ class Stage(NamedTuple):
 
 STAGES = {
     "machine": Stage(1, 20),
-    "smoke": Stage(1, 120),
-    "kernels": Stage(1, 150),
-    "step": Stage(1, 140),
+    "smoke": Stage(1, 150),
+    "kernels": Stage(1, 135),
+    "step": Stage(1, 170),
     "memory": Stage(2, 110),
-    "twin": Stage(2, 80),
-    "resume": Stage(2, 130),
-    "train": Stage(2, 90),
-    "profile": Stage(2, 70),
+    "twin": Stage(2, 100),
+    "resume": Stage(2, 160),
+    "train": Stage(2, 105),
     "peers": Stage(3, 210),
-    "tune": Stage(3, 60),
-    "learn": Stage(3, 180),
+    "tune": Stage(3, 50),
+    "profile": Stage(3, 70),
+    "learn": Stage(3, 145),
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from gpu_stages.models import (
+    backward,
     forward,
     make_batches,
     make_model,
@@ -29,7 +30,6 @@ from moe.config import load_config
 from moe.model.flops import flops_per_token, peak_flops
 from moe.model.memory import Step, step_memory
 from moe.plan.estimate import MFU
-from moe.train.callbacks.fixed_order import fixed_order
 
 GOAL = 0.40  # of the measured matrix product, at 500m
 # in the order of what is asked first; dynamic: compiled for batches of every size, as `auto`'s search leaves it where
@@ -84,8 +84,11 @@ def _measure(run: Run, name: str, ceiling: float) -> None:
 
     def one() -> None:
         nonlocal taken
-        with fixed_order(how != "unordered"):  # `deterministic`, as a run has it
-            forward(run, model, batches[taken % len(batches)])[0].backward()
+        batch = batches[taken % len(batches)]
+        if how == "unordered":
+            forward(run, model, batch)[0].backward()
+        else:
+            backward(run, model, batch)
         taken += 1
 
     def update() -> None:
@@ -94,7 +97,7 @@ def _measure(run: Run, name: str, ceiling: float) -> None:
 
     counters.clear()
     for size in (1, 2) if how == "dynamic" else ():
-        forward(run, model, {key: value[:size] for key, value in batches[0].items()})[0].backward()
+        backward(run, model, {key: value[:size] for key, value in batches[0].items()})
     start = time.perf_counter()
     one()
     update()

@@ -72,13 +72,15 @@ def train_watched(run: Run, yaml: str, settings: list[str]) -> tuple[int, list[t
 def train_and_signal(
     run: Run, yaml: str, settings: list[str], *, folder: Path, step: int, number: int, saved: int | None = None
 ) -> int:
-    """Sends the signal once `step` is logged, and the checkpoint of step `saved` complete (a fast card logs steps while
-    it is written); the exit code (minus the number where the signal itself ended it).
+    """Sends the signal once this start has logged `step`, and the checkpoint of step `saved` is complete (a fast card
+    logs steps while it is written); the exit code (minus the number where the signal itself ended it).
     """
+    before = metrics_of(folder).stat().st_mtime_ns if metrics_of(folder).is_file() else 0
     process = start_training(run, yaml, settings)
     try:
         while process.poll() is None:
-            if max(losses(folder), default=0) >= step and (saved is None or is_saved(folder, saved)):
+            written = metrics_of(folder).is_file() and metrics_of(folder).stat().st_mtime_ns != before
+            if written and max(losses(folder), default=0) >= step and (saved is None or is_saved(folder, saved)):
                 os.kill(process.pid, number)
                 break
             if run.left() < 3:
@@ -99,9 +101,13 @@ def resumed_from(folder: Path) -> list[int]:
     return [event["step"] for event in map(json.loads, lines) if event["event"] == "resume"]
 
 
+def metrics_of(folder: Path) -> Path:
+    return folder / "metrics.jsonl"
+
+
 def rows(folder: Path, key: str) -> dict[int, Any]:
     """A metric of a run by step."""
-    path = folder / "metrics.jsonl"
+    path = metrics_of(folder)
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     found = [json.loads(line) for line in lines]
     return {row["step"]: row[key] for row in found if key in row}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gpu_stages.models import TINY, error_of, forward, make_batches, make_model, make_optimizer, tiny, wait
+from gpu_stages.models import TINY, backward, error_of, make_batches, make_model, make_optimizer, tiny, wait
 from gpu_stages.run import Run
 from moe.model import Transformer
 from moe.optim.muon import Muon
@@ -50,7 +50,7 @@ def waiting(run: Run, generator: torch.Generator) -> None:
         optimizer = make_optimizer(model)
 
         def one_step(model: Transformer = model, optimizer: Muon = optimizer) -> None:
-            forward(run, model, batch)[0].backward()
+            backward(run, model, batch)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

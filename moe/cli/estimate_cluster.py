@@ -47,6 +47,7 @@ def estimate_cluster(
         f"  loading: {size(loading.rate)} a second on each machine; data of {size(loading.data)}, "
         f"{size(loading.data * loading.share)} of it fetched by each where it is remote"
     )
+    lines.append(f"  (train_data.cache_limit below {size(loading.cache)} mixes shards in a narrower window)")
     if machines.count > 1 and loading.share == 1:
         lines.append(
             f"  (train_data.num_canonical_nodes={machines.count}, in a new run: {1 / machines.count:.0%} of it)"

@@ -31,6 +31,7 @@ LEAST = {
     "MASTER_PORT": 1,
 }
 MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what ranks need
+MOST_PORT = 65_535
 LINE = 80  # columns
 LEAST_FILES = 128  # open at once by a run with two loader workers
 
@@ -70,6 +71,10 @@ def _check_ranks(environ: Mapping[str, str]) -> None:
             raise InputError(
                 f"the environment's {name} ({environ[name]!r}) must be an integer of at least {least}; {unset}"
             )
+    if number("MASTER_PORT", 1) > MOST_PORT:
+        raise InputError(
+            f"the environment's MASTER_PORT ({environ['MASTER_PORT']}) must be at most {MOST_PORT}; {unset}"
+        )
     for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         rank, ranks = number(name, 0), number(size, 1)
         if rank >= ranks:

@@ -1,14 +1,21 @@
 """What a run takes of several machines: memory of a rank, bytes on the network, what of them hides, checkpoints, data.
 
-A model, not a measurement: no cluster has run it. P parameters, N ranks, M machines of n ranks, m microbatches a step.
+A model: no cluster has run it. What is summed and gathered was counted on 4 gloo ranks (tests/unit/plan/wire.py).
+P parameters, R of them outside of blocks (embedding, head), N ranks, M machines of n ranks, m microbatches a step.
 Bytes that leave one machine in a step, by ring collectives, as NCCL lays them (each boundary is crossed once):
 
 | plan  | gradients, fp32         | weights gathered, fp32      | updates of Muon           |
 |-------|-------------------------|-----------------------------|---------------------------|
 | DDP   | 2 x 4P (N-1)/N          | none                        | none                      |
-| FSDP2 | m x 4P (N-1)/N          | 2 m x 4P (N-1)/N            | 4 P_matrices (N-1)/N      |
+| FSDP2 | m x 4P (N-1)/N          | m x 4 (2P-R) (N-1)/N        | 2 x 4 P_matrices (M-1)/MM |
 | HSDP  | m x 2 x 4P (M-1)/M      | none: inside the machine    | none: inside the machine  |
 
+- FSDP2 pads a tensor's rows to a multiple of the ranks that share it (HSDP: n): E experts on more ranks are moved as so
+  many experts. A rank that has one holds all of it.
+- What is outside of blocks stays gathered from the forward to the backward pass.
+- gloo has no reduce-scatter (it sums, twice the bytes) and no all-to-all (Muon's moves are two gathers of all
+  matrices); the formulas are NCCL's, which has both. Stacks of matrices of a shape are padded to a multiple of N: the
+  most that this can be, for one matrix a layer, is counted.
 - DDP sums once a step, in the backward pass of the last microbatch; FSDP2 gathers each block for its forward and its
   backward pass and scatters its gradient, each microbatch. HSDP shards over a machine's ranks, and sums over machines.
 - P_matrices: all that Muon trains but the experts, which are split by expert and stay where they are (muon.py).
@@ -64,11 +71,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loading:
-    """Of one machine: bytes a second that its loaders read, and what it keeps of the data."""
+    """Of one machine: bytes a second that its loaders read, the run's data, the share of it that is fetched there, and
+    the cache (train_data.cache_limit) below which shards are mixed in a narrower window.
+    """
 
     rate: float
     data: float
     share: float
+    cache: float
 
 
 @dataclass(frozen=True)
@@ -124,21 +134,33 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     ranks, count = machines.ranks, machines.count
     batch = rank_batch(config, ranks)
     step = make_step(config, vocab_size, n_gpus=shards, microbatch=1)
-    extra = BUCKETS * step.count.total if name == "DDP" and ranks > 1 else 0
+    parts, spread = step.count, _padded(config.model.n_experts, shards)
+    padding = (spread - 1) * parts.experts  # parameters, in what is gathered of all blocks
+    extra = BUCKETS * parts.total if name == "DDP" and ranks > 1 else 0
+    state = 2 * 4.0 + optimizer_bytes(step) / parts.total  # weights and gradients with it
+    if shards > 1:  # the ranks with an expert have all of it; two blocks are there, and a gradient
+        extra += int(padding * (state / shards + 3 * 4.0 / config.model.n_layers))
     asked = config.device_train_microbatch_size
     microbatch = largest_microbatch(step, gpu.memory - extra, batch) if asked == "auto" else min(int(asked), batch)
     found: GpuMemory = gpu_memory(replace(step, microbatch=max(1, microbatch), accumulated=microbatch < batch))
     memory = found.total + extra
     microbatches = -(-batch // max(1, microbatch))
 
-    full = 4.0 * step.count.total
+    full = 4.0 * parts.total
+    moved = full + 4.0 * (padding + (spread - 1) * parts.router)
+    root = 4.0 * (parts.embedding + parts.head + config.model.d_model)
     ring = (ranks - 1) / ranks if count > 1 else 0.0
     between = (count - 1) / count
-    matrices = step.count.attention + step.count.router + step.count.shared + step.count.dense
+    matrices = parts.attention + spread * parts.router + parts.shared + parts.dense
+    turned = 2 * 4.0 * matrices * _padded(config.model.n_layers, shards) / count
     gradients, weights, updates = {
         "DDP": (2 * full * ring, 0.0, 0.0),
-        "FSDP2": (microbatches * full * ring, 2 * microbatches * full * ring, 4.0 * matrices * ring * step.muon),
-        "HSDP": (microbatches * 2 * full * between, 0.0, 0.0),
+        "FSDP2": (
+            microbatches * moved * ring,
+            microbatches * (2 * moved - root) * ring,
+            turned * between * step.muon,
+        ),
+        "HSDP": (microbatches * 2 * moved * between, 0.0, 0.0),
     }[name]
 
     work = find_work(config, vocab_size)
@@ -147,7 +169,7 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     compute *= 4 / 3 if config.activation_checkpointing else 1
     behind = compute / microbatches * 2 / 3 if name == "DDP" else compute
     hidden = max(0.0, (gradients + weights) / machines.network - behind)
-    checkpoint = (full + optimizer_bytes(step)) / shards
+    checkpoint = (full + optimizer_bytes(step)) * (1 + padding / parts.total) / shards  # of one with an expert
     return Plan(
         name=name,
         fits=microbatch > 0 and memory <= gpu.memory,
@@ -164,16 +186,27 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     )
 
 
+def _padded(rows: int, ranks: int) -> float:
+    """How many times its size a tensor has once its rows are a multiple of the ranks."""
+    return -(-rows // ranks) * ranks / rows
+
+
 def find_loading(config: Config, vocab_size: int, machines: Machines, plan: Plan) -> Loading:
     """The data is what the run reads of it, once; a machine reads its own stripes where they divide evenly."""
+    from moe.data.read.order import window_of  # numpy: `moe estimate` starts without
+    from moe.data.write.shards import SIZE_LIMIT
+
     work = find_work(config, vocab_size)
     width = TOKEN_BYTES if vocab_size <= 1 << 16 else 2 * TOKEN_BYTES
     seconds = plan.compute + plan.exposed
-    own = config.train_data.num_canonical_nodes % machines.count == 0
+    stripes, streams = config.train_data.num_canonical_nodes, max(1, len(config.train_data.streams or ()))
+    own = stripes % machines.count == 0
+    shards = (window_of(stripes, streams) + 2) * (stripes // machines.count or 1) * streams  # as dataset.py checks it
     return Loading(
         rate=work.tokens_per_step * width / machines.count / seconds,
         data=float(work.tokens * width),
         share=1 / machines.count if own else 1.0,
+        cache=min(float(shards * SIZE_LIMIT), float(work.tokens * width)),
     )
 
 

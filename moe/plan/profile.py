@@ -84,15 +84,16 @@ def profile_run(
     microbatch = microbatch_size(config, 1, device.type == "cuda")
     if not isinstance(microbatch, int):
         say("device_train_microbatch_size: auto; trying how many sequences fit ...")
-        microbatch = find_microbatch(
-            model,
-            optimizer,
-            rank_batch=samples,
-            seq_len=seq_len,
-            precision=config.precision,
-            device=device,
-            expected=expected_bytes(config, model, world_size=1),
-        )
+        with fixed_order(config.deterministic and device.type == "cuda"):
+            microbatch = find_microbatch(
+                model,
+                optimizer,
+                rank_batch=samples,
+                seq_len=seq_len,
+                precision=config.precision,
+                device=device,
+                expected=expected_bytes(config, model, world_size=1),
+            )
     say(f"taking {steps + 1} steps of {samples} x {seq_len} tokens in microbatches of {microbatch} ...")
     with own_temporary_folder(), closing(_Loop(config, inputs, model, optimizer, microbatch)) as loop:
         seconds = loop.step()[0]  # compiles, allocates the optimizer's state, fills the loader

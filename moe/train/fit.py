@@ -139,8 +139,8 @@ def _train(
             if more_steps and trainer.state.timestamp.get(end.unit) < end:  # else a callback has stopped it
                 trainer.fit()
     except RuntimeError as error:
-        if REFUSED not in str(error):
+        if not any(words in str(error) for words in REFUSED):
             raise
-        raise RunFailed(f"{str(error).partition('.')[0]} (deterministic); set deterministic=false") from error
+        raise RunFailed(f"deterministic: {str(error).partition(', but')[0]}; set deterministic=false") from error
     finally:
         trainer.engine.close()  # not trainer.close(), which waits for all ranks: one of them may have failed alone

@@ -34,6 +34,7 @@ from moe.config import Config
 from moe.model.documents import document_ends
 from moe.model.memory import TOKENS_A_DOCUMENT, imbalance_bytes, step_memory
 from moe.model.step import make_step
+from moe.train.callbacks.fixed_order import fixed_order
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.composer_model import MoEModel
 from moe.train.distributed.ranks import WORLD_SIZE
@@ -84,6 +85,7 @@ def automatic_microbatch(
         "precision": config.precision,
         "activation_checkpointing": config.activation_checkpointing,
         "compile": config.compile,
+        "deterministic": config.deterministic,
         "ranks": world_size,
         "fsdp2": config.parallelism.fsdp2,
         "replicas": config.parallelism.replicas,
@@ -93,15 +95,16 @@ def automatic_microbatch(
     if known is not None and known["valid_for"] == valid_for:
         return known["size"]
     report("device_train_microbatch_size: auto; trying how many sequences fit ...")
-    size = find_microbatch(
-        model,
-        optimizer,
-        rank_batch=valid_for["rank_batch"],
-        seq_len=config.max_seq_len,
-        precision=config.precision,
-        device=device,
-        expected=expected_bytes(config, model, world_size) if device.type == "cuda" else None,
-    )
+    with fixed_order(config.deterministic and device.type == "cuda"):
+        size = find_microbatch(
+            model,
+            optimizer,
+            rank_batch=valid_for["rank_batch"],
+            seq_len=config.max_seq_len,
+            precision=config.precision,
+            device=device,
+            expected=expected_bytes(config, model, world_size) if device.type == "cuda" else None,
+        )
     folder.note(microbatch={"size": size, "valid_for": valid_for})
     report(f"  microbatch {size}; run.json keeps it for every resume")
     return size

@@ -13,7 +13,8 @@ from typing import NoReturn
 from moe.common.units import flush, say
 from moe.config import Config, ParallelismConfig
 from moe.train.distributed.ranks import LOCAL_RANK, RANK, WORLD_SIZE
-from moe.train.start import open_folder, with_precision
+from moe.train.opening import open_folder
+from moe.train.start import with_precision
 from moe.train.stop import Stopped, StopSignal
 
 LONGEST_END = 60.0  # seconds that all exit handlers have

@@ -1,4 +1,4 @@
-"""Where one start of the command stands: its run folder, the checkpoint it resumes from, its logs.
+"""Where one start of the command stands: the step it begins at, what is due there, its logs.
 
 Rank 0 decides and sends it to the others: all continue alike, or all end with the same message. Heavy imports are
 inside: the first messages must not wait for them.
@@ -7,13 +7,14 @@ inside: the first messages must not wait for them.
 from __future__ import annotations
 
 import dataclasses
-import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe.common.errors import InputError
 from moe.common.units import say
 from moe.config import Config, to_yaml
-from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, RANK, WORLD_SIZE, agreed
+from moe.train.distributed.ranks import RANK, WORLD_SIZE, agreed
 
 if TYPE_CHECKING:
     from moe.train.callbacks.user import UserCallbacks
@@ -49,86 +50,10 @@ class Start:
     score_first: bool = False  # tasks, where their last scoring was interrupted
 
 
-def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
-    """Rank 0 reads the run folder and holds it against the config; all ranks get the same answer, or the same error.
-
-    Nothing in it has changed: `record_start` does that.
-    """
-    from moe.train.checkpointing.remote import RemoteRun
-    from moe.train.checkpointing.run_folder import RunFolder, local_folder
-    from moe.train.distributed.same_folder import check_same_folder
-
-    if LOCAL_RANK == 0:
-        _clean_leftovers(inputs)
-    opened: list[RunFolder] = []
-
-    def open_here() -> tuple[dict[str, Any], Checkpoint | None, Start]:
-        folder, start = _open_checked(config, inputs, opened)
-        if MACHINES > 1:
-            folder.upload(say)  # the others fetch it
-        return folder.record, folder.checkpoint, start
-
-    def fetch_here() -> None:  # on another machine of the same run
-        assert checkpoint is not None
-        if "://" in config.save_folder:
-            RemoteRun(config.save_folder, path, report=say).fetch_copy(checkpoint)
-        elif not checkpoint.path.is_dir():
-            raise InputError(
-                f"save_folder ({path}): {checkpoint.path.name} is not there on {os.uname().nodename}; give one on a "
-                "filesystem that all machines share, or s3://"
-            )
-
-    path = local_folder(config.save_folder, config.run_name)
-    try:
-        check_same_folder(path, config.save_folder)
-        record, checkpoint, start = agreed(open_here, here=RANK == 0)
-        agreed(fetch_here, here=checkpoint is not None and LOCAL_RANK == 0 and RANK != 0)
-    except BaseException:
-        for folder in opened:
-            folder.let_go()
-        raise
-    return opened[-1] if opened else RunFolder(path, record, checkpoint), start
-
-
-def _open_checked(config: Config, inputs: Inputs, opened: list[RunFolder]) -> tuple[RunFolder, Start]:
-    """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived here."""
-    from moe.train.checkpointing.checkpoints import CheckpointError
-    from moe.train.checkpointing.run_folder import open_run_folder
-
-    broken: list[int] = []
-    while True:
-        folder = open_run_folder(
-            config.save_folder,
-            run_name=config.run_name,
-            autoresume=config.autoresume,
-            resume_from=config.resume_from,
-            report=say,
-            skip=broken,
-        )
-        opened.append(folder)
-        start = starting_point(config, inputs, folder.checkpoint)
-        try:
-            folder.fetch(say)
-        except CheckpointError as fault:
-            if config.resume_from is not None:
-                raise
-            say(f"broken checkpoint on {config.save_folder}: {fault}; set aside there, using the one before it")
-            broken.append(start.step)
-            folder.let_go()
-            continue
-        return folder, with_what_is_due(config, inputs, folder, start)
-
-
-def _clean_leftovers(inputs: Inputs) -> None:
-    """Shared memory that a killed run left for this data; no other run's."""
-    from moe.data import clean_stale_shared_memory
-
-    specs = [*inputs.train_streams.values(), *inputs.eval_streams.values()]
-    clean_stale_shared_memory([os.path.join(spec.local, spec.split) for spec in specs])
-
-
-def starting_point(config: Config, inputs: Inputs, checkpoint: Checkpoint | None) -> Start:
-    """Where a start begins that has found `checkpoint` in its run folder.
+def starting_point(
+    config: Config, inputs: Inputs, checkpoint: Checkpoint | None, read: Callable[[Path], Checkpoint]
+) -> Start:
+    """Where a start begins that has found `checkpoint` in its run folder. read: verifies what `load_path` names.
 
     Raises:
         InputError: that, or `load_path`, does not fit the config.
@@ -151,7 +76,7 @@ def starting_point(config: Config, inputs: Inputs, checkpoint: Checkpoint | None
     if config.load_path is None:
         return Start(None, False, 0)
     try:
-        named = find_named(config.load_path)
+        named = find_named(config.load_path, read)
     except CheckpointError as error:
         raise InputError(f"load_path: {error}") from None
     if config.load_weights_only:

@@ -221,9 +221,21 @@ def test_ranks_change_nothing_and_may_change_within_a_run(
     check_epochs(taken[0], 40, epoch)
 
 
+@pytest.fixture(scope="module")
+def alone(config: Path, flags: list[str], sharded: Path) -> Path:
+    """The second half of `sharded`, on one rank."""
+    back = config.with_name("unsharded")
+    shutil.copytree(sharded, back)
+    shutil.rmtree(back / "step-00000040")
+    assert "resumed from step 20" in here(
+        *flags[1:], "run_name=sharded", "parallelism.fsdp2=true", f"save_folder={back}"
+    )
+    return back
+
+
 @NEEDS_FSDP2
 def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without_it(
-    config: Path, flags: list[str], two: Path, sharded: Path
+    two: Path, sharded: Path, alone: Path
 ) -> None:
     loss = {folder: rows(folder, "train/loss") for folder in (two, sharded)}
     steps = range(1, 21)
@@ -231,34 +243,34 @@ def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without
     state = [full_content(read_checkpoint(folder / "step-00000020")) for folder in (two, sharded)]
     assert len(list((sharded / "step-00000020").glob("shard-*.safetensors"))) == 2
     assert describe(state[0]) == describe(state[1]), "names, shapes and types of weights and optimizer state"
-    back = config.with_name("unsharded")
-    shutil.copytree(sharded, back)
-    shutil.rmtree(back / "step-00000040")
-    assert "resumed from step 20" in here(
-        *flags[1:], "run_name=sharded", "parallelism.fsdp2=true", f"save_folder={back}"
-    )
-    after = rows(back, "train/loss")
+    after = rows(alone, "train/loss")
     assert [after[step] for step in range(21, 41)] == pytest.approx(
         [loss[sharded][step] for step in range(21, 41)], abs=1e-5
     )
 
 
 @NEEDS_FSDP2
-def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(config: Path, flags: list[str], sharded: Path) -> None:
-    """HSDP, from a checkpoint of two ranks; only the first replica writes."""
+def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(
+    config: Path, flags: list[str], sharded: Path, alone: Path
+) -> None:
+    """HSDP, from a checkpoint of two ranks, against these and against one rank; only the first replica writes."""
     wide = config.with_name("wide")
     shutil.copytree(sharded, wide)
     shutil.rmtree(wide / "step-00000040")
     command = [COMPOSER, "-n", "4", *flags, "run_name=sharded", f"save_folder={wide}", "parallelism.fsdp2=true"]
     text = run_ranks(config, [*command, "parallelism.replicas=2"], life=7)
     assert "resumed from step 20" in text and "4 x CPU, fp32, microbatch 16, FSDP2 in 2 replicas" in text
-    loss = {folder: rows(folder, "train/loss") for folder in (sharded, wide)}
+    loss = {folder: rows(folder, "train/loss") for folder in (sharded, alone, wide)}
     steps = range(21, 41)
-    assert [loss[wide][step] for step in steps] == pytest.approx([loss[sharded][step] for step in steps], abs=1e-5)
+    for other in (sharded, alone):
+        assert [loss[wide][step] for step in steps] == pytest.approx([loss[other][step] for step in steps], abs=1e-5)
     assert len(list((wide / "step-00000040").glob("shard-*.safetensors"))) == 2
-    found, expected = (full_content(read_checkpoint(folder / "step-00000040"))["model"] for folder in (wide, sharded))
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
+    found, *others = (
+        full_content(read_checkpoint(folder / "step-00000040"))["model"] for folder in (wide, sharded, alone)
+    )
+    for expected in others:
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
 
 
 def describe(state: dict) -> dict[str, tuple]:

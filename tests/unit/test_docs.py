@@ -81,6 +81,21 @@ def section(name: str) -> str:
     return found[1]
 
 
+def test_no_page_of_the_site_links_to_a_file_that_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mkdocs --strict refuses it; here its hook runs without it."""
+    stand_in = SimpleNamespace(File=None, Files=None)
+    for name in ("mkdocs", "mkdocs.structure", "mkdocs.structure.files"):
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs/site_pages.py")
+    assert spec is not None and spec.loader is not None
+    site_pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site_pages)
+    for page in (ROOT / "docs").glob("*.md"):
+        assert not re.findall(r"\]\(\.\./[^)]*\)", site_pages.on_page_markdown(page.read_text())), page.name
+    kept = site_pages.on_page_markdown("[a](../README.md#x) [b](../docs/data.md) [`c`](../recipes/c.yaml)")
+    assert kept == "[a](overview.md#x) [b](data.md) `c`"
+
+
 def test_the_folders_of_the_map_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `moe/(\w+)/` \|.*\| (.*?) ?\|$", section("folders"), re.M)
     assert sorted(name for name, _ in rows) == sorted(MAY_IMPORT)

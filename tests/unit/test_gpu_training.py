@@ -49,6 +49,26 @@ def test_a_run_is_killed_when_there_is_a_checkpoint_to_resume_from(run, tmp_path
     assert code == -training.KILL and training.is_saved(tmp_path, 10)
 
 
+AGAIN = """
+import pathlib, signal, time
+time.sleep(0.3)  # it imports, and would die of the signal
+signal.signal(signal.SIGTERM, lambda *_: exit(75))
+pathlib.Path({path!r}).write_text('{{"step": 24, "train/loss": 1.0}}\\n')
+time.sleep(60)
+"""
+
+
+def test_what_the_start_before_has_logged_is_not_taken_for_this_ones(run, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 30, "train/loss": 1.0}\n')
+
+    def start(*_, **__):
+        return subprocess.Popen([sys.executable, "-c", AGAIN.format(path=str(path))])
+
+    monkeypatch.setattr(training, "start_training", start)
+    assert training.train_and_signal(run, "any", [], folder=tmp_path, step=24, number=training.TERM) == 75
+
+
 def play(monkeypatch, resumes: list[int], cut: dict[int, float] | None = None) -> dict[str, list[list[str]]]:
     """Stand-ins for the runs of `resume`: the settings that each start was given, by run. cut: other losses of the
     interrupted run, by step.
@@ -58,9 +78,9 @@ def play(monkeypatch, resumes: list[int], cut: dict[int, float] | None = None) -
     def leave(settings: list[str]) -> None:
         folder = Path(next(s.partition("=")[2] for s in settings if s.startswith("save_folder=")))
         given[folder.name].append(settings)
-        (folder / "step-00000020").mkdir(parents=True, exist_ok=True)
-        (folder / "step-00000020/manifest.json").touch()
-        losses = dict.fromkeys(range(1, 21), 3.0) | ((cut or {}) if folder.name == "cut" else {})
+        (folder / "step-00000040").mkdir(parents=True, exist_ok=True)
+        (folder / "step-00000040/manifest.json").touch()
+        losses = dict.fromkeys(range(1, 41), 3.0) | ((cut or {}) if folder.name == "cut" else {})
         rows = [{"step": step, "train/loss": loss} for step, loss in losses.items()]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         events = [{"event": "start", "step": 0}, *({"event": "resume", "step": step} for step in resumes)]
@@ -80,7 +100,7 @@ def play(monkeypatch, resumes: list[int], cut: dict[int, float] | None = None) -
 
 
 def test_an_interrupted_run_is_compared_with_one_of_the_same_settings(run, monkeypatch) -> None:
-    given = play(monkeypatch, [10, 20])
+    given = play(monkeypatch, [10, 40])
     resume.resume(run)
     assert not record.faults(run.record) and figures(run)["steps whose loss has other bits"] == 0
     assert (len(given["whole"]), len(given["cut"])) == (1, 3), "killed, stopped, ended"
@@ -89,7 +109,7 @@ def test_an_interrupted_run_is_compared_with_one_of_the_same_settings(run, monke
     assert len(kept) == 1
 
 
-@pytest.mark.parametrize("resumes", [[20], [0, 20], []])
+@pytest.mark.parametrize("resumes", [[40], [0, 40], []])
 def test_a_run_that_began_anew_after_the_kill_fails_its_check(run, monkeypatch, resumes) -> None:
     play(monkeypatch, resumes)
     resume.resume(run)
@@ -106,7 +126,7 @@ def test_where_time_is_short_the_run_is_killed_and_not_stopped_too(run, monkeypa
 
 @pytest.mark.parametrize(("cut", "first"), [({5: 3.01}, 5), ({15: 3.0001}, 15), ({15: math.nan}, 15)])
 def test_a_loss_of_other_bits_fails_and_the_first_such_step_is_named(run, monkeypatch, cut, first) -> None:
-    play(monkeypatch, [10, 20], cut=cut)
+    play(monkeypatch, [10, 40], cut=cut)
     resume.resume(run)
     assert record.faults(run.record) == ["steps whose loss has other bits"]
     assert figures(run)["the first such step"] == first

@@ -14,10 +14,10 @@ from gpu_stages.run import Run
 THEIRS = [10.0 - 0.25 * step for step in range(20)]
 
 
-def reported(tmp_path, precision: str, ours: list[float]) -> record.Record:
+def reported(tmp_path, precision: str, ours: list[float], moved: list[float] | None = None) -> record.Record:
     found = record.new_record("twin", {"dry": False, "card": "H", "torch": "2", "date": "2026-01-01"})
     run = Run(record=found, out=tmp_path, work=tmp_path, pack=tmp_path, dry=False, deadline=time.monotonic() + 60)
-    twin.report(run, precision, ours, THEIRS)
+    twin.report(run, precision, ours, THEIRS, moved)
     return found
 
 
@@ -31,6 +31,13 @@ def test_in_fp32_a_step_that_is_far_fails(tmp_path, change, good) -> None:
     row = "fp32: largest difference of a step's losses"
     assert record.faults(found) == ([] if good else [row])
     assert {figure["name"]: figure["unit"] for figure in found["figures"]}[row] == "at step 7"
+
+
+@pytest.mark.parametrize(("change", "good"), [(0.059, True), (0.061, False)])
+def test_in_fp32_ours_may_be_twice_as_far_as_from_itself_moved_a_little(tmp_path, change, good) -> None:
+    ours = with_step(7, change)
+    moved = [loss + (0.03 if number == 12 else 0.0) for number, loss in enumerate(ours, start=1)]
+    assert bool(record.faults(reported(tmp_path, "fp32", ours, moved))) != good
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

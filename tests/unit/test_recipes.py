@@ -77,6 +77,11 @@ def test_slurm_starts_one_launcher_a_node_with_what_they_meet_by(stubs) -> None:
         where = f"moe launch -n 4 --nodes 2 --node-rank {node} --master-addr node0 --master-port 10042"
         assert f"{where} yamls/500m.yaml seed=3 stop_grace=100s\n" in called
     assert "srun --kill-on-bad-exit=0\n" in called and "srun --wait=0\n" in called
+    ports = [
+        re.search(r"--master-port (\d+)", submit(stubs, "0 0", SLURM_JOB_ID=job, SLURM_RESTART_COUNT=restarts)[1])[1]
+        for job, restarts in (("42", "0"), ("42", "1"), ("42", "2"), ("43", "0"))
+    ]
+    assert ports[0] == "10042" and len({*ports}) == 4, "a port that was taken is not asked for again"
 
 
 @pytest.mark.parametrize("codes", ["75 75", "247 75", "75 143", "0 75"])

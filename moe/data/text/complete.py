@@ -28,7 +28,9 @@ def parquet_error(raw: BinaryIO, metadata: pq.FileMetaData) -> str | None:
     end = 4
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
-            begin = min(x for x in (column.dictionary_page_offset, column.data_page_offset) if x)
+            begin = min((x for x in (column.dictionary_page_offset, column.data_page_offset) if x), default=None)
+            if begin is None:
+                return f"its footer names no place for column {column.path_in_schema!r}; it is damaged, get it again"
             end = max(end, begin + column.total_compressed_size)
     gap = raw.seek(0, io.SEEK_END) - 8 - metadata.serialized_size - end
     if gap < len(JOINT):

@@ -5,6 +5,7 @@ words.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +96,7 @@ def train_tokenizer(
         vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[EOS],
-        show_progress=True,
+        show_progress=sys.stderr.isatty(),  # elsewhere it is three empty lines
     )
     skipped = Skipped()
     try:

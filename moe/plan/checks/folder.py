@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +76,12 @@ def kept_settings(config: Config) -> dict[str, Any] | None:
     """The config of the newest checkpoint on this machine, whose numbers a resumed run keeps where it says `auto`; None
     where there is none. What else there is to be said of it, `check_resume` says.
     """
-    from moe.train.checkpointing.checkpoints import newest_checkpoint, step_folders
+    from moe.train.checkpointing.checkpoints import newest_checkpoint, read_checkpoint, step_folders
     from moe.train.checkpointing.run_folder import local_folder
 
+    folder = local_folder(config.save_folder, config.run_name)
     try:
-        found, _ = newest_checkpoint(step_folders(local_folder(config.save_folder, config.run_name)), hashes=False)
+        found, _ = newest_checkpoint(step_folders(folder), partial(read_checkpoint, hashes=False))
     except OSError:
         return None
     return found.manifest["config"] if found is not None else None
@@ -138,6 +140,7 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
 
 def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[Checkpoint | None, str]:
     """What a start would resume from, found as a start finds it, and what is to be said of it."""
+    from moe.train.checkpointing.checkpoints import read_checkpoint
     from moe.train.checkpointing.find_run import find_run
     from moe.train.checkpointing.remote import RemoteRun
 
@@ -151,7 +154,7 @@ def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[C
         autoresume=config.autoresume,
         resume_from=config.resume_from,
         report=report,
-        hashes=hashes,
+        read=partial(read_checkpoint, hashes=hashes),
     )
     found = run.checkpoint
     if found is None:

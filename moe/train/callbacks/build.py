@@ -97,7 +97,7 @@ def build_callbacks(
     if config.eval_data is not None and config.sample_prompts:
         ours.append(Samples(model.transformer, inputs.tokenizer, list(config.sample_prompts)))
     order = [FixedOrder()] if config.deterministic and torch.cuda.is_available() else []
-    return [*order, *ours, *([users] if users.classes else []), saver]
+    return [*ours, *([users] if users.classes else []), saver, *order]  # after who may end the step there
 
 
 def build_scores(

@@ -20,7 +20,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -32,7 +32,7 @@ from moe.common.paths import refuse_irregular
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, path_below
 from moe.train.checkpointing.files import File, SteadyFile, hash_file, hash_rest, sync, sync_folder, write_file
-from moe.train.checkpointing.parts import CheckpointError, Divided, error_in_parts
+from moe.train.checkpointing.parts import CheckpointError, Divided, error_in_parts, part_files
 
 STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
 TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
@@ -167,8 +167,14 @@ def open_state(checkpoint: Checkpoint) -> BinaryIO:
     return file
 
 
-def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
+def read_checkpoint(
+    folder: Path, *, hashes: bool = True, parts: bool = True, only: Collection[str] | None = None
+) -> Checkpoint:
     """Reads the manifest and verifies sizes and, unless `hashes` is false, hashes of all files.
+
+    Args:
+        parts: hash those of ranks that share a model too.
+        only: the files to look at, where not all of them are asked for.
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
@@ -185,7 +191,10 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
     if fault := error_in_parts(manifest.get("tensors") or {}, manifest["files"]):
         raise CheckpointError(f"{folder / MANIFEST}: {fault}")
+    unread = [] if parts else part_files(manifest)
     for name, file in manifest["files"].items():
+        if only is not None and name not in only:
+            continue
         try:
             path = path_below(folder, name, str(folder / MANIFEST))
         except OutsideName as error:
@@ -196,17 +205,19 @@ def read_checkpoint(folder: Path, *, hashes: bool = True) -> Checkpoint:
                 raise CheckpointError(f"{path}: is missing")
             if path.stat().st_size != size:
                 raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}")
-            if hashes and hash_file(path) != digest:
+            if hashes and name not in unread and hash_file(path) != digest:
                 raise CheckpointError(f"{path}: its bytes have changed since it was written (xxh64 differs)")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return Checkpoint(folder, manifest)
 
 
-def has_files(folder: Path, manifest: Mapping[str, Any], *, hashes: bool = True) -> bool:
+def has_files(
+    folder: Path, manifest: Mapping[str, Any], *, hashes: bool = True, only: Collection[str] | None = None
+) -> bool:
     """Whether it is a checkpoint that can be used, with the very files of another one's manifest."""
     try:
-        return read_checkpoint(folder, hashes=hashes).manifest["files"] == manifest["files"]
+        return read_checkpoint(folder, hashes=hashes, only=only).manifest["files"] == manifest["files"]
     except CheckpointError:
         return False
 
@@ -223,12 +234,14 @@ def replaced_folders(save_folder: Path) -> list[Path]:
     return [p for p in found if not (save_folder / p.name.removeprefix(".replaced-")).exists()]
 
 
-def newest_checkpoint(folders: list[Path], *, hashes: bool = True) -> tuple[Checkpoint | None, list[CheckpointError]]:
+def newest_checkpoint(
+    folders: list[Path], read: Callable[[Path], Checkpoint] = read_checkpoint
+) -> tuple[Checkpoint | None, list[CheckpointError]]:
     """The last of `folders` (as `step_folders` lists them) that verifies, and the errors of those after it."""
     faults: list[CheckpointError] = []
     for folder in reversed(folders):
         try:
-            return read_checkpoint(folder, hashes=hashes), faults
+            return read(folder), faults
         except CheckpointError as error:
             faults.append(error)
     return None, faults
@@ -245,7 +258,7 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def find_named(path: str) -> Checkpoint:
+def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) -> Checkpoint:
     """A checkpoint that a user named: a step folder, the state.pt in it, or a run folder for its newest.
 
     Raises:
@@ -257,16 +270,13 @@ def find_named(path: str) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{path}: there is no such checkpoint folder")
     if (folder / MANIFEST).exists() or (folder / STATE).exists():
-        return read_checkpoint(folder)
+        return read(folder)
     if not step_folders(folder):
         raise CheckpointError(f"{path}: is not a checkpoint and holds none (step-*/ with {STATE} and {MANIFEST})")
-    faults = []
-    for candidate in reversed(step_folders(folder)):
-        try:
-            return read_checkpoint(candidate)
-        except CheckpointError as error:
-            faults.append(str(error))
-    raise CheckpointError("no checkpoint verifies: " + "; ".join(faults))
+    found, faults = newest_checkpoint(step_folders(folder), read)
+    if found is None:
+        raise CheckpointError("no checkpoint verifies: " + "; ".join(map(str, faults)))
+    return found
 
 
 def load_state(path: Path | BinaryIO, map_location: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:

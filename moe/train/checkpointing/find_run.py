@@ -4,6 +4,7 @@ Decisions:
 - A folder that contains a run is never started over: not when its checkpoints are broken, not when they are gone.
 - A folder without run.json and checkpoints is no run's: a file in it that a run would write over or cut is the user's.
 - A step folder whose manifest tells another step was renamed: what is saved, kept and removed goes by its name.
+- A share of a remote checkpoint, as a machine fetches it for its own ranks, is no checkpoint.
 - Of a remote checkpoint only the manifest is read; its bytes are verified as they are fetched.
 - Where another machine has trained the run since, the run is what the remote holds: a folder here counts only where the
   remote has the same files of that step. It may be of a branch that was left behind there, or never have arrived.
@@ -36,7 +37,7 @@ from moe.train.checkpointing.checkpoints import (
     step_folders,
 )
 from moe.train.checkpointing.history import ALARMS, EVENTS, now
-from moe.train.checkpointing.remote import RemoteRun
+from moe.train.checkpointing.remote import RemoteRun, is_share
 
 RUN_FILE = "run.json"
 WRITTEN = ("config.yaml", "metrics.jsonl", EVENTS, ALARMS)  # by a start, over or into what is there
@@ -87,11 +88,11 @@ def find_run(
     autoresume: bool,
     resume_from: str | None,
     report: Callable[[str], None],
-    hashes: bool = True,
+    read: Callable[[Path], Checkpoint] = read_checkpoint,
     skip: Collection[int] = (),
 ) -> Found:
     """Args:
-        hashes: read every byte of the local checkpoint.
+        read: verifies a local checkpoint, and raises CheckpointError.
         skip: remote steps that turned out not to verify.
 
     Raises:
@@ -105,7 +106,8 @@ def find_run(
             f"save_folder ({path}) holds another run, {record.get('run_name')!r}; "
             f"this one is run_name ({run_name}). Give one of them another name"
         )
-    here = {int(folder.name.rpartition("-")[2]): folder for folder in [*replaced_folders(path), *step_folders(path)]}
+    stand = [*replaced_folders(path), *step_folders(path)]
+    here = {int(folder.name.rpartition("-")[2]): folder for folder in stand if not is_share(folder)}
     if not here and not (path / RUN_FILE).exists() and not (path / SAVED_MARK).exists():
         _refuse_foreign(path)
     _refuse_renamed(here)
@@ -133,9 +135,9 @@ def find_run(
         here = {step: here[step] for step in same}
     if resume_from is None:
         found.record.pop("went_back_to", None)
-        _find_newest(found, path, remote, here, left, hashes)
+        _find_newest(found, path, remote, here, left, read)
     else:
-        _find_named(found, path, remote, here, left, int(resume_from.removeprefix("step:")), report, hashes)
+        _find_named(found, path, remote, here, left, int(resume_from.removeprefix("step:")), report, read)
     if found.checkpoint is not None:  # one caught in its replacement gets its name back
         found.checkpoint = Checkpoint(path / folder_name(found.checkpoint.step), found.checkpoint.manifest)
     return found
@@ -208,10 +210,15 @@ def _checked(content: bytes, where: object) -> dict[str, Any]:
 
 
 def _find_newest(
-    found: Found, path: Path, remote: RemoteRun | None, here: dict[int, Path], there: list[int], hashes: bool
+    found: Found,
+    path: Path,
+    remote: RemoteRun | None,
+    here: dict[int, Path],
+    there: list[int],
+    read: Callable[[Path], Checkpoint],
 ) -> None:
     folders = [here[step] for step in sorted(here)]
-    found.checkpoint, faults = newest_checkpoint(folders, hashes=hashes)
+    found.checkpoint, faults = newest_checkpoint(folders, read)
     found.broken = list(zip(reversed(folders), faults, strict=False))
     local = found.checkpoint.step if found.checkpoint is not None else -1
     if remote is not None:
@@ -244,13 +251,13 @@ def _find_named(
     there: list[int],
     step: int,
     report: Callable[[str], None],
-    hashes: bool,
+    read: Callable[[Path], Checkpoint],
 ) -> None:
     """The checkpoint of `step`; later ones will be left behind. Once: the same command resumes from the
     newest.
     """
     if found.record.get("went_back_to") == step:
-        _find_newest(found, path, remote, here, there, hashes)
+        _find_newest(found, path, remote, here, there, read)
         if found.checkpoint is not None and found.checkpoint.step > step:
             report(
                 f"resume_from=step:{step} was done before; resuming from step {found.checkpoint.step}. "
@@ -264,7 +271,7 @@ def _find_named(
         )
     found.broken, found.upload, found.fetch = [], False, step not in here
     if step in here:
-        found.checkpoint = read_checkpoint(here[step], hashes=hashes)
+        found.checkpoint = read(here[step])
     else:
         assert remote is not None
         found.checkpoint = Checkpoint(path / folder_name(step), remote.manifest(step))

@@ -49,6 +49,11 @@ def part_name(number: int) -> str:
     return f"shard-{number + 1:05d}-model-00001-of-00001.safetensors"
 
 
+def part_files(manifest: dict[str, Any]) -> list[str]:
+    """The files of a checkpoint that hold its divided tensors, in the order of their numbers."""
+    return sorted({file for tensor in (manifest.get("tensors") or {}).values() for file in tensor["parts"]})
+
+
 def write_part(path: Path, part: Part) -> File:
     """Empties `part` as it is written. Raises OSError."""
     order = sorted(part, key=lambda name: (-part[name][0].element_size(), name))  # larger items first: all are aligned

@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,9 @@ class RemoteRun:
         except ValueError as error:
             raise CheckpointError(f"{self.store.url}/{name}: cannot be read ({error})") from None
 
-    def fetch(self, step: int, *, copy: bool = False) -> Checkpoint:
-        """Downloads one checkpoint, complete or not at all. A `copy` keeps its mark, by which `fetch_copy` knows it.
+    def fetch(self, step: int, *, copy: bool = False, only: Collection[str] | None = None) -> Checkpoint:
+        """Downloads one checkpoint, or `only` these files of it, complete or not at all. A `copy` keeps its mark, by
+        which `fetch_copy` knows it; what is fetched comes into one that is here.
 
         Raises:
             CheckpointError: what arrived is not what its manifest says.
@@ -104,37 +105,56 @@ class RemoteRun:
         there = [file.removeprefix(f"{name}/") for file in self.store.list(f"{name}/")]
         for file in there:
             path_below(self.local, file, where)
-        listed = [file for file in self.manifest(step)["files"] if file in there]  # its reader names what is missing
+        made = self.manifest(step)["files"]
+        listed = [file for file in made if file in there]  # its reader names what is missing
+        if only is not None:
+            listed = [file for file in listed if file in only]
         aside = make_aside(self.local, "fetching", step)
         try:
-            ownership.begin(aside, KIND, listed)
+            ownership.begin(aside, KIND, [*made])
             for file in [*listed, MANIFEST]:
                 self.store.download(f"{name}/{file}", aside / file)
-            found = read_checkpoint(aside)
-            if not copy:
-                (aside / ownership.MARK).unlink()
-            if os.path.lexists(self.local / name):
-                self.report(
-                    f"{name}: the one in {self.local} is damaged or not the remote's; it stays as "
-                    f"{set_aside(self.local / name).name}"
-                )
-            aside.rename(self.local / name)
+            found = read_checkpoint(aside, only=only)
+            if _is_copy(self.local / name, found.manifest):
+                self._add(aside, listed, self.local / name, copy)
+            else:
+                self._place(aside, self.local / name, copy)
         except BaseException:
             with contextlib.suppress(OSError):
                 ownership.remove_files(aside, [*listed, MANIFEST, ownership.MARK])
             raise
         return Checkpoint(self.local / name, found.manifest)
 
-    def fetch_copy(self, wanted: Checkpoint) -> None:
-        """For a machine that only reads what the first one resumes from: its very files, and no copy of an earlier one.
-        What this machine has written itself, when it was the first, stays. Raises as `fetch` does.
+    def _place(self, aside: Path, target: Path, copy: bool) -> None:
+        if not copy:
+            (aside / ownership.MARK).unlink()
+        if os.path.lexists(target):
+            self.report(
+                f"{target.name}: the one in {self.local} is damaged or not the remote's; it stays as "
+                f"{set_aside(target).name}"
+            )
+        aside.rename(target)
+
+    def _add(self, aside: Path, names: Sequence[str], target: Path, copy: bool) -> None:
+        """Into a copy that is here. Machines may share that folder, each with files of its own."""
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / name, target / name)
+        ownership.remove_files(aside, [*names, MANIFEST, ownership.MARK])
+        if not copy:
+            (target / ownership.MARK).unlink()
+
+    def fetch_copy(self, wanted: Checkpoint, only: Collection[str] | None = None) -> None:
+        """For a machine that only reads what the run resumes from: its very files, or `only` these, and no copy of an
+        earlier one. What this machine has written itself, when it was the first, stays. Raises as `fetch` does.
         """
-        here = has_files(wanted.path, wanted.manifest)
         for folder in step_folders(self.local):
-            if ownership.carries_mark(folder, KIND) and not (here and folder.name == wanted.path.name):
+            if ownership.carries_mark(folder, KIND) and not (
+                folder.name == wanted.path.name and _is_copy(folder, wanted.manifest)
+            ):
                 remove_checkpoint(folder)
-        if not here:
-            self.fetch(wanted.step, copy=True)
+        if not has_files(wanted.path, wanted.manifest, only=only):
+            self.fetch(wanted.step, copy=True, only=only)
 
     def leave_behind(self, after: int) -> None:
         """Checkpoints later than `after` are no part of the run any more."""
@@ -245,6 +265,18 @@ class RemoteRun:
                 f"{self.store.url}: the run was started again by pid {there.get('pid')} on {there.get('host')}, "
                 "which trains it now; this process stops and has changed nothing there since"
             )
+
+
+def is_share(folder: Path) -> bool:
+    """Whether it is a copy with some files of a checkpoint alone, as `fetch_copy` leaves it."""
+    if not ownership.carries_mark(folder, KIND):
+        return False
+    return any(not (folder / name).exists() for name in ownership.marked_files(folder, KIND) or ())
+
+
+def _is_copy(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether `fetch` has made it, complete or in part, of the checkpoint with this manifest."""
+    return ownership.carries_mark(folder, KIND) and has_files(folder, manifest, only=())
 
 
 def _step_of(name: str) -> int | None:

@@ -25,7 +25,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.locks import sign
 from moe.common.s3 import RemoteError
-from moe.train.checkpointing.checkpoints import Checkpoint, folder_name, set_aside, step_folders
+from moe.train.checkpointing.checkpoints import Checkpoint, folder_name, read_checkpoint, set_aside, step_folders
 from moe.train.checkpointing.find_run import RUN_FILE, Found, find_run
 from moe.train.checkpointing.folder_lock import lock_folder, state_of, take_away
 from moe.train.checkpointing.history import History, now
@@ -88,14 +88,17 @@ class RunFolder:
                 "run the same command again to resume from there"
             )
 
-    def fetch(self, report: Callable[[str], None]) -> None:
-        """Brings the remote's checkpoint. Raises CheckpointError where it does not verify."""
+    def fetch(self, report: Callable[[str], None], only: Collection[str] | None = None) -> None:
+        """Brings the remote's checkpoint, or `only` these files. Raises CheckpointError where they do not verify."""
         if self.found is None or not self.found.fetch:
             return
         assert self.remote is not None and self.checkpoint is not None
         self.take(report)
         step = self.checkpoint.step
-        self.checkpoint = self.remote.fetch(step)
+        if only is None:
+            self.checkpoint = self.remote.fetch(step)
+        else:
+            self.remote.fetch_copy(self.checkpoint, only)
         self._made.append(self.path / folder_name(step))
 
     def upload(self, report: Callable[[str], None]) -> None:
@@ -134,9 +137,7 @@ class RunFolder:
                 self.remote.push_logs()
 
     def _set_apart(self, report: Callable[[str], None]) -> None:
-        """What is no part of the run any more, and on the remote what is only here: before run.json says so, as a start
-        that is killed in between does it again.
-        """
+        """What is no part of the run any more, and what is only here; before run.json says so: a kill may come."""
         assert self.found is not None
         back_to, remote = self.found.back_to, self.remote
         if remote is not None:
@@ -246,13 +247,13 @@ def open_run_folder(
     autoresume: bool,
     resume_from: str | None,
     report: Callable[[str], None],
+    read: Callable[[Path], Checkpoint] = read_checkpoint,
     skip: Collection[int] = (),
 ) -> RunFolder:
-    """Finds what a start would resume from, here or on the remote. Locks the folder where it holds a lock file; changes
-    nothing.
+    """Finds what a start would resume from. Locks the folder where it holds a lock file; changes nothing.
 
     Args:
-        skip: remote steps that turned out not to verify.
+        read, skip: as of `find_run`.
 
     Raises:
         InputError: the folder is in use, holds another run, may not be resumed, or no checkpoint of it verifies.
@@ -270,6 +271,7 @@ def open_run_folder(
                 autoresume=autoresume,
                 resume_from=resume_from,
                 report=report,
+                read=read,
                 skip=skip,
             )
         except BaseException:

@@ -34,6 +34,7 @@ from moe.common.units import clock
 LOOK = 0.2  # seconds between two looks at the store
 SAID_AGAIN = 30.0  # seconds between two lines about who is missing
 ONE_TRY = 1.0  # seconds that one attempt to connect may take
+TAKEN = 60.0  # seconds that an earlier start may still hold the port; what holds it longer is something else
 HEARD = 5.0  # seconds that rank 0 keeps a refusal for the others to read
 
 
@@ -110,12 +111,17 @@ class _Watch:
 
 
 def _connect(me: Member, watch: _Watch, place: str) -> Any:
-    """A store to meet at, as its server on rank 0, where no agent of torchrun is that."""
+    """A store to meet at, as its server on rank 0, where no agent of torchrun is that.
+
+    Raises:
+        InputError: the port is not to be had.
+    """
     from torch.distributed import PrefixStore, TCPStore
 
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = me.rank == 0 and not agent
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    start = time.monotonic()
     while True:
         if serves or _answers(host, port):
             try:
@@ -131,7 +137,14 @@ def _connect(me: Member, watch: _Watch, place: str) -> Any:
                 attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
                 return PrefixStore(f"moe/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", store)
             except RuntimeError as error:
-                reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0][:200]
+                taken = "EADDRINUSE" in str(error)
+                if serves and ("EACCES" in str(error) or (taken and time.monotonic() - start > TAKEN)):
+                    why = f"still in use by another process after {clock(TAKEN)}" if taken else "not open to this user"
+                    raise InputError(
+                        f"the ranks cannot meet at {place}: port {port} is {why} on {me.host}; give another one "
+                        "(--master-port, MASTER_PORT)"
+                    ) from None
+                reason = "the port is in use" if taken else str(error).splitlines()[0][:200]
                 state = f"rank {me.rank} cannot meet the others at {place} ({reason})"
         else:
             state = f"rank 0 does not answer at {place}"

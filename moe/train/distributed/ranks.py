@@ -14,7 +14,12 @@ MACHINES = max(1, WORLD_SIZE // number("LOCAL_WORLD_SIZE", WORLD_SIZE))
 
 
 def agreed(call: Callable[[], T], *, here: bool) -> T:
-    """What `call` gives on rank 0, after it was made on all ranks that are `here`.
+    """What `call` gives on rank 0, after it was made on all ranks that are `here`. Raises as `on_each` does."""
+    return on_each(call, here=here)[0]
+
+
+def on_each(call: Callable[[], T], *, here: bool) -> list[T]:
+    """What `call` gives on each rank; None on one that is not `here`.
 
     Raises:
         InputError: on every rank alike, where it failed on one.
@@ -32,4 +37,4 @@ def agreed(call: Callable[[], T], *, here: bool) -> T:
     answers: list[Any] = dist.all_gather_object((fault, result))
     if faults := [found for found, _ in answers if found is not None]:
         raise InputError(faults[0])
-    return answers[0][1]
+    return [result for _, result in answers]

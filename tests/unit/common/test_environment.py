@@ -38,6 +38,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WORLD_SIZE": "2"}, r"WORLD_SIZE \(2\) says that 1 other .* RANK, LOCAL_RANK, .*MASTER_PORT of a launcher"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": ""}, "MASTER_ADDR"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT"),
+        ({"MASTER_PORT": "70000"}, r"MASTER_PORT \(70000\) must be at most 65535"),
     ],
 )
 def test_a_launchers_variables_that_make_no_sense_are_refused_by_name(monkeypatch, variables, told: str) -> None:

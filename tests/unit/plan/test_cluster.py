@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from moe.cli.main import main
 from moe.common.errors import InputError
 from moe.config import load_config
+from moe.data.read.order import window_of
 from moe.plan.cluster import Machines, bandwidth, find_loading, find_machines, find_plans
 from moe.plan.estimate import parameters
 from moe.plan.gpus import find_gpu
@@ -27,13 +30,48 @@ def test_bytes_on_the_network_are_those_of_ring_collectives() -> None:
     full = 4 * parameters(config, 50257).total
     microbatches = 1024 // 64 // 4
     assert ddp.gradients == pytest.approx(2 * full * 63 / 64) and ddp.weights == ddp.updates == 0
-    assert fsdp2.gradients == pytest.approx(microbatches * full * 63 / 64)
-    assert fsdp2.weights == pytest.approx(2 * fsdp2.gradients)
+    count = parameters(config, 50257)
+    padded = full + 4 * 7 * (count.experts + count.router), "of 8 experts on 64 ranks"
+    assert fsdp2.gradients == pytest.approx(microbatches * padded[0] * 63 / 64), padded[1]
+    once = microbatches * 4 * (count.embedding + config.model.d_model) * 63 / 64
+    assert fsdp2.weights == pytest.approx(2 * fsdp2.gradients - once)
     assert hsdp.gradients == pytest.approx(microbatches * 2 * full * 7 / 8) and hsdp.weights == 0
     assert fsdp2.network == pytest.approx((fsdp2.gradients + fsdp2.weights + fsdp2.updates) / 50e9)
     for plan in (ddp, fsdp2, hsdp):
         assert 0 <= plan.exposed <= plan.network and 0 < plan.efficiency <= 1
-    assert ddp.checkpoint == pytest.approx(8 * hsdp.checkpoint) == pytest.approx(64 * fsdp2.checkpoint)
+    assert ddp.checkpoint == pytest.approx(8 * hsdp.checkpoint)
+    assert 8 * fsdp2.checkpoint < ddp.checkpoint < 10 * fsdp2.checkpoint, "a rank has an expert or none"
+
+
+def test_what_four_gloo_ranks_send_is_what_the_formulas_say() -> None:
+    """The formulas were held against themselves: padding of experts was missing, and what is gathered once."""
+    from tests.unit.plan import wire
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.plan.wire"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    counted = {plan: (backward, update) for plan, backward, update in map(json.loads, done.stdout.splitlines())}
+    assert [*counted] == [*wire.PLANS]
+    for plan, (backward, update) in counted.items():
+        settings = [f"model.{name}={value}" for name, value in wire.SHAPE.items()]
+        settings += [f"model.n_experts={wire.PLANS[plan]}", "device_train_microbatch_size=1"]
+        batch = f"global_train_batch_size={wire.RANKS * wire.MICROBATCHES}"
+        config = load_config(LARGE, [*settings, batch, "model.head_dim=null"])
+        machines = Machines(4, 2 if plan == "HSDP" else 1, 1.0)
+        plans = {each.name: each for each in find_plans(config, wire.VOCAB, find_gpu("H100"), machines, mfu=0.3)}
+        said = plans[plan.split()[0]]
+        if plan == "DDP":
+            assert backward == {"default_pg all_reduce": 4 / 3 / 2 / 4 * said.gradients} and update == {}
+        elif plan == "HSDP":  # two ranks of each machine sum their halves over the machines: all of it
+            assert backward.pop("mesh_replicate all_reduce") == said.gradients / 4 / 2
+            assert {name.split()[0] for name in (*backward, *update)} == {"mesh_shard"}, "inside the machine"
+        else:
+            rows = {name: 4.0 * 3 * count for name, count in backward.items()}  # each brings its own to three others
+            assert rows["default_pg all_gather"] == said.weights
+            assert rows["default_pg all_reduce"] / 4 == said.gradients, "of a reduce-scatter"
+            assert [*update] == ["default_pg all_gather"]
+            assert 4.0 * update["default_pg all_gather"] * 3 / 4 == said.updates, "of an all-to-all"
 
 
 def test_one_machine_uses_no_network_and_more_microbatches_use_more() -> None:
@@ -57,6 +95,9 @@ def test_a_faster_network_hides_more_and_stripes_divide_what_is_fetched() -> Non
     all_of_it = find_loading(config, QWEN3, machines, fast)
     striped = load_config(A3B, ["train_data.num_canonical_nodes=8"])
     assert all_of_it.share == 1 and find_loading(striped, QWEN3, machines, fast).share == 1 / 8
+    shard = 1 << 26
+    assert all_of_it.cache == (window_of(1, 1) + 2) * shard
+    assert find_loading(striped, QWEN3, machines, fast).cache == (window_of(8, 1) + 2) * shard, "its own stripe"
     assert all_of_it.data == 4 * 71_526 * 2048 * 4096, "ids of 151,936 tokens take four bytes"
 
 

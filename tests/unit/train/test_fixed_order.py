@@ -1,5 +1,8 @@
 """Deterministic algorithms on a GPU, asked for where a step computes and nowhere else."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -65,5 +68,14 @@ def test_an_operation_that_knows_no_such_way_ends_the_run_with_the_setting(monke
                 torch.use_deterministic_algorithms(False)
 
     monkeypatch.setattr(fit, "interrupted_by_lost_processes", lambda watchdog: torch.no_grad())
-    with pytest.raises(RunFailed, match="set deterministic=false"):
+    said = "deterministic: put_ does not have a deterministic implementation; set deterministic=false"
+    with pytest.raises(RunFailed, match=f"^{said}$"):
         fit._train(OneStep(), None, eval_first=True, scores=None, more_steps=False)
+
+
+def test_cublas_is_told_before_the_first_product_of_a_run() -> None:
+    """torch 2.7 looks once, at the first; trials and evaluations come before the first step."""
+    check = "import os, moe.train.fit; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    env = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    done = subprocess.run([sys.executable, "-c", check], env=env, capture_output=True, text=True)
+    assert done.stdout == ":4096:8\n", done.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from moe.train import lost_processes
 from moe.train.lost_processes import interrupted_by_lost_processes, is_lost_rank, is_lost_worker
 from moe.train.stop import Stopped
 
@@ -102,3 +103,17 @@ def test_before_the_first_step_a_loss_is_an_error_after_it_an_interruption(capsy
     with pytest.raises(Stopped), interrupted_by_lost_processes(after(1)):
         raise RuntimeError(f"line one\n{gone}")
     assert capsys.readouterr().err.strip().endswith(gone)
+
+
+def test_over_machines_a_lost_rank_is_an_interruption_before_the_first_step_too(monkeypatch, capsys) -> None:
+    """The other machine may have been preempted. A worker is this machine's own: it may be lost at each start."""
+    monkeypatch.setattr(lost_processes, "MACHINES", 2)
+    gone = "NCCL error: remote process exited"
+    with pytest.raises(Stopped, match=gone), interrupted_by_lost_processes(after(0)):
+        raise RuntimeError(gone)
+    assert capsys.readouterr().err.strip().endswith(gone)
+    with pytest.raises(RuntimeError, match="must match"), interrupted_by_lost_processes(after(0)):
+        raise RuntimeError("the size of tensor a (3) must match")
+    monkeypatch.setattr(lost_processes, "is_lost_worker", lambda error: True)
+    with pytest.raises(EOFError), interrupted_by_lost_processes(after(0)):
+        raise EOFError

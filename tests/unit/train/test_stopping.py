@@ -13,6 +13,7 @@ import pytest
 
 import moe.train.stop as stop_module
 from moe.config import Every, parse_time
+from moe.train.callbacks import progress
 from moe.train.callbacks.progress import Progress
 from moe.train.callbacks.saver import CheckpointSaver
 from moe.train.stop import EXIT_STOPPED as STOPPED
@@ -160,6 +161,19 @@ def test_the_watchdog_writes_all_stacks_and_ends_a_run_without_progress(
     written = (tmp_path / f"stacks/step-0000000{steps_done}-rank-0.txt").read_text()
     err = capfd.readouterr().err
     assert "hangs_here" in written and "hangs_here" in err and "no progress for 0m00s (stall_timeout)" in err
+
+
+@pytest.mark.parametrize(
+    ("machines", "asked", "seconds"), [(1, "auto", 1800.0), (2, "auto", 300.0), (2, "30m", 1800.0), (1, "5m", 300.0)]
+)
+def test_over_machines_a_cut_network_is_waited_for_five_minutes(
+    monkeypatch, tmp_path: Path, machines: int, asked: str, seconds: float
+) -> None:
+    """A network that is cut says nothing: every rank waits in a collective."""
+    monkeypatch.setattr(progress, "MACHINES", machines)
+    stop = SimpleNamespace(leave=None, peers=None)
+    config, folder = SimpleNamespace(stall_timeout=asked), SimpleNamespace(path=tmp_path)
+    assert progress.build_watchdog(config, folder, stop).stall_timeout == seconds
 
 
 def test_the_main_threads_stack_comes_first_however_many_threads_there_are(tmp_path: Path, capfd) -> None:

@@ -1,4 +1,5 @@
 import pyarrow.parquet as pq
+from tokenizers import trainers
 
 from moe.data import build_corpus, load_tokenizer
 from moe.data.text.corpus import SCHEMA, documents, prose
@@ -35,7 +36,7 @@ def test_sources_are_parsed_not_run(tmp_path):
     assert list(documents("def broken(:", set())) == []
 
 
-def test_corpus_has_finewebs_schema_its_size_and_trains_a_tokenizer(tmp_path, capsys):
+def test_corpus_has_finewebs_schema_its_size_and_trains_a_tokenizer(tmp_path, capsys, monkeypatch):
     path = build_corpus(tmp_path / "corpus", packages=("stdlib",), max_bytes=200_000)
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)
@@ -45,7 +46,10 @@ def test_corpus_has_finewebs_schema_its_size_and_trains_a_tokenizer(tmp_path, ca
     before = path.read_bytes()
     assert build_corpus(tmp_path / "corpus") == path and path.read_bytes() == before
     assert "is there already" in capsys.readouterr().out
+    plain, asked = trainers.BpeTrainer, {}
+    monkeypatch.setattr(trainers, "BpeTrainer", lambda **settings: asked.update(settings) or plain(**settings))
     folder = train_tokenizer(dataset=str(tmp_path / "corpus"), out=tmp_path / "bpe", vocab_size=1000)
+    assert not asked["show_progress"], "its bars are for a terminal; elsewhere they are empty lines"
     tokenizer = load_tokenizer(str(folder))
     assert len(tokenizer) == 1000
     assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]

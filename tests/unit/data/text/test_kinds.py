@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -12,7 +13,7 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.data.text import json_array, planning
-from moe.data.text.complete import Quotes
+from moe.data.text.complete import Quotes, parquet_error
 from moe.data.text.files import SourceFile, kind_of
 from moe.data.text.planning import plan_units
 from moe.data.text.reading import read_batches
@@ -163,6 +164,14 @@ def parquet(texts, **how):
 
 STREAM, FILE = CONTENTS["a.arrow"], CONTENTS["b.arrow"]
 TWO = "several files one after the other"
+
+
+def test_a_footer_that_names_no_place_of_a_column_is_damaged():
+    """As the fuzzer of tests/chaos/foreign.py made one; pyarrow opens it."""
+    column = SimpleNamespace(dictionary_page_offset=None, data_page_offset=0, path_in_schema="text")
+    group = SimpleNamespace(num_columns=1, column=lambda number: column)
+    metadata = SimpleNamespace(num_row_groups=1, row_group=lambda number: group, serialized_size=9)
+    assert "no place for column 'text'" in parquet_error(io.BytesIO(b"PAR1"), metadata)
 
 
 @pytest.mark.parametrize(

@@ -281,16 +281,18 @@ def test_a_local_checkpoint_that_is_damaged_comes_anew_from_the_remote(tiny: Pat
 def opened(tiny: Path, url: str, monkeypatch, answer: Any = None) -> Any:
     """What `open_folder` gives on one of two machines: on the second where the answer of the first is given."""
     from moe.config import load_config
-    from moe.train import start
+    from moe.train import opening
     from moe.train.inputs import check_data
 
     path = write_config(Path("c.yaml"), tiny_config(tiny))
     config = load_config(str(path), [f"save_folder={url}", *SETTINGS])
     with monkeypatch.context() as patch:
-        patch.setattr(start, "MACHINES", 2)
-        patch.setattr(start, "RANK", int(answer is not None))
-        patch.setattr(start, "agreed", lambda call, here: call() if here else answer)
-        return start.open_folder(config, check_data(config, report=print))
+        patch.setattr(opening, "MACHINES", 2)
+        patch.setattr(opening, "WORLD_SIZE", 2)
+        patch.setattr(opening, "RANK", int(answer is not None))
+        patch.setattr(opening, "agreed", lambda call, here: call() if here else answer)
+        patch.setattr(opening, "on_each", lambda call, here: [call() if here else None])
+        return opening.open_folder(config, check_data(config, report=print))
 
 
 def test_another_machine_takes_the_very_checkpoint_of_the_first_and_keeps_no_older_copies(
@@ -308,7 +310,7 @@ def test_another_machine_takes_the_very_checkpoint_of_the_first_and_keeps_no_old
     for step in (1, 4):  # of a branch that was left behind while this machine was the first
         write_checkpoint(own, step, {"state": {}}, manifest)
     for turn in range(2):
-        load = opened(tiny, url, monkeypatch, (folder.record, folder.checkpoint, start))[1].load
+        load = opened(tiny, url, monkeypatch, (folder.record, folder.checkpoint, start, False))[1].load
         open_state(load).close()
         assert has_files(load.path, start.load.manifest)
         names = ["set-aside-step-00000004", "step-00000001", "step-00000004"]
@@ -318,7 +320,7 @@ def test_another_machine_takes_the_very_checkpoint_of_the_first_and_keeps_no_old
     folder, start = opened(tiny, url, monkeypatch)
     folder.let_go()
     monkeypatch.chdir(machine)
-    opened(tiny, url, monkeypatch, (folder.record, folder.checkpoint, start))
+    opened(tiny, url, monkeypatch, (folder.record, folder.checkpoint, start, False))
     assert [path.name for path in step_folders(own)] == ["step-00000001", "step-00000006"]
 
 

@@ -1,8 +1,10 @@
 """Checkpoints that several ranks (gloo) write together: read by any number of them, complete or not there at all."""
 
 import errno
+import multiprocessing
 import os
 import shutil
+import signal
 import types
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from moe.model import Transformer
 from moe.model.balance import BalanceLoss
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
-from moe.train.checkpointing import together
+from moe.train.checkpointing import files, together
 from moe.train.checkpointing.checkpoints import (
     CheckpointError,
     newest_checkpoint,
@@ -33,7 +35,7 @@ from moe.train.checkpointing.save_error import SaveError, explained
 from moe.train.checkpointing.together import Save, SharedWriter
 from moe.train.distributed.sharding import shard_transformer
 from moe.train.distributed.state import load_own, own_state
-from tests.ranks import on_ranks
+from tests.ranks import _rank, on_ranks
 from tests.tiny import EVERY_OPTION, SHAPE
 
 pytestmark = pytest.mark.skipif(
@@ -164,6 +166,17 @@ def four_ranks(folder: Path, rank: int) -> None:
     assert_same(complete(model, optimizer), expected)
 
 
+def back_to_two(folder: Path, rank: int) -> None:
+    """Of four ranks, and of one."""
+    expected = torch.load(folder / "expected")
+    for number, parts in ((2, 4), (9, 0)):
+        assert len(list((folder / f"step-{number:08d}").glob("shard-*"))) == parts
+        model, optimizer = build(6 + number, 2)
+        load(folder / f"step-{number:08d}", model, optimizer)
+        assert_same(complete(model, optimizer), expected)
+        assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 def test_any_number_of_ranks_reads_either_format_and_so_does_dcp(tmp_path: Path) -> None:
     on_ranks(2, partial(two_ranks, tmp_path))
     expected = torch.load(tmp_path / "expected")
@@ -180,6 +193,7 @@ def test_any_number_of_ranks_reads_either_format_and_so_does_dcp(tmp_path: Path)
     write_checkpoint(tmp_path, 9, {"state": content}, MANIFEST)  # as one rank has it
     on_ranks(4, partial(four_ranks, tmp_path))
     assert_same(tensors_of(full_content(read_checkpoint(tmp_path / "step-00000003"))), expected)
+    on_ranks(2, partial(back_to_two, tmp_path))
 
 
 def failing(folder: Path, rank: int) -> None:
@@ -189,9 +203,12 @@ def failing(folder: Path, rank: int) -> None:
     for broken, stage in ((1, "write_part"), (0, "write_state"), (0, "commit")):
         plain = getattr(together, stage)
 
-        def full(*args, broken=broken, plain=plain):
-            if rank == broken:
+        def full(*args, broken=broken, plain=plain, stage=stage):
+            if rank == broken and stage == "commit":
                 raise OSError(errno.ENOSPC, "No space left on device")
+            if rank == broken:  # the kernel says so, of the bytes that are written
+                file = args[0] / "state.pt" if stage == "write_state" else args[0]
+                file.symlink_to("/dev/full")
             return plain(*args)
 
         setattr(together, stage, full)
@@ -212,15 +229,19 @@ def killed(folder: Path, rank: int) -> None:
     model, optimizer = build(1, 2)
     step(model, optimizer, 1)
     save(folder, 1, model, optimizer)
-    plain = together.write_part
+    plain, pieces = files.SteadyFile.write, []
 
-    def dies(path, part):
-        if rank == 1:
-            path.write_bytes(b"half a part")
-            os._exit(0)
-        return plain(path, part)
+    def dies(self, content):
+        pieces.append(content)
+        if len(pieces) < 4:
+            return plain(self, content)
+        plain(self, content[: len(content) // 2])
+        self.flush()
+        (folder / "half").write_text(str(os.fstat(self.file.fileno()).st_size))
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    together.write_part = dies
+    if rank == 1:
+        files.SteadyFile.write = dies
     with pytest.raises(RuntimeError, match="by peer"):
         save(folder, 2, model, optimizer)
     (folder / "raised").touch()
@@ -228,8 +249,16 @@ def killed(folder: Path, rank: int) -> None:
 
 
 def test_a_rank_that_is_killed_as_it_writes_its_part_ends_the_save_on_the_others(tmp_path: Path) -> None:
-    on_ranks(2, partial(killed, tmp_path))
-    assert (tmp_path / "raised").exists() and not list(tmp_path.glob(".writing-*/state.pt"))
+    context, store = multiprocessing.get_context("fork"), f"file://{tmp_path}/store"
+    ranks = [context.Process(target=_rank, args=(rank, partial(killed, tmp_path), 2, store)) for rank in range(2)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(60)
+    assert [each.exitcode for each in ranks] == [0, -signal.SIGKILL]
+    half = int((tmp_path / "half").read_text())
+    assert 5000 < half < (tmp_path / "step-00000001" / part_name(1)).stat().st_size
+    assert (tmp_path / "raised").exists() and not list(tmp_path.glob(".writing-*/*")), "the others remove it"
     found, _ = newest_checkpoint(step_folders(tmp_path))
     assert found is not None and found.step == 1
 

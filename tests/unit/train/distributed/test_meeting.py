@@ -87,6 +87,29 @@ def test_who_is_missing_is_said_by_machine_and_the_wait_ends(monkeypatch, new_pl
     assert "3 of 4 ranks are here, missing: rank 2 of node 1" in str(third)
 
 
+def test_a_port_that_something_else_holds_ends_the_start_by_its_number(monkeypatch) -> None:
+    """It was waited for until start_timeout, then 75: a scheduler tried the same port again, without end."""
+    monkeypatch.setattr(meeting, "TAKEN", 0.5)
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        (refused,) = together([member(0, 0)], seconds=5)
+    assert isinstance(refused, InputError)
+    assert f"port {port} is still in use by another process after" in str(refused) and "on host0; give" in str(refused)
+    monkeypatch.setattr(meeting, "TAKEN", 30)
+    with socket.create_server(("", port)) as other:  # of an earlier start, which ends
+        threading.Timer(0.5, other.close).start()
+        (waited,) = together([member(0, 0)], seconds=2)
+    assert "1 of 4 ranks are here" in str(waited)
+
+    def refuses(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("failed to bind: port: 80, code: -13, name: EACCES, message: permission denied")
+
+    monkeypatch.setattr("torch.distributed.TCPStore", refuses)
+    (refused,) = together([member(0, 0)], seconds=5)
+    assert isinstance(refused, InputError) and f"port {port} is not open to this user on host0" in str(refused)
+
+
 def test_two_launchers_on_one_machine_are_refused_in_one_sentence() -> None:
     """They hung after "start fresh", and ignored SIGTERM: Streaming's leader shares through /dev/shm."""
     results = together([member(rank, rank // 2, machine="one") for rank in range(4)])
