@@ -26,6 +26,7 @@ from moe.model import Transformer  # noqa: E402
 from moe.optim.groups import build_groups  # noqa: E402
 from moe.optim.muon import Muon  # noqa: E402
 from moe.train.checkpointing.checkpoints import load_state, read_checkpoint  # noqa: E402
+from moe.train.checkpointing.host_memory import HostMemory  # noqa: E402
 from moe.train.checkpointing.parts import Parts  # noqa: E402
 from moe.train.checkpointing.save_error import explained  # noqa: E402
 from moe.train.checkpointing.together import Save, SharedWriter  # noqa: E402
@@ -79,7 +80,7 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     state = sum(value.numel() for values in optimizer.state.values() for value in values.values())
     share = (2 * parameters + state) * 4 / ranks / MB
     peak()
-    own = own_state(model, optimizer)
+    own = own_state(model, optimizer, HostMemory())
     content = {"state": {"model": own.model, "optimizers": {"Muon": own.optimizer}}} if rank == 0 else None
     writer = SharedWriter(folder, url=None, remote=None, local_leader=rank == 0)
     save = Save(1, own.part, own.number, own.parts, own.shapes, content, {}, {})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe.model.flops import ParameterCount, count_parameters, dense_width
+from moe.config import Config
+from moe.model.flops import ParameterCount, count_parameters, dense_width, model_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +98,23 @@ class Step:
             first_k_dense_replace=self.first_k_dense_replace,
             dense_hidden=self.dense_hidden,
         )
+
+
+def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) -> Step:
+    """The run's step on one of `n_gpus`. amp_fp16 takes the memory of bf16; `compile: auto` is taken for true."""
+    return Step(
+        **model_shape(config.model, vocab_size),
+        document_mask=config.model.document_mask,
+        dropout=config.model.dropout,
+        quantile=config.model.balance == "quantile",
+        seq_len=config.max_seq_len,
+        microbatch=microbatch,
+        accumulated=microbatch < config.global_train_batch_size // n_gpus,
+        activation_checkpointing=config.activation_checkpointing,
+        muon=config.optimizer.name == "muon",
+        momentum_bytes=2 if config.optimizer.momentum_dtype == "bf16" else 4,
+        gpu=True,
+        bf16=config.precision != "fp32",
+        compiled=bool(config.compile),  # auto: Triton comes with torch for a GPU
+        n_gpus=n_gpus,
+    )

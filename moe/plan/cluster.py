@@ -36,7 +36,8 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.config import Config
 from moe.model.memory import optimizer_bytes
-from moe.plan.estimate import GpuMemory, find_work, gpu_memory, largest_microbatch, make_step, rank_batch
+from moe.model.step import make_step
+from moe.plan.estimate import GpuMemory, find_work, gpu_memory, largest_microbatch, rank_batch
 from moe.plan.gpus import Gpu
 
 PLANS = ("DDP", "FSDP2", "HSDP")

@@ -16,6 +16,7 @@ from moe.config import Config, parse_time
 from moe.config.steps import Steps
 from moe.model.flops import ParameterCount, count_parameters, flops_per_token, model_shape
 from moe.model.memory import Step, StepMemory, imbalance_bytes, optimizer_bytes, step_memory
+from moe.model.step import make_step
 from moe.optim import rule
 from moe.plan.gpus import GPUS, Gpu
 
@@ -120,26 +121,6 @@ def find_rates(config: Config, vocab_size: int) -> Rates:
         warmup_steps=round(rule.warmup_steps(work.steps, optimizer=name)),
         moonlight=rule.moonlight_rate(work.flops),
         outside=rule.outside(**size),
-    )
-
-
-def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) -> Step:
-    """The run's step on one of `n_gpus`. amp_fp16 takes the memory of bf16; `compile: auto` is taken for true."""
-    return Step(
-        **model_shape(config.model, vocab_size),
-        document_mask=config.model.document_mask,
-        dropout=config.model.dropout,
-        quantile=config.model.balance == "quantile",
-        seq_len=config.max_seq_len,
-        microbatch=microbatch,
-        accumulated=microbatch < config.global_train_batch_size // n_gpus,
-        activation_checkpointing=config.activation_checkpointing,
-        muon=config.optimizer.name == "muon",
-        momentum_bytes=2 if config.optimizer.momentum_dtype == "bf16" else 4,
-        gpu=True,
-        bf16=config.precision != "fp32",
-        compiled=bool(config.compile),  # auto: Triton comes with torch for a GPU
-        n_gpus=n_gpus,
     )
 
 

@@ -34,7 +34,7 @@ from moe.train.compiling import COMPILED
 from moe.train.composer_model import MoEModel, build_model
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_train_spec
-from moe.train.microbatch import find_microbatch, microbatch_size
+from moe.train.microbatch import expected_bytes, find_microbatch, microbatch_size
 from moe.train.temporary_folder import own_temporary_folder
 from moe.train.tf32 import forbid_tf32
 
@@ -86,7 +86,13 @@ def profile_run(
         say("device_train_microbatch_size: auto; trying how many sequences fit ...")
         with fixed_order(config.deterministic and device.type == "cuda"):
             microbatch = find_microbatch(
-                model, optimizer, rank_batch=samples, seq_len=seq_len, precision=config.precision, device=device
+                model,
+                optimizer,
+                rank_batch=samples,
+                seq_len=seq_len,
+                precision=config.precision,
+                device=device,
+                expected=expected_bytes(config, model, world_size=1),
             )
     say(f"taking {steps + 1} steps of {samples} x {seq_len} tokens in microbatches of {microbatch} ...")
     with own_temporary_folder(), closing(_Loop(config, inputs, model, optimizer, microbatch)) as loop:

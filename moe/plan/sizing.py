@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from moe.config import Config, ModelConfig
 from moe.model.flops import count_parameters, model_shape
-from moe.plan.estimate import MFU, find_work, gpu_memory, largest_microbatch, make_step
+from moe.model.step import make_step
+from moe.plan.estimate import MFU, find_work, gpu_memory, largest_microbatch
 from moe.plan.gpus import Gpu
 
 HEAD_DIM, WIDTH, LAYER, HIDDEN = 64, 128, 64, 64  # a head; steps of the width; width for each layer; steps of experts

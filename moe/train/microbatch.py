@@ -8,6 +8,8 @@ Decisions:
 - The trial's sequences are one token repeated, cut into documents of 16 tokens by EOS. All hidden states but those of
   EOS are the same, so nearly all tokens choose the same experts: the worst imbalance there can be. And the list of
   documents is as long as real text makes it, which attention's backward pass takes memory for.
+- The first size that is tried is the largest that is computed to fit (moe/model/memory.py), and the next one only where
+  what was measured lets it be possible: each size is compiled anew.
 - A tenth of the memory stays free, for fragmentation and for what other libraries take. A share that was set with
   set_per_process_memory_fraction is all the memory there is.
 - The trial's sizes make compiled blocks ones of any size; they are forgotten, so that training has its own size's.
@@ -30,7 +32,8 @@ from moe.common.errors import InputError
 from moe.common.units import say
 from moe.config import Config
 from moe.model.documents import document_ends
-from moe.model.memory import TOKENS_A_DOCUMENT
+from moe.model.memory import TOKENS_A_DOCUMENT, imbalance_bytes, step_memory
+from moe.model.step import make_step
 from moe.train.callbacks.fixed_order import fixed_order
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.composer_model import MoEModel
@@ -100,6 +103,7 @@ def automatic_microbatch(
             seq_len=config.max_seq_len,
             precision=config.precision,
             device=device,
+            expected=expected_bytes(config, model, world_size) if device.type == "cuda" else None,
         )
     folder.note(microbatch={"size": size, "valid_for": valid_for})
     report(f"  microbatch {size}; run.json keeps it for every resume")
@@ -114,10 +118,12 @@ def find_microbatch(
     seq_len: int,
     precision: str,
     device: torch.device,
+    expected: Callable[[int], float] | None = None,
 ) -> int:
     """Largest power of two (or the full `rank_batch`) of sequences of `seq_len` tokens whose step fits on every rank.
 
-    Moves the model to `device`; weights, gradients and optimizer are afterwards as they were.
+    expected: computed bytes of a trial of so many sequences; without it, and for a sharded model, sizes are tried from
+    1 on. Moves the model to `device`; weights, gradients and optimizer are afterwards as they were.
 
     Raises:
         InputError: not even one sequence fits.
@@ -125,24 +131,14 @@ def find_microbatch(
     model.to(device)
     spare = [_gradient_buckets(model)] if dist.get_world_size() > 1 and not is_sharded(model.transformer) else []
     budget = SHARE_OF_MEMORY * _memory(device)
-    sharded = is_sharded(model.transformer)
-    size, fits, expected = 1, 0, 0.0
-    try:
-        tried, peak = 0.5, _peak_of_step(model, optimizer, 1, seq_len // 2, precision) if sharded else 0.0
-        while fits < rank_batch and _on_every_rank(expected < budget):
-            before, peak = peak, _peak_of_step(model, optimizer, size, seq_len, precision)
-            if not _on_every_rank(peak < budget):
-                break
-            fits, size = size, min(2 * size, rank_batch)
-            if sharded:
-                expected = peak + (peak - before) / (fits - tried) * (size - fits)
-                tried = fits
-    except torch.OutOfMemoryError:  # of a sharded model
-        if size > 1:
-            raise InputError(
-                f"device_train_microbatch_size (auto): a trial of {size} sequences ran out of memory, against "
-                f"expectation ({expected / 1e9:.1f} of {budget / 1e9:.1f} GB); set device_train_microbatch_size={fits}"
-            ) from None
+
+    def peak_of(size: float) -> float:
+        return _peak_of_step(model, optimizer, math.ceil(size), int(seq_len * min(1, size)), precision)
+
+    if is_sharded(model.transformer):
+        fits = _search_sharded(peak_of, rank_batch, budget)
+    else:
+        fits = _search(peak_of, rank_batch, budget, expected)
     del spare
     _forget(model, optimizer)
     if model.transformer.compiled:
@@ -152,6 +148,65 @@ def find_microbatch(
             f"model: one sequence of {seq_len:,} tokens does not fit (budget {budget / 1e9:.1f} GB of {device.type}); "
             "set activation_checkpointing=true or optimizer.momentum_dtype=bf16, or take a smaller model"
         )
+    return fits
+
+
+def expected_bytes(config: Config, model: MoEModel, world_size: int) -> Callable[[int], float]:
+    """What a trial of so many sequences is computed to take on a GPU, of a model that is not sharded."""
+    step = make_step(config, model.transformer.embed.num_embeddings, n_gpus=1, microbatch=1)
+    step = dataclasses.replace(step, accumulated=True, compiled=model.transformer.compiled)
+    buckets = 4 * step.count.total if world_size > 1 else 0
+
+    def bytes_of(size: int) -> float:
+        of_size = dataclasses.replace(step, microbatch=size)
+        return step_memory(of_size).total + imbalance_bytes(of_size) + buckets
+
+    return bytes_of
+
+
+def _search(
+    peak_of: Callable[[float], float], rank_batch: int, budget: float, expected: Callable[[int], float] | None
+) -> int:
+    """The largest size that fits on every rank, 0 where none does; upwards from the largest that is expected to fit."""
+    sizes = [*(1 << i for i in range((rank_batch - 1).bit_length())), rank_batch]
+    at = 0
+    if expected is not None:
+        at = max((i for i, size in enumerate(sizes) if _on_every_rank(expected(size) < budget)), default=0)
+    peak = peak_of(sizes[at])
+    if not _on_every_rank(peak < budget):
+        below = reversed(sizes[:at])
+        return next((size for size in below if _on_every_rank(peak_of(size) < budget)), 0)
+    for fits, size in zip(sizes[at:], sizes[at + 1 :], strict=False):
+        more = expected(size) - expected(fits) if expected is not None else 0.0
+        possible = (
+            peak + more < budget / SHARE_OF_MEMORY
+        )  # with all memory: what is computed may be too much by a tenth
+        if not _on_every_rank(possible):
+            return fits
+        peak = peak_of(size)
+        if not _on_every_rank(peak < budget):
+            return fits
+    return rank_batch
+
+
+def _search_sharded(peak_of: Callable[[float], float], rank_batch: int, budget: float) -> int:
+    """As `_search`, from 1 on, and only sizes that the trials before let expect to fit."""
+    size, fits, expected = 1, 0, 0.0
+    try:
+        tried, peak = 0.5, peak_of(0.5)
+        while fits < rank_batch and _on_every_rank(expected < budget):
+            before, peak = peak, peak_of(size)
+            if not _on_every_rank(peak < budget):
+                break
+            fits, size = size, min(2 * size, rank_batch)
+            expected = peak + (peak - before) / (fits - tried) * (size - fits)
+            tried = fits
+    except torch.OutOfMemoryError:
+        if size > 1:
+            raise InputError(
+                f"device_train_microbatch_size (auto): a trial of {size} sequences ran out of memory, against "
+                f"expectation ({expected / 1e9:.1f} of {budget / 1e9:.1f} GB); set device_train_microbatch_size={fits}"
+            ) from None
     return fits
 
 

@@ -14,8 +14,9 @@ from moe.common.errors import InputError
 from moe.common.units import size
 from moe.config import Config
 from moe.model.memory import step_memory
+from moe.model.step import make_step
 from moe.plan.checks.result import Result
-from moe.plan.estimate import gpu_memory, largest_microbatch, make_step
+from moe.plan.estimate import gpu_memory, largest_microbatch
 
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
 SHM = "/dev/shm"

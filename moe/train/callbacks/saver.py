@@ -2,7 +2,8 @@
 
 | metric | meaning |
 |---|---|
-| `checkpoint/blocked_seconds` | how long the training thread waited for the last save |
+| `checkpoint/blocked_seconds` | what the last save cost the training thread: the wait for the one before, the copy |
+| `checkpoint/copy_seconds` | the copy alone |
 
 Composer's own saver writes in place, forgets older files after a resume, and its saved position is an epoch too early
 at an epoch's end. Here the state is copied to host memory (the only part that blocks), and a thread writes, verifies
@@ -30,6 +31,7 @@ from moe.config.times import Every, Time
 from moe.train.checkpointing.checkpoints import write_checkpoint
 from moe.train.checkpointing.composer_state import full_state, to_host, undivided_state
 from moe.train.checkpointing.history import now
+from moe.train.checkpointing.host_memory import HostMemory
 from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.retention import retain
 from moe.train.checkpointing.save_error import SaveError, explained
@@ -77,6 +79,8 @@ class CheckpointSaver(Callback):
         self.remote = remote
         self.url = url
         self.saved_step = -1
+        self._memory = HostMemory()  # of the copies; a save begins when the one before it is written
+        self._own_memory = HostMemory()  # of this rank's rows
         self._writer: SharedWriter | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -181,6 +185,7 @@ class CheckpointSaver(Callback):
         finally:
             self.stop.saving = False
         self.saved_step = step
+        copying = time.monotonic()
         manifest = {
             **self.manifest,
             "tokens": int(state.timestamp.token),
@@ -194,11 +199,12 @@ class CheckpointSaver(Callback):
         else:
             content = full_state(state)
             if dist.get_global_rank() == 0:
-                write = partial(self._write, step, to_host(content), manifest)
+                write = partial(self._write, step, to_host(content, self._memory), manifest)
+        end = time.monotonic()
         if write is not None:
             self._thread = threading.Thread(target=write, name="checkpoint")
             self._thread.start()
-        logger.log_metrics({"checkpoint/blocked_seconds": time.monotonic() - start})
+        logger.log_metrics({"checkpoint/blocked_seconds": end - start, "checkpoint/copy_seconds": end - copying})
 
     def _to_be_saved(self, step: int, state: State) -> bool:
         """Whether this step is not yet on disk. Ranks that save together learn of a failed write each in its time."""
@@ -235,11 +241,12 @@ class CheckpointSaver(Callback):
         if self._writer is None:
             leader = dist.get_local_rank() == 0
             self._writer = SharedWriter(self.save_folder, url=self.url, remote=self.remote, local_leader=leader)
-        own, rest = own_state(state.model, state.optimizers[0]), undivided_state(state)  # on every rank, as with DDP
+        own = own_state(state.model, state.optimizers[0], self._own_memory)
+        rest = undivided_state(state)  # on every rank, as with DDP
         content = None
         if dist.get_global_rank() == 0:
             optimizers = {type(state.optimizers[0]).__qualname__: own.optimizer}
-            content = {"state": to_host({**rest, "model": own.model, "optimizers": optimizers})}
+            content = {"state": to_host({**rest, "model": own.model, "optimizers": optimizers}, self._memory)}
         save = Save(step, own.part, own.number, own.parts, own.shapes, content, manifest, self.more or {})
         return partial(self._write_together, save, self._writer, own.nbytes())
 

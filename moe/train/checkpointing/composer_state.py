@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from composer import State
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from moe.train.checkpointing.host_memory import HostMemory
 
 SAVED = ("model", "optimizers", "algorithms", "callbacks", "scaler", "timestamp", "rank_zero_seed", "dataset_state")
 DIVIDED = ("model", "optimizers")  # where ranks share the model
@@ -39,9 +41,12 @@ def without_empty_scalers(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_host(content: dict[str, Any]) -> dict[str, Any]:
-    """A copy that training does not change."""
-    return tree_map(_to_host, content)
+def to_host(content: dict[str, Any], memory: HostMemory) -> dict[str, Any]:
+    """A copy that training does not change; the next one into the same memory does."""
+    leaves, structure = tree_flatten(content)
+    tensors = iter(memory.copies([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]))
+    copies = [next(tensors) if isinstance(leaf, torch.Tensor) else copy.deepcopy(leaf) for leaf in leaves]
+    return tree_unflatten(copies, structure)
 
 
 def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:
@@ -50,9 +55,3 @@ def _true_position(content: dict[str, Any], state: State) -> dict[str, Any]:
     position["epoch"] = int(state.timestamp.epoch)
     position["sample_in_epoch"] = int(state.timestamp.sample_in_epoch)
     return content
-
-
-def _to_host(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    return copy.deepcopy(value)

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from moe.model.ranks import own_rows
 from moe.train.checkpointing.checkpoints import CheckpointError
+from moe.train.checkpointing.host_memory import HostMemory
 from moe.train.checkpointing.parts import MODEL, OPTIMIZER, Part, Parts
 
 
@@ -48,8 +49,8 @@ class OwnState(NamedTuple):
         return sum(rows.nbytes for rows, _ in (self.part or {}).values())
 
 
-def own_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OwnState:
-    """The only copies are those of this rank's rows. Gradients, which have been used, are let go before."""
+def own_state(model: nn.Module, optimizer: torch.optim.Optimizer, memory: HostMemory) -> OwnState:
+    """The only copies are those of this rank's rows, in `memory`. Used gradients are let go before."""
     optimizer.zero_grad(set_to_none=True)
     options = StateDictOptions(full_state_dict=False, cpu_offload=False)
     weights = get_model_state_dict(model, options=options)
@@ -61,11 +62,10 @@ def own_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OwnState:
     *replica, number = mesh.get_coordinate()
     part: Part | None = None
     if not any(replica):
-        part = {}
-        for name, value in divided.items():
-            first, count = own_rows(value)
-            if count:
-                part[name] = value.to_local().detach().to("cpu", copy=True).contiguous(), first
+        rows_of = {name: own_rows(value) for name, value in divided.items()}
+        firsts = {name: first for name, (first, count) in rows_of.items() if count}
+        rows = memory.copies(divided[name].to_local() for name in firsts)
+        part = {name: (copied.contiguous(), firsts[name]) for name, copied in zip(firsts, rows, strict=True)}
     rest = {name: _without_divided(entries) for name, entries in state["state"].items()}
     return OwnState(
         part,

@@ -112,3 +112,28 @@ def test_a_seed_gives_the_same_weights_under_every_torch():
     if torch.__version__ < "2.12":
         torch.manual_seed(3)
         assert torch.equal(weight, torch.nn.init.trunc_normal_(torch.empty(97, 32), std=0.02, a=-0.06, b=0.06))
+
+
+def test_the_weights_are_the_same_whatever_draws_them_and_wherever_they_stay(shape):
+    """One thread or several; in the parameter's own memory or, where it is no fp32 on a CPU, beside it."""
+    states, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            states.append(Transformer(**shape, eos_id=0, seed=3).state_dict())
+    finally:
+        torch.set_num_threads(threads)
+    other = Transformer(**shape, eos_id=0, seed=4).to(torch.bfloat16)
+    init_weights(other, n_layers=shape["n_layers"], seed=3)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+        assert torch.equal(value.to(torch.bfloat16), other.state_dict()[name].to(torch.bfloat16)), name
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(shape, monkeypatch):
+    def refuse(*args):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("moe.model.init._trunc_normal_", refuse)
+    with pytest.raises(MemoryError, match="no room"):
+        Transformer(**shape, eos_id=0, seed=3)

@@ -9,7 +9,8 @@ import pytest
 
 from moe.cli.main import main
 from moe.config import load_config
-from moe.plan.estimate import find_disk, find_fits, find_memory, gpu_memory, make_step
+from moe.model.step import make_step
+from moe.plan.estimate import find_disk, find_fits, find_memory, gpu_memory
 from moe.plan.gpus import GPUS
 from tests.tiny import tiny_config, write_config
 

@@ -4,6 +4,7 @@ a forward pass that refuses large batches.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,47 @@ def find(model, optimizer, rank_batch=24):
 def test_the_largest_power_of_two_that_fits_or_the_whole_batch_is_found(made, memory_for, fits, found) -> None:
     memory_for(fits)
     assert find(*made) == found
+
+
+@pytest.mark.parametrize(
+    ("per_sequence", "found", "tried"),
+    [
+        (1.0, 16, [16]),  # as computed: 24 is beyond all memory
+        (0.7, 24, [16, 24]),  # less than computed: the next one may fit, and does
+        (0.86, 16, [16, 24]),  # may fit, and does not
+        (1.3, 8, [16, 8]),  # more than computed
+        (4.9, 4, [16, 8, 4]),
+        (30.0, 0, [16, 8, 4, 2, 1]),
+    ],
+)
+def test_the_search_begins_with_what_is_computed_to_fit(monkeypatch, per_sequence, found, tried) -> None:
+    """A step is computed to take 1 GB for each sequence, and the budget is 20 GB of 22.2; the device knows better."""
+    sizes = []
+
+    def peak_of(size: float) -> float:
+        sizes.append(size)
+        peak = size * per_sequence * 1e9
+        return peak if peak < 22.2e9 else float("inf")
+
+    assert microbatch._search(peak_of, 24, 20e9, lambda size: size * 1e9) == found and sizes == tried
+
+
+def test_without_enough_memory_by_the_computation_one_sequence_is_tried_all_the_same() -> None:
+    for fits in (True, False):
+        peak_of = {1: 1e9 if fits else float("inf")}.__getitem__
+        assert microbatch._search(peak_of, 8, 20e9, lambda size: 30e9 * size) == int(fits)
+
+
+def test_what_a_trial_is_computed_to_take_is_what_a_gpu_took(tiny: Path) -> None:
+    """500m on an H200, 32 sequences a microbatch and more than one of them, compiled: 43.97 GB (`make gpu`). A trial's
+    router is the worst, which adds a little.
+    """
+    config = load_config(Path("yamls/500m.yaml"), ["tokenizer=none"])
+    transformer = SimpleNamespace(embed=SimpleNamespace(num_embeddings=50257), compiled=True)
+    bytes_of = microbatch.expected_bytes(config, SimpleNamespace(transformer=transformer), world_size=1)
+    assert 43.8e9 < bytes_of(32) < 46e9
+    buckets = microbatch.expected_bytes(config, SimpleNamespace(transformer=transformer), world_size=2)
+    assert buckets(32) - bytes_of(32) == 4 * 510_551_040
 
 
 def test_the_trial_leaves_weights_optimizer_and_gradients_as_they_were(made) -> None:

@@ -28,6 +28,7 @@ from moe.train.checkpointing.checkpoints import (
     write_checkpoint,
 )
 from moe.train.checkpointing.contents import full_content, model_tensors
+from moe.train.checkpointing.host_memory import HostMemory
 from moe.train.checkpointing.parts import Parts, part_name
 from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.save_error import SaveError, explained
@@ -101,7 +102,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 def save(folder: Path, number: int, model: nn.Module, optimizer: Muon, *, url=None, leader=False) -> together.Written:
     """One save as CheckpointSaver makes it."""
-    own, rank = own_state(model, optimizer), torch.distributed.get_rank()
+    own, rank = own_state(model, optimizer, HostMemory()), torch.distributed.get_rank()
     remote = None
     if url is not None and rank == 0:
         remote = RemoteRun(url, folder, report=print)
