@@ -97,11 +97,13 @@ def train(config: Config, stop: StopSignal) -> int:
 
 
 def _with_sharding(config: Config) -> Config:
-    from moe.train.distributed.sharding import check_torch
+    from moe.train.distributed.sharding import check_torch, padded_experts
 
     if config.parallelism.fsdp2 and WORLD_SIZE == 1:
         say("parallelism.fsdp2: true -> false, because it needs 2 or more ranks")
         return dataclasses.replace(config, parallelism=ParallelismConfig())
     if config.parallelism.fsdp2:
         check_torch()
+        if line := padded_experts(config.model.n_experts, WORLD_SIZE, config.parallelism.replicas):
+            say(line)
     return config

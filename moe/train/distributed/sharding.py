@@ -38,6 +38,21 @@ def check_torch() -> None:
         )
 
 
+def padded_experts(n_experts: int, world_size: int, replicas: int) -> str | None:
+    """What to say where more ranks share the model than it has experts: torch pads these to as many as ranks."""
+    ranks = world_size // replicas
+    if ranks <= n_experts:
+        return None
+    fewer = next(
+        (n for n in range(replicas + 1, world_size) if not world_size % n and world_size // n <= n_experts), None
+    )
+    fix = f"parallelism.replicas={fewer} has {world_size // fewer} ranks share them" if fewer else "use DDP"
+    return (
+        f"parallelism: {ranks} ranks share {n_experts} experts, which FSDP2 moves and keeps as if they were {ranks}: "
+        f"{ranks / n_experts:.3g} times as much; {fix}"
+    )
+
+
 def shard_transformer(
     model: Transformer, *, world_size: int, on_gpu: bool, replicas: int = 1, seed: int | None = None
 ) -> None:

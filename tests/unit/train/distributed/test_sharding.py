@@ -1,6 +1,7 @@
 """FSDP2 in two gloo ranks, against the same model whole on each. New processes import this file: it is light."""
 
 import math
+import re
 import types
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from moe.model import Transformer
 from moe.train.distributed import sharding
-from moe.train.distributed.sharding import shard_transformer
+from moe.train.distributed.sharding import padded_experts, shard_transformer
 from tests.ranks import on_ranks
 from tests.tiny import EVERY_OPTION
 
@@ -198,3 +199,18 @@ def test_a_torch_that_was_found_wrong_is_refused_by_name(monkeypatch) -> None:
         sharding.check_torch()
     monkeypatch.setattr(sharding.torch, "__version__", "2.12.0a0")
     sharding.check_torch()
+
+
+@pytest.mark.parametrize(
+    ("experts", "ranks", "replicas", "said"),
+    [
+        (8, 8, 1, None),
+        (8, 64, 8, None),
+        (8, 64, 1, "64 ranks share 8 experts, .* 8 times as much; parallelism.replicas=8 has 8 ranks"),
+        (8, 12, 1, "1.5 times as much; parallelism.replicas=2 has 6 ranks"),
+        (1, 2, 1, "use DDP"),
+    ],
+)
+def test_more_ranks_than_experts_are_named_with_what_avoids_it(experts, ranks, replicas, said):
+    line = padded_experts(experts, ranks, replicas)
+    assert line is None if said is None else re.search(said, line)
