@@ -43,10 +43,9 @@ def padded_experts(n_experts: int, world_size: int, replicas: int) -> str | None
     ranks = world_size // replicas
     if ranks <= n_experts:
         return None
-    fewer = next(
-        (n for n in range(replicas + 1, world_size) if not world_size % n and world_size // n <= n_experts), None
-    )
-    fix = f"parallelism.replicas={fewer} has {world_size // fewer} ranks share them" if fewer else "use DDP"
+    more = range(replicas + 1, world_size)
+    fewer = next((n for n in more if not world_size % n and world_size // n <= n_experts), None)
+    fix = f"set parallelism.replicas={fewer}" if fewer else "set parallelism.fsdp2=false"
     return (
         f"parallelism: {ranks} ranks share {n_experts} experts, which FSDP2 moves and keeps as if they were {ranks}: "
         f"{ranks / n_experts:.3g} times as much; {fix}"

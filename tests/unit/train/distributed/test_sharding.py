@@ -206,9 +206,9 @@ def test_a_torch_that_was_found_wrong_is_refused_by_name(monkeypatch) -> None:
     [
         (8, 8, 1, None),
         (8, 64, 8, None),
-        (8, 64, 1, "64 ranks share 8 experts, .* 8 times as much; parallelism.replicas=8 has 8 ranks"),
-        (8, 12, 1, "1.5 times as much; parallelism.replicas=2 has 6 ranks"),
-        (1, 2, 1, "use DDP"),
+        (8, 64, 1, "64 ranks share 8 experts, .* 8 times as much; set parallelism.replicas=8$"),
+        (8, 12, 1, "1.5 times as much; set parallelism.replicas=2$"),
+        (1, 2, 1, "set parallelism.fsdp2=false$"),
     ],
 )
 def test_more_ranks_than_experts_are_named_with_what_avoids_it(experts, ranks, replicas, said):
