@@ -1,7 +1,7 @@
 """The first hour on a GPU: verifies, measures and tunes what nothing but a GPU can tell.
 
     make gpu        or: python benchmarks/gpu.py [--stage NAME ...] [--group N] [--out FOLDER] [--dry] [--again]
-    python benchmarks/gpu.py --write        the pages in docs/ from what was measured
+    python benchmarks/gpu.py --write        the pages in docs/ from the records in benchmarks/results/gpu
 
 - Three groups of stages, each within 8 minutes; each stage is a process of its own that leaves the later ones of its
   group their time (gpu_stages/stages.py), so that a CUDA error, a hang or a lack of memory takes no other stage down.
@@ -166,15 +166,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=list(STAGES), metavar="NAME", help=", ".join(STAGES))
     parser.add_argument("--group", type=int, choices=sorted({stage.group for stage in STAGES.values()}))
-    parser.add_argument("--out", type=Path, help=f"folder of the JSON files (default: {RESULTS.relative_to(ROOT)})")
+    parser.add_argument("--out", type=Path, help="folder of the JSON files (default: .bench/gpu/results)")
     parser.add_argument("--pack", type=Path, default=PACK, help="what benchmarks/gpu_pack.sh made")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU; means nothing but that it runs")
     parser.add_argument("--again", action="store_true", help="also what is done")
-    parser.add_argument("--write", action="store_true", help="write the pages in docs/ from --out, and run nothing")
+    parser.add_argument(
+        "--write", action="store_true",
+        help=f"write the pages in docs/ from --out (then by default {RESULTS.relative_to(ROOT)}), and run nothing",
+    )  # fmt: skip
     parser.add_argument("--one", choices=list(STAGES), help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    args.out = (args.out or (WORK / "dry" if args.dry else RESULTS)).resolve()
+    args.out = (args.out or (RESULTS if args.write else WORK / ("dry" if args.dry else "results"))).resolve()
     args.pack = args.pack.resolve()
     if args.one:
         return run_one(args.one, args)

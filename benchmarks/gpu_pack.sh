@@ -13,7 +13,7 @@
 # The first 4M tokens are taken. With less than 1M a step's batches are soon an epoch: its end shows in every speed.
 # TOKENIZER: a folder that holds tokenizer.json, or a name of the hub (default: openai-community/gpt2). It must be
 # GPT-2's: with another vocabulary loss and MFU are another model's.
-# Where few files come back, pack what was measured: tar czf "$OUT/gpu.tgz" benchmarks/results/gpu
+# Where few files come back, pack what was measured: tar czf "$OUT/gpu.tgz" .bench/gpu/results
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = --wheels ]; then

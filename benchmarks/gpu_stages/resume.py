@@ -1,7 +1,7 @@
 """`train.py yamls/500m.yaml` interrupted, beside the same run uninterrupted: are all its losses the same, bit for bit?
 
-- Both at the same time, on one card, as neither is timed. One is killed (-9) at step 12 or later, once the checkpoint of
-  step 10 is complete, stopped (SIGTERM) at 24, and finishes. Steps are of 32 sequences in two microbatches.
+- Both at the same time, on one card, as neither is timed. One is killed (-9) at step 12 or later, once the checkpoint
+  of step 10 is complete, stopped (SIGTERM) at 24, and finishes. Steps are of 32 sequences in two microbatches.
 - A difference before the step that it resumed from is one of any two runs: which operation it is, kernels'
   `same bits again` names. One that begins after it is the resume's.
 """

@@ -238,7 +238,7 @@ class Config:
     compile: bool | str = "auto"
     "torch.compile for each block. `auto`: on a GPU, where Triton is installed; not on CPU, which needs a C++ compiler."
     deterministic: bool = True
-    "On a GPU: attention adds up gradients in a fixed order, so that a resumed run has the uninterrupted one's bits."
+    "On a GPU: attention adds up gradients in a fixed order, without which no two runs have the same bits."
     num_workers: int = 2
     "Loader processes per rank."
     save_folder: str = "./checkpoints/${run_name}"

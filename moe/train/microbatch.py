@@ -178,10 +178,8 @@ def _search(
         return next((size for size in below if _on_every_rank(peak_of(size) < budget)), 0)
     for fits, size in zip(sizes[at:], sizes[at + 1 :], strict=False):
         more = expected(size) - expected(fits) if expected is not None else 0.0
-        possible = (
-            peak + more < budget / SHARE_OF_MEMORY
-        )  # with all memory: what is computed may be too much by a tenth
-        if not _on_every_rank(possible):
+        possible = budget / SHARE_OF_MEMORY  # all memory: what is computed may be too much by a tenth
+        if not _on_every_rank(peak + more < possible):
             return fits
         peak = peak_of(size)
         if not _on_every_rank(peak < budget):
