@@ -73,19 +73,34 @@ def init_weights(model: nn.Module, *, n_layers: int, seed: int) -> None:
             generators = [_generator(seed, name, expert) for expert in range(first, first + count)]
         else:
             generators = [_generator(seed, name, None)]
-        fills.append(partial(_fill, weight, name.endswith(EXPERTS), first, count, std, generators))
+        fill = partial(_fill, weight, name.endswith(EXPERTS), first, count, std, generators)
+        if _in_place(weight, name.endswith(EXPERTS)):
+            fills.append(fill)
+        else:  # a thread does not know the caller's modes, under which tensors may be no real ones
+            fill()
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for done in [threads.submit(fill) for fill in fills]:
             done.result()
+
+
+def _own(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def _in_place(weight: Tensor, experts: bool) -> bool:
+    """Whether its values can be drawn where they stay."""
+    own = _own(weight)
+    whole = experts or own.shape == weight.shape
+    return whole and own.dtype == torch.float32 and own.device.type == "cpu"
 
 
 def _fill(
     weight: Tensor, experts: bool, first: int, count: int, std: float, generators: Sequence[torch.Generator]
 ) -> None:
     """Fills this rank's rows, `count` from `first` on. experts: a generator for each row, else one for all."""
-    own = weight.to_local() if isinstance(weight, DTensor) else weight
+    own = _own(weight)
+    in_place = _in_place(weight, experts)
     shape = own.shape if experts else weight.shape
-    in_place = own.shape == shape and own.dtype == torch.float32 and own.device.type == "cpu"
     drawn = own if in_place else torch.empty(shape, dtype=torch.float32, device="cpu")
     if generators:
         _trunc_normal_(drawn, std, generators)

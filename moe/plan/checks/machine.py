@@ -10,6 +10,7 @@ import socket
 import sys
 from dataclasses import replace
 
+from moe.common.environment import number
 from moe.common.errors import InputError
 from moe.common.units import size
 from moe.config import Config
@@ -161,16 +162,13 @@ def check_loader(config: Config, *, world_size: int) -> Result:
 
 def check_port() -> Result:
     """The port on which the ranks of several GPUs meet, where one is set."""
-    text = os.environ.get("MASTER_PORT")
-    if not text:
+    port = number("MASTER_PORT", 0)
+    if not port:
         return Result("port", "pass", "MASTER_PORT is not set; the launcher takes a free one")
     try:
-        port = int(text)
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("", port))
-    except (ValueError, OverflowError):
-        return Result("port", "fail", f"MASTER_PORT ({text}) is not a port; give a number from 1024 to 65535")
     except OSError as error:
         why = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         return Result("port", "fail", f"MASTER_PORT ({port}) {why}; choose another, or leave it out")

@@ -310,8 +310,6 @@ def test_a_port_that_is_taken(check: Check, monkeypatch) -> None:
         other.listen()
         monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
         assert_told(check, [], "port", "fail", "is taken by another process", "choose another")
-    monkeypatch.setenv("MASTER_PORT", "99999")
-    assert_told(check, [], "port", "fail", "MASTER_PORT (99999) is not a port")
 
 
 def test_wandb_without_a_login(check: Check, tmp_path: Path, monkeypatch) -> None:
