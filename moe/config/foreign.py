@@ -38,6 +38,7 @@ TABLE = [
     ("precision", "amp_bf16, amp_fp16 or fp32", "dtype bf16 fp16 mixed_precision"),
     ("activation_checkpointing", "true or false", "gradient_checkpointing recompute_granularity"),
     ("compile", "", "torch_compile"),
+    ("deterministic", "true or false", "deterministic_mode full_determinism"),
     ("gradient_clip_norm", "", "max_grad_norm max_norm grad_clip clip_grad"),
     ("num_workers", "", "dataloader_num_workers num_data_workers"),
     ("tokenizer", "", "tokenizer_name tokenizer_path tokenizer_name_or_path"),
