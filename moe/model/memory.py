@@ -154,7 +154,9 @@ def dense_backward_bytes(step: Step) -> int:
 
 
 def attention_backward_bytes(step: Step) -> int:
-    """Inside one block's backward pass, at flash attention, beside the gradient of the residual stream."""
+    """Inside one block's backward pass, at flash attention, beside the gradient of the residual stream. Not counted: with
+    `deterministic` and fewer documents times heads than multiprocessors the fp32 sum is there several times (source).
+    """
     if not (step.gpu and step.bf16):
         return 0
     h, g, c = step.n_heads, step.n_kv_heads, step.channels
