@@ -154,8 +154,10 @@ def dense_backward_bytes(step: Step) -> int:
 
 
 def attention_backward_bytes(step: Step) -> int:
-    """Inside one block's backward pass, at flash attention, beside the gradient of the residual stream. Not counted: with
-    `deterministic` and fewer documents times heads than multiprocessors the fp32 sum is there several times (source).
+    """Inside one block's backward pass, at flash attention, beside the gradient of the residual stream.
+
+    Not counted: with `deterministic` and fewer documents times heads than the card has multiprocessors, the fp32 sum is
+    there several times (flash attention's source).
     """
     if not (step.gpu and step.bf16):
         return 0
