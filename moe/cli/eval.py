@@ -146,8 +146,8 @@ def check_data(folder: Path, split: str, name: str, fingerprint: str) -> Any:
     if not meta.samples.get(split):
         there = ", ".join(f"{name} ({count})" for name, count in meta.samples.items())
         raise InputError(f"--split ({split}): {folder} has no sequences of it; there are {there}")
-    if faults := verify_split(folder / split):
-        raise InputError(f"--data ({folder / split}) is damaged:\n  " + "\n  ".join(faults))
+    if errors := verify_split(folder / split):
+        raise InputError(f"--data ({folder / split}) is damaged:\n  " + "\n  ".join(errors))
     return meta
 
 

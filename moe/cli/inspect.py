@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         show(line)
     splits = [f"{args.data}/{split}" for split in SPLITS]
     with Verifying(0 if args.quick else sum(map(split_bytes, splits))) as verifying:
-        faults = [fault for split in splits for fault in verify_split(split, not args.quick, verifying.add)]
-    for fault in faults:
-        show(f"error        {fault}")
-    if faults:
+        errors = [error for split in splits for error in verify_split(split, not args.quick, verifying.add)]
+    for error in errors:
+        show(f"error        {error}")
+    if errors:
         show("the dataset is damaged: restore these files, or convert again with --overwrite")
         return 2
     show("verified     " + ("sizes of all shards" if args.quick else "sizes and xxh64 of all shards"))

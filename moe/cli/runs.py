@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"no run (a folder with run.json) in {looked}; give the folder that holds them: moe runs FOLDER"
         )
-    found, notes, faults = list_runs(paths)
+    found, notes, errors = list_runs(paths)
     if args.json:
         show(json.dumps([each.to_json() for each in found], indent=1))
     elif found:
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
             console.print(line)
     for line in notes:
         note(f"note: {line}")
-    if faults:
-        raise InputError("\n".join(faults))
+    if errors:
+        raise InputError("\n".join(errors))
     return 0

@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
     try:
         settle()
         config = load_config(argv[0], argv[1:])
-        if faults := check_ranks(config, WORLD_SIZE):
-            raise ConfigError(argv[0], faults)
+        if errors := check_ranks(config, WORLD_SIZE):
+            raise ConfigError(argv[0], errors)
         if config.check:
             from moe.plan.checks.page import show_checks
 

@@ -32,8 +32,8 @@ def parse_json(content: str | bytes, shape: Any) -> Any:
         value = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if fault := error_in(value, shape):
-        raise ValueError(fault)
+    if error := error_in(value, shape):
+        raise ValueError(error)
     return value
 
 
@@ -42,8 +42,8 @@ def error_in(value: Any, shape: Any, place: str = "") -> str | None:
     if shape is Any:
         return None
     if get_origin(shape) in (Union, UnionType):
-        faults = [error_in(value, part, place) for part in get_args(shape)]
-        return None if None in faults else faults[0]
+        errors = [error_in(value, part, place) for part in get_args(shape)]
+        return None if None in errors else errors[0]
     if get_origin(shape) is Literal:
         known = isinstance(value, str) and value in get_args(shape)
         return None if known else _mismatch(place, value, f"one of {', '.join(get_args(shape))}")
@@ -52,7 +52,7 @@ def error_in(value: Any, shape: Any, place: str = "") -> str | None:
     wanted = list if (get_origin(shape) or shape) is list else dict
     if not isinstance(value, wanted):
         return _mismatch(place, value, "a list" if wanted is list else "an object")
-    return next((fault for fault in (error_in(*part) for part in _parts(value, shape, place)) if fault), None)
+    return next((error for error in (error_in(*part) for part in _parts(value, shape, place)) if error), None)
 
 
 _hints = cache(get_type_hints)  # an index of 30,000 shards asks for them at each

@@ -46,10 +46,10 @@ def file_name(name: str, where: str) -> str:
 
     where: what held the name, for the message. Raises OutsideName for any other.
     """
-    if fault := name_error(name):
+    if error := name_error(name):
         shown = name if len(name) <= 200 else f"{name[:200]}..."
         raise OutsideName(
-            f"{where}: the name {shown!r} is refused, {fault}; whoever made this must rename or remove it"
+            f"{where}: the name {shown!r} is refused, {error}; whoever made this must rename or remove it"
         )
     return name
 

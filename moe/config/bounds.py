@@ -59,39 +59,39 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:20]}... ({len(text):,} characters)"
 
 
-def check_dimensions(config: Config, faults: list[str]) -> bool:
+def check_dimensions(config: Config, errors: list[str]) -> bool:
     """Whether every dimension of the model is within its bounds."""
-    before = len(faults)
+    before = len(errors)
     for name, most in DIMENSIONS.items():
         value = getattr(config.model, name)
         if value < 1:
-            faults.append(f"model.{name} ({brief(value)}) must be at least 1")
+            errors.append(f"model.{name} ({brief(value)}) must be at least 1")
         elif value > most:
-            faults.append(f"model.{name} ({brief(value)}) must be at most {most:,}")
-    return len(faults) == before
+            errors.append(f"model.{name} ({brief(value)}) must be at most {most:,}")
+    return len(errors) == before
 
 
-def check_ranges(config: Config, faults: list[str]) -> None:
+def check_ranges(config: Config, errors: list[str]) -> None:
     for path, (low, high) in CLOSED.items():
         value = get(config, path)
         if value not in (None, "auto") and not low <= value <= high:
-            faults.append(f"{path} ({brief(value)}) must be at least {low} and at most {high:,}")
+            errors.append(f"{path} ({brief(value)}) must be at least {low} and at most {high:,}")
     for path, high in ABOVE_ZERO.items():
         value = get(config, path)
         if value not in (None, "auto") and not 0 < value <= high:
-            faults.append(f"{path} ({brief(value)}) must be above 0 and at most {high:,.0f}")
+            errors.append(f"{path} ({brief(value)}) must be above 0 and at most {high:,.0f}")
     if not all(0 <= beta < 1 for beta in config.optimizer.adamw.betas):
-        faults.append(f"optimizer.adamw.betas ({list(config.optimizer.adamw.betas)}) must lie in [0, 1)")
+        errors.append(f"optimizer.adamw.betas ({list(config.optimizer.adamw.betas)}) must lie in [0, 1)")
     most = int(CLOSED["global_train_batch_size"][1])
     microbatch = config.device_train_microbatch_size
     if microbatch != "auto" and not (isinstance(microbatch, int) and 1 <= microbatch <= most):
-        faults.append(
+        errors.append(
             f"device_train_microbatch_size ({brief(microbatch)}) must be an integer number of sequences "
             f"(at most {most:,}) or auto"
         )
     batches = config.eval_data.max_batches if config.eval_data else -1
     if batches != -1 and not 1 <= batches <= 10**9:
-        faults.append(
+        errors.append(
             f"eval_data.max_batches ({brief(batches)}) must be at least 1 and at most {10**9:,}, "
             "or -1 for all of the split"
         )

@@ -34,31 +34,31 @@ def refused(module: str, name: str) -> str | None:
     return OWN_PART.get(name) if module.startswith("composer.") else None
 
 
-def check_callbacks(entries: list[Any], faults: list[str]) -> None:
+def check_callbacks(entries: list[Any], errors: list[str]) -> None:
     for number, entry in enumerate(entries):
         path = f"callbacks[{number}]"
         if not isinstance(entry, dict):
-            faults.append(f"{path} ({brief(entry)}) must be a section with a class, as {EXAMPLE}")
+            errors.append(f"{path} ({brief(entry)}) must be a section with a class, as {EXAMPLE}")
             continue
         name = entry.get("class")
         if not isinstance(name, str):
-            faults.append(f"{path} ({brief(entry)}) has no class; name one, as {EXAMPLE}")
+            errors.append(f"{path} ({brief(entry)}) has no class; name one, as {EXAMPLE}")
         elif re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name) is None:
-            faults.append(f"{path}.class ({brief(name)}) must be a module and a class of it, as my_file.MyCallback")
+            errors.append(f"{path}.class ({brief(name)}) must be a module and a class of it, as my_file.MyCallback")
         elif reason := refused(*name.rpartition(".")[::2]):
-            faults.append(f"{path}.class ({name}): {reason}; remove it")
-        _check_numbers(path, entry, faults)
-        faults += [
+            errors.append(f"{path}.class ({name}): {reason}; remove it")
+        _check_numbers(path, entry, errors)
+        errors += [
             f"{path}.{key}: is no name of an argument; write what the class takes, as {EXAMPLE}"
             for key in entry
             if not key.isidentifier()
         ]
 
 
-def _check_numbers(path: str, value: Any, faults: list[str]) -> None:
+def _check_numbers(path: str, value: Any, errors: list[str]) -> None:
     """What is a number to everybody and text to yaml: nothing tells here which one an argument is to be."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+", value):
-        faults.append(f"{path} ({value}) is text to yaml; write the number as {float(value)}")
+        errors.append(f"{path} ({value}) is text to yaml; write the number as {float(value)}")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        _check_numbers(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]", item, faults)
+        _check_numbers(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]", item, errors)

@@ -34,10 +34,10 @@ from moe.config.values import is_one_value, is_text, parse_yaml, read_as
 class ConfigError(InputError):
     """All errors of a configuration, one line each."""
 
-    def __init__(self, source: str, faults: list[str]):
-        self.faults = faults
+    def __init__(self, source: str, errors: list[str]):
+        self.errors = errors
         super().__init__(
-            f"{source}: {len(faults)} error{'s' if len(faults) > 1 else ''}\n" + "\n".join(f"  {f}" for f in faults)
+            f"{source}: {len(errors)} error{'s' if len(errors) > 1 else ''}\n" + "\n".join(f"  {f}" for f in errors)
         )
 
 
@@ -48,18 +48,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         ConfigError: every error of the file, of the overrides and between settings.
     """
     tree = _read_yaml(local_path(path, "the config"))
-    faults: list[str] = []
+    errors: list[str] = []
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            faults.append(f"{override}: is not an override; write key=value, e.g. optimizer.lr=5e-4")
+            errors.append(f"{override}: is not an override; write key=value, e.g. optimizer.lr=5e-4")
             continue
         try:
             keys = key.strip().split(".")
             _set(tree, keys, _parse_override(keys, text))
         except (yaml.YAMLError, TypeError) as error:
-            faults.append(f"{key}: {text!r} cannot be set: {str(error).splitlines()[0]}")
-    return _build(tree, faults, str(path))
+            errors.append(f"{key}: {text!r} cannot be set: {str(error).splitlines()[0]}")
+    return _build(tree, errors, str(path))
 
 
 def to_yaml(config: Config) -> str:
@@ -122,7 +122,7 @@ def _leaves(node: Any, path: tuple[str, ...] = ()):
         yield path, node
 
 
-def _build(tree: dict, faults: list[str], source: str) -> Config:
+def _build(tree: dict, errors: list[str], source: str) -> Config:
     config: Any = OmegaConf.structured(Config)
     wrong: set[str] = set()
     for path, value in _leaves(tree):
@@ -131,30 +131,30 @@ def _build(tree: dict, faults: list[str], source: str) -> Config:
             value = read_as(value, _hint_at(path) if _is_setting(path) else None)
         except ValueError as error:
             wrong.add(dotted)
-            faults.append(f"{dotted}: {error}")
+            errors.append(f"{dotted}: {error}")
             continue
         if value == MISSING and _is_setting(path):
             wrong.add(dotted)
-            faults.append(f"{dotted}: is {MISSING!r}, which stands for no value; give one, or leave the key out")
+            errors.append(f"{dotted}: is {MISSING!r}, which stands for no value; give one, or leave the key out")
             continue
         try:
             config = OmegaConf.merge(config, _nested(path, value))
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a section belongs
             wrong.add(dotted)
-            faults.append(_explain(path, value, error))
+            errors.append(_explain(path, value, error))
     result = None
     try:
         missing = sorted(OmegaConf.missing_keys(config))
-        faults += [
+        errors += [
             f"{key}: is missing; add it (docs/configuration.md has its meaning)" for key in _fold(missing, tree, wrong)
         ]
-        result = with_paths(OmegaConf.to_object(_filled(config)), faults)  # type: ignore[arg-type]
+        result = with_paths(OmegaConf.to_object(_filled(config)), errors)  # type: ignore[arg-type]
         unknown = {*missing, *wrong}
-        faults += [fault for fault in find_errors(result) if not _is_about(fault, unknown)]  # type: ignore[arg-type]
+        errors += [reason for reason in find_errors(result) if not _is_about(reason, unknown)]  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
-        faults.append(" ".join(str(error).split()))
-    if faults:
-        raise ConfigError(source, faults)
+        errors.append(" ".join(str(error).split()))
+    if errors:
+        raise ConfigError(source, errors)
     assert isinstance(result, Config)
     return with_derived(result)
 
@@ -181,10 +181,10 @@ def _filled(config: Any) -> Any:
     return config
 
 
-def _is_about(fault: str, unknown: set[str]) -> bool:
+def _is_about(error: str, unknown: set[str]) -> bool:
     """Whether an error between settings has to do with one that is missing or wrong, which is reported already."""
-    head = re.split(r"[: (]", fault, maxsplit=1)[0]
-    return any(key.startswith(f"{head}.") or re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", fault) for key in unknown)
+    head = re.split(r"[: (]", error, maxsplit=1)[0]
+    return any(key.startswith(f"{head}.") or re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", error) for key in unknown)
 
 
 def _fold(missing: list[str], tree: dict, wrong: set[str]) -> list[str]:

@@ -12,8 +12,8 @@ from moe.common.paths import data_address, expanded, local_path, path_or_address
 from moe.config.schema import Config
 
 
-def with_paths(config: Config, faults: list[str]) -> Config:
-    """`config` with every path as this machine knows it; errors are added to `faults`."""
+def with_paths(config: Config, errors: list[str]) -> Config:
+    """`config` with every path as this machine knows it; errors are added to `errors`."""
 
     def made(function: Callable[[str, str], Any], value: Any, name: str) -> Any:
         if not value:  # reported elsewhere, where it may not be empty
@@ -21,7 +21,7 @@ def with_paths(config: Config, faults: list[str]) -> Config:
         try:
             return str(function(value, name))
         except InputError as error:
-            faults.append(str(error))
+            errors.append(str(error))
             return value
 
     def data(section: Any, name: str) -> Any:

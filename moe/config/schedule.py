@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from moe.config.schema import Config
 
 
-def check_rates(config: Config, faults: list[str]) -> None:
+def check_rates(config: Config, errors: list[str]) -> None:
     optimizer = config.optimizer
     if optimizer.name == "muon" and optimizer.adjust_lr_fn != "match_rms_adamw":
         adamw = optimizer.adamw
@@ -18,18 +18,18 @@ def check_rates(config: Config, faults: list[str]) -> None:
         for key, value in rates.items():
             if value == "auto":
                 fix = "set a number, about 0.02" if key == "lr" else "set a number"
-                faults.append(
+                errors.append(
                     f"optimizer.{key} (auto) is a rule for optimizer.adjust_lr_fn match_rms_adamw "
                     f"(is {optimizer.adjust_lr_fn}); {fix}"
                 )
     if optimizer.adamw.embedding_lr not in (None, "auto") and config.model.tie_embeddings:
-        faults.append(
+        errors.append(
             f"optimizer.adamw.embedding_lr ({optimizer.adamw.embedding_lr:g}) needs model.tie_embeddings false: "
             "here the embedding is the head too, and has optimizer.adamw.lr; remove it"
         )
 
 
-def check_schedule(config: Config, times: dict[str, Time], faults: list[str]) -> None:
+def check_schedule(config: Config, times: dict[str, Time], errors: list[str]) -> None:
     duration = times.get("max_duration")
     parts = {path: times[path] for path in ("scheduler.t_warmup", "scheduler.t_decay") if path in times}
     if duration is None:
@@ -38,9 +38,9 @@ def check_schedule(config: Config, times: dict[str, Time], faults: list[str]) ->
     lengths = {path: part.in_unit(duration.unit, tokens_per_step) for path, part in parts.items()}
     for path, length in lengths.items():
         if length >= duration.value:
-            faults.append(f"{path} ({parts[path]}) is not shorter than max_duration ({duration}); shorten it")
+            errors.append(f"{path} ({parts[path]}) is not shorter than max_duration ({duration}); shorten it")
     if len(parts) == 2 and sum(lengths.values()) > duration.value:
-        faults.append(
+        errors.append(
             f"scheduler.t_warmup and scheduler.t_decay together exceed max_duration ({duration}); shorten one"
         )
     if (config.scheduler.name == "wsd") != (config.scheduler.t_decay is not None):
@@ -49,7 +49,7 @@ def check_schedule(config: Config, times: dict[str, Time], faults: list[str]) ->
             if config.scheduler.name == "wsd"
             else "remove it, or use scheduler.name: wsd"
         )
-        faults.append(
+        errors.append(
             f"scheduler.t_decay ({config.scheduler.t_decay}) needs scheduler.name wsd "
             f"(is {config.scheduler.name}); {fix}"
         )

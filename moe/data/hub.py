@@ -229,8 +229,8 @@ class HubFile(io.RawIOBase):
 
     def _hold(self, first: int, content: bytes) -> None:
         """Raises InputError where these are the last bytes of the file that were missing, and they are not its own."""
-        if self._proof is not None and (fault := self._proof.add(first, content)):
+        if self._proof is not None and (error := self._proof.add(first, content)):
             raise InputError(
-                f"{shown(self._url)}: its bytes are not those of the listing ({fault}); run the same command again, "
+                f"{shown(self._url)}: its bytes are not those of the listing ({error}); run the same command again, "
                 "without a proxy that changes files"
             )

@@ -165,7 +165,7 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
     """
     begun, attempt = time.monotonic(), 0
     while True:
-        answer, fault, asked_s = attempt_once()
+        answer, error, asked_s = attempt_once()
         if answer is not None:
             return answer
         now = time.monotonic()
@@ -174,11 +174,11 @@ def patiently(what: str, attempt_once: Callable[[], tuple[T | None, str, float |
         if seconds > left:
             asks = f" and it asks for a pause of {clock(asked_s)}" if asked_s is not None and asked_s > left else ""
             raise InputError(
-                f"{what} cannot be fetched: {attempt} tries in {clock(now - begun)}, the last ended in {fault}{asks}; "
+                f"{what} cannot be fetched: {attempt} tries in {clock(now - begun)}, the last ended in {error}{asks}; "
                 "run the same command again later"
             )
         if seconds >= 1 or now - begun >= REPORT_EVERY_S:
-            report_line(f"waiting for the hub, {clock(seconds)}: {fault} ({shown(what)}; given up in {clock(left)})")
+            report_line(f"waiting for the hub, {clock(seconds)}: {error} ({shown(what)}; given up in {clock(left)})")
         time.sleep(seconds)
 
 
@@ -214,10 +214,10 @@ def request(
             return None, shown(f"{type(error).__name__}: {error}"), None
         if made is None and answer.status in REFUSALS:
             raise InputError(f"{shown(url)}: HTTP {answer.status}; check the name, or log in with `hf auth login`")
-        fault = f"HTTP {answer.status}"
+        reason = f"HTTP {answer.status}"
         if answer.status in (200, 206):
-            fault = f"a body of {len(answer.body or b'')} bytes that is not all of it"
-        return made, fault, asked_pause(answer.status, answer.headers)
+            reason = f"a body of {len(answer.body or b'')} bytes that is not all of it"
+        return made, reason, asked_pause(answer.status, answer.headers)
 
     return patiently(shown(url), once, PATIENCE_S if patience_s is None else patience_s)
 
@@ -232,10 +232,10 @@ def carefully(what: str, call: Callable[[], T]) -> T:
         try:
             return call(), "", None
         except Exception as error:
-            fault = passing(error)
-            if fault is None:
+            reason = passing(error)
+            if reason is None:
                 raise
-            return None, *fault
+            return None, *reason
 
     return patiently(what, once, PATIENCE_S)
 

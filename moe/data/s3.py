@@ -155,8 +155,8 @@ class S3Folder:
             for start in range(0, len(keys), 1000):  # the most that one request may name
                 objects = [{"Key": key} for key in keys[start : start + 1000]]
                 answer = client().delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
-                for fault in answer.get("Errors", [])[:1]:
+                for error in answer.get("Errors", [])[:1]:
                     raise InputError(
-                        f"s3://{self.bucket}/{fault.get('Key')} cannot be removed ({fault.get('Code')}); allow "
+                        f"s3://{self.bucket}/{error.get('Key')} cannot be removed ({error.get('Code')}); allow "
                         "s3:DeleteObject, and run the same command again"
                     )

@@ -38,7 +38,7 @@ class Lines(Generic[Rows]):
         self.path = path
         self._store = store
         self._marks = [(key, f'"{key}": '.encode()) for key in only]
-        self.fault = ""  # why the file could not be read
+        self.error = ""  # why the file could not be read
         self._clear(-1)
 
     def _clear(self, inode: int) -> None:
@@ -49,7 +49,7 @@ class Lines(Generic[Rows]):
         self._inode, self._offset = inode, 0
 
     def read(self) -> Rows:
-        self.fault = ""
+        self.error = ""
         try:
             refuse_irregular(self.path)
             with open(self.path, "rb") as file:
@@ -61,11 +61,11 @@ class Lines(Generic[Rows]):
         except OSError as error:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 cause = error.strerror or error
-                self.fault = f"{clean_line(str(self.path))} cannot be read ({cause}); shown as if it were not there"
+                self.error = f"{clean_line(str(self.path))} cannot be read ({cause}); shown as if it were not there"
             self._clear(-1)
         if self.lines and not self._objects:
             count = f"none of its {self.lines:,} line{'s' * (self.lines > 1)} can be read"
-            self.fault = f"{clean_line(str(self.path))} is damaged: {count}; shown as if it were not there"
+            self.error = f"{clean_line(str(self.path))} is damaged: {count}; shown as if it were not there"
         return self.rows
 
     def _read(self, file: BinaryIO) -> None:

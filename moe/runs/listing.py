@@ -30,16 +30,16 @@ def list_runs(paths: list[Path]) -> tuple[list[Summary], list[str], list[str]]:
     """The runs, the one written last first; notes on them; what is wrong with those that cannot be read."""
     found: list[Summary] = []
     notes: list[str] = []
-    faults: list[str] = []
+    errors: list[str] = []
     for path in paths:
         try:
             run = read_run(path, NEEDED)
         except InputError as error:
-            faults.append(str(error))
+            errors.append(str(error))
             continue
         found.append(summary(run))
         notes += run.notes
-    return sorted(found, key=lambda one: -one.updated), notes, faults
+    return sorted(found, key=lambda one: -one.updated), notes, errors
 
 
 def _losses(one: Summary) -> str:

@@ -162,7 +162,7 @@ class RunReader:
         saved = sorted(_steps(self.path))
         updated = _updated(self.path)
         state = _state(self.path, record, updated)
-        notes = [log.fault for log in (self._metrics, self._events, self._alarms) if log.fault]
+        notes = [log.error for log in (self._metrics, self._events, self._alarms) if log.error]
         if state == UNSURE:
             notes.append(f"{clean_line(str(self.path))}: {UNSURE}: this file system has no locks that would tell")
         return Run(

@@ -91,22 +91,22 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[Any, K
     from moe.train.checkpointing.run_folder import local_folder
 
     folder = local_folder(config.save_folder, config.run_name)
-    own, fault = folder / "tokenizer", None
+    own, reason = folder / "tokenizer", None
     try:
         named = load_tokenizer(config.tokenizer)
         kept = keep_tokenizer(named)
     except InputError as error:
         if not _went_by(folder, config.tokenizer):
             raise
-        fault = str(error)
+        reason = str(error)
     else:
         if not _went_by(folder, config.tokenizer):
             return named, kept, config.tokenizer
     of_run = load_tokenizer(str(own))
     kept_by_run = keep_tokenizer(of_run)
-    if fault is None and kept_by_run.fingerprint == kept.fingerprint:
+    if reason is None and kept_by_run.fingerprint == kept.fingerprint:
         return named, kept, config.tokenizer
-    report(f"{fault or f'tokenizer ({config.tokenizer}) has changed'}; the run continues with its own, {own}")
+    report(f"{reason or f'tokenizer ({config.tokenizer}) has changed'}; the run continues with its own, {own}")
     return of_run, kept_by_run, str(own)
 
 
@@ -263,10 +263,10 @@ def _check_folder(
     if full:
         report(f"verifying the hashes of {data.local}/{data.split} ...")
     # of remote data only index.json and meta.json are here yet: remote_sizes.py
-    if data.remote is None and (faults := verify_split(folder / data.split, full=full)):
-        listed = "\n".join(f"  {fault}" for fault in faults)
+    if data.remote is None and (errors := verify_split(folder / data.split, full=full)):
+        listed = "\n".join(f"  {error}" for error in errors)
         raise InputError(
-            f"{key}: {len(faults)} error(s) in {folder / data.split}\n{listed}\nRestore these files, or convert again."
+            f"{key}: {len(errors)} error(s) in {folder / data.split}\n{listed}\nRestore these files, or convert again."
         )
     found = meta.samples.get(data.split, 0)
     if found < samples:

@@ -57,12 +57,12 @@ def find_checkpoint(path: str, step: int | None = None) -> Checkpoint:
         path = str(wanted)
     found = find_named(path)
     config = found.manifest["config"]
-    fault = error_in(config, Source, "config")
+    error = error_in(config, Source, "config")
     for name, shape in get_type_hints(ModelConfig).items():
-        if fault is None and name in config["model"]:
-            fault = error_in(config["model"][name], shape, f"config.model.{name}")
-    if fault is not None:
-        raise CheckpointError(f"{found.path / MANIFEST}: {fault}")
+        if error is None and name in config["model"]:
+            error = error_in(config["model"][name], shape, f"config.model.{name}")
+    if error is not None:
+        raise CheckpointError(f"{found.path / MANIFEST}: {error}")
     return found
 
 

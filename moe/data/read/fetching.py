@@ -26,7 +26,7 @@ class FetchingDataset(StreamingDataset):
 
     def __init__(self, **streaming: Any) -> None:
         super().__init__(**streaming)
-        self._fault: str | None = None
+        self._error: str | None = None
         self._all_local = all(stream.remote is None for stream in self.streams)
 
     def _path(self, shard_id: int) -> Path:
@@ -125,13 +125,13 @@ class FetchingDataset(StreamingDataset):
             reason = f"{type(error).__name__}: {error}"
             self._fail(f"{self._path(shard_id)}: cannot be fetched from {remote} ({reason})")
 
-    def _fail(self, fault: str) -> None:
-        self._fault = fault
-        raise DataError(fault)
+    def _fail(self, error: str) -> None:
+        self._error = error
+        raise DataError(error)
 
     def __iter__(self) -> Iterator[Any]:
-        self._fault = None
+        self._error = None
         yield from super().__iter__()
         # a background thread failed: stock would end the epoch here, as if all had been read
-        if self._fault is not None:
-            raise DataError(self._fault)
+        if self._error is not None:
+            raise DataError(self._error)

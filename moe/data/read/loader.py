@@ -45,10 +45,10 @@ def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStrea
     """
     folder = os.path.join(spec.local, spec.split)
     if spec.remote is None and not verified:
-        faults = verify_split(folder)
-        if faults:
-            more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(faults[:5]) + more)
+        errors = verify_split(folder)
+        if errors:
+            more = f"\n  and {len(errors) - 5} more" if len(errors) > 5 else ""
+            raise InputError(f"{folder} cannot be read; restore or convert again:\n  " + "\n  ".join(errors[:5]) + more)
     stream = TokenStream(
         local=spec.local,
         remote=spec.remote,

@@ -32,11 +32,11 @@ def agreed_prefix(locals_: list[str], remotes: list[str | None], world: World, r
     """
     stock_prefix._check_self(locals_)
     for attempt in range(1, TRIES + 1):
-        number, memory, fault = _take(locals_, remotes, retry) if world.is_local_leader else (None, None, None)
+        number, memory, error = _take(locals_, remotes, retry) if world.is_local_leader else (None, None, None)
         answers: list[Any] = [None] * world.num_ranks
-        dist.all_gather_object(answers, (number, fault))
-        if fault := next((found for _, found in answers if found is not None), None):
-            raise ValueError(fault)
+        dist.all_gather_object(answers, (number, error))
+        if error := next((found for _, found in answers if found is not None), None):
+            raise ValueError(error)
         leaders = answers[:: world.ranks_per_node]
         if all(taken is not None for taken, _ in leaders):
             theirs = leaders[world.node][0]
@@ -48,7 +48,7 @@ def agreed_prefix(locals_: list[str], remotes: list[str | None], world: World, r
 
 
 def _take(locals_: list[str], remotes: list[str | None], retry: int) -> tuple[int | None, Any, str | None]:
-    """A number and its memory; (None, None, None) where another process was faster; the fault where there is none."""
+    """A number and its memory; (None, None, None) where another process was faster; the error where there is none."""
     try:
         number = max(stock_prefix._check_and_find_retrying(locals_, remotes, name, retry) for name in SHM_TO_CLEAN)
     except ValueError as error:

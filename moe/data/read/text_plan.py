@@ -94,12 +94,12 @@ def open_text(
             say(f"train_data.text: {in_keys(line)}")
         if verify != "full" and (line_of_touched := touched_line(source.files, known or {})):
             say(line_of_touched)
-        units, faults = plan_units(source.files, text_column)
-        if faults and (not skip_bad_files or not units):
+        units, errors = plan_units(source.files, text_column)
+        if errors and (not skip_bad_files or not units):
             fix = "Fix them, or set train_data.text.skip_bad_files=true to continue without them."
-            raise InputError(errors_text(faults, skipping=True) + "\n" + fix)
-        for fault in faults:
-            say(f"train_data.text: a file is skipped: {fault}")
+            raise InputError(errors_text(errors, skipping=True) + "\n" + fix)
+        for reason in errors:
+            say(f"train_data.text: a file is skipped: {reason}")
     except InputError as error:
         raise InputError(f"train_data.text: {in_keys(error)}") from None
     spec, rows = plain_json(tokenizer), vocab_size(tokenizer)
@@ -134,7 +134,7 @@ def open_text(
     if warning:
         say(warning)
     fingerprint = tokenizer_fingerprint(tokenizer)
-    bad = {fault.file for fault in faults}
+    bad = {reason.file for reason in errors}
     content = {
         "files": ["skipped" if file.name in bad else file.version for file in source.files],
         "text_column": text_column,

@@ -81,18 +81,18 @@ def ipc_stream_error(raw: BinaryIO) -> str | None:
 
 
 class Quotes:
-    """A csv file as it is read, its quotes looked at on the way. `fault`: what is wrong with them; None for nothing."""
+    """A csv file as it is read, its quotes looked at on the way. `error`: what is wrong with them; None for nothing."""
 
     def __init__(self, file: BinaryIO, delimiter: str) -> None:
         self._file, self._ends = file, f"{delimiter}\r\n".encode()
         self._held, self._before, self._inside, self._line = b"", b"\n", False, 1
         self._opened = 0
-        self.fault: str | None = None
+        self.error: str | None = None
         self.closed = False
 
     def read(self, size: int = -1) -> bytes:
         chunk = self._file.read(size)
-        if self.fault is None:
+        if self.error is None:
             self._look(self._held + chunk, last=not chunk)
         return chunk
 
@@ -119,10 +119,10 @@ class Quotes:
             elif not behind or behind in self._ends:
                 self._inside = False
             else:
-                self.fault = f'line {self._opened}: a quote inside of a quoted value; write it twice ("")'
+                self.error = f'line {self._opened}: a quote inside of a quoted value; write it twice ("")'
                 return
         self._line += text.count(b"\n", counted, keep)
         self._held = text[keep:]
         self._before = text[keep - 1 : keep] or self._before
         if last and self._inside:
-            self.fault = f"the file ends inside a quote, which line {self._opened} opens; close it"
+            self.error = f"the file ends inside a quote, which line {self._opened} opens; close it"

@@ -17,11 +17,11 @@ class BadFileError(InputError):
         return BadFileError, (self.file, self.reason)
 
 
-def errors_text(faults: list[BadFileError], *, skipping: bool) -> str:
-    lines = [f"{len(faults)} file{'s' if len(faults) > 1 else ''} cannot be used:"]
-    lines += [f"  {fault}" for fault in faults[:20]]
-    if len(faults) > 20:
-        lines.append(f"  and {len(faults) - 20} more")
+def errors_text(errors: list[BadFileError], *, skipping: bool) -> str:
+    lines = [f"{len(errors)} file{'s' if len(errors) > 1 else ''} cannot be used:"]
+    lines += [f"  {error}" for error in errors[:20]]
+    if len(errors) > 20:
+        lines.append(f"  and {len(errors) - 20} more")
     if not skipping:
         lines.append("Fix them and run the same command again, or add --skip-bad-files to continue without them.")
     return "\n".join(lines)

@@ -137,9 +137,9 @@ def gather(found: Iterable[tuple[Row, int, int]], progress: Callable[[], int], s
         column = pa.array(ids, pa.large_string()) if any(i is not None for i in ids) else None
         return Batch(pa.array(texts, pa.large_string()), column, list(rows), progress() - before, list(bad))
 
-    for (text, key, fault), row, size in found:
-        if fault is not None:
-            bad.append((fault, row))
+    for (text, key, error), row, size in found:
+        if error is not None:
+            bad.append((error, row))
         else:
             assert text is not None
             texts.append(text)

@@ -51,8 +51,8 @@ def pointer_or_page(head: bytes) -> str | None:
 
 def head_error(head: bytes, name: str) -> str | None:
     """Why a file called `name` that begins with `head` is no text in UTF-8, and what fixes it; None where it may be."""
-    if fault := pointer_or_page(head):
-        return f"is {fault}"
+    if error := pointer_or_page(head):
+        return f"is {error}"
     if not head:
         return None
     for magic, what in MAGIC:

@@ -108,8 +108,8 @@ def in_order(call: Callable[[T], R], items: Sequence[T], *, threads: int, ahead:
                 todo.put(task)
         for number in range(len(items)):
             while number not in done:
-                index, value, fault = results.get()
-                done[index] = (value, fault)
+                index, value, reason = results.get()
+                done[index] = (value, reason)
             result, error = done.pop(number)
             if error is not None:
                 raise error

@@ -67,8 +67,8 @@ def looked_at(file: SourceFile, text_column: str) -> SourceFile:
     Raises BadFileError for what is no text in UTF-8, and where the text column is not there.
     """
     form = _form(file.kind)
-    if form != "arrow" and (fault := _head_error(file)):
-        raise BadFileError(file.name, fault)
+    if form != "arrow" and (error := _head_error(file)):
+        raise BadFileError(file.name, error)
     if form == "json" and not is_array(file):
         file = replace(file, kind=file.kind.replace("json", "jsonl"))
         form = "jsonl"

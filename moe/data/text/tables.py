@@ -43,8 +43,8 @@ def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterato
         with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold complete column chunks of every row group in memory
             parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
-            if not file.remote and (fault := parquet_error(raw, parquet.metadata)):
-                raise BadFileError(file.name, fault)
+            if not file.remote and (reason := parquet_error(raw, parquet.metadata)):
+                raise BadFileError(file.name, reason)
             yield parquet
     except BROKEN as error:
         raise BadFileError(file.name, _not_readable(file, "parquet", error)) from error
@@ -126,8 +126,8 @@ def _open_ipc(
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
             if is_file:
                 reader = pa.ipc.open_file(raw, options=options)
-                if fault := ipc_file_error(raw):
-                    raise BadFileError(file.name, fault)
+                if reason := ipc_file_error(raw):
+                    raise BadFileError(file.name, reason)
                 yield reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
             else:
                 stream = pa.ipc.open_stream(raw, options=options)
@@ -138,8 +138,8 @@ def _open_ipc(
 
 def _complete_stream(file: SourceFile, raw: BinaryIO, stream: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield from stream
-    if fault := ipc_stream_error(raw):
-        raise BadFileError(file.name, fault)
+    if error := ipc_stream_error(raw):
+        raise BadFileError(file.name, error)
 
 
 def peek_arrow(file: SourceFile, text_column: str) -> None:
@@ -203,8 +203,8 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
         return "skip"
 
     def whole() -> None:
-        if quotes.fault:
-            raise BadFileError(unit.file.name, quotes.fault)
+        if quotes.error:
+            raise BadFileError(unit.file.name, quotes.error)
 
     with _unheard(skip) as failed, open_stream(unit.file) as (unpacked, raw):
         quotes = Quotes(unpacked, _delimiter(unit.file))

@@ -70,9 +70,9 @@ def load_tokenizer(name_or_folder: str) -> Any:
         name_or_folder = str(local_path(name_or_folder, "tokenizer"))
 
     logging.set_verbosity_error()  # GPT-2's "sequence longer than 1024" is no news to a packer
-    fault = None
+    reason = None
     try:
-        if not folder.is_dir() and not HF_HUB_OFFLINE and (fault := hub_error(name_or_folder)) is None:
+        if not folder.is_dir() and not HF_HUB_OFFLINE and (reason := hub_error(name_or_folder)) is None:
             fetch_tokenizer(name_or_folder)
         # by its folder: of a name transformers may ask the hub, whatever its arguments say
         place = name_or_folder if folder.is_dir() else str(cached_folder(name_or_folder) or name_or_folder)
@@ -91,7 +91,7 @@ def load_tokenizer(name_or_folder: str) -> Any:
                 fix = f"the files in it ({files}) make no tokenizer; save it again, or fetch it again"
         else:
             fix = "give a folder with a tokenizer.json, or the name of a public one where the hub can be reached"
-        cause = fault or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"tokenizer '{name_or_folder}' cannot be loaded: {fix} ({cause})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(

@@ -45,7 +45,7 @@ def hub_error(name: str) -> str | None:
     """
     from huggingface_hub.utils import get_session
 
-    fault = None
+    reason = None
     for attempt in range(REACH_TRIES):
         try:
             get_session().head(f"{endpoint()}/{name}/resolve/main/tokenizer_config.json", timeout=REACH_S)
@@ -53,11 +53,11 @@ def hub_error(name: str) -> str | None:
         except Exception as error:  # of requests or httpx, whichever huggingface_hub uses
             if not nobody_there(error):
                 return None  # somebody is there and drops or stalls: that passes
-            fault = f"{endpoint()} cannot be reached: {type(error).__name__}"
+            reason = f"{endpoint()} cannot be reached: {type(error).__name__}"
         if attempt + 1 < REACH_TRIES:
-            note(f"tokenizer {name}: {fault}; trying again ...")
+            note(f"tokenizer {name}: {reason}; trying again ...")
             time.sleep(1)
-    return fault
+    return reason
 
 
 class _Moved(Exception):

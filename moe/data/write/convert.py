@@ -96,12 +96,12 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     else:
         if not (request.max_documents or request.max_tokens) and plan.planning.looked_at < len(plan.source.files):
             with Ahead(plan.planning) as ahead:
-                faults = make(plan.job, plan.units, space.units, left_out=set(left_out), ahead=ahead)
-            left_out |= {error.file: error.reason for error in faults} | plan.bad
+                errors = make(plan.job, plan.units, space.units, left_out=set(left_out), ahead=ahead)
+            left_out |= {error.file: error.reason for error in errors} | plan.bad
         # again after an error: a limit may now need units behind those it counted on
         while True:
-            while faults := make(plan.job, plan.units, space.units, left_out=set(left_out)):
-                left_out |= {error.file: error.reason for error in faults}
+            while errors := make(plan.job, plan.units, space.units, left_out=set(left_out)):
+                left_out |= {error.file: error.reason for error in errors}
             if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
                 break
             left_out |= plan.bad
@@ -133,11 +133,11 @@ def make_shard(plan: Plan, space: Workspace) -> None:
         all_of_them=True,
     )
     if plan.planning.looked_at == len(plan.source.files):
-        faults = make()
+        errors = make()
     else:
         with Ahead(plan.planning) as ahead:
-            faults = make(ahead=ahead)
-    found = [*faults, *(error for error in plan.planning.bad if error.file not in {fault.file for fault in faults})]
+            errors = make(ahead=ahead)
+    found = [*errors, *(error for error in plan.planning.bad if error.file not in {reason.file for reason in errors})]
     if found and not request.skip_bad_files:
         raise InputError(errors_text(found, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     say(

@@ -106,8 +106,8 @@ def exit_code(action: Callable[[], object], out: str | Path, *, resumes: bool = 
         if error.errno not in DISK_FAULTS and not _is_of(error.filename, out):
             raise
         where = error.filename or out  # a write names no file
-        fault = f"{where}: {error.strerror}{_free(where)}"
-        note(f"error: {fault}; fix that and run the same command{': it resumes' if resumes else ' again'}")
+        reason = f"{where}: {error.strerror}{_free(where)}"
+        note(f"error: {reason}; fix that and run the same command{': it resumes' if resumes else ' again'}")
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
         note(f"stopped; {'the same command resumes from here' if resumes else 'run the same command again'}")

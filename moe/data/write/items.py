@@ -116,7 +116,7 @@ def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[B
         return [error for unit in left for error in _alone(job, unit, folder, report)]
     with folder.scratch(item.name) as aside:
         together = _Together(job)
-        faults: list[BadFileError] = []
+        errors: list[BadFileError] = []
         with ExitStack() as stack:
             files = {split: stack.enter_context(open(aside / f"{split}.rest", "wb")) for split in SPLITS}
             for unit in item.units:
@@ -126,9 +126,9 @@ def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[B
                 try:
                     together.add(unit, files, lambda *more, made=made: made.append(more))
                 except BadFileError as error:
-                    faults.append(error)
+                    errors.append(error)
                 except TooManyTokensError:
-                    faults += _alone(job, unit, folder, report)
+                    errors += _alone(job, unit, folder, report)
                 else:
                     report(*(sum(column) for column in zip(*made, strict=True)))
             together.finish(files)
@@ -137,7 +137,7 @@ def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[B
             np.save(aside / "hashes.npy", np.concatenate(together.hashes))
             (aside / MARK).write_text(json.dumps({"units": together.marks}))
             folder.adopt(aside, item.name, MARK)
-    return faults
+    return errors
 
 
 def _alone(job: Job, unit: Unit, folder: Folder, report: Report) -> list[BadFileError]:

@@ -47,8 +47,8 @@ class ShardSequence:
             copies = []
             for store, unit, name, info in shards:
                 if (size := store.size(f"{unit}/{name}")) != info["bytes"]:
-                    fault = f"has {size or 0} bytes, {info['bytes']} were written"
-                    raise damaged(store.folder, f"{unit}/{name}", fault)
+                    error = f"has {size or 0} bytes, {info['bytes']} were written"
+                    raise damaged(store.folder, f"{unit}/{name}", error)
                 own = f"shard.{len(self.infos):05}.mds"
                 if self._there.get(own) != size:
                     copies.append(threads.submit(self._folder.copy, store.folder / unit, name, own))

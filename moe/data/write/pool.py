@@ -71,8 +71,8 @@ def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: A
         except EOFError:  # there is nothing left for this one
             return
         try:
-            faults = convert_item(job, item, folder, lambda *made: add(counter, *made))
-            answer: tuple[list[BadFileError] | Exception, str | None] = faults, None
+            errors = convert_item(job, item, folder, lambda *made: add(counter, *made))
+            answer: tuple[list[BadFileError] | Exception, str | None] = errors, None
         except Exception as error:
             answer = error, traceback.format_exc()
         channel.send(answer)

@@ -107,11 +107,11 @@ def run_units(
                 time.sleep(ASK_AGAIN_S)
                 continue
             for done in ray.wait(list(running), timeout=None if planned else ASK_AGAIN_S)[0]:
-                made, faults = ray.get(done)
+                made, errors = ray.get(done)
                 add(counter, *made)
-                if isinstance(faults, InputError):
-                    raise faults
-                going = finished(running.pop(done), faults) and going
+                if isinstance(errors, InputError):
+                    raise errors
+                going = finished(running.pop(done), errors) and going
         for rest in running:
             ray.cancel(rest, force=True)
     except RayTaskError:

@@ -123,7 +123,7 @@ def run(
 
     groups: of files that may go into one item (items.groups_of). ahead: it still adds to `units`, while these are made.
     """
-    faults: list[BadFileError] = []
+    unreadable: list[BadFileError] = []
     limited = not all_of_them and bool(job.max_documents or job.max_tokens)
     limits = Limits(units, store, job, left_out)
     if limited and limits.advance():
@@ -154,7 +154,7 @@ def run(
 
     def finished(item: Item, errors: list[BadFileError]) -> bool:
         failed = {error.file for error in errors}
-        faults.extend(errors)
+        unreadable.extend(errors)
         left_out.update(failed)
         if made := tuple(unit for unit in item.units if unit.file.name not in failed):
             store.note_item(item.name, made) if len(item.units) > 1 else store.note(item.units[0])
@@ -162,7 +162,7 @@ def run(
 
     with Progress(read, token_bytes=np.dtype(job.dtype).itemsize):
         engine_function(engine)(job, items, store.folder, workers=workers, counter=counter, finished=finished)
-    return faults
+    return unreadable
 
 
 def limit_is_reached(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> bool:

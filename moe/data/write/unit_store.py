@@ -72,14 +72,14 @@ def _parsed(folder: Folder, name: str, content: bytes, shape: Any = dict[str, An
         raise damaged(folder, name, "is no record of a finished unit") from None
 
 
-def damaged(folder: Folder, name: str, fault: str) -> InputError:
+def damaged(folder: Folder, name: str, error: str) -> InputError:
     """The error of a file of a finished unit; names the units of all files without content, too."""
     empty = [found for found, size in folder.sizes().items() if not size and not found.endswith(".rest")]
     homes = sorted({found.split("/")[0] for found in (name, *empty) if not found.startswith(".")})
     named = ", ".join(f"{folder}/{home}" for home in homes[:MOST_NAMED])
     more = f" and {len(homes) - MOST_NAMED} more with files of 0 bytes" * (len(homes) > MOST_NAMED)
     return InputError(
-        f"{folder}/{name}: {fault}, as after a power cut or on a damaged disk; remove {named}{more} and run the same "
+        f"{folder}/{name}: {error}, as after a power cut or on a damaged disk; remove {named}{more} and run the same "
         "command again: what is removed is made again, all else is kept"
     )
 
@@ -189,8 +189,8 @@ class UnitStore:
         file = self.folder.open(name)
         found = None if file is None else file.seek(0, io.SEEK_END)
         if file is None or found != size:
-            fault = "is missing" if file is None else f"has {found} bytes, {size} were written"
-            raise damaged(self.folder, name, fault)
+            error = "is missing" if file is None else f"has {found} bytes, {size} were written"
+            raise damaged(self.folder, name, error)
         file.seek(0)
         return file
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Settings = dict[str, Any]
-Read = tuple[dict[str, tuple[str, Any]], list[str]]  # our setting -> (their key, its value); faults
+Read = tuple[dict[str, tuple[str, Any]], list[str]]  # our setting -> (their key, its value); errors
 
 # our setting -> (transformers' key, what it means there if it is absent; None: it must be there)
 COMMON_KEYS: dict[str, tuple[str, Any]] = {

@@ -24,15 +24,15 @@ def _to_keys(settings: Settings) -> dict[str, Any]:
 
 
 def _from_keys(config: dict[str, Any]) -> Read:
-    faults = []
+    errors = []
     uses = config.get("use_qk_norm", False)
     if not isinstance(uses, bool):
-        faults.append(f"use_qk_norm ({uses!r}): must be true or false")
+        errors.append(f"use_qk_norm ({uses!r}): must be true or false")
     rope = config.get("rope_parameters")
     inside = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
     share = config.get("partial_rotary_factor", 0.5 if inside is None else inside)
     if inside not in (None, share):
-        faults.append(f"partial_rotary_factor ({share!r}): must be {inside!r}, as in rope_parameters")
+        errors.append(f"partial_rotary_factor ({share!r}): must be {inside!r}, as in rope_parameters")
     first = config.get("first_k_dense_replace", 1)
     found = {
         "qk_norm": ("use_qk_norm", "head" if uses else False),
@@ -40,7 +40,7 @@ def _from_keys(config: dict[str, Any]) -> Read:
     }
     if first:
         found["dense_hidden"] = ("intermediate_size", config.get("intermediate_size"))
-    return found, faults
+    return found, errors
 
 
 GLM4_MOE = Family(

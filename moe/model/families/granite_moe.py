@@ -18,15 +18,15 @@ MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "attention_multiplier",
 
 
 def _from_keys(config: dict[str, Any]) -> Read:
-    faults = [
+    errors = [
         f"{key} ({config[key]!r}): must be a number above 0, at most 1e6"
         for key in MULTIPLIERS
         if key in config and not _is_multiplier(config[key])
     ]
     tied = config.get("tie_word_embeddings", False)
-    if not faults and tied is True and _untied(config):
+    if not errors and tied is True and _untied(config):
         tied = False
-    return {"head_dim": head_width(config), "tie_embeddings": ("tie_word_embeddings", tied)}, faults
+    return {"head_dim": head_width(config), "tie_embeddings": ("tie_word_embeddings", tied)}, errors
 
 
 def _is_multiplier(value: Any) -> bool:

@@ -24,19 +24,19 @@ def _to_keys(settings: Settings) -> dict[str, Any]:
 
 def _from_keys(config: dict[str, Any]) -> Read:
     experts = "num_experts" if "num_experts" in config else "num_local_experts"
-    faults = []
+    errors = []
     if (local := config.get("num_local_experts", config.get(experts))) != config.get(experts):
-        faults.append(f"{experts} ({config[experts]!r}): must be num_local_experts ({local!r})")
+        errors.append(f"{experts} ({config[experts]!r}): must be num_local_experts ({local!r})")
     listed = [] if config.get("mlp_only_layers") is None else config["mlp_only_layers"]
     first = len(listed) if isinstance(listed, list) else -1
     if first < 0 or listed != list(range(first)):
-        faults.append(f"mlp_only_layers ({listed}): must be the first layers, as [] or [0, 1]")
+        errors.append(f"mlp_only_layers ({listed}): must be the first layers, as [] or [0, 1]")
         first = 0
     found = {"n_experts": (experts, config.get(experts))}
     if first:
         found["first_k_dense_replace"] = ("first_k_dense_replace", first)
         found["dense_hidden"] = ("intermediate_size", config.get("intermediate_size"))
-    return found, faults
+    return found, errors
 
 
 def _engines(settings: Settings) -> list[str]:

@@ -159,8 +159,8 @@ def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[C
     found = run.checkpoint
     if found is None:
         return None, ""
-    if faults := [str(fault) for _, fault in run.broken]:
-        raise InputError("; ".join(faults) + f"; training would set it aside and resume from step {found.step:,}")
+    if errors := [str(error) for _, error in run.broken]:
+        raise InputError("; ".join(errors) + f"; training would set it aside and resume from step {found.step:,}")
     if run.fetch:
         return found, f", fetched from {config.save_folder} and verified then"
     return found, "" if hashes else "; its bytes were not verified"

@@ -38,17 +38,17 @@ def check_versions() -> Result:
     version = ".".join(map(str, sys.version_info[:3]))
     if not SpecifierSet(python).contains(version, prereleases=True):
         return Result("versions", "fail", f"Python {version}, and {python} is asked for; make an environment of one")
-    faults = []
+    errors = []
     for package in [package for package in asked if package.marker is None or package.marker.evaluate({"extra": ""})]:
         try:
             found = importlib.metadata.version(package.name)
         except importlib.metadata.PackageNotFoundError:
-            faults.append(f"{package} is not installed")
+            errors.append(f"{package} is not installed")
             continue
         if not package.specifier.contains(found, prereleases=True):
-            faults.append(f"{package} is asked for and {found} is installed")
-    if faults:
-        return Result("versions", "fail", "; ".join(faults) + "; run `make setup` again")
+            errors.append(f"{package} is asked for and {found} is installed")
+    if errors:
+        return Result("versions", "fail", "; ".join(errors) + "; run `make setup` again")
     shown = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN)
     return Result("versions", "pass", f"Python {sys.version.split()[0]}, {shown}")
 

@@ -24,8 +24,8 @@ def check_settings(config: Config, *, vocab_size: int, world_size: int) -> list[
         found.append(Result("export", "fail", f"{hindrance}; only this project would run what is trained"))
     elif notes := engine_notes(model):
         found.append(Result("export", "warn", "; ".join(notes)))
-    if faults := check_ranks(config, world_size):
-        found.append(Result("ranks", "fail", "; ".join(faults)))
+    if errors := check_ranks(config, world_size):
+        found.append(Result("ranks", "fail", "; ".join(errors)))
     return found
 
 

@@ -80,8 +80,8 @@ class UserCallbacks(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Raises RunFailed where a state cannot be kept."""
-        if dist.get_global_rank() == 0 and (fault := self._fault()):
-            raise RunFailed(f"{fault}; this step is not saved, earlier checkpoints are complete")
+        if dist.get_global_rank() == 0 and (error := self._error()):
+            raise RunFailed(f"{error}; this step is not saved, earlier checkpoints are complete")
         return self._kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,10 +105,10 @@ class UserCallbacks(Callback):
         return tree_map(_copied, self.callbacks[key].state_dict())
 
     def _check(self) -> None:
-        if fault := self._fault():
-            raise InputError(fault)
+        if error := self._error():
+            raise InputError(error)
 
-    def _fault(self) -> str | None:
+    def _error(self) -> str | None:
         for key, state in self._kept.items():
             if reason := _unkept(state):
                 return f"callbacks: the state of {key} cannot be kept in a checkpoint: {reason}; {FIX}"

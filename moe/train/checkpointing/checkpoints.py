@@ -189,8 +189,8 @@ def read_checkpoint(
         raise CheckpointError(f"{folder / MANIFEST}: cannot be read ({reason})") from None
     if STATE not in manifest["files"]:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE}")
-    if fault := error_in_parts(manifest.get("tensors") or {}, manifest["files"]):
-        raise CheckpointError(f"{folder / MANIFEST}: {fault}")
+    if reason := error_in_parts(manifest.get("tensors") or {}, manifest["files"]):
+        raise CheckpointError(f"{folder / MANIFEST}: {reason}")
     unread = [] if parts else part_files(manifest)
     for name, file in manifest["files"].items():
         if only is not None and name not in only:
@@ -238,13 +238,13 @@ def newest_checkpoint(
     folders: list[Path], read: Callable[[Path], Checkpoint] = read_checkpoint
 ) -> tuple[Checkpoint | None, list[CheckpointError]]:
     """The last of `folders` (as `step_folders` lists them) that verifies, and the errors of those after it."""
-    faults: list[CheckpointError] = []
+    errors: list[CheckpointError] = []
     for folder in reversed(folders):
         try:
-            return read(folder), faults
+            return read(folder), errors
         except CheckpointError as error:
-            faults.append(error)
-    return None, faults
+            errors.append(error)
+    return None, errors
 
 
 def set_aside(folder: Path) -> Path:
@@ -273,9 +273,9 @@ def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) 
         return read(folder)
     if not step_folders(folder):
         raise CheckpointError(f"{path}: is not a checkpoint and holds none (step-*/ with {STATE} and {MANIFEST})")
-    found, faults = newest_checkpoint(step_folders(folder), read)
+    found, errors = newest_checkpoint(step_folders(folder), read)
     if found is None:
-        raise CheckpointError("no checkpoint verifies: " + "; ".join(map(str, faults)))
+        raise CheckpointError("no checkpoint verifies: " + "; ".join(map(str, errors)))
     return found
 
 

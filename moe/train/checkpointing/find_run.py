@@ -218,8 +218,8 @@ def _find_newest(
     read: Callable[[Path], Checkpoint],
 ) -> None:
     folders = [here[step] for step in sorted(here)]
-    found.checkpoint, faults = newest_checkpoint(folders, read)
-    found.broken = list(zip(reversed(folders), faults, strict=False))
+    found.checkpoint, errors = newest_checkpoint(folders, read)
+    found.broken = list(zip(reversed(folders), errors, strict=False))
     local = found.checkpoint.step if found.checkpoint is not None else -1
     if remote is not None:
         for step in sorted(there, reverse=True):
@@ -228,14 +228,14 @@ def _find_newest(
             try:
                 found.checkpoint, found.fetch = Checkpoint(path / folder_name(step), remote.manifest(step)), True
                 return
-            except CheckpointError as fault:
+            except CheckpointError as error:
                 found.broken_there.append(step)
-                faults.append(fault)
+                errors.append(error)
         if found.checkpoint is not None:
             found.upload = local not in there or not _is_there(remote, local, found.checkpoint.path)
-        faults += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_there]
-    if found.checkpoint is None and faults:
-        listed = "\n".join(f"  {fault}" for fault in dict.fromkeys(map(str, faults)))
+        errors += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_there]
+    if found.checkpoint is None and errors:
+        listed = "\n".join(f"  {error}" for error in dict.fromkeys(map(str, errors)))
         raise CheckpointError(
             f"save_folder ({path if remote is None else remote.store.url}) holds {len(here) or len(there)} "
             f"checkpoint(s) and none verifies:\n{listed}\n"

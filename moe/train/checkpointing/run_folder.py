@@ -128,9 +128,9 @@ class RunFolder:
             self.note()
             sign(self.lock)
             clear_unfinished(self.path, report)
-            for folder, fault in [each for each in self.found.broken if each[0] not in self._made]:
+            for folder, error in [each for each in self.found.broken if each[0] not in self._made]:
                 aside, using = set_aside(folder).name, self.checkpoint.path.name if self.checkpoint else "none"
-                report(f"broken checkpoint: {fault}; set aside as {aside}, using {using}. {ASIDE}")
+                report(f"broken checkpoint: {error}; set aside as {aside}, using {using}. {ASIDE}")
             if self.remote is not None:
                 if self.found.logs_there:
                     self.remote.fetch_logs()

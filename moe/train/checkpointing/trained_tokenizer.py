@@ -70,15 +70,15 @@ def _same(checkpoint: Checkpoint, name: str, trained: str | None) -> Any:
             f"tokenizer ({name}) is another one than {checkpoint.path} was trained with (fingerprint {found[:12]}, was "
             f"{trained[:12]}): its ids mean other text. Bring the old one back, or name one with --tokenizer"
         )
-    if fault := _misfit(checkpoint, tokenizer):
-        raise InputError(f"tokenizer ({name}) is another one than {checkpoint.path} was trained with: {fault}")
+    if error := _misfit(checkpoint, tokenizer):
+        raise InputError(f"tokenizer ({name}) is another one than {checkpoint.path} was trained with: {error}")
     return tokenizer
 
 
 def _named(checkpoint: Checkpoint, name: str, trained: str | None, report: Callable[[str], None]) -> Any:
     tokenizer = load_tokenizer(expanded(name, "--tokenizer"))
-    if fault := _misfit(checkpoint, tokenizer):
-        raise InputError(f"--tokenizer ({name}) does not fit {checkpoint.path}: {fault}; leave it out, or name another")
+    if error := _misfit(checkpoint, tokenizer):
+        raise InputError(f"--tokenizer ({name}) does not fit {checkpoint.path}: {error}; leave it out, or name another")
     found = tokenizer_fingerprint(tokenizer)
     if found != trained:
         was = f"was trained with {trained[:12]}" if trained else "does not tell which one it was trained with"

@@ -163,10 +163,10 @@ def _lead(store: Any, me: Member, watch: _Watch) -> list[Member]:
     store.set(f"here/{me.rank}", _packed(me))
     while True:
         members = _present(store, me.world_size)
-        if fault := _fault(members):
-            store.set("refused", fault)
+        if error := _error(members):
+            store.set("refused", error)
             _wait_until_heard(store, members, me)
-            raise InputError(fault)
+            raise InputError(error)
         if len(members) == me.world_size:
             store.set("roster", json.dumps([dataclasses.asdict(member) for member in members]))
             if all(store.check([f"found/{member.token}"]) for member in members if member.rank != me.rank):
@@ -201,7 +201,7 @@ def _roster(posted: bytes, me: Member) -> list[Member] | None:
     return members if any(member.token == me.token for member in members) else None
 
 
-def _fault(members: list[Member]) -> str | None:
+def _error(members: list[Member]) -> str | None:
     """What makes these no one run."""
     sizes: dict[tuple[int, int], Member] = {}
     for member in members:

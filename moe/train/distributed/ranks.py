@@ -26,15 +26,15 @@ def on_each(call: Callable[[], T], *, here: bool) -> list[T]:
     """
     from composer.utils import dist
 
-    fault = result = None
+    reason = result = None
     if here:
         try:
             result = call()
         except InputError as error:
-            fault = str(error)
+            reason = str(error)
         except OSError as error:  # RemoteError among them
-            fault = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    answers: list[Any] = dist.all_gather_object((fault, result))
-    if faults := [found for found, _ in answers if found is not None]:
-        raise InputError(faults[0])
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    answers: list[Any] = dist.all_gather_object((reason, result))
+    if errors := [found for found, _ in answers if found is not None]:
+        raise InputError(errors[0])
     return [result for _, result in answers]

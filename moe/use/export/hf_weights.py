@@ -102,15 +102,15 @@ def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any],
         if not family.dense:
             held[experts] = _count(place, sparse + family.experts.format(""))
     held = {key: size for key, size in held.items() if key in content}
-    faults = [
+    errors = [
         f"{key} ({content[key]}): must be {size}, as in the weights"
         if size
         else f"{key} ({content[key]}): the weights lack the tensors that it describes"
         for key, size in held.items()
         if size != content[key]
     ]
-    if faults:
-        raise InputError(f"{source}: its config.json describes other weights:\n" + _listed(faults))
+    if errors:
+        raise InputError(f"{source}: its config.json describes other weights:\n" + _listed(errors))
 
 
 def _size(place: Place, name: str, axis: int) -> int:
@@ -140,16 +140,16 @@ def read_weights(
     tied = "lm_head.weight" not in needed
     extra = [name for name in place if name not in needed and not name.endswith(IGNORED_NAMES)]
     extra = [name for name in extra if not (tied and name == "lm_head.weight")]
-    faults = [f"{name}: is missing" for name in needed if name not in place]
-    faults += [f"{name}: has no place in this model" for name in extra]
+    errors = [f"{name}: is missing" for name in needed if name not in place]
+    errors += [f"{name}: has no place in this model" for name in extra]
     for name, part in needed.items():
         found = list(place[name].get_slice(name).get_shape()) if name in place else list(part.shape)
         rows_may_differ = name in ("model.embed_tokens.weight", "lm_head.weight")
         fits = len(found) == part.ndim and (found[0] >= part.shape[0] if rows_may_differ else found[0] == part.shape[0])
         if not fits or found[1:] != list(part.shape[1:]):
-            faults.append(f"{name}: has shape {found}, needs {list(part.shape)}")
-    if faults:
-        raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(faults)}")
+            errors.append(f"{name}: has shape {found}, needs {list(part.shape)}")
+    if errors:
+        raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(errors)}")
     weights = {name: on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
     for name, weight in weights.items():
         for theirs, part in hf_parts(name, weight, family).items():
@@ -157,8 +157,8 @@ def read_weights(
             if (scale := scale_of(name, family)) != 1:
                 part.mul_(scale)
             if not is_finite(part):
-                faults.append(theirs)
-    check_finite(faults, source)
+                errors.append(theirs)
+    check_finite(errors, source)
     return weights
 
 
@@ -173,9 +173,9 @@ def check_finite(names: list[str], source: str) -> None:
         raise InputError(f"{source}: weights that hold NaN or infinity are of no use:\n{_listed(names)}")
 
 
-def _listed(faults: list[str]) -> str:
-    more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-    return "\n".join(f"  {fault}" for fault in faults[:10]) + more
+def _listed(errors: list[str]) -> str:
+    more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+    return "\n".join(f"  {error}" for error in errors[:10]) + more
 
 
 def on_disk(path: Path, shape: torch.Size) -> Tensor:

@@ -90,37 +90,37 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
             f"{key} ({config[key]}): is not supported" for key in FOREIGN if key not in supported and config.get(key)
         ]
         raise _differs(source, [f"architectures ({listed}): must be one of {known}", *hinder])
-    faults = []
+    errors = []
     if config.get("model_type") != family.model_type:
-        faults.append(f"model_type ({config.get('model_type')!r}): must be {family.model_type}")
+        errors.append(f"model_type ({config.get('model_type')!r}): must be {family.model_type}")
     for key, (wanted, default) in family.fixed.items():
         found = config.get(key, default)
         if (type(found) is not type(wanted) or found != wanted) and (found is not None or wanted):
-            faults.append(f"{key} ({found}): must be {wanted}")  # null stands for false
+            errors.append(f"{key} ({found}): must be {wanted}")  # null stands for false
     more, told = family.from_keys(config)
-    faults += told
+    errors += told
     values = {ours: (theirs, config.get(theirs, default)) for ours, (theirs, default) in family.keys.items()}
     read = {theirs for theirs, _ in values.values()} | family.written.keys()
-    faults += [f"{key} ({config[key]}): is not supported" for key in FOREIGN if key not in read and config.get(key)]
+    errors += [f"{key} ({config[key]}): is not supported" for key in FOREIGN if key not in read and config.get(key)]
     values |= more
     rope, told = _rope(config)
-    faults += told
+    errors += told
     if "partial_rotary_factor" not in more:
         share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-        faults += [f"partial_rotary_factor ({share}): must be 1.0"] * (share != 1.0)
+        errors += [f"partial_rotary_factor ({share}): must be 1.0"] * (share != 1.0)
     values["rope_theta"] = ("rope_theta", rope.get("rope_theta", config.get("rope_theta", family.rope_theta)))
     given = dict(values.values()) | {
         "vocab_size": config.get("vocab_size"),
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
     }
     checked = {key: value for key, value in given.items() if key != "use_qk_norm"}
-    faults += [fault for key, value in checked.items() if (fault := _value_error(key, value))]
+    errors += [error for key, value in checked.items() if (error := _value_error(key, value))]
     implied = {name: known[0] for name, known in family.has.items() if known[0] != DEFAULTS[name]}
     settings = {"n_experts": 1, "top_k": 1, **implied} | {ours: value for ours, (_, value) in values.items()}
-    if not faults:
-        faults = _errors_between(settings, config)
-    if faults:
-        raise _differs(source, faults)
+    if not errors:
+        errors = _errors_between(settings, config)
+    if errors:
+        raise _differs(source, errors)
     if settings["head_dim"] == settings["d_model"] // settings["n_heads"]:
         settings["head_dim"] = None  # as a yaml has it, whose value a run compares with this one
     if settings.get("dense_hidden") == dense_width_of({"n_shared_experts": 0, **settings, "dense_hidden": None}):
@@ -131,22 +131,22 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
     return settings, family.folded(config) if family.folded else family
 
 
-def _differs(source: str, faults: list[str]) -> InputError:
-    listed = "\n".join(f"  {fault[:300]}" for fault in faults)
+def _differs(source: str, errors: list[str]) -> InputError:
+    listed = "\n".join(f"  {error[:300]}" for error in errors)
     return InputError(f"{source}: is not a model of this family; its config.json differs:\n{listed}")
 
 
 def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What config.json says of rotary embeddings, and what is wrong with it."""
     ropes = {key: config.get(key) for key in ("rope_parameters", "rope_scaling")}
-    faults = [f"{k} ({v!r}): must be an object or null" for k, v in ropes.items() if not isinstance(v, dict | None)]
+    errors = [f"{k} ({v!r}): must be an object or null" for k, v in ropes.items() if not isinstance(v, dict | None)]
     rope: dict[str, Any] = next((value for value in ropes.values() if value and isinstance(value, dict)), {})
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        faults.append(f"rope_type ({kind}): must be default")
+        errors.append(f"rope_type ({kind}): must be default")
     theta = rope.get("rope_theta")
     if theta is not None and config.get("rope_theta") not in (None, theta):  # transformers 4 reads this, 5 the other
-        faults.append(f"rope_theta ({config['rope_theta']!r}): must be {theta!r}, as beside rope_type")
-    return rope, faults
+        errors.append(f"rope_theta ({config['rope_theta']!r}): must be {theta!r}, as beside rope_type")
+    return rope, errors
 
 
 def _value_error(key: str, value: Any) -> str | None:
@@ -163,30 +163,30 @@ def _value_error(key: str, value: Any) -> str | None:
 
 def _errors_between(settings: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Values that are good each and do not go together."""
-    faults, layer_types = [], config.get("layer_types")
+    errors, layer_types = [], config.get("layer_types")
     if settings["head_dim"] % 2:
-        faults.append(f"head_dim ({settings['head_dim']}): must be even")
+        errors.append(f"head_dim ({settings['head_dim']}): must be even")
     if settings["n_heads"] % settings["n_kv_heads"]:
-        faults.append(
+        errors.append(
             f"num_key_value_heads ({settings['n_kv_heads']}): must divide num_attention_heads ({settings['n_heads']})"
         )
     if settings["top_k"] > settings["n_experts"]:
-        faults.append(
+        errors.append(
             f"num_experts_per_tok ({settings['top_k']}): must be at most num_experts ({settings['n_experts']})"
         )
     if settings.get("first_k_dense_replace", 0) >= settings["n_layers"]:
-        faults.append(
+        errors.append(
             f"first_k_dense_replace ({settings['first_k_dense_replace']}): must be below num_hidden_layers "
             f"({settings['n_layers']})"
         )
     pad, rows = config.get("pad_token_id"), config["vocab_size"]
     if pad is not None and (type(pad) is not int or not -rows <= pad < rows):
-        faults.append(f"pad_token_id ({pad!r}): must be null or an integer below vocab_size ({rows})")
+        errors.append(f"pad_token_id ({pad!r}): must be null or an integer below vocab_size ({rows})")
     wanted = ["full_attention"]
     if layer_types is not None and (
         not isinstance(layer_types, list)
         or len(layer_types) != settings["n_layers"]
         or any(kind not in wanted for kind in layer_types)
     ):
-        faults.append(f"layer_types ({layer_types}): must be full_attention throughout, once for each layer")
-    return faults
+        errors.append(f"layer_types ({layer_types}): must be full_attention throughout, once for each layer")
+    return errors

@@ -75,7 +75,7 @@ def verify_tensors(folder: Path, expected: Mapping[str, Tensor]) -> None:
     Raises:
         RunFailed: names the tensors that are missing, not expected (or there again), or of other bits.
     """
-    _refuse([f"{name}: {fault}" for name, fault in _faults(folder, dict(expected))])
+    _refuse([f"{name}: {error}" for name, error in _errors(folder, dict(expected))])
 
 
 def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], family: Family) -> None:
@@ -85,13 +85,13 @@ def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], famil
     Raises:
         RunFailed: names the tensors whose values differ.
     """
-    faults = []
+    errors = []
     for ours, weight in weights.items():
         for name, part in hf_parts(ours, weight, family).items():
             read = place[name].get_tensor(name)[: part.shape[0]].float() * scale_of(ours, family)
             if not same_bits(part, read):
-                faults.append(f"{name}: its values differ from those in {ours} of the checkpoint")
-    _refuse(faults)
+                errors.append(f"{name}: its values differ from those in {ours} of the checkpoint")
+    _refuse(errors)
 
 
 def verify_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -101,18 +101,18 @@ def verify_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         RunFailed: names the parameters that differ, or that only one of them has.
     """
     names = found.keys() & expected.keys()
-    faults = [f"{name}: is missing or was not expected" for name in found.keys() ^ expected.keys()]
-    _refuse(faults + [f"{name}: its values differ" for name in names if not same_bits(found[name], expected[name])])
+    errors = [f"{name}: is missing or was not expected" for name in found.keys() ^ expected.keys()]
+    _refuse(errors + [f"{name}: its values differ" for name in names if not same_bits(found[name], expected[name])])
 
 
-def _refuse(faults: list[str]) -> None:
-    if faults:
-        more = f"\n  and {len(faults) - 10} more" * (len(faults) > 10)
-        listed = "\n".join(f"  {fault}" for fault in faults[:10])
+def _refuse(errors: list[str]) -> None:
+    if errors:
+        more = f"\n  and {len(errors) - 10} more" * (len(errors) > 10)
+        listed = "\n".join(f"  {error}" for error in errors[:10])
         raise RunFailed(f"what was written is not what was to be written; nothing was kept:\n{listed}{more}")
 
 
-def _faults(folder: Path, missing: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+def _errors(folder: Path, missing: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:

@@ -240,7 +240,7 @@ def test_settings_know_the_home_folder(tmp_path: Path, monkeypatch) -> None:
     assert found["a"].local == f"{tmp_path}/a" and found["b"].remote == "s3://b/~"
     with pytest.raises(ConfigError) as told:
         load_config(root / "yamls/500m.yaml", ["train_data.local=s3://b/x", "load_path=s3://b/y", "tokenizer=hf://z"])
-    assert len(told.value.faults) == 3 and all("not an address" in fault for fault in told.value.faults)
+    assert len(told.value.errors) == 3 and all("not an address" in error for error in told.value.errors)
 
 
 def test_a_report_replaces_only_reports(tmp_path: Path, capsys) -> None:

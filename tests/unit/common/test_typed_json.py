@@ -29,7 +29,7 @@ def test_what_has_the_shape_comes_back_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "fault"),
+    ("changes", "error"),
     [
         ({"parts": {}}, "parts is {}; a list is needed"),
         ({"parts": [7]}, "parts[0] is 7; an object is needed"),
@@ -43,8 +43,8 @@ def test_what_has_the_shape_comes_back_as_it_is() -> None:
         ({"free": None}, "free is missing; an object is needed"),
     ],
 )
-def test_a_fault_is_told_by_its_place(changes: dict, fault: str) -> None:
-    assert (error_in({**GOOD, **changes}, Whole) or "").startswith(fault)
+def test_an_error_is_told_by_its_place(changes: dict, error: str) -> None:
+    assert (error_in({**GOOD, **changes}, Whole) or "").startswith(error)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, b"\xff\xfe", "1" * 5000])

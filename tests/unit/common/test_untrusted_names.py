@@ -104,8 +104,8 @@ def test_a_manifests_file_names_are_refused(name: str, tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
     with pytest.raises(CheckpointError, match=r"manifest\.json: the name .* is refused"):
         read_checkpoint(folder)
-    found, faults = newest_checkpoint([folder])  # told like any other damage, no traceback
-    assert found is None and "is refused" in str(faults[0])
+    found, errors = newest_checkpoint([folder])  # told like any other damage, no traceback
+    assert found is None and "is refused" in str(errors[0])
 
 
 def evil_split(folder: Path, name: str) -> Path:
@@ -124,7 +124,7 @@ def evil_split(folder: Path, name: str) -> Path:
 def test_the_names_in_an_index_are_refused_by_every_reader_of_it(name: str, tmp_path: Path) -> None:
     """S1: Streaming joins an index's names to the paths it reads, writes and removes."""
     folder = evil_split(tmp_path / "data" / "train", name)
-    assert len(faults := verify_split(folder)) == 1 and "is refused" in faults[0]
+    assert len(errors := verify_split(folder)) == 1 and "is refused" in errors[0]
     with pytest.raises(InputError, match=r"index\.json: the name .* is refused"):
         read_samples(folder, 0, 1)
     with pytest.raises(InputError, match="is refused"):

@@ -5,7 +5,7 @@ import pytest
 from moe.config import ConfigError, load_config
 
 
-def faults(path: Path, *overrides: str) -> list[str]:
+def errors(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         load_config(path, list(overrides))
-    return error.value.faults
+    return error.value.errors

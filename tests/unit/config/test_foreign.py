@@ -42,8 +42,8 @@ def path(tmp_path: Path) -> Path:
 def test_the_names_of_other_trainers_point_to_ours(path: Path, typed: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(path, [typed])
-    (fault,) = error.value.faults
-    assert fault.startswith(told)
+    (reason,) = error.value.errors
+    assert reason.startswith(told)
 
 
 def test_every_hint_names_a_setting_there_is_for_a_name_there_is_not() -> None:

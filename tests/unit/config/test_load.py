@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from moe.config import ConfigError, load_config, to_yaml
-from tests.unit.config.found import faults
+from tests.unit.config.found import errors
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -20,8 +20,8 @@ def test_an_override_can_fill_a_section_that_the_file_sets_to_null(path: Path) -
     assert config.loggers.wandb is not None and config.loggers.wandb.project == "x"
 
 
-def test_all_faults_are_reported_at_once_each_with_path_value_and_mend(path: Path) -> None:
-    found = faults(path, "mdoel.d_model=3", "seed=abc", "model.d_modle=3", "precision=bf16", "eval_data.locl=x", "oops")
+def test_all_errors_are_reported_at_once_each_with_path_value_and_mend(path: Path) -> None:
+    found = errors(path, "mdoel.d_model=3", "seed=abc", "model.d_modle=3", "precision=bf16", "eval_data.locl=x", "oops")
     text = "\n".join(found)
     assert len(found) == 6
     assert "mdoel: unknown key; did you mean model?" in text
@@ -32,12 +32,12 @@ def test_all_faults_are_reported_at_once_each_with_path_value_and_mend(path: Pat
     assert "oops: is not an override" in text
 
 
-def test_faults_between_settings_are_told_with_those_of_type_unless_they_are_about_them(path: Path) -> None:
-    found = faults(path, "seed=abc", "model.top_k=9", "save_interval=500", "optimizer.lr=fast", "max_duration=7")
-    told = [re.split(r"[: (]", fault)[0] for fault in found]
+def test_errors_between_settings_are_told_with_those_of_type_unless_they_are_about_them(path: Path) -> None:
+    found = errors(path, "seed=abc", "model.top_k=9", "save_interval=500", "optimizer.lr=fast", "max_duration=7")
+    told = [re.split(r"[: (]", error)[0] for error in found]
     assert sorted(told) == ["max_duration", "model.top_k", "optimizer.lr", "save_interval", "seed"]
-    found = faults(path, "model.n_experts=many", "model.top_k=9", "train_data.local=[x]", "max_seq_len=???", "seed=-1")
-    assert sorted(re.split(r"[: (]", fault)[0] for fault in found) == [
+    found = errors(path, "model.n_experts=many", "model.top_k=9", "train_data.local=[x]", "max_seq_len=???", "seed=-1")
+    assert sorted(re.split(r"[: (]", error)[0] for error in found) == [
         "max_seq_len",
         "model.n_experts",
         "seed",
@@ -47,7 +47,7 @@ def test_faults_between_settings_are_told_with_those_of_type_unless_they_are_abo
 
 def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run_name: x\nmodel: {d_model: 8}\n")
-    found = [line.split(":")[0] for line in faults(tmp_path / "c.yaml")]
+    found = [line.split(":")[0] for line in errors(tmp_path / "c.yaml")]
     assert {"model.n_layers", "optimizer", "train_data", "max_duration", "tokenizer"} <= set(found)
     assert len(found) == len(set(found)) and "optimizer.lr" not in found
 
@@ -123,11 +123,11 @@ def test_missing_keys_are_named_once_a_section(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
-    assert any(re.search(expected, fault) for fault in faults(path, *overrides))
+    assert any(re.search(expected, error) for error in errors(path, *overrides))
 
 
 def test_a_missing_file_names_the_yamls_beside_it(path: Path) -> None:
-    assert "c.yaml" in faults(path.with_name("d.yaml"))[0]
+    assert "c.yaml" in errors(path.with_name("d.yaml"))[0]
 
 
 def test_the_written_config_reads_back_equal(path: Path, tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_streams_of_a_mixture_have_names_of_their_own(path: Path) -> None:
         (["train_data={streams: {'a/b': {local: w}}}"], r"streams\.a/b: a stream's name must be letters"),
     ],
 )
-def test_faults_of_a_mixture_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
-    assert any(re.search(expected, fault) for fault in faults(path, *overrides)), faults(path, *overrides)
+def test_errors_of_a_mixture_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
+    assert any(re.search(expected, error) for error in errors(path, *overrides)), errors(path, *overrides)
 
 
 def test_the_ranks_must_divide_the_lanes_of_text(path: Path) -> None:
@@ -263,9 +263,9 @@ FLOATS = [
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1"])
 @pytest.mark.parametrize("setting", FLOATS)
-def test_a_number_that_no_run_can_mean_is_a_fault_of_its_setting(path: Path, setting: str, value: str) -> None:
-    (fault,) = faults(path, f"{setting}={value}")
-    assert fault.startswith(f"{setting} (") and "at most" in fault
+def test_a_number_that_no_run_can_mean_is_an_error_of_its_setting(path: Path, setting: str, value: str) -> None:
+    (error,) = errors(path, f"{setting}={value}")
+    assert error.startswith(f"{setting} (") and "at most" in error
 
 
 def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: Path) -> None:
@@ -302,9 +302,9 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.qk_norm=null"], "model.qk_norm: is None"),
     ],
 )
-def test_faults_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
-    (fault,) = faults(path, *overrides)
-    assert fault.startswith(expected)
+def test_errors_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:
+    (error,) = errors(path, *overrides)
+    assert error.startswith(expected)
 
 
 def test_qk_norm_keeps_the_word_of_earlier_versions(path: Path) -> None:

@@ -6,22 +6,22 @@ import pytest
 
 from moe.config import ConfigError, load_config, to_yaml
 from tests.tiny import tiny_config, write_config
-from tests.unit.config.found import faults
+from tests.unit.config.found import errors
 
 
-def test_a_key_that_stands_twice_is_a_fault(tmp_path: Path) -> None:
+def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("seed: 1\nseed: 2\n")
-    assert "'seed' is given twice" in faults(tmp_path / "c.yaml")[0]
+    assert "'seed' is given twice" in errors(tmp_path / "c.yaml")[0]
 
 
 @pytest.mark.parametrize("text", ["model: &a {d_model: *a}", "sample_prompts: &a [x, *a]", "seed: " + "[" * 2000])
-def test_yaml_that_has_no_end_or_no_value_is_one_fault(tmp_path: Path, path: Path, text: str) -> None:
+def test_yaml_that_has_no_end_or_no_value_is_one_error(tmp_path: Path, path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
-    (found,) = faults(tmp_path / "c.yaml")
+    (found,) = errors(tmp_path / "c.yaml")
     assert found.startswith("is not valid yaml: ") and len(found) < 200
     key, _, value = text.partition(": ")
     write_config(path, tiny_config(tmp_path))
-    assert any(fault.startswith(f"{key}: ") and "cannot be set: " in fault for fault in faults(path, f"{key}={value}"))
+    assert any(error.startswith(f"{key}: ") and "cannot be set: " in error for error in errors(path, f"{key}={value}"))
 
 
 def test_an_alias_may_stand_twice(tmp_path: Path) -> None:
@@ -68,19 +68,19 @@ def test_a_run_name_that_yaml_reads_as_something_else_is_that_run(path: Path, te
 def test_streams_named_by_numbers_and_truth_values_keep_their_names(path: Path) -> None:
     """A15: keys of yaml too."""
     streams = "{007: {local: a}, on: {local: b, repeat: 2}, 1.10: {local: 5}}"
-    found = faults(path, f"train_data={{streams: {streams}}}")
-    assert [fault for fault in found if "007" in fault or "on:" in fault] == [] and "streams.1.10" in found[0]
+    found = errors(path, f"train_data={{streams: {streams}}}")
+    assert [error for error in found if "007" in error or "on:" in error] == [] and "streams.1.10" in found[0]
     config = load_config(path, ["train_data={streams: {007: {local: a}, on: {local: 1.0}}}"])
     assert config.train_data.streams["007"].local == "a" and config.train_data.streams["on"].local == "1.0"
 
 
 def test_null_is_no_text_and_settings_that_are_no_text_are_read_as_before(path: Path) -> None:
     """A15: the other way round."""
-    assert "run_name" in faults(path, "run_name=null")[0]
+    assert "run_name" in errors(path, "run_name=null")[0]
     config = load_config(path, ["seed=007", "optimizer.lr=1e-3", "compile=off", "device_train_microbatch_size=4"])
     assert (config.seed, config.optimizer.lr, config.compile) == (7, 1e-3, False)
     assert config.device_train_microbatch_size == 4 and load_config(path, ["train_data.remote=null"])
-    assert "seed: is 1.5" in faults(path, "seed=1.5")[0] or "1.5" in faults(path, "seed=1.5")[0]
+    assert "seed: is 1.5" in errors(path, "seed=1.5")[0] or "1.5" in errors(path, "seed=1.5")[0]
 
 
 def test_aliases_of_aliases_are_refused_at_once(tmp_path: Path) -> None:
@@ -102,19 +102,19 @@ def test_text_on_the_command_line_is_all_that_was_typed(path: Path, typed: str) 
 
 
 @pytest.mark.parametrize("typed", ["0100", "1:00", "0x40", "0b11", "64 # or 128", "???"])
-def test_a_number_that_yaml_reads_otherwise_is_a_fault(path: Path, typed: str) -> None:
+def test_a_number_that_yaml_reads_otherwise_is_an_error(path: Path, typed: str) -> None:
     """0100 was 64, 1:00 was 60, ??? was the default."""
     for key in ("global_train_batch_size", "seed"):
-        (found,) = faults(path, f"{key}={typed}")
+        (found,) = errors(path, f"{key}={typed}")
         assert found.startswith(f"{key}: ") and repr(typed) in found
-    (found,) = faults(path, "optimizer.betas=[0.9, 1:00.5]")
+    (found,) = errors(path, "optimizer.betas=[0.9, 1:00.5]")
     assert found.startswith("optimizer.betas: is '1:00.5'")
     assert load_config(path, ["seed=1_000", "optimizer.lr=1e-3", "max_seq_len=+64"]).seed == 1000
 
 
 @pytest.mark.parametrize("value", ["!!bool abc", "!!timestamp abc", '!!int ""', '!!float ""'])
-def test_a_tag_that_its_value_does_not_fit_is_one_fault(path: Path, value: str) -> None:
+def test_a_tag_that_its_value_does_not_fit_is_one_error(path: Path, value: str) -> None:
     """A KeyError or AttributeError of yaml's own came through."""
     path.write_text(path.read_text() + f"seed: {value}\n")
-    (found,) = faults(path)
+    (found,) = errors(path)
     assert "is not of type" in found or "seed: is ''" in found

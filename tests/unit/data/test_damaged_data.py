@@ -38,8 +38,8 @@ from tests.unit.data.read.loaders import train_loader
 def test_an_index_with_a_wrong_type_is_named_by_its_place(token_folder: Path, keys: tuple, value: object) -> None:
     edit(token_folder / "train/index.json", *keys, value=value)
     place = keys[-1]
-    (fault,) = verify_split(token_folder / "train", full=True)
-    assert "train/index.json: not an MDS index (shards" in fault and str(place) in fault
+    (error,) = verify_split(token_folder / "train", full=True)
+    assert "train/index.json: not an MDS index (shards" in error and str(place) in error
     with pytest.raises(InputError, match=r"train/index\.json: not an MDS index"):
         list(train_loader(token_folder))
     with pytest.raises(InputError, match=r"train/index\.json: not an MDS index"):
@@ -131,7 +131,7 @@ def test_a_dangling_link_among_the_texts_is_a_file_that_cannot_be_read(tmp_path:
     os.symlink("nowhere", folder / "b.parquet")
     os.symlink("c.parquet", folder / "c.parquet")  # to itself
     source = local_source([folder], config=None, split="train")
-    units, faults = plan_units(source.files, "text")
+    units, errors = plan_units(source.files, "text")
     assert [unit.file.name for unit in units] == ["a.parquet"]
-    assert [fault.file for fault in faults] == ["b.parquet", "c.parquet"]
-    assert "is a link to" in str(faults[0]) and "which is not there" in str(faults[0])
+    assert [error.file for error in errors] == ["b.parquet", "c.parquet"]
+    assert "is a link to" in str(errors[0]) and "which is not there" in str(errors[0])

@@ -112,7 +112,7 @@ def test_a_warmup_that_leaves_no_room_is_refused_with_its_number(load) -> None:
 def test_what_is_neither_a_number_nor_auto_is_one_clear_error(load, override: str, text: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(override)
-    assert len(error.value.faults) == 1 and text in error.value.faults[0]
+    assert len(error.value.errors) == 1 and text in error.value.errors[0]
 
 
 def test_auto_is_no_rule_for_updates_of_another_scale(load) -> None:

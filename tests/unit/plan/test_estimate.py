@@ -139,7 +139,7 @@ def test_the_vocabulary_is_that_of_the_data_then_the_tokenizer_then_the_flag(tin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "fault"),
+    ("arguments", "error"),
     [
         (["tokenizer=some/other"], "give --vocab-size"),
         (["--vocab-size", "0"], "--vocab-size (0)"),
@@ -153,9 +153,9 @@ def test_the_vocabulary_is_that_of_the_data_then_the_tokenizer_then_the_flag(tin
     ],
     ids=str,
 )
-def test_what_cannot_be_estimated_is_told(arguments, fault, capsys) -> None:
+def test_what_cannot_be_estimated_is_told(arguments, error, capsys) -> None:
     assert main(["estimate", YAML, *arguments]) == 2
-    assert fault in capsys.readouterr().err
+    assert error in capsys.readouterr().err
 
 
 def test_a_damaged_description_of_the_data_is_told(tiny, tmp_path, capsys) -> None:

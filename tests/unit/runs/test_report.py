@@ -152,8 +152,8 @@ def test_badge_and_facts_name_the_same_state(tmp_path: Path) -> None:
 def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path: Path) -> None:
     page = write(tmp_path, str(make_run(tmp_path / "small", events=KILLED, alarms=(ALARM,))))
     listen = """
-    window.faults = [];
-    window.addEventListener("error", (event) => window.faults.push(event.message));
+    window.errors = [];
+    window.addEventListener("error", (event) => window.errors.push(event.message));
     """
     look = """
     for (const svg of document.querySelectorAll("svg")) {
@@ -165,7 +165,7 @@ def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path
     const wide = document.documentElement.scrollWidth > window.innerWidth;
     for (const svg of document.querySelectorAll("svg")) svg.dispatchEvent(new PointerEvent("pointerleave"));
     const left = document.querySelectorAll(".tip, line.here").length;
-    document.title = JSON.stringify({ tips, wide, left, faults: window.faults });
+    document.title = JSON.stringify({ tips, wide, left, errors: window.errors });
     """
     page = page.replace("<head>", f"<head><script>{listen}</script>")
     page = page.replace("</body>", f"<script>{look}</script></body>")
@@ -176,7 +176,7 @@ def test_the_page_opens_in_chromium_and_shows_numbers_under_the_pointer(tmp_path
     match = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert match, done.stderr[-2000:]
     found = json.loads(match[1].replace("&amp;", "&"))
-    assert (found["faults"], found["wide"], found["left"]) == ([], False, 0)
+    assert (found["errors"], found["wide"], found["left"]) == ([], False, 0)
     assert found["tips"][0].startswith("60") and "training" in found["tips"][0] and "validation" in found["tips"][0]
     assert any("expert 2: 1" in tip for tip in found["tips"]), found["tips"]
 

@@ -46,12 +46,12 @@ def test_check_reads_every_byte_of_data_and_checkpoints_and_changes_nothing(
     assert "warn  resume" in out and "resumes from step 4 of 40" in out and "max_duration: was 4ba" in out
     assert files(tmp_path / "runs/one") == run and files(tmp_path / "data") == before
     state = tmp_path / "runs/one/step-00000004/state.pt"
-    for path, fault in ((state, "resume from step 2"), (tmp_path / "data/train/shard.00000.mds", "its bytes changed")):
+    for path, error in ((state, "resume from step 2"), (tmp_path / "data/train/shard.00000.mds", "its bytes changed")):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         assert main(["check", *arguments, *settings]) == 2
-        assert fault in capsys.readouterr().out
+        assert error in capsys.readouterr().out
     assert state.exists(), "nothing was set aside"
 
 
@@ -67,7 +67,7 @@ def test_check_true_is_the_same_program_and_trains_nothing(tmp_path: Path, argum
     assert "fail  data" in out and "not tried: fix data first" in out
 
 
-def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
+def test_a_step_that_gives_no_number_is_an_error(arguments: list[str], monkeypatch, capsys) -> None:
     from moe.train import composer_model
 
     sound = composer_model.build_model
@@ -82,7 +82,7 @@ def test_a_step_that_gives_no_number_is_a_fault(arguments: list[str], monkeypatc
     assert "it must be finite: lower optimizer.lr" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_comes_back_as_another_is_a_fault(arguments: list[str], monkeypatch, capsys) -> None:
+def test_a_checkpoint_that_comes_back_as_another_is_an_error(arguments: list[str], monkeypatch, capsys) -> None:
     import moe.train.checkpointing.checkpoints
 
     read = moe.train.checkpointing.checkpoints.load_state
@@ -98,7 +98,7 @@ def test_a_checkpoint_that_comes_back_as_another_is_a_fault(arguments: list[str]
     assert "pass  step " in out and "fail  checkpoint" in out and "the loss is" in out
 
 
-def test_a_disk_that_fills_up_while_the_checkpoint_is_written_is_a_fault(
+def test_a_disk_that_fills_up_while_the_checkpoint_is_written_is_an_error(
     tmp_path: Path, arguments: list[str], monkeypatch, capsys
 ) -> None:
     import torch

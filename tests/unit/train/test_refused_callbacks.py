@@ -103,10 +103,10 @@ def test_a_config_says_what_is_wrong_with_an_entry_and_imports_nothing(small: Pa
     with pytest.raises(ConfigError) as caught:
         load_config(small / "tiny.yaml", [f"callbacks={entries}"])
     starts = ["[0] (", "[1] (nothing.here.Class)", "[2].class (Name)", "[3].class (", "[4].class (", "[5].class ("]
-    assert len(caught.value.faults) == 7
-    for fault, start in zip(caught.value.faults, [*starts, "[6].c d:"], strict=True):
-        assert fault.startswith(f"callbacks{start}")
-    assert "averages buffers" in caught.value.faults[3] and "the loss is computed in forward" in caught.value.faults[4]
+    assert len(caught.value.errors) == 7
+    for error, start in zip(caught.value.errors, [*starts, "[6].c d:"], strict=True):
+        assert error.startswith(f"callbacks{start}")
+    assert "averages buffers" in caught.value.errors[3] and "the loss is computed in forward" in caught.value.errors[4]
     for value in ("{class: a.B}", "a.B", "null"):
         with pytest.raises(ConfigError, match=r"callbacks: is .*; write a list, as \[\.\.\.\]"):
             load_config(small / "tiny.yaml", [f"callbacks={value}"])

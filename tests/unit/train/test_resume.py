@@ -90,14 +90,14 @@ def test_resuming_late_in_an_epoch_reads_no_more_than_early(small: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("warmup", "fault"),
+    ("warmup", "error"),
     [
         ("20480tok", r"scheduler.t_warmup \(20480tok\) is not shorter than max_duration \(10240tok\)"),
         ("40ba", r"scheduler.t_warmup \(40ba\) is not shorter than max_duration \(10240tok\)"),
     ],
 )
-def test_row12_a_warmup_too_long_in_whichever_unit_is_refused_by_name(small: Path, warmup: str, fault: str) -> None:
-    with pytest.raises(ValueError, match=fault):
+def test_row12_a_warmup_too_long_in_whichever_unit_is_refused_by_name(small: Path, warmup: str, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
         load_config(small / "tiny.yaml", [f"scheduler.t_warmup={warmup}"])
 
 

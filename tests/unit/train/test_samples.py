@@ -60,7 +60,7 @@ def test_moe_eval_prints_what_the_run_has_logged(tiny: Path, tmp_path: Path, cap
     assert float(shown[shown.index("byte") + 1]) == pytest.approx(bits, abs=1e-4)
 
 
-def test_prompts_without_an_evaluation_are_a_fault(tiny: Path, tmp_path: Path) -> None:
+def test_prompts_without_an_evaluation_are_an_error(tiny: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny, eval_data=None))
     with pytest.raises(ConfigError, match="sample_prompts are continued at evaluations and eval_data is null"):
         load_config(path, PROMPTS)

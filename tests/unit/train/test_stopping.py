@@ -219,13 +219,13 @@ def test_the_watchdog_ends_the_run_where_nothing_can_be_written(tmp_path: Path) 
     assert ended.wait(10)
 
 
-@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), OSError(28, "No space left"), BrokenPipeError()])
-def test_a_terminal_that_goes_away_does_not_end_a_run(monkeypatch, capsys, fault: OSError) -> None:
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(28, "No space left"), BrokenPipeError()])
+def test_a_terminal_that_goes_away_does_not_end_a_run(monkeypatch, capsys, error: OSError) -> None:
     from moe.common.units import complain, say
 
     class Gone:
         def write(self, text: str) -> None:
-            raise fault
+            raise error
 
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr(sys, "stderr", Gone())
@@ -328,9 +328,9 @@ def test_a_signal_does_not_cut_short_a_save_that_waits_for_the_one_before(
     assert stop.received == signal.SIGTERM and codes == []
 
 
-@pytest.mark.parametrize("fault", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_an_interruption(
-    small: Path, tmp_path: Path, monkeypatch, capsys, fault
+    small: Path, tmp_path: Path, monkeypatch, capsys, error
 ) -> None:
     from moe.data.read.batches import Collate
 
@@ -339,7 +339,7 @@ def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_an_interruption(
     def broken(self, rows):
         made.append(None)
         if len(made) > 3:
-            raise fault
+            raise error
         return plain(self, rows)
 
     monkeypatch.setattr(Collate, "__call__", broken)

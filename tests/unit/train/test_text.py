@@ -106,7 +106,7 @@ def test_a_source_that_fails_while_training_is_one_message_and_exit_code_1(
     assert "Traceback" not in told
 
 
-def test_faults_of_the_section_are_told_before_training(tiny, text, tmp_path, capsys) -> None:
+def test_errors_of_the_section_are_told_before_training(tiny, text, tmp_path, capsys) -> None:
     code, _ = run(tiny, tmp_path / "nowhere", tmp_path, "run", "max_duration=5ba")
     assert code == 2 and "train_data.text: dataset " in capsys.readouterr().err
     code, _ = run(tiny, text, tmp_path, "run", "max_duration=5ba", text_column="body")

@@ -56,13 +56,13 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_or_type_is_found(make_run
     write_weights(tmp_path, parts, shard_bytes=10**9, say=quiet)
     path, name = tmp_path / "model.safetensors", "model.norm.weight"
     right = load_file(path)
-    faults = {
+    errors = {
         "is missing": {key: weight for key, weight in right.items() if key != name},
         "is not expected": {**right, "model.more.weight": right[name].clone()},
         "its values": {**right, name: right[name].half()},
         "differ": {**right, name: right[name][None].clone()},
     }
-    for told, tensors in faults.items():
+    for told, tensors in errors.items():
         save_file(tensors, path)
         with pytest.raises(RunFailed, match=told):
             verify_tensors(tmp_path, parts)

@@ -1,4 +1,4 @@
-"""Hugging Face folders that are not what they should be: one message that names the fault."""
+"""Hugging Face folders that are not what they should be: one message that names the error."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_values_that_do_not_go_together_are_named(sound: Path, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("changes", [{"torch_dtype": "four"}, {"auto_map": 7}])
-def test_what_transformers_itself_does_not_take_is_a_fault_of_the_folder(
+def test_what_transformers_itself_does_not_take_is_an_error_of_the_folder(
     sound: Path, tmp_path: Path, changes: dict
 ) -> None:
     told = refused(copy_of(sound, tmp_path / "hf", **changes), tmp_path / "back")
@@ -171,7 +171,7 @@ def test_a_tensor_that_is_not_finite_is_named(
     assert "NaN or infinity" in told and told.splitlines()[1:] == [f"  {name}"]
 
 
-def test_a_checkpoint_that_is_not_finite_is_no_fault_of_transformers(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_a_checkpoint_that_is_not_finite_is_no_error_of_transformers(tmp_path: Path, tokenizer_folder: Path) -> None:
     run = write_run(tmp_path / "run", tokenizer_folder)
     from moe.train.checkpointing.checkpoints import Checkpoint, load_state, read_checkpoint, write_checkpoint
 

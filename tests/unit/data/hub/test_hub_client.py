@@ -188,12 +188,12 @@ def test_what_libraries_fetch_themselves_is_tried_again_with_the_same_patience(m
 
     slept: list[float] = []
     monkeypatch.setattr(hub_client.time, "sleep", slept.append)
-    faults: list[Exception] = [Refusal(429), ConnectionError("reset by peer"), requests.ReadTimeout("stalled")]
+    errors: list[Exception] = [Refusal(429), ConnectionError("reset by peer"), requests.ReadTimeout("stalled")]
 
     def download(source, allow_patterns):
-        if faults:
+        if errors:
             try:
-                raise faults.pop(0)
+                raise errors.pop(0)
             except Exception as error:
                 raise OSError("wrapped") from error
         return str(tmp_path)
@@ -201,10 +201,10 @@ def test_what_libraries_fetch_themselves_is_tried_again_with_the_same_patience(m
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert from_hf._folder("some/model") == tmp_path
     assert len(slept) == 3 and 3 <= slept[0] <= 3.75
-    for fault in (Refusal(404), requests.ConnectionError("Connection refused"), OSError("no space")):
-        faults[:] = [fault]
+    for reason in (Refusal(404), requests.ConnectionError("Connection refused"), OSError("no space")):
+        errors[:] = [reason]
         with pytest.raises(
             InputError, match=r"--from-hf \(some/model\): is not a folder, and the hub does not give it"
         ):
             from_hf._folder("some/model")
-        assert not faults, "asked once"
+        assert not errors, "asked once"

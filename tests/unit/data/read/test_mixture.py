@@ -1,4 +1,4 @@
-"""Several folders as one training set: shares, order, position, faults."""
+"""Several folders as one training set: shares, order, position, errors."""
 
 import collections
 import random

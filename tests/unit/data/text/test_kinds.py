@@ -186,7 +186,7 @@ def test_a_footer_that_names_no_place_of_a_column_is_damaged():
     ],
 )
 def test_rows_behind_a_table_are_not_left_out_in_silence(tmp_path, name, content, told):
-    """`cat a b > c` of tables, and a stream that was not closed: readers give some of the rows, and no fault."""
+    """`cat a b > c` of tables, and a stream that was not closed: readers give some of the rows, and no error."""
     with pytest.raises(InputError, match=rf"{name}: .*{told}"):
         documents(tmp_path, name, content)
 
@@ -216,7 +216,7 @@ def test_a_quote_that_is_none_is_named_by_its_line(tmp_path, rows, told):
         quotes = Quotes(io.BytesIO(content), ",")
         while quotes.read(1):
             pass
-        assert (content is good) == (quotes.fault is None)
+        assert (content is good) == (quotes.error is None)
     assert found == [('a "b", c\nd', "1"), ('5" disk', "2"), ('a""b', "3"), ('"', "4"), ("end", "5")]
 
 

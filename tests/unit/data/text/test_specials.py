@@ -87,7 +87,7 @@ def test_a_special_token_that_only_the_settings_name_is_one(tmp_path):
 
 
 def test_byte_level_bpe_is_encoded_as_before(tokenizer_folder):
-    """The ids of all that had no fault are those of transformers, its spec is as it was."""
+    """The ids of all that had no error are those of transformers, its spec is as it was."""
     tokenizer = load_tokenizer(str(tokenizer_folder))
     ids = tokenizer([*HARD], add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert encode_plain(tokenizer, list(HARD)) == ids

@@ -26,8 +26,8 @@ def serve(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(hub_client, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
 
-    def start(faults=lambda path, count: None, headers=lambda path, count: {"X-Repo-Commit": COMMIT}) -> Hub:
-        started.append(Hub({}, faults, models={"some/bpe": tmp_path / "bpe"}, headers=headers))
+    def start(errors=lambda path, count: None, headers=lambda path, count: {"X-Repo-Commit": COMMIT}) -> Hub:
+        started.append(Hub({}, errors, models={"some/bpe": tmp_path / "bpe"}, headers=headers))
         monkeypatch.setenv("HF_ENDPOINT", started[-1].url)
         return started[-1]
 
@@ -36,16 +36,16 @@ def serve(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         server.close()
 
 
-@pytest.mark.parametrize("fault", ["429", "503", "drop", "cut", "stall"])
-def test_one_fault_of_each_kind_at_each_file_is_survived(serve, tokenizer_folder, monkeypatch, fault):
+@pytest.mark.parametrize("error", ["429", "503", "drop", "cut", "stall"])
+def test_one_error_of_each_kind_at_each_file_is_survived(serve, tokenizer_folder, monkeypatch, error):
     """B10: one 429 or one dropped connection, and the tokenizer was refused."""
     calls: list[float] = []
     monkeypatch.setattr(hub_client.time, "sleep", calls.append)
-    only = (JSON,) if fault == "stall" else ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    server = serve(lambda path, count: fault if path.endswith(only) and count <= 2 else None)
+    only = (JSON,) if error == "stall" else ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    server = serve(lambda path, count: error if path.endswith(only) and count <= 2 else None)
     loaded = load_tokenizer("some/bpe")
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(load_tokenizer(str(tokenizer_folder)))
-    assert server.failed[fault] >= 2 and calls
+    assert server.failed[error] >= 2 and calls
 
 
 def test_the_true_cause_is_told_where_it_does_not_pass(serve, monkeypatch):

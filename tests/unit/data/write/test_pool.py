@@ -25,7 +25,7 @@ def convert(work, *, units=(1, 2, 3, 4), monkeypatch):
         "folder",
         workers=2,
         counter=counter,
-        finished=lambda unit, fault: found.update({unit: fault}) or True,
+        finished=lambda unit, error: found.update({unit: error}) or True,
     )
     return found
 
@@ -76,7 +76,7 @@ def test_ctrl_c_is_heard_again_whatever_happens_while_workers_start(monkeypatch)
     for start, outcome in ((interrupted, KeyboardInterrupt), (broken, OSError)):
         monkeypatch.setattr(pool, "_Worker", start)
         with pytest.raises(outcome):
-            pool.run_units("job", [1, 2], "folder", workers=2, counter=None, finished=lambda unit, fault: True)
+            pool.run_units("job", [1, 2], "folder", workers=2, counter=None, finished=lambda unit, error: True)
         assert heard()
 
 

@@ -32,7 +32,7 @@ def split(tmp_path):
     return write_split(tmp_path / "train", np.arange(64 * 16, dtype=np.uint16).reshape(64, 16), size_limit=1000)
 
 
-def test_sound_split_has_no_faults(split):
+def test_sound_split_has_no_errors(split):
     assert verify_split(split) == verify_split(split, full=True) == []
 
 
@@ -42,8 +42,8 @@ def test_flipped_byte_is_found_by_the_hash_only(split):
     content[-3] ^= 4
     path.write_bytes(content)
     assert verify_split(split) == []
-    (fault,) = verify_split(split, full=True)
-    assert "shard.00001.mds: its bytes changed" in fault
+    (error,) = verify_split(split, full=True)
+    assert "shard.00001.mds: its bytes changed" in error
 
 
 def test_missing_and_short_shards_are_named(split):
@@ -60,5 +60,5 @@ def test_missing_or_broken_index_is_named(split, content):
     (split / "index.json").unlink()
     if content is not None:
         (split / "index.json").write_text(content)
-    (fault,) = verify_split(split)
-    assert "index.json" in fault
+    (error,) = verify_split(split)
+    assert "index.json" in error

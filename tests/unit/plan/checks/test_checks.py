@@ -1,4 +1,4 @@
-"""The checklist with `--fast`, and faults planted one at a time: the line it belongs to tells each, with its fix."""
+"""The checklist with `--fast`, and errors planted one at a time: the line it belongs to tells each, with its fix."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def check(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> Check:
 
 
 def assert_told(check: Check, overrides: list[str], name: str, state: str, *texts: str) -> None:
-    """The fault stands in the line `name`, no other line fails, and the exit code is right."""
+    """The error stands in the line `name`, no other line fails, and the exit code is right."""
     code, found = check(*overrides)
     assert found[name][0] == state, found[name]
     for text in texts:
@@ -369,7 +369,7 @@ def test_a_batch_that_the_ranks_cannot_share(check: Check, monkeypatch) -> None:
     assert_told(check, [], "ranks", "fail", "global_train_batch_size (8) is not divisible by 3 ranks")
 
 
-def test_a_faulty_config_is_the_only_line(check: Check) -> None:
+def test_a_wrong_config_is_the_only_line(check: Check) -> None:
     code, found = check("model.top_k=9")
     assert code == 2 and list(found) == ["config"] and "exceeds model.n_experts" in found["config"][1]
 

@@ -64,9 +64,9 @@ def test_row02_the_newest_that_verifies_is_used_and_broken_ones_are_named_and_se
     (tmp_path / folder_name(3) / "manifest.json").unlink()
     from moe.train.checkpointing.run_folder import open_run_folder
 
-    found, faults = newest_checkpoint(step_folders(tmp_path))
+    found, errors = newest_checkpoint(step_folders(tmp_path))
     assert found is not None and found.step == 2 and steps(tmp_path) == [1, 2, 3, 4], "looking moves nothing"
-    assert "xxh64 differs" in str(faults[0]) and "step-00000004" in str(faults[0]) and "manifest.json" in str(faults[1])
+    assert "xxh64 differs" in str(errors[0]) and "step-00000004" in str(errors[0]) and "manifest.json" in str(errors[1])
     said: list[str] = []
     folder = open_run_folder(str(tmp_path), run_name="a", autoresume=True, resume_from=None, report=said.append)
     assert said == [] and steps(tmp_path) == [1, 2, 3, 4]
@@ -143,7 +143,7 @@ def test_row07_a_checkpoint_that_carries_code_is_refused_and_the_code_does_not_r
         torch.load(path, weights_only=True)
 
 
-def test_named_checkpoints_are_found_by_folder_file_or_run_and_faults_are_told(tmp_path: Path) -> None:
+def test_named_checkpoints_are_found_by_folder_file_or_run_and_errors_are_told(tmp_path: Path) -> None:
     write(tmp_path, 1), write(tmp_path, 2)
     assert find_named(str(tmp_path)).step == 2
     assert find_named(str(tmp_path / folder_name(1))).step == 1

@@ -95,7 +95,7 @@ def test_a_row_of_metrics_without_a_step_is_cut_at_a_resume(tmp_path: Path, line
 
 
 @pytest.mark.parametrize(
-    ("keys", "value", "fault"),
+    ("keys", "value", "error"),
     [
         (("config", "tokenizer"), 5, r"config\.tokenizer is 5; text is needed"),
         (("config", "model"), 5, r"config\.model is 5; an object is needed"),
@@ -107,13 +107,13 @@ def test_a_row_of_metrics_without_a_step_is_cut_at_a_resume(tmp_path: Path, line
     ],
 )
 def test_a_manifest_that_does_not_describe_the_model_is_refused_when_it_is_asked(
-    tmp_path: Path, tiny: Path, keys: tuple, value: object, fault: str
+    tmp_path: Path, tiny: Path, keys: tuple, value: object, error: str
 ) -> None:
     from moe.use.inference import find_checkpoint, load_model
 
     folder = write_run(tmp_path / "run", tiny / "tokenizer") / "step-00000010"
     edit(folder / "manifest.json", *keys, value=value)
-    with pytest.raises(CheckpointError, match=rf"manifest\.json: {fault}"):
+    with pytest.raises(CheckpointError, match=rf"manifest\.json: {error}"):
         load_model(find_checkpoint(str(folder)))
 
 

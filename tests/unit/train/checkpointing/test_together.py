@@ -350,9 +350,9 @@ def test_a_part_that_is_damaged_or_gone_is_named_and_the_one_before_is_used(writ
     content = bytearray(part.read_bytes())
     content[-1] ^= 1
     part.write_bytes(content)
-    found, faults = newest_checkpoint(step_folders(tmp_path / "run"))
+    found, errors = newest_checkpoint(step_folders(tmp_path / "run"))
     assert found is not None and found.step == 1
-    assert str(faults[0]) == f"{part}: its bytes have changed since it was written (xxh64 differs)"
+    assert str(errors[0]) == f"{part}: its bytes have changed since it was written (xxh64 differs)"
     unlooked = types.SimpleNamespace(**vars(read_checkpoint(second, hashes=False)), state_file=second / "state.pt")
     with pytest.raises(CheckpointError, match=r"shard-00002.*: its bytes have changed"):
         full_content(unlooked)

@@ -1,4 +1,4 @@
-"""Detectors fed with numbers: a fault is told once, with cause and fix; a healthy run is not."""
+"""Detectors fed with numbers: an error is told once, with cause and fix; a healthy run is not."""
 
 import random
 from typing import Any
@@ -28,12 +28,12 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
     return {**healthy, **{name.replace("__", "/"): value for name, value in changes.items()}}
 
 
-def feed(detectors: Detectors, faults: dict[int, dict[str, Any]], until: int, start: int = 0) -> list[tuple[int, str]]:
-    """(step, name) of the alarms of rows `start` to `until`; `faults` by step."""
+def feed(detectors: Detectors, errors: dict[int, dict[str, Any]], until: int, start: int = 0) -> list[tuple[int, str]]:
+    """(step, name) of the alarms of rows `start` to `until`; `errors` by step."""
     told = []
     for step in range(start, until):
         detectors.gradient.add(1.0 + step % 5 / 10)
-        told += [(step, alarm.name) for alarm in detectors.check(row(step, **faults.get(step, {})))]
+        told += [(step, alarm.name) for alarm in detectors.check(row(step, **errors.get(step, {})))]
     return told
 
 
@@ -47,7 +47,7 @@ def test_a_noisy_loss_that_falls_by_a_power_law_raises_no_alarm() -> None:
     assert [name for _, name in feed(Detectors(), noisy, until=3000) if name != "time_limit"] == []
 
 
-FAULTS: dict[str, dict[int, dict[str, Any]]] = {
+ERRORS: dict[str, dict[int, dict[str, Any]]] = {
     "loss_not_falling": {step: {"train__loss": 5.5} for step in range(20, 100)},
     "loss_rising": {step: {"train__loss": 6.6} for step in range(60, 64)},
     "non_finite": {70: {"optim__skipped_steps": 2}, **{step: {"optim__skipped_steps": 2} for step in range(71, 100)}},
@@ -59,9 +59,9 @@ FAULTS: dict[str, dict[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_told_once_when_it_starts(name: str) -> None:
-    told = feed(Detectors(), FAULTS[name], until=100)
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_told_once_when_it_starts(name: str) -> None:
+    told = feed(Detectors(), ERRORS[name], until=100)
     assert [found for _, found in told] == [name]
     assert 50 <= told[0][0] <= 90
 
@@ -104,11 +104,11 @@ def test_every_alarm_says_what_it_sees_the_likely_cause_and_the_mend() -> None:
         detectors.gradient.add(1.0)
         detectors.check(row(step))
     detectors.gradient.add(50.0)
-    faulty = {name: value for fault in FAULTS.values() for name, value in fault[min(fault)].items()}
+    faulty = {name: value for error in ERRORS.values() for name, value in error[min(error)].items()}
     alarms = []
     for step in range(60, 90):
         alarms += detectors.check(row(step, **{**faulty, "experts__idle_steps__layer_03": 250}))
-    assert {alarm.name for alarm in alarms} == {*FAULTS, "gradient_norm"}
+    assert {alarm.name for alarm in alarms} == {*ERRORS, "gradient_norm"}
     for alarm in alarms:
         assert "; likely cause: " in alarm.message and alarm.fix
     (dead,) = [alarm.message for alarm in alarms if alarm.name == "dead_expert"]

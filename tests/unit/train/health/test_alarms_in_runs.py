@@ -1,4 +1,4 @@
-"""Planted faults in whole runs: each is told once, with cause and fix."""
+"""Planted errors in whole runs: each is told once, with cause and fix."""
 
 import json
 from pathlib import Path
