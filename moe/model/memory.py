@@ -16,8 +16,8 @@ A step has its peak in one of six phases, whose live tensors are counted as the 
 - A head tied to the embedding has its gradient wait for the embedding's, until the end of the backward pass.
 - Under bf16 every matrix has a bf16 copy that lives from its use to its backward pass.
 - Several GPUs (FSDP2): weights, gradients and optimizer state are divided by their number. Gathered at a time are two
-  blocks (one in use, one on its way), one block's gradient, embedding and head, in fp32, as they are gathered; the
-  copies in bf16 stay beside them.
+  blocks (one in use, one on its way), under bf16 in that and without other copies, one block's gradient, in fp32, and
+  embedding and head, in fp32.
 - Gradients are there before the backward pass where microbatches are accumulated; else they grow as activations go.
 - The CPU's loop over experts has buffers for a block of rows; a GPU's grouped kernels take all experts at once.
 - On a GPU documents are lengths for varlen attention, in bf16; else they are a mask. Flash attention's backward pass
@@ -76,14 +76,12 @@ def copy_bytes(step: Step) -> tuple[int, int]:
     sparse, dense = (step.count.experts + step.count.shared) // step.sparse, 3 * step.dense_width * step.d_model
     matrices = step.count.attention + step.count.experts + step.count.shared + step.count.dense
     block = attention + max(sparse, dense)
-    if not step.bf16:
-        casts = (0, 0)
-    else:
-        casts = (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
+    if step.n_gpus == 1 and not step.bf16:
+        return 0, 0
     if step.n_gpus == 1:
-        return casts
-    whole = 4 * (2 * block + step.count.embedding + step.count.head)
-    return whole + casts[0], whole + 4 * block + casts[1]
+        return (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
+    whole = 2 * block * (2 if step.bf16 else 4) + 4 * (step.count.embedding + step.count.head)
+    return whole, whole + 4 * block
 
 
 def loss_bytes(step: Step) -> tuple[int, int]:

@@ -1,14 +1,15 @@
 """What a run takes of several machines: memory of a rank, bytes on the network, what of them hides, checkpoints, data.
 
 A model: no cluster has run it. What is summed and gathered was counted on 4 gloo ranks (tests/unit/plan/wire.py).
-P parameters, R of them outside of blocks (embedding, head), N ranks, M machines of n ranks, m microbatches a step.
+P parameters, R of them outside of blocks (embedding, head), N ranks, M machines of n ranks, m microbatches a step; of
+P_products, the blocks' matrices but for routers, b bytes each are gathered: 2 under amp, else 4.
 Bytes that leave one machine in a step, by ring collectives, as NCCL lays them (each boundary is crossed once):
 
-| plan  | gradients, fp32         | weights gathered, fp32      | updates of Muon           |
-|-------|-------------------------|-----------------------------|---------------------------|
-| DDP   | 2 x 4P (N-1)/N          | none                        | none                      |
-| FSDP2 | m x 4P (N-1)/N          | m x 4 (2P-R) (N-1)/N        | 2 x 4 P_matrices (M-1)/MM |
-| HSDP  | m x 2 x 4P (M-1)/M      | none: inside the machine    | none: inside the machine  |
+| plan  | gradients, fp32    | weights gathered                                 | updates of Muon           |
+|-------|--------------------|--------------------------------------------------|---------------------------|
+| DDP   | 2 x 4P (N-1)/N     | none                                             | none                      |
+| FSDP2 | m x 4P (N-1)/N     | m x (4 (2P-R) - 2 (4-b) P_products) (N-1)/N      | 2 x 4 P_matrices (M-1)/MM |
+| HSDP  | m x 2 x 4P (M-1)/M | none: inside the machine                         | none: inside the machine  |
 
 - FSDP2 pads a tensor's rows to a multiple of the ranks that share it (HSDP: n): E experts on more ranks are moved as so
   many experts. A rank that has one holds all of it.
@@ -136,10 +137,11 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     step = make_step(config, vocab_size, n_gpus=shards, microbatch=1)
     parts, spread = step.count, _padded(config.model.n_experts, shards)
     padding = (spread - 1) * parts.experts  # parameters, in what is gathered of all blocks
+    width = 2.0 if step.bf16 else 4.0  # bytes of one that is gathered for a product
     extra = BUCKETS * parts.total if name == "DDP" and ranks > 1 else 0
     state = 2 * 4.0 + optimizer_bytes(step) / parts.total  # weights and gradients with it
     if shards > 1:  # the ranks with an expert have all of it; two blocks are there, and a gradient
-        extra += int(padding * (state / shards + 3 * 4.0 / config.model.n_layers))
+        extra += int(padding * (state / shards + (2 * width + 4.0) / config.model.n_layers))
     asked = config.device_train_microbatch_size
     microbatch = largest_microbatch(step, gpu.memory - extra, batch) if asked == "auto" else min(int(asked), batch)
     found: GpuMemory = gpu_memory(replace(step, microbatch=max(1, microbatch), accumulated=microbatch < batch))
@@ -149,6 +151,8 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     full = 4.0 * parts.total
     moved = full + 4.0 * (padding + (spread - 1) * parts.router)
     root = 4.0 * (parts.embedding + parts.head + config.model.d_model)
+    products = padding + parts.experts + parts.attention + parts.shared + parts.dense
+    gathered = 2 * moved - root - 2 * (4.0 - width) * products
     ring = (ranks - 1) / ranks if count > 1 else 0.0
     between = (count - 1) / count
     matrices = parts.attention + spread * parts.router + parts.shared + parts.dense
@@ -157,7 +161,7 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
         "DDP": (2 * full * ring, 0.0, 0.0),
         "FSDP2": (
             microbatches * moved * ring,
-            microbatches * (2 * moved - root) * ring,
+            microbatches * gathered * ring,
             turned * between * step.muon,
         ),
         "HSDP": (microbatches * 2 * moved * between, 0.0, 0.0),

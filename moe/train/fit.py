@@ -68,7 +68,7 @@ def fit(
         say(COMPILED)
     if config.parallelism.fsdp2:
         ranks = {"world_size": WORLD_SIZE, "replicas": config.parallelism.replicas}
-        shard_transformer(model.transformer, on_gpu=on_gpu, seed=config.seed, **ranks)
+        shard_transformer(model.transformer, on_gpu=on_gpu, seed=config.seed, precision=config.precision, **ranks)
     optimizer = build_optimizer(config.optimizer, model.transformer)
     microbatch = choose_microbatch(size, config, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)

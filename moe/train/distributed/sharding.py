@@ -9,9 +9,9 @@ Decisions:
 - Built on the meta device, initialised by share: no rank ever holds the complete model.
 - Split over dim 0: experts by expert, so that Muon works on full matrices. With more ranks than experts some hold
   none.
-- Weights are gathered in fp32, as they are kept: a group has one dtype, and a block's norms and router must not be
-  rounded. Groups of their own would put their hooks into the middle of the block's compiled graph. Under amp without
-  `compile` a block's casts of its gathered weights stay until the backward pass; activation checkpointing frees them.
+- Weights are kept in fp32, and under amp gathered in its dtype where their products cast them (gathered.py). FSDP2's
+  own way has one dtype for a block, and its norms and router must not be rounded; groups of their own would put their
+  hooks into the middle of the block's compiled graph.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from moe.common.errors import InputError
 from moe.model import Transformer
 from moe.model.init import init_weights
+from moe.train.distributed.gathered import gather_in, keep_gradients
 
 TESTED = (2, 11)
+AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
 
 
 def check_torch() -> None:
@@ -53,17 +55,27 @@ def padded_experts(n_experts: int, world_size: int, replicas: int) -> str | None
 
 
 def shard_transformer(
-    model: Transformer, *, world_size: int, on_gpu: bool, replicas: int = 1, seed: int | None = None
+    model: Transformer,
+    *,
+    world_size: int,
+    on_gpu: bool,
+    replicas: int = 1,
+    seed: int | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Leaves each rank its share of every parameter (a DTensor), on its device. The ranks' weights must be the same.
 
     replicas: how often the ranks hold the model (HSDP); ranks that follow each other share one. seed: of the initial
-    weights of a model on the meta device, which each rank makes for its share alone.
+    weights of a model on the meta device, which each rank makes for its share alone. precision: Composer's name of it.
     """
     shape = (world_size,) if replicas == 1 else (replicas, world_size // replicas)
     mesh = init_device_mesh("cuda" if on_gpu else "cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     for block in model.blocks:
+        if precision in AUTOCAST:
+            gather_in(block, AUTOCAST[precision])
         fully_shard(block, mesh=mesh)
+        if precision in AUTOCAST:
+            keep_gradients(block)
     fully_shard(model, mesh=mesh)
     if seed is not None:
         model.to_empty(device=mesh.device_type)

@@ -1,7 +1,10 @@
 """FSDP2 in two gloo ranks, against the same model whole on each. New processes import this file: it is light."""
 
+import json
 import math
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -45,11 +48,11 @@ def transformer(**changes):
     return model
 
 
-def sharded(*, compiled=False, **changes):
+def sharded(*, compiled=False, precision="fp32", **changes):
     model = transformer(**changes)
     if compiled:
         model.compile_blocks(backend="aot_eager")
-    shard_transformer(model, world_size=2, on_gpu=False)
+    shard_transformer(model, world_size=2, on_gpu=False, precision=precision)
     return model
 
 
@@ -85,9 +88,13 @@ def loss_of(model, tokens, autocast=False):
 
 
 def gradients(rank):
-    for autocast, tolerance in ((False, 1e-6), (True, 1e-2)):
+    for precision, tolerance in (("fp32", 1e-6), ("amp_bf16", 1e-2)):
+        autocast = precision != "fp32"
         for how in ({}, {"activation_checkpointing": True}, {"compiled": True}, EVERY):
-            model, whole = sharded(**how), transformer(**{k: v for k, v in how.items() if k in EVERY})
+            model, whole = (
+                sharded(**how, precision=precision),
+                transformer(**{k: v for k, v in how.items() if k in EVERY}),
+            )
             for step in range(2):  # the second adds to the first, as microbatches do
                 loss_of(model, batch(rank, step), autocast).backward()
                 losses = [loss_of(whole, batch(other, step), autocast) / 2 for other in range(2)]
@@ -96,6 +103,20 @@ def gradients(rank):
                 assert isinstance(q, DTensor) and q.dtype == q.grad.dtype == torch.float32
                 assert q.to_local().shape[0] == p.shape[0] // 2, f"{name} is split over dim 0: experts stay whole"
                 torch.testing.assert_close(q.grad.full_tensor(), p.grad, atol=tolerance * p.grad.abs().max(), rtol=0)
+
+
+def test_what_amp_casts_is_gathered_cast_and_no_bit_of_losses_weights_or_momenta_changes() -> None:
+    """2 and 4 ranks, FSDP2 and HSDP, 3 experts: some ranks bring zeros, one has none."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.train.distributed.amp_bits"],
+        cwd=Path(__file__).resolve().parents[4], capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 3
+    for kind, same, tensors, exact, gathered in lines:
+        assert same == int(kind.split(" ranks")[0].split()[-1]) and tensors > 100, f"{kind}: on each rank, all it keeps"
+        assert exact == ["torch.float32"] and gathered == ["torch.bfloat16", "torch.float32"], "experts, router"
 
 
 def test_an_assertion_that_fails_in_one_rank_fails_the_test() -> None:
@@ -109,13 +130,15 @@ def test_an_assertion_that_fails_in_one_rank_fails_the_test() -> None:
 
 
 def kept_weights(rank):
-    model, kept = sharded(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        loss = loss_of(model, batch(rank))
-    experts = [t for t in kept if t.shape in {(4, 48, 32), (4, 32, 24)}]
-    assert len(experts) >= 4, "two layers' w13 and w2 are saved for the backward pass"
-    assert all(t.untyped_storage().size() == 0 for t in experts), "and lie nowhere until then"
-    loss.backward()
+    for precision, dtype in (("fp32", torch.float32), ("amp_bf16", torch.bfloat16)):
+        model, kept = sharded(precision=precision), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            loss = loss_of(model, batch(rank), autocast=precision != "fp32")
+        experts = [t for t in kept if t.shape in {(4, 48, 32), (4, 32, 24)}]
+        assert len(experts) >= 4, "two layers' w13 and w2 are saved for the backward pass"
+        assert {t.dtype for t in experts} == {dtype}
+        assert all(t.untyped_storage().size() == 0 for t in experts), "and lie nowhere until then, nor does a cast"
+        loss.backward()
 
 
 def both(rank):

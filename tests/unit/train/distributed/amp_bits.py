@@ -1,0 +1,71 @@
+"""Steps of ranks that gather under amp in bf16, against such that gather in fp32: a JSON line of each kind of run.
+
+A process of its own that has used no autograd yet, so that its ranks can be forked.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from moe.model import Transformer
+from moe.optim.groups import build_groups
+from moe.optim.muon import Muon
+from moe.train.checkpointing.host_memory import HostMemory
+from moe.train.distributed.sharding import shard_transformer
+from moe.train.distributed.state import own_state
+from tests.ranks import on_ranks
+
+SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "top_k": 2, "expert_hidden": 24, "vocab_size": 96}
+MORE: dict[str, Any] = {"n_experts": 3, "n_shared_experts": 1, "eos_id": 0}
+STEPS, MICROBATCHES = 3, 2
+KINDS = {2: [("muon", 1)], 4: [("muon", 1), ("adamw", 2)]}  # ranks -> optimizer and replicas
+
+
+def trained(optimizer: str, replicas: int, precision: str) -> tuple[list[float], dict[str, torch.Tensor], list[str]]:
+    """Losses, what a checkpoint's part holds, and the dtypes of a block's gathered parameters."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    with torch.device("meta"):
+        model = Transformer(**SHAPE, **MORE)
+    shard_transformer(model, world_size=ranks, on_gpu=False, replicas=replicas, seed=5, precision=precision)
+    groups = build_groups(model, name=optimizer, lr=0.01, weight_decay=0.1, momentum_dtype="fp32")
+    update, losses, dtypes = Muon(groups), [], set[str]()
+    for p in model.blocks[0].parameters():
+        assert isinstance(p, DTensor) and type(p.to_local()) is torch.Tensor
+    model.blocks[0].moe.register_forward_pre_hook(
+        lambda module, _: dtypes.update(str(p.dtype) for p in (module.w13, module.router.weight))
+    )
+    for number in range(STEPS * MICROBATCHES):
+        tokens_BS = torch.randint(1, 96, (2, 16), generator=torch.Generator().manual_seed(10 * number + rank))
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = model(tokens_BS, tokens_BS)
+        loss = parts.loss / 30 + parts.routers.score_E.square().sum() / 1e4
+        loss.backward()
+        losses.append(loss.item())
+        if number % MICROBATCHES:
+            update.step()
+            update.zero_grad()
+    state = own_state(model, update, HostMemory())
+    return losses, {name: rows for name, (rows, _) in (state.part or {}).items()}, sorted(dtypes)
+
+
+def compared(rank: int) -> None:
+    for optimizer, replicas in KINDS[dist.get_world_size()]:
+        exact, gathered = (trained(optimizer, replicas, precision) for precision in ("fp32", "amp_bf16"))
+        same = exact[0] == gathered[0] and exact[1].keys() == gathered[1].keys()
+        same = same and all(torch.equal(rows, gathered[1][name]) for name, rows in exact[1].items())
+        votes = torch.tensor([int(same), len(exact[1])])
+        dist.all_reduce(votes)
+        if rank == 0:
+            kind = f"{optimizer}, {dist.get_world_size()} ranks, {replicas} replicas"
+            print(json.dumps([kind, *votes.tolist(), exact[2], gathered[2]]), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for count in KINDS:
+        on_ranks(count, compared)
