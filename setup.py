@@ -65,6 +65,7 @@ setup(
             "mypy==2.4.1",
             "types-tqdm",
             "types-PyYAML",
+            "kubernetes-validate>=1.37",
         ],
     },
     entry_points={"console_scripts": ["moe=moe.cli.main:main"]},

@@ -2,6 +2,7 @@
 
 Each phase's peak (VmHWM) of each rank, beside what it may be: the imports as measured here, 1.5 times a rank's share of
 weights, gradients and optimizer state, and the largest parameter. Ends with 1 where a phase takes more.
+Also how long a save holds up training (the copy of the rank's share; the rest is written in the background), and takes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +82,9 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     state = sum(value.numel() for values in optimizer.state.values() for value in values.values())
     share = (2 * parameters + state) * 4 / ranks / MB
     peak()
+    start = time.monotonic()
     own = own_state(model, optimizer, HostMemory())
+    held_up = time.monotonic() - start
     content = {"state": {"model": own.model, "optimizers": {"Muon": own.optimizer}}} if rank == 0 else None
     writer = SharedWriter(folder, url=None, remote=None, local_leader=rank == 0)
     save = Save(1, own.part, own.number, own.parts, own.shapes, content, {}, {})
@@ -88,6 +92,7 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     manifest = {"tokens": 1, "config": {}, "data": "", "eos_id": 0, "vocab_size": 8192}
     explain = partial(explained, 1, save_folder=folder, size=0)
     writer.write(save._replace(manifest=manifest), lambda size: None, explain)
+    seconds = {"held_up_s": round(held_up, 2), "saved_s": round(time.monotonic() - start, 2)}
     found["save"] = peak()
     del model, optimizer, save, p, value, group  # a load is another process's
     gc.collect()
@@ -103,7 +108,10 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     for turn in range(ranks):
         dist.barrier()
         if turn == rank:
-            print(json.dumps({**line, "limit": round(limit), **{k: round(v) for k, v in found.items()}}), flush=True)
+            print(
+                json.dumps({**line, **seconds, "limit": round(limit), **{k: round(v) for k, v in found.items()}}),
+                flush=True,
+            )
     dist.barrier()
     assert max(found.values()) < limit, f"rank {rank}: {found} exceeds {limit:.0f} MB"
 

@@ -159,10 +159,12 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
 
 
 def divide(folder: Path, count: int = 2) -> None:
-    """Makes a checkpoint's folder one of `count` ranks that shared the model: its weights in as many parts."""
+    """Makes a checkpoint's folder one of `count` ranks that shared the model: its weights in as many parts, experts
+    along their rows.
+    """
     from moe.common import ownership
     from moe.train.checkpointing.checkpoints import KIND, commit, load_state, make_aside, read_checkpoint, write_state
-    from moe.train.checkpointing.parts import describe, joined, part_name, write_part
+    from moe.train.checkpointing.parts import Rows, describe, joined, part_name, write_part
 
     found = read_checkpoint(folder)
     content = load_state(found.state_file)["state"]
@@ -175,9 +177,10 @@ def divide(folder: Path, count: int = 2) -> None:
     for number in range(count):
         part = {}
         for name, weight in weights.items():
-            chunks = weight.chunk(count)
+            dim = int(weight.ndim == 3)
+            chunks = weight.chunk(count, dim)
             if number < len(chunks):
-                part[name] = chunks[number].contiguous(), number * len(chunks[0])
+                part[name] = Rows(chunks[number].contiguous(), number * chunks[0].shape[dim], dim)
         described.append(describe(part, {name: [*weight.shape] for name, weight in weights.items()}, part_name(number)))
         files[part_name(number)] = write_part(aside / part_name(number), part)
     shutil.rmtree(folder)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from moe.model.ranks import own_rows
+from moe.model.ranks import own_rows, split_dim
 
 STD = 0.02
 CUT = 3.0
@@ -70,7 +70,8 @@ def init_weights(model: nn.Module, *, n_layers: int, seed: int) -> None:
         std = STD / math.sqrt(2 * n_layers) if residual else STD
         first, count = own_rows(parameter)
         if name.endswith(EXPERTS):
-            generators = [_generator(seed, name, expert) for expert in range(first, first + count)]
+            experts = range(first, first + count) if split_dim(parameter) == 0 else range(len(parameter))
+            generators = [_generator(seed, name, expert) for expert in experts]
         else:
             generators = [_generator(seed, name, None)]
         fill = partial(_fill, weight, name.endswith(EXPERTS), first, count, std, generators)
@@ -90,16 +91,24 @@ def _own(weight: Tensor) -> Tensor:
 def _in_place(weight: Tensor, experts: bool) -> bool:
     """Whether its values can be drawn where they stay."""
     own = _own(weight)
-    whole = experts or own.shape == weight.shape
+    whole = (experts and split_dim(weight) == 0) or own.shape == weight.shape
     return whole and own.dtype == torch.float32 and own.device.type == "cpu"
 
 
 def _fill(
     weight: Tensor, experts: bool, first: int, count: int, std: float, generators: Sequence[torch.Generator]
 ) -> None:
-    """Fills this rank's rows, `count` from `first` on. experts: a generator for each row, else one for all."""
-    own = _own(weight)
+    """Fills this rank's rows, `count` from `first` on. experts: a generator for each that it has some of, else one for
+    all.
+    """
+    own, dim = _own(weight), split_dim(weight)
     in_place = _in_place(weight, experts)
+    if experts and dim and not in_place:  # a part of each expert: one after another is drawn complete
+        for part, generator in zip(own, generators, strict=True):
+            matrix = torch.empty(1, *weight.shape[1:], dtype=torch.float32, device="cpu")
+            _trunc_normal_(matrix, std, [generator])
+            part.copy_(matrix[0].narrow(dim - 1, first, count))
+        return
     shape = own.shape if experts else weight.shape
     drawn = own if in_place else torch.empty(shape, dtype=torch.float32, device="cpu")
     if generators:

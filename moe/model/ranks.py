@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -33,9 +33,21 @@ def _reduce(values: Sequence[Tensor], operation: Any) -> list[Tensor]:
     return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
 
 
+def split_dim(tensor: Tensor) -> int:
+    """Along which dimension a tensor is divided among ranks: the first, also where it is not divided."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    shard = tensor.placements[-1]  # of two dimensions the first is HSDP's replicas
+    assert isinstance(shard, Shard)
+    return shard.dim
+
+
 def own_rows(tensor: Tensor) -> tuple[int, int]:
-    """The first row (of dim 0) of a tensor that this rank has, and how many; of one that is not divided all."""
+    """The first row of a tensor, in the dimension of `split_dim`, that this rank has, and how many; of one that is not
+    divided all.
+    """
     if not isinstance(tensor, DTensor):
         return 0, len(tensor)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return offset[0], shape[0]
+    dim = split_dim(tensor)
+    return offset[dim], shape[dim]

@@ -13,9 +13,10 @@
   token of the global step reached it, or none that the loss asks about. Orthogonalised, its old momentum would be a
   full step, at every step, for ever. This is seen in the gradient, which is the global batch's on whichever rank holds
   the expert: nothing is sent, and nothing waits for the device.
-- Of a sharded parameter (DTensor, split by rows or, experts, by expert) each rank updates its own part. Experts are
-  complete there, and nothing is sent for them. The matrices of one shape are dealt out for the iteration, so that none
-  is orthogonalised twice: two all-to-alls.
+- Of a sharded parameter (DTensor) each rank updates its own part. Where experts are split by expert they are complete
+  there, and nothing is sent for them. Of matrices that are split by rows, and of experts of which each rank has a part
+  (moe/model/split.py), those of one shape are dealt out for the iteration, so that none is orthogonalised twice: two
+  all-to-alls. Whether such an expert has a gradient the ranks ask each other, once for all of a group's.
 - The norm of an update is measured where it is made, and only when asked for: comparing weights before and after would
   need a copy of the model.
 - Loading keeps the dtypes of the saved state, and puts all of it where the parameter is. torch casts state to the
@@ -23,10 +24,11 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
@@ -64,10 +66,14 @@ def _orthogonal(x_NRC: Tensor) -> Tensor:
     return orthogonalize(x_NRC.bfloat16() if x_NRC.is_cuda else x_NRC)
 
 
-def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Tensor, ...]:
-    """`_orthogonal` of matrices of which each rank has some rows, sharded as `like` is: this rank's rows of each."""
-    n_rows, n_cols = like.shape
-    shape, stride = torch.Size((len(rows), n_rows, n_cols)), (n_rows * n_cols, n_cols, 1)
+def _orthogonal_parts(parts: list[Tensor], like: DTensor, split: int) -> tuple[Tensor, ...]:
+    """`_orthogonal` of matrices, or batches of them, of which each rank has a part, sharded as `like` is: this rank's
+    part of each.
+    """
+    n_rows, n_cols = like.shape[-2:]
+    inside = _split_dim(like) + 3 - like.ndim  # of the stack of matrices
+    stack = torch.cat([part.reshape(math.prod(part.shape[:-2]), *part.shape[-2:]) for part in parts])
+    shape, stride = torch.Size((len(stack), n_rows, n_cols)), (n_rows * n_cols, n_cols, 1)
     mesh = like.device_mesh
     if mesh.ndim == 2:  # HSDP: each replica holds all rows and does this work alone
         mesh = mesh["shard"]
@@ -76,9 +82,35 @@ def _orthogonal_rows(rows: list[Tensor], like: DTensor, split: int) -> tuple[Ten
         placed = DTensor.from_local(x_NRC.contiguous(), mesh, [Shard(before)], shape=shape, stride=stride)
         return placed.redistribute(placements=[Shard(after)]).to_local()
 
-    x_NRC = move(torch.stack(rows), 1, 0)
+    x_NRC = move(stack, inside, 0)
+    del stack
     x_NRC = _orthogonal(_matrices(x_NRC, split)).reshape(x_NRC.shape)
-    return move(x_NRC, 0, 1).unbind()
+    return move(x_NRC, 0, inside).chunk(len(parts))
+
+
+def _is_apart(p: Tensor) -> bool:
+    """Whether each rank has a part of every matrix, none of them complete."""
+    return isinstance(p, DTensor) and (p.ndim == 2 or _split_dim(p) > 0)
+
+
+def _split_dim(p: DTensor) -> int:
+    shard = p.placements[-1]  # of two dimensions the first is HSDP's replicas
+    assert isinstance(shard, Shard)
+    return shard.dim
+
+
+def _batches(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Those that go through the iteration together: of experts of which each rank has a part as few layers' as give
+    every rank some.
+    """
+    found: dict[Any, list[Tensor]] = {}
+    for p in params:
+        found.setdefault(p.shape if p.ndim == 2 or _is_apart(p) else p, []).append(p)
+    for batch in found.values():
+        size = len(batch)
+        if batch[0].ndim == 3 and isinstance(batch[0], DTensor):
+            size = -(-batch[0].device_mesh.size(-1) // len(batch[0]))
+        yield from (batch[first : first + size] for first in range(0, len(batch), size))
 
 
 def _norm(part: Tensor, like: Tensor) -> Tensor:
@@ -89,15 +121,12 @@ def _norm(part: Tensor, like: Tensor) -> Tensor:
 def _muon_update(
     params: list[Tensor], state: dict[Tensor, dict[str, Any]], group: dict[str, Any], norms: Norms
 ) -> None:
-    fed = {p: _fed_experts(p) for p in params if p.ndim == 3}
-    batches: dict[Any, list[Tensor]] = {}
-    for p in params:
-        batches.setdefault(p.shape if p.ndim == 2 else p, []).append(p)
-    for batch in batches.values():
+    fed = _fed_experts([p for p in params if p.ndim == 3])
+    for batch in _batches(params):
         rows, cols = batch[0].shape[-2:]
         parts = [_momentum_step(p, state[p], group, fed.get(p)) for p in batch]
-        if isinstance(batch[0], DTensor) and batch[0].ndim == 2:
-            updates = _orthogonal_rows(parts, batch[0], group["split"])
+        if isinstance(batch[0], DTensor) and _is_apart(batch[0]):
+            updates = _orthogonal_parts(parts, batch[0], group["split"])
         else:
             stacks = [_matrices(part, group["split"]) for part in parts]
             sizes = [stack.shape[0] for stack in stacks]
@@ -116,12 +145,18 @@ def _muon_update(
         del parts, part, updates, update  # or they would be there beside the next batch's
 
 
-def _fed_experts(p: Tensor) -> Tensor:
-    """Whether each expert of p [E, R, C], or of this rank's part of it, has a gradient that is not all zero: bool
+def _fed_experts(params: list[Tensor]) -> dict[Tensor, Tensor]:
+    """Whether each expert of those [E, R, C], or of those that this rank has, has a gradient that is not all zero: bool
     [E, 1, 1].
     """
-    assert p.grad is not None
-    return local(p.grad).any((1, 2), keepdim=True)
+    found = {p: local(p.grad).any((1, 2), keepdim=True) for p in params if p.grad is not None}
+    apart = [p for p in found if _is_apart(p)]
+    if apart:
+        assert isinstance(apart[0], DTensor)
+        fed = torch.cat([found[p] for p in apart]).int()
+        dist.all_reduce(fed, dist.ReduceOp.MAX, group=apart[0].device_mesh.get_group(-1))
+        found |= zip(apart, fed.bool().split([len(p) for p in apart]), strict=True)
+    return found
 
 
 def _momentum_step(p: Tensor, state: dict[str, Any], group: dict[str, Any], fed_E11: Tensor | None) -> Tensor:

@@ -11,15 +11,17 @@ Bytes that leave one machine in a step, by ring collectives, as NCCL lays them (
 | FSDP2 | m x 4P (N-1)/N     | m x (4 (2P-R) - 2 (4-b) P_products) (N-1)/N      | 2 x 4 P_matrices (M-1)/MM |
 | HSDP  | m x 2 x 4P (M-1)/M | none: inside the machine                         | none: inside the machine  |
 
-- FSDP2 pads a tensor's rows to a multiple of the ranks that share it (HSDP: n): E experts on more ranks are moved as so
-  many experts. A rank that has one holds all of it.
+- FSDP2 pads a tensor's rows to a multiple of the ranks that share it (HSDP: n). Experts whose number is none are split
+  along another dimension (moe/model/split.py); where none divides, E experts on more ranks are moved as so many, and a
+  rank that has one holds all of it.
 - What is outside of blocks stays gathered from the forward to the backward pass.
 - gloo has no reduce-scatter (it sums, twice the bytes) and no all-to-all (Muon's moves are two gathers of all
   matrices); the formulas are NCCL's, which has both. Stacks of matrices of a shape are padded to a multiple of N: the
   most that this can be, for one matrix a layer, is counted.
 - DDP sums once a step, in the backward pass of the last microbatch; FSDP2 gathers each block for its forward and its
   backward pass and scatters its gradient, each microbatch. HSDP shards over a machine's ranks, and sums over machines.
-- P_matrices: all that Muon trains but the experts, which are split by expert and stay where they are (muon.py).
+- P_matrices: all that Muon trains but experts that are split by expert, which stay where they are. Others are moved for
+  as many layers at once as give every rank some, padded as the matrices are (muon.py).
 - Behind a pass hides what is asked for during it: DDP's sum behind the last microbatch's backward pass (2/3 of its
   time), FSDP2's and HSDP's behind the full step. Muon's gathers hide behind nothing.
 - Inside a machine bytes are counted as free: NVLink has ten times the network's bandwidth. Without it they are not.
@@ -37,7 +39,8 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.config import Config
 from moe.model.memory import optimizer_bytes
-from moe.model.step import make_step
+from moe.model.split import expert_dim, expert_shapes, is_padded
+from moe.model.step import Step, make_step
 from moe.plan.estimate import GpuMemory, find_work, gpu_memory, largest_microbatch, rank_batch
 from moe.plan.gpus import Gpu
 
@@ -136,7 +139,7 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     batch = rank_batch(config, ranks)
     step = make_step(config, vocab_size, n_gpus=shards, microbatch=1)
     parts, spread = step.count, _padded(config.model.n_experts, shards)
-    padding = (spread - 1) * parts.experts  # parameters, in what is gathered of all blocks
+    padding, apart = _experts(step, shards)
     width = 2.0 if step.bf16 else 4.0  # bytes of one that is gathered for a product
     extra = BUCKETS * parts.total if name == "DDP" and ranks > 1 else 0
     state = 2 * 4.0 + optimizer_bytes(step) / parts.total  # weights and gradients with it
@@ -156,7 +159,7 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     ring = (ranks - 1) / ranks if count > 1 else 0.0
     between = (count - 1) / count
     matrices = parts.attention + spread * parts.router + parts.shared + parts.dense
-    turned = 2 * 4.0 * matrices * _padded(config.model.n_layers, shards) / count
+    turned = 2 * 4.0 * (matrices * _padded(config.model.n_layers, shards) + apart) / count
     gradients, weights, updates = {
         "DDP": (2 * full * ring, 0.0, 0.0),
         "FSDP2": (
@@ -193,6 +196,21 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
 def _padded(rows: int, ranks: int) -> float:
     """How many times its size a tensor has once its rows are a multiple of the ranks."""
     return -(-rows // ranks) * ranks / rows
+
+
+def _experts(step: Step, shards: int) -> tuple[float, float]:
+    """Parameters that FSDP2 adds to those of all experts, and what Muon moves there and back of them."""
+    padding = apart = 0.0
+    n_experts, layers = step.n_experts, step.sparse
+    for shape in expert_shapes(n_experts, step.d_model, step.expert_hidden):
+        expert = shape[1] * shape[2]
+        if is_padded(shape, shards):
+            padding += layers * expert * n_experts * (_padded(n_experts, shards) - 1)
+        elif expert_dim(shape, shards):
+            together = -(-shards // n_experts)
+            batches = [min(together, layers - first) * n_experts for first in range(0, layers, together)]
+            apart += expert * sum(batch * _padded(batch, shards) for batch in batches)
+    return padding, apart
 
 
 def find_loading(config: Config, vocab_size: int, machines: Machines, plan: Plan) -> Loading:

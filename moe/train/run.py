@@ -104,6 +104,7 @@ def _with_sharding(config: Config) -> Config:
         return dataclasses.replace(config, parallelism=ParallelismConfig())
     if config.parallelism.fsdp2:
         check_torch()
-        if line := padded_experts(config.model.n_experts, WORLD_SIZE, config.parallelism.replicas):
+        shape = config.model.n_experts, config.model.d_model, config.model.expert_hidden
+        if line := padded_experts(shape, WORLD_SIZE, config.parallelism.replicas):
             say(line)
     return config

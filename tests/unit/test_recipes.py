@@ -171,6 +171,28 @@ def test_recipes_that_were_never_run_say_so_in_their_first_line() -> None:
     assert "no image was built" in (ROOT / "recipes/Dockerfile").read_text().splitlines()[0]
 
 
+def test_the_kubernetes_recipe_is_valid_by_the_apis_schemas() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    parts = [
+        part
+        for file in sorted((ROOT / "recipes/kubernetes").glob("*.yaml"))
+        for part in yaml.safe_load_all(file.read_text())
+    ]
+    assert [part["kind"] for part in parts] == ["Service", "Job"]
+    for part in parts:
+        kubernetes_validate.validate(part, kubernetes_validate.latest_version(), strict=True)
+    parts[1]["spec"]["podFailurePolicy"]["rules"][0]["acton"] = "Ignore"
+    with pytest.raises(kubernetes_validate.ValidationError, match="'acton' was unexpected"):
+        kubernetes_validate.validate(parts[1], kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_skypilot_recipe_is_valid_by_its_schema() -> None:
+    schemas = pytest.importorskip("sky.utils.schemas")
+    import jsonschema
+
+    jsonschema.validate(yaml.safe_load((ROOT / "recipes/skypilot.yaml").read_text()), schemas.get_task_schema())
+
+
 def test_the_kubernetes_job_resumes_on_75_and_grants_what_a_save_takes() -> None:
     (job,) = [
         part

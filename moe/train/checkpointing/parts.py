@@ -1,10 +1,11 @@
 """The tensors of a checkpoint of ranks that share a model: one safetensors file a rank, each with its own rows.
 
-    step-00005000/shard-00001-model-00001-of-00001.safetensors   the first rank's rows of each tensor it has rows of
+    step-00005000/shard-00001-model-00001-of-00001.safetensors   the first rank's part of each tensor it has one of
 
 Decisions:
-- A tensor is divided along its first dimension. Which rows lie in which file stands in the manifest (`tensors`), and
-  nothing else is asked: a reader takes slices of those files, whatever the number of ranks it has.
+- A tensor is divided along its first dimension, or along another one that the manifest names (`dim`): its rows are then
+  those of that dimension. Which rows lie in which file stands in the manifest (`tensors`), and nothing else is asked: a
+  reader takes slices of those files, whatever the number of ranks it has and however they divide the tensor.
 - Names and header are those of torch.distributed.checkpoint's files for Hugging Face, so that its own reader
   (HuggingFaceStorageReader) gives the same tensors. Its default format is not used: its `.metadata` is a pickle.
 - A file is written tensor by tensor, hashed on the way, and each tensor is let go when it is written: no second copy.
@@ -17,7 +18,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,10 +30,24 @@ from moe.train.checkpointing.files import PIECE, File, hash_rest, write_file
 MODEL, OPTIMIZER = "model", "optimizer"  # names are model.NAME and optimizer.KEY.NAME; no KEY has a dot
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 MOST_MAPPED = 1 << 26  # bytes: what was read of a mapped file counts as memory of this process until it is unmapped
-Part = dict[str, tuple[Tensor, int]]  # one rank's: name -> its rows, contiguous, on the CPU; the first one's number
 
 
-class Divided(TypedDict):
+class Rows(NamedTuple):
+    """Of one rank: rows of dimension `dim` of a tensor, contiguous, on the CPU; the first one's number."""
+
+    values: Tensor
+    first: int
+    dim: int = 0
+
+
+Part = dict[str, Rows]  # one rank's, by name
+
+
+class _Along(TypedDict, total=False):
+    dim: int | None  # that is divided; without it the first
+
+
+class Divided(_Along):
     """How a tensor is divided. parts: file -> [first row, number of rows]."""
 
     shape: list[int]
@@ -56,13 +71,13 @@ def part_files(manifest: dict[str, Any]) -> list[str]:
 
 def write_part(path: Path, part: Part) -> File:
     """Empties `part` as it is written. Raises OSError."""
-    order = sorted(part, key=lambda name: (-part[name][0].element_size(), name))  # larger items first: all are aligned
-    offsets = {name: {"saved_offsets": [part[name][1]] + [0] * (part[name][0].ndim - 1)} for name in order}
+    order = sorted(part, key=lambda name: (-part[name].values.element_size(), name))  # larger items first: aligned
+    offsets = {name: {"saved_offsets": _offsets(part[name])} for name in order}
     about = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
     header: dict[str, Any] = {"__metadata__": about}
     end = 0
     for name in order:
-        rows = part[name][0]
+        rows = part[name].values
         header[name] = {"dtype": DTYPES[rows.dtype], "shape": [*rows.shape], "data_offsets": [end, end + rows.nbytes]}
         end += rows.nbytes
     text = json.dumps(header).encode()
@@ -71,21 +86,26 @@ def write_part(path: Path, part: Part) -> File:
     def pieces() -> Iterator[bytes | memoryview]:
         yield len(text).to_bytes(8, "little") + text
         for name in order:
-            rows, _ = part.pop(name)
-            content = rows.flatten().view(torch.uint8).numpy().data
-            del rows
+            content = part.pop(name).values.flatten().view(torch.uint8).numpy().data
             for start in range(0, len(content), PIECE):
                 yield content[start : start + PIECE]
 
     return write_file(path, pieces())
 
 
+def _offsets(rows: Rows) -> list[int]:
+    return [rows.first if dim == rows.dim else 0 for dim in range(rows.values.ndim)]
+
+
 def describe(part: Part, shapes: dict[str, list[int]], file: str) -> dict[str, Divided]:
     """What the manifest says of one rank's part. shapes: of the complete tensors."""
-    return {
-        name: {"shape": shapes[name], "dtype": DTYPES[rows.dtype], "parts": {file: [first, len(rows)]}}
-        for name, (rows, first) in part.items()
-    }
+    found: dict[str, Divided] = {}
+    for name, (rows, first, dim) in part.items():
+        parts = {file: [first, rows.shape[dim]]}
+        found[name] = {"shape": shapes[name], "dtype": DTYPES[rows.dtype], "parts": parts}
+        if dim:
+            found[name]["dim"] = dim
+    return found
 
 
 def joined(described: list[dict[str, Divided]]) -> dict[str, Divided]:
@@ -102,7 +122,8 @@ def joined(described: list[dict[str, Divided]]) -> dict[str, Divided]:
 def error_in_parts(tensors: dict[str, Divided], files: dict[str, File]) -> str | None:
     """What keeps a manifest's `tensors` from being complete, in words; None where nothing does."""
     for name, tensor in tensors.items():
-        if not tensor["shape"] or tensor["dtype"] not in DTYPES.values():
+        dim = tensor.get("dim") or 0
+        if len(tensor["shape"]) <= dim or tensor["dtype"] not in DTYPES.values():
             return f"tensors.{name} has no shape, or a dtype that is not known"
         end = 0
         for file, rows in tensor["parts"].items():
@@ -111,8 +132,8 @@ def error_in_parts(tensors: dict[str, Divided], files: dict[str, File]) -> str |
             if len(rows) != 2 or rows[0] != end:
                 return f"tensors.{name} has rows up to {end}, then {rows} in {file}"
             end = rows[0] + rows[1]
-        if end != tensor["shape"][0]:
-            return f"tensors.{name} has {end} of {tensor['shape'][0]} rows"
+        if end != tensor["shape"][dim]:
+            return f"tensors.{name} has {end} of {tensor['shape'][dim]} rows"
     return None
 
 
@@ -148,31 +169,36 @@ class Parts:
     def dtype(self, name: str) -> torch.dtype:
         return next(dtype for dtype, known in DTYPES.items() if known == self.tensors[name]["dtype"])
 
-    def read(self, name: str, first: int, into: Tensor) -> None:
-        """Fills `into` with as many rows of a tensor, from `first` on.
+    def read(self, name: str, first: int, into: Tensor, dim: int = 0) -> None:
+        """Fills `into` with as many rows of dimension `dim` of a tensor, from `first` on.
 
         Raises:
             CheckpointError: a file is not what the manifest says.
         """
-        end = first + len(into)
+        along = self.tensors[name].get("dim") or 0
+        begin = first if along == dim else 0
+        end = begin + into.shape[along]
         for file, (start, length) in self.tensors[name]["parts"].items():
-            low, high = max(first, start), min(end, start + length)
+            low, high = max(begin, start), min(end, start + length)
             if low < high:
-                rows = into[low - first : high - first]
-                rows.copy_(self._slice(file, name, low - start, high - start, into))
+                rows = into.narrow(along, low - begin, high - low)
+                place = [slice(None)] * into.ndim
+                place[dim] = slice(first, first + into.shape[dim])
+                place[along] = slice(low - start, high - start)
+                rows.copy_(self._slice(file, name, tuple(place), rows))
                 self._mapped += rows.nbytes
         if self._mapped > MOST_MAPPED:
             self._maps.clear()
             self._mapped = 0
 
-    def _slice(self, file: str, name: str, low: int, high: int, like: Tensor) -> Tensor:
+    def _slice(self, file: str, name: str, place: tuple[slice, ...], like: Tensor) -> Tensor:
         try:
-            rows = self._opened(file).get_slice(name)[low:high]
+            rows = self._opened(file).get_slice(name)[place]
         except OSError as error:
             raise CheckpointError(f"{self.folder / file}: cannot be read ({error.strerror or error})") from None
         except SafetensorError as error:
             raise CheckpointError(f"{self.folder / file}: is not what its manifest says ({error})") from None
-        if rows.shape != (high - low, *like.shape[1:]) or rows.dtype != like.dtype:
+        if rows.shape != like.shape or rows.dtype != like.dtype:
             raise CheckpointError(f"{self.folder / file}: is not what its manifest says (the shape of {name})")
         return rows
 

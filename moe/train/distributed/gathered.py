@@ -42,9 +42,11 @@ class _Gathered(Tensor):
         self, mesh: Any, outer_size: torch.Size, outer_stride: Any, module: nn.Module, mp_policy: Any
     ) -> tuple[tuple[Tensor, ...], Any]:
         """What this rank brings: its rows, and zeros for as many as the first rank has more."""
-        rows = -(-outer_size[0] // mesh.size())
         own = self.to(self.gathered)
-        return (F.pad(own, [0, 0] * (own.ndim - 1) + [0, rows - len(own)]),), None
+        if own.shape[1:] == outer_size[1:]:
+            missing = -(-outer_size[0] // mesh.size()) - len(own)
+            own = F.pad(own, [0, 0] * (own.ndim - 1) + [0, missing])
+        return (own,), None
 
     def fsdp_post_all_gather(
         self, all_gather_outputs: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *, out: Any = None

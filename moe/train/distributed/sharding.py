@@ -7,8 +7,9 @@ Decisions:
   gathers all in bf16, norms and router too.
 - With replicas (HSDP) the mesh is replicate x shard: ranks that follow each other, mostly of one machine, share one.
 - Built on the meta device, initialised by share: no rank ever holds the complete model.
-- Split over dim 0: experts by expert, so that Muon works on full matrices. With more ranks than experts some hold
-  none.
+- Split over dim 0: experts by expert, so that Muon works on full matrices. FSDP2 moves and keeps them as if they were a
+  multiple of the ranks; where they are not, they are split over the first other dimension that the ranks divide, each
+  rank having some rows (or columns) of every expert. Where none does, over dim 0, and the start says so.
 - Weights are kept in fp32, and under amp gathered in its dtype where their products cast them (gathered.py). FSDP2's
   own way has one dtype for a block, and its norms and router must not be rounded; groups of their own would put their
   hooks into the middle of the block's compiled graph.
@@ -16,14 +17,18 @@ Decisions:
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import Shard
 
 from moe.common.errors import InputError
 from moe.model import Transformer
 from moe.model.init import init_weights
+from moe.model.split import expert_dim, expert_shapes, is_padded
 from moe.train.distributed.gathered import gather_in, keep_gradients
 
 TESTED = (2, 11)
@@ -40,10 +45,14 @@ def check_torch() -> None:
         )
 
 
-def padded_experts(n_experts: int, world_size: int, replicas: int) -> str | None:
-    """What to say where more ranks share the model than it has experts: torch pads these to as many as ranks."""
-    ranks = world_size // replicas
-    if ranks <= n_experts:
+def padded_experts(shape: tuple[int, int, int], world_size: int, replicas: int) -> str | None:
+    """What to say where more ranks share the model than it has experts, and cannot divide these either: torch pads them
+    to as many as ranks.
+
+    shape: n_experts, d_model, expert_hidden.
+    """
+    ranks, n_experts = world_size // replicas, shape[0]
+    if ranks <= n_experts or not any(is_padded(weight, ranks) for weight in expert_shapes(*shape)):
         return None
     more = range(replicas + 1, world_size)
     fewer = next((n for n in more if not world_size % n and world_size // n <= n_experts), None)
@@ -52,6 +61,10 @@ def padded_experts(n_experts: int, world_size: int, replicas: int) -> str | None
         f"parallelism: {ranks} ranks share {n_experts} experts, which FSDP2 moves and keeps as if they were {ranks}: "
         f"{ranks / n_experts:.3g} times as much; {fix}"
     )
+
+
+def _placement(parameter: nn.Parameter, ranks: int) -> Shard | None:
+    return Shard(expert_dim(tuple(parameter.shape), ranks)) if parameter.ndim == 3 else None
 
 
 def shard_transformer(
@@ -73,7 +86,7 @@ def shard_transformer(
     for block in model.blocks:
         if precision in AUTOCAST:
             gather_in(block, AUTOCAST[precision])
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, shard_placement_fn=partial(_placement, ranks=mesh.size(-1)))
         if precision in AUTOCAST:
             keep_gradients(block)
     fully_shard(model, mesh=mesh)

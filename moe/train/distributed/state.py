@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from moe.model.ranks import own_rows
+from moe.model.ranks import own_rows, split_dim
 from moe.train.checkpointing.checkpoints import CheckpointError
 from moe.train.checkpointing.host_memory import HostMemory
-from moe.train.checkpointing.parts import MODEL, OPTIMIZER, Part, Parts
+from moe.train.checkpointing.parts import MODEL, OPTIMIZER, Part, Parts, Rows
 
 
 class OwnState(NamedTuple):
@@ -46,7 +46,7 @@ class OwnState(NamedTuple):
     optimizer: dict[str, Any]
 
     def nbytes(self) -> int:
-        return sum(rows.nbytes for rows, _ in (self.part or {}).values())
+        return sum(rows.values.nbytes for rows in (self.part or {}).values())
 
 
 def own_state(model: nn.Module, optimizer: torch.optim.Optimizer, memory: HostMemory) -> OwnState:
@@ -65,7 +65,10 @@ def own_state(model: nn.Module, optimizer: torch.optim.Optimizer, memory: HostMe
         rows_of = {name: own_rows(value) for name, value in divided.items()}
         firsts = {name: first for name, (first, count) in rows_of.items() if count}
         rows = memory.copies(divided[name].to_local() for name in firsts)
-        part = {name: (copied.contiguous(), firsts[name]) for name, copied in zip(firsts, rows, strict=True)}
+        part = {
+            name: Rows(copied.contiguous(), firsts[name], split_dim(divided[name]))
+            for name, copied in zip(firsts, rows, strict=True)
+        }
     rest = {name: _without_divided(entries) for name, entries in state["state"].items()}
     return OwnState(
         part,
@@ -93,21 +96,23 @@ class _Source(NamedTuple):
             name.removeprefix(f"{MODEL}.") for name in divided if name.startswith(f"{MODEL}.")
         }
 
-    def read_weight(self, name: str, first: int, into: Tensor) -> None:
+    def read_weight(self, name: str, weight: DTensor) -> None:
+        """Fills this rank's rows."""
+        own, (first, count), dim = weight.to_local(), own_rows(weight), split_dim(weight)
         if name in self.content["model"]:
-            into.copy_(self.content["model"][name][first : first + len(into)])
+            own.copy_(self.content["model"][name].narrow(dim, first, count))
         else:
             assert self.parts is not None
-            self.parts.read(f"{MODEL}.{name}", first, into)
+            self.parts.read(f"{MODEL}.{name}", first, own, dim)
 
     def entries(self, name: str, parameter: DTensor) -> dict[str, Any]:
         """What the optimizer has of a parameter, as `parameter` is divided."""
-        own, (first, count) = parameter.to_local(), own_rows(parameter)
+        own, (first, count), dim = parameter.to_local(), own_rows(parameter), split_dim(parameter)
         (state,) = (optimizer["state"] for optimizer in self.content["optimizers"].values())
         found: dict[str, Any] = {}
         for key, value in state.get(name, {}).items():
             if isinstance(value, Tensor) and value.ndim:
-                found[key] = _like(parameter, value[first : first + count].to(own.device, copy=True))
+                found[key] = _like(parameter, value.narrow(dim, first, count).to(own.device, copy=True))
             else:
                 found[key] = copy.deepcopy(value)
         for divided in self.parts.tensors if self.parts is not None else ():
@@ -116,7 +121,7 @@ class _Source(NamedTuple):
             if kind == OPTIMIZER and of == name:
                 assert self.parts is not None
                 rows = torch.empty_like(own, dtype=self.parts.dtype(divided))
-                self.parts.read(divided, first, rows)
+                self.parts.read(divided, first, rows, dim)
                 found[key] = _like(parameter, rows)
         return found
 
@@ -138,7 +143,7 @@ def load_own(
         raise CheckpointError(f"the checkpoint holds other tensors than the model, such as {other[0]}")
     for name, value in own.items():
         if isinstance(value, DTensor):
-            source.read_weight(name, own_rows(value)[0], value.to_local())
+            source.read_weight(name, value)
         else:
             value.copy_(content["model"][name])
     if optimizer is not None:

@@ -2,6 +2,8 @@
 
 - Sizes are held against the files' headers before anything is built of them: a wrong number costs no memory.
 - The space that our parameters need on disk is reserved first: a mapped file that finds none kills the process.
+- What was read or written of a mapped file counts as this process's memory while it is mapped: files are closed when
+  some of them was read, and a parameter's file when it is filled.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,7 +27,43 @@ from moe.use.export.names import hf_parts, scale_of
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 IGNORED_NAMES = ("rotary_emb.inv_freq",)  # older files hold the table of rotary embeddings
-Place = dict[str, Any]  # a tensor's name -> the open file that holds it
+MOST_MAPPED = 1 << 26  # bytes that are read before what is mapped is let go
+
+
+class Place:
+    """The tensors of files, by name. `files`: with the names they hold."""
+
+    def __init__(self, files: dict[Path, list[str]]):
+        self._file = {name: path for path, names in files.items() for name in names}
+        self._open: dict[Path, Any] = {}
+        self._mapped = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file
+
+    def shape(self, name: str) -> list[int]:
+        return [*self._opened(name).get_slice(name).get_shape()]
+
+    def rows(self, name: str, count: int) -> Tensor:
+        """The first `count` rows; for one use, before the next ones are asked for."""
+        if self._mapped > MOST_MAPPED:
+            self.close()
+        found: Tensor = self._opened(name).get_slice(name)[:count]
+        self._mapped += found.nbytes
+        return found
+
+    def close(self) -> None:
+        self._open.clear()
+        self._mapped = 0
+
+    def _opened(self, name: str) -> Any:
+        path = self._file[name]
+        if path not in self._open:
+            self._open[path] = open_weights(path)
+        return self._open[path]
 
 
 class Index(TypedDict):
@@ -43,15 +81,19 @@ def opened(folder: Path) -> Iterator[Place]:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise InputError(f"--from-hf ({folder}): has no weights (*.safetensors)")
-    with ExitStack() as stack:
-        place: Place = {}
-        for path in paths:
-            try:
-                file = stack.enter_context(safe_open(path, "pt"))
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"--from-hf ({path}): its weights cannot be read ({error})") from None
-            place |= dict.fromkeys(file.keys(), file)
+    place = Place({path: [*open_weights(path).keys()] for path in paths})
+    try:
         yield place
+    finally:
+        place.close()
+
+
+def open_weights(path: Path) -> Any:
+    """Raises InputError where the file is damaged or gone."""
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"--from-hf ({path}): its weights cannot be read ({error})") from None
 
 
 def _check_index(folder: Path) -> None:
@@ -115,7 +157,7 @@ def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any],
 
 def _size(place: Place, name: str, axis: int) -> int:
     """A size of a tensor; 0 where there is no such tensor."""
-    shape = place[name].get_slice(name).get_shape() if name in place else []
+    shape = place.shape(name) if name in place else []
     return shape[axis] if axis < len(shape) else 0
 
 
@@ -143,7 +185,7 @@ def read_weights(
     errors = [f"{name}: is missing" for name in needed if name not in place]
     errors += [f"{name}: has no place in this model" for name in extra]
     for name, part in needed.items():
-        found = list(place[name].get_slice(name).get_shape()) if name in place else list(part.shape)
+        found = place.shape(name) if name in place else list(part.shape)
         rows_may_differ = name in ("model.embed_tokens.weight", "lm_head.weight")
         fits = len(found) == part.ndim and (found[0] >= part.shape[0] if rows_may_differ else found[0] == part.shape[0])
         if not fits or found[1:] != list(part.shape[1:]):
@@ -151,13 +193,16 @@ def read_weights(
     if errors:
         raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(errors)}")
     weights = {name: on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
-    for name, weight in weights.items():
+    for name in wanted:
+        weight = weights[name]
         for theirs, part in hf_parts(name, weight, family).items():
-            part.copy_(place[theirs].get_slice(theirs)[: part.shape[0]])
+            part.copy_(place.rows(theirs, part.shape[0]))
             if (scale := scale_of(name, family)) != 1:
                 part.mul_(scale)
             if not is_finite(part):
                 errors.append(theirs)
+        weights[name] = from_disk(scratch / name, weight.shape)  # mapped anew
+        del weight, part
     check_finite(errors, source)
     return weights
 
@@ -183,4 +228,10 @@ def on_disk(path: Path, shape: torch.Size) -> Tensor:
     size = math.prod(shape)
     with open(path, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 4 * size)
+    return from_disk(path, shape)
+
+
+def from_disk(path: Path, shape: torch.Size) -> Tensor:
+    """What lives in that file, fp32."""
+    size = math.prod(shape)
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)

@@ -6,7 +6,7 @@ sequence, fp32.
 - Logits tell what bits cannot: that names and settings mean to transformers what they mean here. Rounding grows with
   them, so a difference counts relative to the largest logit: a model whose logits are small is held as strictly.
 - Weights stay on disk on both sides until they are used (transformers 4.57 maps safetensors; 5.x gathers the experts of
-  a Mixture-of-Experts model in memory).
+  a Mixture-of-Experts model in memory). The logits need all of both models at once, mapped.
 - A choice between two experts that is closer than rounding may fall differently on the two sides, about once in 10^6
   choices: a sequence that differs is followed by two others. A wrong weight, name or setting fails all of them.
 """
@@ -26,6 +26,7 @@ from moe.data.text.plain_ids import encode_plain
 from moe.data.text.tokenizer import PROBES
 from moe.model import Transformer
 from moe.model.families.family import Family
+from moe.use.export.hf_weights import Place
 from moe.use.export.names import hf_parts, scale_of
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -78,7 +79,7 @@ def verify_tensors(folder: Path, expected: Mapping[str, Tensor]) -> None:
     _refuse([f"{name}: {error}" for name, error in _errors(folder, dict(expected))])
 
 
-def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], family: Family) -> None:
+def verify_import(weights: Mapping[str, Tensor], place: Place, family: Family) -> None:
     """Holds parameters as a checkpoint gives them back against the folder they came from (`place`, see `opened`), of
     which rows may have been cut.
 
@@ -88,7 +89,7 @@ def verify_import(weights: Mapping[str, Tensor], place: Mapping[str, Any], famil
     errors = []
     for ours, weight in weights.items():
         for name, part in hf_parts(ours, weight, family).items():
-            read = place[name].get_tensor(name)[: part.shape[0]].float() * scale_of(ours, family)
+            read = place.rows(name, part.shape[0]).float() * scale_of(ours, family)
             if not same_bits(part, read):
                 errors.append(f"{name}: its values differ from those in {ours} of the checkpoint")
     _refuse(errors)

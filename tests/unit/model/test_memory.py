@@ -132,13 +132,14 @@ def test_many_short_documents_decide_the_peak_where_experts_are_small():
     assert step_memory(step) == max(memory.phases(step), key=lambda phase: phase.total)
 
 
-def test_what_fsdp2_gathers_is_in_fp32_and_cast_beside_it():
-    step = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=True, bf16=True, n_gpus=8)
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_fsdp2_gathers_is_in_bf16_where_it_is_cast_and_nothing_beside_it(bf16):
+    step = Step(**SHAPE, seq_len=SEQ_LEN, microbatch=64, gpu=True, bf16=bf16, n_gpus=8)
     count = step.count
     matrices = count.attention + count.experts
-    gathered = 4 * (2 * matrices // SHAPE["n_layers"] + count.embedding + count.head)
+    gathered = (2 if bf16 else 4) * 2 * matrices // SHAPE["n_layers"] + 4 * (count.embedding + count.head)
     loss = next(phase for phase in memory.phases(step) if phase.phase == "loss")
-    assert loss.copies == gathered + 2 * matrices
+    assert loss.copies == gathered
 
 
 def test_the_histogram_of_quantile_is_in_the_activations():

@@ -15,22 +15,28 @@ from tests.ranks import on_ranks
 
 MATRICES = ((24, 16), (7, 40), (24, 16), (1, 5), (24, 16))  # three of one shape, rows that do not divide evenly
 EXPERTS = ((3, 16, 24), (2, 8, 8))
+APART = ((3, 16, 24), (3, 16, 24), (3, 16, 24), (2, 8, 8))  # experts of which each rank has a part
+ALONG = (0,) * len(MATRICES + EXPERTS) + (1, 1, 1, 2)
 OTHERS = ((9, 4), (5,))
 
 
-def divided(value, mesh):
-    """By rows; where the mesh has two dimensions among each replica's ranks alone, as HSDP does."""
-    return distribute_tensor(value, mesh, [Replicate()] * (mesh.ndim - 1) + [Shard(0)])
+def divided(value, mesh, dim=0):
+    """Where the mesh has two dimensions among each replica's ranks alone, as HSDP does."""
+    return distribute_tensor(value, mesh, [Replicate()] * (mesh.ndim - 1) + [Shard(dim)])
 
 
 def parameters(mesh=None):
     g = torch.Generator().manual_seed(0)
-    values = [torch.randn(*shape, generator=g) for shape in MATRICES + EXPERTS + OTHERS]
-    return [nn.Parameter(value if mesh is None else divided(value, mesh)) for value in values]
+    values = [torch.randn(*shape, generator=g) for shape in MATRICES + EXPERTS + APART + OTHERS]
+    dims = (*ALONG, *[0] * len(OTHERS))
+    return [
+        nn.Parameter(value if mesh is None else divided(value, mesh, dim))
+        for value, dim in zip(values, dims, strict=True)
+    ]
 
 
 def optimizer(params, momentum_dtype="fp32"):
-    n, m = len(MATRICES), len(MATRICES + EXPERTS)
+    n, m = len(MATRICES), len(ALONG)
     muon = {"kind": "muon", "lr": 0.02, "momentum_dtype": momentum_dtype}
     return Muon(
         [
@@ -47,7 +53,8 @@ def set_gradients(params, step, mesh=None):
         grad = torch.randn(p.shape, generator=g)
         if p.ndim == 3 and step:
             grad[step % len(grad)] = 0  # an expert without tokens
-        p.grad = grad if mesh is None else divided(grad, mesh)
+            grad[(step + 1) % len(grad), :8] = grad[(step + 1) % len(grad), :, :4] = 0  # one that a rank sees none of
+        p.grad = grad if mesh is None else divided(grad, mesh, p.placements[-1].dim)
 
 
 @pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
@@ -85,10 +92,10 @@ def test_experts_are_updated_without_a_word_between_the_ranks() -> None:
     def work(rank):
         mesh = init_device_mesh("cpu", (2,))
         shards = parameters(mesh)
-        n = len(MATRICES)
+        n, m = len(MATRICES), len(MATRICES + EXPERTS)
         opt = optimizer(shards)
         set_gradients(shards, 0, mesh)
-        for p in shards[:n]:
+        for p in shards[:n] + shards[m:]:
             p.grad = None
         with CommDebugMode() as talk:
             opt.step()
@@ -97,6 +104,14 @@ def test_experts_are_updated_without_a_word_between_the_ranks() -> None:
         with CommDebugMode() as talk:
             opt.step()
         assert talk.get_total_counts() == 6, "there and back for each of three shapes"
+        for p in shards[:n]:
+            p.grad = None
+        set_gradients(shards[m:], 0, mesh)
+        with CommDebugMode() as talk:
+            opt.step()
+        assert talk.get_total_counts() == 1 + 2 * 4, (
+            "experts that have parts: which have gradients, then there and back"
+        )
 
     on_ranks(2, work)
 

@@ -23,25 +23,30 @@ LARGE, A3B = str(ROOT / "yamls/large.yaml"), str(ROOT / "yamls/30b_a3b.yaml")
 QWEN3 = 151_936
 
 
-def test_bytes_on_the_network_are_those_of_ring_collectives() -> None:
-    config = load_config(LARGE, ["device_train_microbatch_size=4"])
-    machines = Machines(64, 8, 50e9)
+@pytest.mark.parametrize(("ranks", "more"), [(64, 1), (80, 10)])
+def test_bytes_on_the_network_are_those_of_ring_collectives(ranks: int, more: int) -> None:
+    """8 experts: 64 ranks have rows of each, 80 divide nothing and move 80."""
+    config = load_config(LARGE, ["device_train_microbatch_size=4", f"global_train_batch_size={16 * ranks}"])
+    machines, ring = Machines(ranks, 8, 50e9), (ranks - 1) / ranks
     ddp, fsdp2, hsdp = find_plans(config, 50257, find_gpu("H100"), machines, mfu=0.3)
     full = 4 * parameters(config, 50257).total
-    microbatches = 1024 // 64 // 4
-    assert ddp.gradients == pytest.approx(2 * full * 63 / 64) and ddp.weights == ddp.updates == 0
+    microbatches = 16 // 4
+    assert ddp.gradients == pytest.approx(2 * full * ring) and ddp.weights == ddp.updates == 0
     count = parameters(config, 50257)
-    padded = full + 4 * 7 * (count.experts + count.router), "of 8 experts on 64 ranks"
-    assert fsdp2.gradients == pytest.approx(microbatches * padded[0] * 63 / 64), padded[1]
-    once = microbatches * 4 * (count.embedding + config.model.d_model) * 63 / 64
-    halves = microbatches * 2 * 2 * (8 * count.experts + count.attention) * 63 / 64, "gathered twice in bf16"
+    padded = full + 4 * ((more - 1) * count.experts + (ranks / 8 - 1) * count.router)
+    assert fsdp2.gradients == pytest.approx(microbatches * padded * ring)
+    once = microbatches * 4 * (count.embedding + config.model.d_model) * ring
+    halves = microbatches * 2 * 2 * (more * count.experts + count.attention) * ring, "gathered twice in bf16"
     assert fsdp2.weights == pytest.approx(2 * fsdp2.gradients - once - halves[0]), halves[1]
-    assert hsdp.gradients == pytest.approx(microbatches * 2 * full * 7 / 8) and hsdp.weights == 0
+    assert hsdp.gradients == pytest.approx(microbatches * 2 * full * (1 - 8 / ranks)) and hsdp.weights == 0
     assert fsdp2.network == pytest.approx((fsdp2.gradients + fsdp2.weights + fsdp2.updates) / 50e9)
     for plan in (ddp, fsdp2, hsdp):
         assert 0 <= plan.exposed <= plan.network and 0 < plan.efficiency <= 1
     assert ddp.checkpoint == pytest.approx(8 * hsdp.checkpoint)
-    assert 8 * fsdp2.checkpoint < ddp.checkpoint < 10 * fsdp2.checkpoint, "a rank has an expert or none"
+    if more == 1:
+        assert ddp.checkpoint == pytest.approx(64 * fsdp2.checkpoint)
+    else:
+        assert 8 * fsdp2.checkpoint < ddp.checkpoint < 10 * fsdp2.checkpoint, "a rank has an expert or none"
 
 
 @pytest.mark.skipif(torch.__version__ < "2.11", reason="FSDP2 is refused there: moe.train.distributed.sharding")

@@ -20,18 +20,26 @@ MEASURE = """
 import json, sys, threading, time
 import torch, transformers.models.qwen3_moe.modeling_qwen3_moe, matplotlib.figure
 from pathlib import Path
+from moe.use.export import hf_weights
 from moe.use.export.from_hf import import_folder
+from moe.use.export.hf_weights import opened, read_weights
+from moe.use.export.settings import from_config
+from moe.use.inference import build_skeleton
 from moe.use.export.to_hf import export
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
-def peak(action):
-    before, seen, stop = anonymous(), [], threading.Event()
+def mapped_too():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+def peak(action, counted=anonymous):
+    before, seen, stop = counted(), [], threading.Event()
     def watch():
         while not stop.is_set():
-            seen.append(anonymous())
+            seen.append(counted())
             time.sleep(0.002)
     thread = threading.Thread(target=watch)
     thread.start()
@@ -45,7 +53,18 @@ quiet = lambda line: None
 there = peak(lambda: export(run, out=folder / "hf", shard_bytes=30_000_000, say=quiet))
 back = peak(lambda: import_folder(str(folder / "hf"), out=folder / "back", say=quiet))
 divided = peak(lambda: export(sys.argv[3], out=folder / "again", shard_bytes=30_000_000, say=quiet))
-print(json.dumps([there, back, divided]))
+
+def read():
+    content = json.loads((folder / "hf" / "config.json").read_text())
+    settings, family = from_config(content, "hf")
+    wanted = build_skeleton(settings, vocab_size=content["vocab_size"], eos_id=0).state_dict()
+    (folder / "scratch").mkdir()
+    with opened(folder / "hf") as place:
+        weights = read_weights(place, wanted, source="hf", family=family, scratch=folder / "scratch")
+        held.update({name: weight[:1].clone() for name, weight in weights.items() if weight.ndim < 3})
+
+held, hf_weights.MOST_MAPPED = {}, 1 << 23
+print(json.dumps([there, back, divided, peak(read, mapped_too), len(held)]))
 """
 
 
@@ -62,9 +81,11 @@ def test_memory_does_not_grow_with_the_model(make_run: Callable, tmp_path: Path)
     command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path), str(divided)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    there, back, again = json.loads(done.stdout.splitlines()[-1])
+    there, back, again, reading, held = json.loads(done.stdout.splitlines()[-1])
     print(f"model {size:,} bytes; anonymous memory beyond the start: export {there:,} and {again:,}, import {back:,}")
+    print(f"reading {len([*(tmp_path / 'hf').glob('*.safetensors')])} files, mapped pages and all: {reading:,}")
     assert there < size / 4 and back < size / 4 and again < size / 4
+    assert held > 10 and reading < 2 * 30_000_000, "below two files"
     for path in sorted((tmp_path / "hf").glob("*.safetensors")):
         assert filecmp.cmp(path, tmp_path / "again" / path.name, shallow=False), "whatever the checkpoint's format"
     assert torch.load(tmp_path / "back" / "step-00000000" / "state.pt", mmap=True)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import ProcessRaisedException
 
 from moe.common.errors import RunFailed
+from moe.common.typed_json import error_in
 from moe.model import Transformer
 from moe.model.balance import BalanceLoss
 from moe.optim.groups import build_groups
@@ -30,7 +31,16 @@ from moe.train.checkpointing.checkpoints import (
 )
 from moe.train.checkpointing.contents import full_content, model_tensors
 from moe.train.checkpointing.host_memory import HostMemory
-from moe.train.checkpointing.parts import Parts, part_name
+from moe.train.checkpointing.parts import (
+    Divided,
+    Parts,
+    Rows,
+    describe,
+    error_in_parts,
+    joined,
+    part_name,
+    write_part,
+)
 from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.save_error import SaveError, explained
 from moe.train.checkpointing.together import Save, SharedWriter
@@ -46,7 +56,7 @@ MANIFEST = {"tokens": 5, "config": {}, "data": "d", "eos_id": 0, "vocab_size": 9
 
 
 def build(seed: int, ranks: int, replicas: int = 1) -> tuple[nn.Module, Muon]:
-    """A model as the trainer has it, with 3 experts, so that of 4 ranks one has none, and 97 rows of the embedding."""
+    """A model as the trainer has it, with 3 experts, which are divided by their rows, and 97 rows of the embedding."""
     settings = {**SHAPE, **EVERY_OPTION, "n_experts": 3, "balance": "sign"}
     model = nn.Module()
     model.transformer = Transformer(vocab_size=97, eos_id=0, seed=seed, **settings)
@@ -123,6 +133,35 @@ def load(folder: Path, model: nn.Module, optimizer: Muon) -> None:
             load_own(model, optimizer, load_state(found.state_file)["state"], parts)
     else:
         load_own(model, optimizer, full_content(found), None)
+
+
+def test_what_is_divided_along_one_dimension_is_read_along_any(tmp_path: Path) -> None:
+    """A checkpoint of ranks that had complete experts, or rows or columns of each, for ranks that have others."""
+    tensor = torch.arange(6 * 8 * 4, dtype=torch.float32).view(6, 8, 4)
+    for dim, cuts in ((0, (1, 3, 2)), (1, (5, 3)), (2, (1, 1, 2))):
+        files, described = {}, []
+        first = 0
+        for number, values in enumerate(tensor.split(cuts, dim)):
+            part = {"model.w13": Rows(values.contiguous(), first, dim)}
+            first += cuts[number]
+            described.append(describe(part, {"model.w13": [6, 8, 4]}, part_name(number)))
+            files[part_name(number)] = write_part(tmp_path / part_name(number), part)
+        tensors = joined(described)
+        assert error_in_parts(tensors, files) is None
+        assert error_in({**tensors["model.w13"]}, Divided) is None
+        with Parts(tmp_path, {"files": files, "tensors": tensors}) as parts:
+            assert torch.equal(parts.rows("model.w13"), tensor)
+            for along in range(3):
+                for low, high in ((0, 2), (1, 4), (2, 3)):
+                    rows = tensor.narrow(along, low, high - low)
+                    found = torch.full_like(rows, -1.0)
+                    parts.read("model.w13", low, found, along)
+                    assert torch.equal(found, rows), (dim, along, low)
+        if dim:
+            tensors["model.w13"].pop("dim")  # an earlier version knows rows of the first dimension alone
+            assert "rows" in str(error_in_parts(tensors, files))
+            tensors["model.w13"]["dim"] = 3
+            assert "has no shape" in str(error_in_parts(tensors, files))
 
 
 def two_ranks(folder: Path, rank: int) -> None:

@@ -1,4 +1,5 @@
-"""Steps of ranks that gather under amp in bf16, against such that gather in fp32: a JSON line of each kind of run.
+"""Steps of ranks that gather under amp in bf16, against such that gather in fp32, and of 4 ranks in fp32 against one: a
+JSON line of each kind of run.
 
 A process of its own that has used no autograd yet, so that its ranks can be forked.
 """
@@ -17,7 +18,7 @@ from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
 from moe.train.checkpointing.host_memory import HostMemory
 from moe.train.distributed.sharding import shard_transformer
-from moe.train.distributed.state import own_state
+from moe.train.distributed.state import load_own, own_state
 from tests.ranks import on_ranks
 
 SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "top_k": 2, "expert_hidden": 24, "vocab_size": 96}
@@ -32,6 +33,10 @@ def trained(optimizer: str, replicas: int, precision: str) -> tuple[list[float],
     with torch.device("meta"):
         model = Transformer(**SHAPE, **MORE)
     shard_transformer(model, world_size=ranks, on_gpu=False, replicas=replicas, seed=5, precision=precision)
+    whole = Transformer(**SHAPE, **MORE, seed=9)
+    load_own(model, None, {"model": whole.state_dict()}, None)
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(p.full_tensor(), q), "a checkpoint is loaded as before"  # type: ignore[operator]
     groups = build_groups(model, name=optimizer, lr=0.01, weight_decay=0.1, momentum_dtype="fp32")
     update, losses, dtypes = Muon(groups), [], set[str]()
     for p in model.blocks[0].parameters():
@@ -50,7 +55,7 @@ def trained(optimizer: str, replicas: int, precision: str) -> tuple[list[float],
             update.step()
             update.zero_grad()
     state = own_state(model, update, HostMemory())
-    return losses, {name: rows for name, (rows, _) in (state.part or {}).items()}, sorted(dtypes)
+    return losses, {name: rows.values for name, rows in (state.part or {}).items()}, sorted(dtypes)
 
 
 def compared(rank: int) -> None:
@@ -65,7 +70,40 @@ def compared(rank: int) -> None:
             print(json.dumps([kind, *votes.tolist(), exact[2], gathered[2]]), flush=True)
 
 
+def alone(rank: int) -> None:
+    """6 experts on 4 ranks, each rank's tokens its own, against one model that sees them all."""
+    losses: list[list[float]] = []
+    models = []
+    for shared in (True, False):
+        with torch.device("meta" if shared else "cpu"):
+            model = Transformer(**{**SHAPE, **MORE, "n_experts": 6}, seed=5)
+        if shared:
+            shard_transformer(model, world_size=4, on_gpu=False, seed=5)
+        update = Muon(build_groups(model, name="muon", lr=0.01, weight_decay=0.1, momentum_dtype="fp32"))
+        losses.append([])
+        for number in range(STEPS):
+            for of in [rank] if shared else range(4):
+                tokens_BS = torch.randint(1, 96, (2, 16), generator=torch.Generator().manual_seed(10 * number + of))
+                parts = model(tokens_BS, tokens_BS)
+                loss = parts.loss / 30 + parts.routers.score_E.square().sum() / 1e4
+                (loss if shared else loss / 4).backward()
+                if of == rank:
+                    losses[-1].append(loss.item())
+            update.step()
+            update.zero_grad()
+        models.append(model)
+    apart = [0.0]
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        apart.append((p.full_tensor() - q).abs().max().item())  # type: ignore[operator]
+    off = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    moe: Any = models[0].blocks[0].moe
+    if rank == 0:
+        along = [weight.placements[-1].dim for weight in (moe.w13, moe.w2)]
+        print(json.dumps(["alone", along, off, max(apart)]), flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for count in KINDS:
         on_ranks(count, compared)
+    on_ranks(4, alone)

@@ -61,17 +61,29 @@ def batch(rank, step=0):
     return torch.randint(1, SHAPE["vocab_size"], (2, 16), generator=g)
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (4, 1), (4, 2)])
-def test_a_model_that_is_made_by_share_has_the_weights_of_one_that_is_made_alone(shape) -> None:
-    """With 3 experts, so that of 4 ranks one has none, and rows that do not divide evenly."""
-    ranks, replicas = shape
+@pytest.mark.parametrize(
+    ("ranks", "replicas", "hidden", "along"),
+    [(2, 1, 24, (1, 1)), (3, 1, 24, (1, 2)), (3, 1, 25, (0, 0)), (4, 2, 24, (1, 1))],
+)
+def test_a_model_that_is_made_by_share_has_the_weights_of_one_that_is_made_alone(
+    ranks, replicas, hidden, along
+) -> None:
+    """Rows that do not divide evenly; experts by number, by rows and by columns: 2 ranks have 3 of them, 3 ranks 4."""
 
     def work(rank):
-        changes = {**SHAPE, **EVERY, "n_experts": 3, "vocab_size": 97}
+        changes = {
+            **SHAPE,
+            **EVERY,
+            "n_experts": 7 - ranks if ranks == 3 else 3,
+            "vocab_size": 97,
+            "expert_hidden": hidden,
+        }
         whole = Transformer(**changes, seed=5)
         with torch.device("meta"):
             model = Transformer(**changes, seed=5)
         shard_transformer(model, world_size=ranks, on_gpu=False, replicas=replicas, seed=5)
+        moe = model.blocks[-1].moe
+        assert (moe.w13.placements[-1].dim, moe.w2.placements[-1].dim) == along
         found, expected = model.state_dict(), whole.state_dict()
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -106,14 +118,16 @@ def gradients(rank):
 
 
 def test_what_amp_casts_is_gathered_cast_and_no_bit_of_losses_weights_or_momenta_changes() -> None:
-    """2 and 4 ranks, FSDP2 and HSDP, 3 experts: some ranks bring zeros, one has none."""
+    """2 and 4 ranks, FSDP2 and HSDP. And of 6 experts 4 ranks have rows each, and train them as one rank does."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.train.distributed.amp_bits"],
         cwd=Path(__file__).resolve().parents[4], capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 3
+    assert len(lines) == 4
+    alone, along, losses, weights = lines.pop()
+    assert alone == "alone" and along == [1, 1] and losses < 1e-5 and weights < 1e-5
     for kind, same, tensors, exact, gathered in lines:
         assert same == int(kind.split(" ranks")[0].split()[-1]) and tensors > 100, f"{kind}: on each rank, all it keeps"
         assert exact == ["torch.float32"] and gathered == ["torch.bfloat16", "torch.float32"], "experts, router"
@@ -225,15 +239,17 @@ def test_a_torch_that_was_found_wrong_is_refused_by_name(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("experts", "ranks", "replicas", "said"),
+    ("shape", "ranks", "replicas", "said"),
     [
-        (8, 8, 1, None),
-        (8, 64, 8, None),
-        (8, 64, 1, "64 ranks share 8 experts, .* 8 times as much; set parallelism.replicas=8$"),
-        (8, 12, 1, "1.5 times as much; set parallelism.replicas=2$"),
-        (1, 2, 1, "set parallelism.fsdp2=false$"),
+        ((8, 100, 50), 8, 1, None),
+        ((8, 100, 50), 64, 8, None),
+        ((8, 128, 50), 64, 1, None),
+        ((8, 100, 64), 64, 1, None),
+        ((8, 100, 50), 64, 1, "64 ranks share 8 experts, .* 8 times as much; set parallelism.replicas=8$"),
+        ((8, 100, 30), 12, 1, "1.5 times as much; set parallelism.replicas=2$"),
+        ((1, 33, 11), 2, 1, "set parallelism.fsdp2=false$"),
     ],
 )
-def test_more_ranks_than_experts_are_named_with_what_avoids_it(experts, ranks, replicas, said):
-    line = padded_experts(experts, ranks, replicas)
+def test_more_ranks_than_experts_that_divide_nothing_are_named_with_what_avoids_it(shape, ranks, replicas, said):
+    line = padded_experts(shape, ranks, replicas)
     assert line is None if said is None else re.search(said, line)
