@@ -212,7 +212,7 @@ def test_the_classes_of_the_page_on_extending_do_what_it_says(monkeypatch: pytes
     share = names["BiasShare"](n_layers=1, n_experts=2, weight=0.0, rate=0.1)
     router = SimpleNamespace(bias_E=torch.zeros(2))
     share.end_step(SimpleNamespace(counts_E=torch.tensor([[6.0, 2.0]])), [router])
-    assert share.uses_bias and router.bias_E.tolist() == pytest.approx([-0.05, 0.05])
+    assert router.bias_E.tolist() == pytest.approx([-0.05, 0.05])
 
     model = SimpleNamespace(embed=torch.nn.Embedding(5, 4))
     logged: list[dict[str, float]] = []

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any, ClassVar
 
 from moe.common.units import clock, short
+from moe.config.balance import WITH_RATE
 
 QUIET = 20
 Row = Mapping[str, Any]  # a row of metrics, and what the callback adds to it
@@ -146,7 +147,7 @@ class DeadExpert(Detector):
     name = "dead_expert"
     cause = "the router has settled on other experts"
     fix = (
-        "raise model.balance_loss (with balance sign model.balance_rate), or lower optimizer.lr; best from a "
+        f"raise model.balance_loss (with balance {WITH_RATE} model.balance_rate), or lower optimizer.lr; best from a "
         "checkpoint before it: resume_from=step:N"
     )
     STEPS = 200
