@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 from moe.config.balance import BALANCE_RULES, BalanceName
@@ -208,8 +209,12 @@ class Transformer(nn.Module):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compiles each block at its first use; one graph serves all. Names in the state stay as they are.
 
-        The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph.
+        The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph. Gradients
+        are computed as they are without compiling, each product in the dtype of its operands: left alone, a compiled
+        backward pass runs under the autocast of the forward pass, which makes the router's products bf16.
         """
+        if hasattr(functorch_config, "backward_pass_autocast"):  # not in torch 2.7
+            functorch_config.backward_pass_autocast = "off"
         self.compiled = True
         self.loss_backend = backend
         for block in self.blocks:
