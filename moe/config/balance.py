@@ -25,8 +25,7 @@ class BalanceRule(NamedTuple):
 
 BALANCE_RULES: dict[BalanceName, BalanceRule] = {
     "loss": BalanceRule(moves_bias=False, loss=0.01),
-    # Of 32 experts, top 8, in 190 steps: loads of 0.92 to 1.08 of the fair share with 0.01; 0.001, which DeepSeek-V3
-    # has, takes hundreds of steps to get there.
+    # 0.001, DeepSeek-V3's, takes hundreds of steps: docs/training.md, Balance
     "sign": BalanceRule(rates=(0.001, 0.01)),
     "quantile": BalanceRule(bins=1000),
 }

@@ -236,7 +236,7 @@ def _check_run(config: Config, errors: list[str]) -> None:
             "(quote it in yaml if it looks like a number)"
         )
     if not config.save_folder.strip():
-        fix = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
+        fix = "set save_folder"
         errors.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {fix}")
     if "://" in config.save_folder and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
         errors.append(f"save_folder ({config.save_folder}) must be a folder, or s3://bucket/prefix")

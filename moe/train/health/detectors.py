@@ -202,7 +202,10 @@ class Throughput(Detector):
 class DiskSpace(Detector):
     name = "disk_space"
     cause = "checkpoints or other files have filled the disk"
-    fix = "free some space, or lower save_num_checkpoints_to_keep; a checkpoint that cannot be written stops no step"
+    fix = (
+        "free some space, or lower save_num_checkpoints_to_keep; training continues until max_failed_saves saves in "
+        "a row have failed"
+    )
 
     def seen(self, row: Row) -> str | None:
         free, needed = row.get("disk_free", math.inf), row["checkpoint_bytes"]
