@@ -71,6 +71,10 @@ class Look(NamedTuple):
     files: int
 
 
+def look(step: int, pid: int, kind: str) -> Look:
+    return Look(step, pid, kind, held_by(pid)[0], descriptors(pid))
+
+
 def train(folder: Path, steps: int, every_s: float) -> tuple[list[Look], float]:
     """(looks, wall seconds)."""
     often = max(10, steps // 250)
@@ -92,7 +96,7 @@ def train(folder: Path, steps: int, every_s: float) -> tuple[list[Look], float]:
             step = last_step(folder / "run" / "metrics.jsonl")
             for pid in (process.pid, *descendants(process.pid)):
                 kind = TRAINER if pid == process.pid else kind_of(pid)
-                looks.append(Look(step, pid, kind, held_by(pid)[0], descriptors(pid)))
+                looks.append(look(step, pid, kind))
     if process.returncode:
         sys.exit(f"the run ended with {process.returncode}: {folder / 'train.log'}")
     return looks, time.perf_counter() - begun
