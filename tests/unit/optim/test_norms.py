@@ -89,5 +89,5 @@ def test_all_norms_of_a_step_travel_at_once_with_the_same_bits(ranks: int, repli
 
 
 def test_a_parameter_that_belongs_nowhere_is_named():
-    with pytest.raises(ValueError, match="blocks.0.memory.weight"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.memory\.weight"):
         kind_of("blocks.0.memory.weight", torch.zeros(2, 2))
