@@ -80,8 +80,8 @@ def copy_bytes(step: Step) -> tuple[int, int]:
         return 0, 0
     if step.n_gpus == 1:
         return (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
-    whole = 2 * block * (2 if step.bf16 else 4) + 4 * (step.count.embedding + step.count.head)
-    return whole, whole + 4 * block
+    gathered = 2 * block * (2 if step.bf16 else 4) + 4 * (step.count.embedding + step.count.head)
+    return gathered, gathered + 4 * block
 
 
 def loss_bytes(step: Step) -> tuple[int, int]:
