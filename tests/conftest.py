@@ -19,7 +19,15 @@ os.environ.setdefault("WANDB_MODE", "offline")
 if not os.path.exists("/dev/nvidiactl"):  # with a GPU the kernels run there
     os.environ.setdefault("TRITON_INTERPRET", "1")  # on the CPU; read when Triton is first imported
 
+import tests.starts  # noqa: F401 - notes these variables
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: else each collection of garbage takes half a second, and a test has several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from moe.train.checkpointing.checkpoints import read_checkpoint
 from moe.train.checkpointing.contents import full_content
+from tests import starts
 from tests.tiny import tiny_config, write_config, write_text, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,7 @@ class Training:
     name: str
     ranks: int
     sharded: bool = False
+    new: bool = True  # False: starts are forked (tests/starts.py)
     kills: list[Kill] = field(default_factory=list)
     life: int = 0
     process: subprocess.Popen | None = None
@@ -90,7 +92,8 @@ class Training:
         with open(self.log, "a") as log:
             log.write(f"--- start {self.life}: {' '.join(command[:3])}\n")
             log.flush()
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
+            settings = {"stdout": log, "stderr": log, "start_new_session": True, "env": env}
+            self.process = starts.popen(command, new=self.new, **settings)
 
     def events(self, life: int | None = None) -> list[dict]:
         """All that the starts, or one of them, have told so far."""
@@ -165,7 +168,8 @@ def session_members(session: int) -> list[int]:
 def children(pid: int) -> list[int]:
     """Loader workers: the children that run the trainer's own program."""
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(c) for c in listed if b"traced.py" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    program = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return [int(c) for c in listed if Path(f"/proc/{c}/cmdline").read_bytes() == program]
 
 
 def kill(training: Training, kind: str, rng: random.Random) -> bool:
@@ -295,8 +299,10 @@ def prepare(folder: Path, steps: int) -> int:
 Kinds = dict[tuple[int, bool], list[str]]
 
 
-def run(folder: Path, kinds: Kinds, *, steps: int, seed: int, report=print) -> list[Kill]:
+def run(folder: Path, kinds: Kinds, *, steps: int, seed: int, new: bool = True, report=print) -> list[Kill]:
     """`kinds`: how to kill trainings of that many ranks, which share the model or not, one kill after the other.
+
+    Without `new` their starts are forked; those of the uninterrupted ones, which they are compared with, are not.
 
     Raises AssertionError where anything differs or is left.
     """
@@ -311,7 +317,7 @@ def run(folder: Path, kinds: Kinds, *, steps: int, seed: int, report=print) -> l
         killed, part = 0, 0
         while killed < len(planned):  # a training that is done leaves the rest of the kills to another
             part += 1
-            training = Training(folder, f"killed-{name}-{part}", ranks, sharded)
+            training = Training(folder, f"killed-{name}-{part}", ranks, sharded, new)
             while killed < len(planned) and kill(training, planned[killed], rng):
                 killed += 1
                 last = training.kills[-1]

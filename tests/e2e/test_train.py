@@ -1,5 +1,6 @@
-"""The real scripts in subprocesses: signals, ranks, faults. Each start pays Composer's import: there are few of them,
-and what no signal, rank or trace needs runs in this process, by the same `main`.
+"""The real scripts in subprocesses: signals, ranks, faults. They are forked from a process that has imported Composer
+(tests/starts.py), and one of each launcher is new; what no signal, rank or trace needs runs in this process, by the
+same `main`.
 
 rowNN: rows of the table in docs/resume.md. Kills are in test_chaos.py.
 """
@@ -25,6 +26,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from moe.cli.train import main
 from moe.train.checkpointing.checkpoints import load_state, read_checkpoint
 from moe.train.checkpointing.contents import full_content
+from tests import starts
 from tests.chaos.kills import check_epochs, samples, session_members
 from tests.tiny import EVERY_OPTION, tiny_config, write_config
 from tests.unit.train.runs import assert_same_run, rows
@@ -35,11 +37,14 @@ TRAIN = str(ROOT / "train.py")
 TRACED = str(ROOT / "tests/chaos/traced.py")
 
 
-def start(command: list[str], log: Path, **env: str) -> subprocess.Popen:
+def start(command: list[str], log: Path, *, new: bool = False, **env: str) -> subprocess.Popen:
     """A rank that dies in C leaves its stacks in the log and its core beside it."""
+    if new:
+        command = ["bash", "-c", 'ulimit -c hard; exec "$0" "$@"', *command]
     with open(log, "w") as file:
-        return subprocess.Popen(
-            ["bash", "-c", 'ulimit -c hard; exec "$0" "$@"', *command],
+        return starts.popen(
+            command,
+            new=new,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -120,7 +125,7 @@ def test_row01_a_signal_saves_exits_75_and_the_same_command_goes_on(config: Path
     log = config.with_name(f"{name}.log")
     settings = [str(config), f"run_name={name}", "save_interval=1000ba"]
     command = [sys.executable, TRAIN, *settings]
-    process = start(command, log)
+    process = start(command, log, new=number == signal.SIGTERM)
     wait_for("step 30/150", log, process)
     if number == signal.SIGTERM:
         os.killpg(process.pid, number)
@@ -169,16 +174,16 @@ def flags(config: Path) -> list[str]:
     return [TRACED, str(config), *settings, "eval_data=null"]
 
 
-def run_ranks(config: Path, command: list[str], life: int, **env: str) -> str:
+def run_ranks(config: Path, command: list[str], life: int, *, new: bool = False, **env: str) -> str:
     log = config.with_name("ranks.log")
     env = traced(config.parent, CHAOS_LIFE=str(life), CHAOS_TRACE=str(config.parent / "ranks.trace"), **env)
-    return finish(start(command, log, **env), log)
+    return finish(start(command, log, new=new, **env), log)
 
 
 @pytest.fixture(scope="module")
 def two(config: Path, flags: list[str]) -> Path:
     """Two ranks, each with all weights. The loss of step 39 is infinite on the second."""
-    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=two"], life=2, CHAOS_INF="39/1")
+    text = run_ranks(config, [COMPOSER, "-n", "2", *flags, "run_name=two"], life=2, new=True, CHAOS_INF="39/1")
     assert text.count("step 40/40") == 1, "only one rank speaks"
     return config.with_name("two")
 
@@ -350,9 +355,7 @@ def test_bad_input_under_the_launcher_exits_2_without_a_traceback(config: Path) 
 def test_two_ranks_tokenise_the_text_of_one_as_they_go_and_go_on_from_where_one_stopped(
     tiny: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One rank, two, and one again, each for ten steps: the losses of one alone. One rank runs in this process, as a
-    launch takes half a minute of imports.
-    """
+    """One rank, two, and one again, each for ten steps: the losses of one alone. One rank runs in this process."""
     text = {"dataset": str(tiny / "text.jsonl"), "lanes": 4, "val_fraction": 0.05}
     settings = tiny_config(tiny, **STEPS, num_workers=1, save_folder=str(config.with_name("${run_name}")))
     settings |= {"train_data": {"text": text}, "eval_data": {"text": True, "max_batches": 1}, "eval_interval": "50ba"}
@@ -376,7 +379,7 @@ def test_a_run_under_torchrun_is_stopped_and_resumes(config: Path) -> None:
     log, folder = config.with_name("torchrun.log"), config.with_name("torchrun")
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", TRAIN]
     command = [*torchrun, str(config), "run_name=torchrun", "eval_data=null", "max_duration=60ba"]
-    process = start(command, log, OMP_NUM_THREADS="1")
+    process = start(command, log, new=True, OMP_NUM_THREADS="1")
     wait_for("step 10/60", log, process)
     process.send_signal(signal.SIGTERM)
     finish(process, log, code=1)
