@@ -90,7 +90,8 @@ def items_of(
 
 def share_of(planning: Planning, groups: np.ndarray, index: int, number: int) -> None:
     """Leave to `planning` the share of one of `number` machines: whole files and groups in turn, known by the listing
-    alone, so that each looks at its own; of few files, all of which are looked at, items in turn.
+    alone, so that each looks at its own; of few files, all of which are looked at, items in turn, and of those that
+    cannot be read the error: each is reported by one machine, and by the merge.
     """
     begins = np.ones(len(groups), bool)  # of a group, or of a file by itself
     begins[1:] = (groups[1:] != groups[:-1]) | (groups[1:] < 0)
@@ -101,6 +102,7 @@ def share_of(planning: Planning, groups: np.ndarray, index: int, number: int) ->
     planning.all()
     items = [item for item in items_of(planning.units, groups) if item is not None]
     planning.units[:] = [unit for item in items[index::number] for unit in item.units]
+    planning.keep_errors(np.arange(len(groups)) % number == index)
 
 
 def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[BadFileError]:
