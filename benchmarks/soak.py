@@ -71,6 +71,10 @@ class Look(NamedTuple):
     files: int
 
 
+def look(step: int, pid: int, kind: str) -> Look:
+    return Look(step, pid, kind, held_by(pid)[0], descriptors(pid))
+
+
 def train(folder: Path, steps: int, every_s: float) -> tuple[list[Look], float]:
     """(looks, wall seconds)."""
     often = max(10, steps // 250)
@@ -92,7 +96,7 @@ def train(folder: Path, steps: int, every_s: float) -> tuple[list[Look], float]:
             step = last_step(folder / "run" / "metrics.jsonl")
             for pid in (process.pid, *descendants(process.pid)):
                 kind = TRAINER if pid == process.pid else kind_of(pid)
-                looks.append(Look(step, pid, kind, held_by(pid), descriptors(pid)))
+                looks.append(look(step, pid, kind))
     if process.returncode:
         sys.exit(f"the run ended with {process.returncode}: {folder / 'train.log'}")
     return looks, time.perf_counter() - begun
@@ -174,17 +178,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench" / "soak", help="is emptied first")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks at the processes")
     parser.add_argument("--detach", action="store_true", help="as a process of its own, which outlives this one")
+    parser.add_argument("--again", action="store_true", help="the table of the last run, which is not made again")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     folder = args.folder.absolute()
     if args.detach:
         return detach(sys.argv[1:], folder)
-    for name in ("run", "data", "tokenizer"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    small_data(folder, SEQ_LEN)
-    looks, wall = train(folder, args.steps, args.every)
-    (folder / "looks.json").write_text(json.dumps(looks))
+    kept = folder / "looks.json"
+    if not args.again:
+        for name in ("run", "data", "tokenizer"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        small_data(folder, SEQ_LEN)
+        kept.write_text(json.dumps(train(folder, args.steps, args.every)))
+    rows, wall = json.loads(kept.read_text())
+    looks = [Look(*row) for row in rows]
     head = "| | first | last | most | slope in 1,000 steps | the steepest of them | from one to the next | level |"
     lines, fine = table(looks, min(1000, args.steps // 10))
     lines = [head, "|---" * 8 + "|", *lines]

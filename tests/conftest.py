@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import atexit
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -42,22 +43,29 @@ def loader_workers_of_this_test() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def shared_memory_of_this_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Streaming closes its shared memory when the process ends: a dozen descriptors a dataset, hundreds of datasets."""
-    if (module := sys.modules.get("streaming.base.shared.memory")) is None:
-        yield
-        return
+    """Streaming closes its shared memory when the process ends: a dozen descriptors a dataset, hundreds of datasets.
+
+    A look at all objects of the process takes a second, so only the test that imports Streaming pays for one.
+    """
     made: list = []
-    begin = module.SharedMemory.__init__
+    if (module := sys.modules.get("streaming.base.shared.memory")) is not None:
+        begin = module.SharedMemory.__init__
 
-    def note(memory, *args, **settings) -> None:
-        begin(memory, *args, **settings)
-        made.append(memory)
+        def note(memory, *args, **settings) -> None:
+            begin(memory, *args, **settings)
+            made.append(memory)
 
-    monkeypatch.setattr(module.SharedMemory, "__init__", note)
+        monkeypatch.setattr(module.SharedMemory, "__init__", note)
     yield
+    if module is None and (imported := sys.modules.get("streaming.base.shared.memory")) is not None:
+        made += [found for found in gc.get_objects() if type(found) is imported.SharedMemory]
+    if made:
+        gc.collect()  # arrays that look into it
     for memory in made:
         atexit.unregister(memory.cleanup)
-        memory.cleanup()
+        with contextlib.suppress(BufferError):  # an array still looks into it
+            memory.cleanup()
+            memory.created_shms.clear()  # or a second cleanup would unlink what another process has under that name
 
 
 @pytest.fixture(scope="session")

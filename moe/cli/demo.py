@@ -99,7 +99,7 @@ def _stopped(process: subprocess.Popen[bytes]) -> int:
         except subprocess.TimeoutExpired:
             break
         return 128 - code if code < 0 else code or 130  # 0: it had come to its end; the steps after it are skipped
-    tell(f"process {process.pid} is still saving after {SAVING} s; it runs on in the background")
+    tell(f"process {process.pid} is still saving after {SAVING} s; it continues in the background")
     return 130
 
 

@@ -38,7 +38,7 @@ COMMANDS = {
 
 JOBS = {"tokenizer", "convert", "train", "export"}  # as in train.py and convert/*.py: own exit codes
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers")  # that --version tells of
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Version(argparse.Action):
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         drop("stdout")
         return 0
     except OSError as error:
-        if error.filename is not None or error.errno not in DISK_FAULTS:
+        if error.filename is not None or error.errno not in DISK_ERRNOS:
             raise
         drop("stdout")
         note(f"error: the output cannot be written: {error.strerror}; free space, or write elsewhere")

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from moe.config.balance import BALANCE_RULES, WITH_RATE
 from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges, get
 from moe.config.callbacks import check_callbacks
 from moe.config.schedule import check_rates, check_schedule
@@ -106,15 +107,14 @@ def _check_model(config: Config, errors: list[str]) -> None:
         return
     if model.top_k > model.n_experts:
         errors.append(f"model.top_k ({model.top_k}) exceeds model.n_experts ({model.n_experts}); lower top_k")
-    if model.balance == "quantile" and model.top_k == model.n_experts:
+    if BALANCE_RULES[model.balance].bins and model.top_k == model.n_experts:
         errors.append(
-            f"model.balance (quantile) needs model.top_k ({model.top_k}) below model.n_experts ({model.n_experts}); "
-            "where every token passes all experts, use loss with model.balance_loss 0"
+            f"model.balance ({model.balance}) needs model.top_k ({model.top_k}) below model.n_experts "
+            f"({model.n_experts}); where every token passes all experts, use loss with model.balance_loss 0"
         )
-    if model.balance_rate is not None and model.balance != "sign":
-        errors.append(
-            f"model.balance_rate ({model.balance_rate:g}) needs model.balance sign (is {model.balance}); remove it"
-        )
+    if model.balance_rate is not None and not BALANCE_RULES[model.balance].rates:
+        rate = f"model.balance_rate ({model.balance_rate:g})"
+        errors.append(f"{rate} needs model.balance {WITH_RATE} (is {model.balance}); remove it")
     if model.first_k_dense_replace >= model.n_layers:
         errors.append(
             f"model.first_k_dense_replace ({model.first_k_dense_replace}) leaves no layer of experts of "
@@ -236,7 +236,7 @@ def _check_run(config: Config, errors: list[str]) -> None:
             "(quote it in yaml if it looks like a number)"
         )
     if not config.save_folder.strip():
-        fix = "set save_folder" if config.autoresume else "a run needs a folder for its checkpoints"
+        fix = "set save_folder"
         errors.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {fix}")
     if "://" in config.save_folder and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
         errors.append(f"save_folder ({config.save_folder}) must be a folder, or s3://bucket/prefix")

@@ -37,7 +37,8 @@ class ConfigError(InputError):
     def __init__(self, source: str, errors: list[str]):
         self.errors = errors
         super().__init__(
-            f"{source}: {len(errors)} error{'s' if len(errors) > 1 else ''}\n" + "\n".join(f"  {f}" for f in errors)
+            f"{source}: {len(errors)} error{'s' if len(errors) > 1 else ''}\n"
+            + "\n".join(f"  {error}" for error in errors)
         )
 
 

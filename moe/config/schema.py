@@ -7,6 +7,7 @@ keys that a run cannot do without (`run_name`, `model`, `train_data`, `max_durat
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from moe.config.balance import BalanceName
 from moe.config.observe import EvalTasks, LoggersConfig
 
 
@@ -54,12 +55,12 @@ class ModelConfig:
     "The weights of a token's experts are divided by their sum."
     routed_scaling_factor: float = 1.0
     "Factor on the routing weights, after `norm_topk_prob`."
-    balance: Literal["loss", "sign", "quantile"] = "loss"
-    "What loads experts evenly: `loss` (`balance_loss`) or an expert bias, `sign` (arXiv 2408.15664), `quantile`."
+    balance: BalanceName = "loss"
+    "What loads experts evenly, a load-balance loss or an expert bias: [the rules](training.md#balance)."
     balance_rate: float | None = None
-    "A bias's step (`sign`). null: 0.001; under 1,000 steps 0.01. [Loads](training.md#balance): 0.48-1.56, 0.86-1.15."
+    "Step of an expert bias, of the rules that have one; null means that of the rule for a run of so many steps."
     balance_loss: float | None = None
-    "Weight of each layer's load-balance loss (arXiv 2501.11873). null means 0.01, and 0 where `balance` is another."
+    "Weight of each layer's load-balance loss (arXiv 2501.11873). null means 0.01, and 0 where `balance` moves a bias."
     router_z_loss: float = 0.001
     "Weight of the router z-loss, per layer (arXiv 2202.08906)."
     z_loss: float = 0.0001

@@ -43,6 +43,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 def _kind(kind: str, section: str | None) -> str:
     if section:
         return "sections by name" if kind.startswith("dict") else "section"
+    kind = re.sub(r"\b[A-Z]\w+Name\b", lambda found: str(getattr(schema, found[0])).replace("typing.", ""), kind)
     return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", ""), kind.replace("None", "null"))
 
 

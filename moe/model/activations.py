@@ -16,7 +16,6 @@ from __future__ import annotations
 from moe.model.step import Step
 
 CPU_QUERY_BLOCK = 128  # as in attention.py
-QUANTILE_BINS = 1000  # as in balance.py
 
 
 def layer_bytes(step: Step, *, dense: bool = False) -> int:
@@ -102,5 +101,5 @@ def last_norm_bytes(step: Step) -> int:
 
 
 def histogram_bytes(step: Step) -> int:
-    """Of balance quantile: of a microbatch, twice as its layers are stacked, and of the step so far."""
-    return 3 * 8 * QUANTILE_BINS * step.n_experts * step.sparse if step.quantile else 0
+    """Of a balance rule of quantiles: of a microbatch, twice as its layers are stacked, and of the step so far."""
+    return 3 * 8 * step.bins * step.n_experts * step.sparse

@@ -5,7 +5,8 @@
   logs `metrics`. Neither knows which rule it is.
 - No split of a batch over microbatches and ranks changes what a rule does: it sees sums, and what it takes from a
   complete step is the previous one's.
-- A further rule is a class here and a line in RULES. What it needs of a router beyond `RouterStats` is a field there.
+- A further rule is a class here and a line in RULES, and its row in moe/config/balance.py. What it needs of a router
+  beyond `RouterStats` is a field there.
 
 E experts, L layers.
 """
@@ -25,12 +26,9 @@ from moe.model.router import LayerMetric, Router, RouterStats, bias_range
 class Balance(nn.Module):
     """No rule at all, and what a rule may have.
 
-    uses_bias: whether the routers get a bias. bins: of RouterStats.needed_EB. Every rule is made with n_layers (those
+    Every rule is made with n_layers (those
     that have experts), n_experts, weight (`model.balance_loss`) and rate (`model.balance_rate`).
     """
-
-    uses_bias = False
-    bins = 0
 
     def __init__(
         self, *, n_layers: int = 0, n_experts: int = 0, weight: float = 0.0, rate: float | None = None
@@ -85,8 +83,6 @@ class BiasSign(BalanceLoss):
     0.001; the mean as in torchtitan). The loss may be there beside it.
     """
 
-    uses_bias = True
-
     @torch.no_grad()
     def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
         super().end_step(total, routers)
@@ -100,9 +96,6 @@ class BiasQuantile(BalanceLoss):
     that of a histogram, whose integers are the same for any number of ranks and microbatches.
     """
 
-    uses_bias = True
-    bins = 1000
-
     @torch.no_grad()
     def end_step(self, total: RouterStats, routers: Sequence[Router]) -> None:
         super().end_step(total, routers)
@@ -111,7 +104,7 @@ class BiasQuantile(BalanceLoss):
             low, high = bias_range(router.bias_E)
             wanted = needed_EB[0].sum() * router.top_k / router.n_experts
             bin_E = (needed_EB.cumsum(-1) < wanted).sum(-1)
-            set_bias(router, low + (bin_E + 0.5) / self.bins * (high - low))
+            set_bias(router, low + (bin_E + 0.5) / needed_EB.shape[-1] * (high - low))
 
 
 def set_bias(router: Router, bias_E: Tensor) -> None:

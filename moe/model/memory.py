@@ -82,8 +82,8 @@ def copy_bytes(step: Step) -> tuple[int, int]:
         casts = (0, 2 * block) if step.activation_checkpointing else (2 * matrices, 2 * matrices)
     if step.n_gpus == 1:
         return casts
-    whole = 4 * (2 * block + step.count.embedding + step.count.head)
-    return whole + casts[0], whole + 4 * block + casts[1]
+    gathered = 4 * (2 * block + step.count.embedding + step.count.head)
+    return gathered + casts[0], gathered + 4 * block + casts[1]
 
 
 def loss_bytes(step: Step) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe.config import Config
+from moe.config.balance import BALANCE_RULES
 from moe.model.flops import ParameterCount, count_parameters, dense_width, model_shape
 
 
@@ -33,7 +34,7 @@ class Step:
     dense_hidden: int | None = None
     document_mask: bool = True
     dropout: float = 0.0
-    quantile: bool = False
+    bins: int = 0
     seq_len: int
     microbatch: int
     accumulated: bool = True
@@ -106,7 +107,7 @@ def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) 
         **model_shape(config.model, vocab_size),
         document_mask=config.model.document_mask,
         dropout=config.model.dropout,
-        quantile=config.model.balance == "quantile",
+        bins=BALANCE_RULES[config.model.balance].bins,
         seq_len=config.max_seq_len,
         microbatch=microbatch,
         accumulated=microbatch < config.global_train_batch_size // n_gpus,

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
+from moe.config.balance import BALANCE_RULES, BalanceName
 from moe.model.attention import KVCache, has_varlen, rope_table
-from moe.model.balance import RULES
 from moe.model.block import Block, MoE
 from moe.model.documents import Layout, Packed, document_causal_mask, document_ends, document_ids, pack
 from moe.model.flops import dense_width
@@ -75,7 +76,7 @@ class Transformer(nn.Module):
     The first first_k_dense_replace blocks have a dense MLP of dense_hidden in the place of experts; None means
     (top_k + n_shared_experts) * expert_hidden. qk_norm: "head" (or True), "full" or False. head_dim None means
     d_model // n_heads; RoPE turns the first partial_rotary_factor of a head's channels.
-    scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of moe.model.balance.RULES) decides
+    scoring_func, norm_topk_prob, routed_scaling_factor: see Router. balance (of BALANCE_RULES) decides
     whether routers have a bias; what the rule does is not in here. n_shared_experts: see MoE. z_loss is the weight of z
     in LossParts.loss. dropout acts on the embedding and on what each block adds to the residual stream.
     activation_checkpointing recomputes blocks in the backward pass. seed is that of the initial weights; None takes
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
         scoring_func: str = "softmax",
         norm_topk_prob: bool = True,
         routed_scaling_factor: float = 1.0,
-        balance: str = "loss",
+        balance: BalanceName = "loss",
         n_shared_experts: int = 0,
         first_k_dense_replace: int = 0,
         dense_hidden: int | None = None,
@@ -141,14 +142,14 @@ class Transformer(nn.Module):
             )
         if qk_norm not in (True, False, "head", "full"):
             raise ValueError(f"qk_norm ({qk_norm}) must be head, full or False")
-        rule = RULES[balance]
+        rule = BALANCE_RULES[balance]
         if rule.bins and top_k == n_experts:
             raise ValueError(f"balance ({balance}) needs top_k ({top_k}) below n_experts; all experts are loaded alike")
         routing = {
             "scoring_func": scoring_func,
             "norm_topk_prob": norm_topk_prob,
             "routed_scaling_factor": routed_scaling_factor,
-            "bias": rule.uses_bias,
+            "bias": rule.moves_bias,
             "bins": rule.bins,
         }
         self.eos_id = eos_id
@@ -208,8 +209,12 @@ class Transformer(nn.Module):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compiles each block at its first use; one graph serves all. Names in the state stay as they are.
 
-        The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph.
+        The block's forward, not the module: hooks of what may wrap it (FSDP) then run outside of the graph. Gradients
+        are computed as they are without compiling, each product in the dtype of its operands: left alone, a compiled
+        backward pass runs under the autocast of the forward pass, which makes the router's products bf16.
         """
+        if hasattr(functorch_config, "backward_pass_autocast"):  # not in torch 2.7
+            functorch_config.backward_pass_autocast = "off"
         self.compiled = True
         self.loss_backend = backend
         for block in self.blocks:

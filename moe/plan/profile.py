@@ -110,10 +110,10 @@ def profile_run(
             say("tracing one more step ...")
             idle = _trace(loop.step, trace)
         batch = loop.batch()
-    whole, data, update = (statistics.median(part[i] for part in timed) for i in range(3))
+    step_seconds, data, update = (statistics.median(part[i] for part in timed) for i in range(3))
     rows = part_rows(config, inputs, model, batch, microbatch, say)
     rows += [Row("optimizer", update), Row("waiting for data", data)]
-    rows.append(Row("the rest", whole - sum(row.seconds for row in rows)))
+    rows.append(Row("the rest", step_seconds - sum(row.seconds for row in rows)))
     say("timing a matrix product, the chip's limit ...")
     return Profile(
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
@@ -122,7 +122,7 @@ def profile_run(
         microbatch=microbatch,
         seq_len=seq_len,
         rows=rows,
-        step_seconds=whole,
+        step_seconds=step_seconds,
         step_flops=model.flops_per_token * samples * seq_len,
         peak_flops=_peak_flops(device, config.precision),
         memory=memory,

@@ -96,11 +96,11 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[Any, K
         named = load_tokenizer(config.tokenizer)
         kept = keep_tokenizer(named)
     except InputError as error:
-        if not _went_by(folder, config.tokenizer):
+        if not _was_started_with(folder, config.tokenizer):
             raise
         reason = str(error)
     else:
-        if not _went_by(folder, config.tokenizer):
+        if not _was_started_with(folder, config.tokenizer):
             return named, kept, config.tokenizer
     of_run = load_tokenizer(str(own))
     kept_by_run = keep_tokenizer(of_run)
@@ -110,7 +110,7 @@ def _tokenizer_of(config: Config, report: Callable[[str], None]) -> tuple[Any, K
     return of_run, kept_by_run, str(own)
 
 
-def _went_by(folder: Path, name: str) -> bool:
+def _was_started_with(folder: Path, name: str) -> bool:
     """Whether the run of this folder was last started with the tokenizer of this name, and has kept it."""
     try:
         refuse_irregular(folder / "config.yaml")
@@ -270,10 +270,13 @@ def _check_folder(
         )
     found = meta.samples.get(data.split, 0)
     if found < samples:
-        raise InputError(
-            f"{key}.local ({data.local}) holds {found} sequences of {meta.seq_len} tokens in {data.split}, "
-            f"fewer than the {samples} of one batch; convert more text, or lower global_train_batch_size"
+        fewer = (
+            f"holds {found} sequences of {meta.seq_len} tokens in {data.split}, fewer than the {samples} of one batch"
         )
+        fix = "convert more text, or lower global_train_batch_size"
+        if samples == 1:
+            fewer, fix = f"holds no sequence in {data.split}", "convert more text, with a larger --val-fraction"
+        raise InputError(f"{key}.local ({data.local}) {fewer}; {fix}")
     return meta
 
 

@@ -1,7 +1,7 @@
 """Are the shards of a `remote` there, and as large as index.json says? By listing it, in pages, before the first step.
 
 Without this a shard that was cut short, or never arrived, ends a run when it is needed, which may be days later.
-- Rank 0 lists while the rest of the start goes on; of 30,000 shards on s3 that is 30 requests.
+- Rank 0 lists while the rest of the start continues; of 30,000 shards on s3 that is 30 requests.
 - A remote that cannot be listed may still be read, and need not be where all shards are in `local`: a line says so.
 - What a machine holds already is not fetched, unless a `cache_limit` may remove it; of several, rank 0's is asked.
 """

@@ -75,8 +75,8 @@ class StopSignal:
         self._may_save = threading.Event()
         self._asked: tuple[int, int] | None = None  # the rank that wanted to stop, and its signal's number
         self._noted = self._handled = 0  # signals: by the kernel, and those that were acted on
-        self._one = threading.RLock()  # a signal is acted on once; a second one may interrupt the handler of the first
-        self._early: list[int] = []  # acted on by the thread; the handler is still to run
+        self._lock = threading.RLock()  # a signal is acted on once; a second one may interrupt the handler of the first
+        self._handled_by_thread: list[int] = []  # acted on by the thread; the handler is still to run
 
     def install(self) -> None:
         """Takes over the signals; under a launcher also asks the kernel for SIGTERM when the launcher dies."""
@@ -96,9 +96,9 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        with self._one:
-            if number in self._early:
-                self._early.remove(number)
+        with self._lock:
+            if number in self._handled_by_thread:
+                self._handled_by_thread.remove(number)
                 return
             self._handled += 1
             self._act(number)
@@ -111,10 +111,10 @@ class StopSignal:
             return
         self._noted += 1
         time.sleep(LOOK)
-        with self._one:
+        with self._lock:
             if self._handled < self._noted:
                 self._handled += 1
-                self._early.append(number)
+                self._handled_by_thread.append(number)
                 self._act(number)
 
     def _act(self, number: int) -> None:

@@ -47,5 +47,5 @@ def test_a_machine_that_is_killed_ends_the_other_with_75_and_its_name(tiny: Path
             for process in started:
                 Machines.kill(process)
     said = logs[0].read_text()
-    assert "stopped by the end of node1 (rank 1); saved is step 10" in said, said
+    assert "stopped by the end of node1 (rank 1); step 10 is saved in" in said, said
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "stopped"

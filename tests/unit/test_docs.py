@@ -189,6 +189,13 @@ def test_the_files_that_know_a_setting_or_a_rule_are_those_of_the_page(place: st
     assert set(re.findall(r"^\| `(moe/.*?)`", table[0], re.M)) == knowing
 
 
+def test_the_files_of_a_start_are_those_of_the_page() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = re.search(r"<!-- start:.*?<!-- /start -->", page, re.S)
+    assert table
+    assert set(re.findall(r"`(\w+\.py)`", table[0])) == {p.name for p in (ROOT / "moe/train").glob("[a-z]*.py")}
+
+
 def test_the_classes_of_the_page_on_extending_do_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -212,7 +219,7 @@ def test_the_classes_of_the_page_on_extending_do_what_it_says(monkeypatch: pytes
     share = names["BiasShare"](n_layers=1, n_experts=2, weight=0.0, rate=0.1)
     router = SimpleNamespace(bias_E=torch.zeros(2))
     share.end_step(SimpleNamespace(counts_E=torch.tensor([[6.0, 2.0]])), [router])
-    assert share.uses_bias and router.bias_E.tolist() == pytest.approx([-0.05, 0.05])
+    assert router.bias_E.tolist() == pytest.approx([-0.05, 0.05])
 
     model = SimpleNamespace(embed=torch.nn.Embedding(5, 4))
     logged: list[dict[str, float]] = []

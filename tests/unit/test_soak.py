@@ -1,10 +1,12 @@
 """benchmarks/soak.py: which looks at a run's processes count as level, on made series of a run of 50,000 steps."""
 
+import os
+
 import numpy as np
 import pytest
 
 from benchmarks.growth import GROWS, LEVEL, UNKNOWN
-from benchmarks.soak import TRAINER, WORKER, Look, table
+from benchmarks.soak import TRAINER, WORKER, Look, look, table
 
 EPOCH = 2000  # steps
 ALL = ("trainer, MB", "trainer, open files", "helper, MB", "helper, open files")
@@ -95,3 +97,10 @@ def test_a_run_in_which_a_process_was_not_seen_is_not_level(missing: str) -> Non
     few = {look.pid: look for look in looks_of() if look.pid in pids}
     seen = [look for look in looks_of() if look.pid not in pids]
     assert table(seen, 1000)[1] is table([*seen, *few.values()], 1000)[1] is False
+
+
+def test_what_is_looked_at_is_what_the_table_is_made_of() -> None:
+    looks = [look(10 * step, os.getpid(), TRAINER) for step in range(200)]
+    lines, _ = table(looks, 100)
+    assert [line.split(" | ")[0] for line in lines] == [f"| {TRAINER}, MB", f"| {TRAINER}, open files"]
+    assert looks[0].mb > 10 and looks[0].files > 2

@@ -21,7 +21,7 @@ from moe.common.units import note, ready, tell
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 class Stopped(BaseException):
@@ -103,7 +103,7 @@ def exit_code(action: Callable[[], object], out: str | Path, *, resumes: bool = 
         note(f"error: {error}")
         return 2
     except OSError as error:
-        if error.errno not in DISK_FAULTS and not _is_of(error.filename, out):
+        if error.errno not in DISK_ERRNOS and not _is_of(error.filename, out):
             raise
         where = error.filename or out  # a write names no file
         reason = f"{where}: {error.strerror}{_free(where)}"

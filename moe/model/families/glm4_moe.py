@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe.config.balance import WITH_BIAS, WITHOUT_BIAS
 from moe.model.families.family import COMMON_KEYS, COMMON_NAMES, Family, Read, Settings
 from moe.model.flops import dense_width_of
 
@@ -49,7 +50,7 @@ GLM4_MOE = Family(
     has={
         "scoring_func": ("sigmoid",),
         "qk_norm": ("head", False),
-        "balance": ("sign", "quantile", "loss"),
+        "balance": (*WITH_BIAS, *WITHOUT_BIAS),
     },
     keys={
         **COMMON_KEYS,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from moe.config.balance import WITHOUT_BIAS
 from moe.model.families.family import COMMON_KEYS, COMMON_NAMES, Family
 
 SOFTMAX = {
     "scoring_func": ("softmax",),
     "routed_scaling_factor": (1.0,),
-    "balance": ("loss",),  # the others add a bias to the choice
+    "balance": WITHOUT_BIAS,
     "n_shared_experts": (0,),
     "partial_rotary_factor": (1.0,),
 }

@@ -49,8 +49,8 @@ def hindrance_of(model: dict[str, Any]) -> str | None:
     if not all(lacks for _, lacks in lacking):
         return None
     nearest_first = sorted(lacking, key=lambda pair: len(pair[1]))
-    told = "; ".join(f"{name} needs {', '.join(lacks)}" for name, lacks in nearest_first)
-    return f"no architecture of transformers computes this model, so that it cannot be exported: {told}"
+    reasons = "; ".join(f"{name} needs {', '.join(lacks)}" for name, lacks in nearest_first)
+    return f"no architecture of transformers computes this model, so that it cannot be exported: {reasons}"
 
 
 def engine_notes(model: dict[str, Any]) -> list[str]:

@@ -69,35 +69,34 @@ def build_callbacks(
         StepLosses(model, tokens_per_step=steps.tokens_per_step, log=log, skipped=lambda: clipping.in_a_row > 0),
         clipping,
         WeightNorms(model.transformer, log),
-        CheckpointSaver(
-            folder.path,
-            every=steps.every(config.save_interval),
-            keep=config.save_num_checkpoints_to_keep,
-            keep_every=parse_time(config.keep_every) if config.keep_every else None,
-            max_failed=config.max_failed_saves,
-            stop=stop,
-            report=say,
-            event=folder.history.event,
-            remote=folder.remote,
-            url=config.save_folder if "://" in config.save_folder else None,
-            more={f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
-            manifest={
-                "config": dataclasses.asdict(config),
-                "data": inputs.fingerprint,
-                "eos_id": inputs.eos_id,
-                "vocab_size": inputs.vocab_size,
-                "tokenizer": inputs.kept_tokenizer.fingerprint if inputs.kept_tokenizer is not None else None,
-                "versions": versions(),
-                "changes": folder.history.changes,
-                "callbacks": users.sources,
-            },
-        ),
     ]
-    *ours, saver = callbacks
+    saver = CheckpointSaver(
+        folder.path,
+        every=steps.every(config.save_interval),
+        keep=config.save_num_checkpoints_to_keep,
+        keep_every=parse_time(config.keep_every) if config.keep_every else None,
+        max_failed=config.max_failed_saves,
+        stop=stop,
+        report=say,
+        event=folder.history.event,
+        remote=folder.remote,
+        url=config.save_folder if "://" in config.save_folder else None,
+        more={f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()},
+        manifest={
+            "config": dataclasses.asdict(config),
+            "data": inputs.fingerprint,
+            "eos_id": inputs.eos_id,
+            "vocab_size": inputs.vocab_size,
+            "tokenizer": inputs.kept_tokenizer.fingerprint if inputs.kept_tokenizer is not None else None,
+            "versions": versions(),
+            "changes": folder.history.changes,
+            "callbacks": users.sources,
+        },
+    )
     if config.eval_data is not None and config.sample_prompts:
-        ours.append(Samples(model.transformer, inputs.tokenizer, list(config.sample_prompts)))
+        callbacks.append(Samples(model.transformer, inputs.tokenizer, list(config.sample_prompts)))
     order = [FixedOrder()] if config.deterministic and torch.cuda.is_available() else []
-    return [*ours, *([users] if users.classes else []), saver, *order]  # after who may end the step there
+    return [*callbacks, *([users] if users.classes else []), saver, *order]  # after who may end the step there
 
 
 def build_scores(

@@ -113,9 +113,9 @@ class StepLosses(Callback):
             "experts/dead": LayerMetric(interval["dead"], sum),
             "experts/idle_steps": LayerMetric(interval["idle_steps"], max),
         }
-        whole = [total.nll / total.targets, total.z / total.targets]
+        means = [total.nll / total.targets, total.z / total.targets]
         counted = [self.spikes.state["spikes"][0].double(), self.spikes.state["seen"][0].double()]
-        columns = [torch.stack([*whole, *counted]), *(metric.value_L.double() for metric in layers.values())]
+        columns = [torch.stack([*means, *counted]), *(metric.value_L.double() for metric in layers.values())]
         values = torch.cat([*columns, interval["load"].flatten()]).tolist()
         loss, z_loss, spikes, seen = values[:4]
         metrics: dict[str, Any] = {

@@ -79,7 +79,7 @@ class Progress(Callback):
     def _watch(self) -> None:
         """Counts its own looks, not time: who is suspended, and the run with it, has not looked."""
         pause = min(5.0, self.stall_timeout / 4)
-        moved, told = MOVED.bytes, None
+        moved, last_count = MOVED.bytes, None
         while not self._over.wait(pause):
             self._looks += 1
             if MOVED.bytes != moved:
@@ -87,12 +87,12 @@ class Progress(Callback):
                 if self.writes is not None:
                     self.writes.tell()
             if self._looks * pause <= self.stall_timeout / 2:
-                told = None
-            elif self.writes is not None:  # what the others have told in the second half of the time
+                last_count = None
+            elif self.writes is not None:  # what the others have reported in the second half of the time
                 count = self.writes.count()
-                if told not in (None, count):
+                if last_count not in (None, count):
                     self._looks = 0
-                told = count
+                last_count = count
             if self._looks * pause > self.stall_timeout:
                 return self._end()
 

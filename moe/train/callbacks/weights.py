@@ -12,6 +12,7 @@ steps that are logged, on all ranks; of sharded weights in one collective; with 
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from composer import Callback, Logger, State
@@ -29,7 +30,11 @@ def kind_of(name: str, parameter: Tensor) -> str:
         return "router" if ".router." in name else "experts"
     if ".mlp." in name:
         return "dense"
-    return "attention" if ".attn." in name else "embeddings"
+    if ".attn." in name:
+        return "attention"
+    if not re.search(r"(^|\.)(embed|lm_head)\.", name):
+        raise ValueError(f"{name}: what this parameter belongs to is not known here; add it")
+    return "embeddings"
 
 
 class WeightNorms(Callback):

@@ -206,10 +206,10 @@ class RunFolder:
         if not folders and self.remote is not None:  # of machines without a common folder nothing stays on them
             with contextlib.suppress(RemoteError):
                 if steps := self.remote.steps():
-                    return f"saved is step {steps[-1]:,} in {self.remote.store.url}"
+                    return f"step {steps[-1]:,} is saved in {self.remote.store.url}"
         if not folders:
             return f"nothing is saved in {self.path} yet"
-        return f"saved is step {int(folders[-1].name.removeprefix('step-')):,} in {self.path}"
+        return f"step {int(folders[-1].name.removeprefix('step-')):,} is saved in {self.path}"
 
     def end(self, state: str, report: Callable[[str], None], reason: str | None = None) -> None:
         """The last note of this start; goes to the remote too, with the last rows of the logs."""

@@ -226,7 +226,7 @@ def _error(members: list[Member]) -> str | None:
 def _taken(me: Member, other: Member) -> str:
     return (
         f"rank {me.rank} is taken: {me.host} and {other.host} were both started with it; give each machine a number of "
-        "its own (--node_rank)"
+        "its own (--node-rank; of composer --node_rank)"
     )
 
 

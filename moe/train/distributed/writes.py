@@ -21,7 +21,7 @@ class Writes:
 
     def __init__(self, store: Any):
         self.store = store
-        self.told = 0
+        self.count_of_all = 0
         self._calls: dict[str, threading.Thread] = {}
 
     def tell(self) -> None:
@@ -29,13 +29,13 @@ class Writes:
         self._call("tell", lambda: self.store.add(KEY, 1))
 
     def count(self) -> int:
-        """How often a rank has told; as last known where no answer comes."""
+        """How many times any rank has reported; as last known where no answer comes."""
 
         def ask() -> None:
-            self.told = self.store.add(KEY, 0)
+            self.count_of_all = self.store.add(KEY, 0)
 
         self._call("ask", ask).join(ASK_S)
-        return self.told
+        return self.count_of_all
 
     def _call(self, name: str, call: Callable[[], object]) -> threading.Thread:
         def quietly() -> None:

@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any, ClassVar
 
 from moe.common.units import clock, short
+from moe.config.balance import WITH_RATE
 
 QUIET = 20
 Row = Mapping[str, Any]  # a row of metrics, and what the callback adds to it
@@ -44,27 +45,39 @@ class LossNotFalling(Detector):
 
     A loss that follows a power law falls by the same share of what can be learned in every doubling of the tokens; over
     a fixed number of tokens the fall would be lost in noise late in a run. Medians are over ROWS rows, later over SHARE
-    of all.
+    of all. A long run keeps means of 2, 4, 8, ... rows, never more than MOST: memory, checkpoints and the time of a row
+    do not grow with the run.
     """
 
     name = "loss_not_falling"
     cause = "the learning rate is too high, or the model has learned what this data holds"
     fix = "halve optimizer.lr, or lengthen scheduler.t_warmup; after a jump go back with resume_from=step:N"
-    ROWS, SHARE = 10, 0.05
+    ROWS, SHARE, MOST = 10, 0.05, 2000
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.each = 1  # rows that one of them is the mean of
+        self.begun: list[float] = []  # rows of the next one
+
+    def keep(self, loss: float) -> None:
+        self.begun.append(loss)
+        if len(self.begun) == self.each:
+            self.losses.append(fmean(self.begun))
+            self.begun = []
+        while len(self.losses) >= self.MOST:
+            pairs = zip(self.losses[::2], self.losses[1::2], strict=False)  # the last of an odd number is dropped
+            self.losses, self.each = [fmean(pair) for pair in pairs], 2 * self.each
 
     def seen(self, row: Row) -> str | None:
         if math.isfinite(row.get("train/loss", math.nan)):
-            self.losses.append(row["train/loss"])
+            self.keep(row["train/loss"])
         half, window = len(self.losses) // 2, max(self.ROWS, round(self.SHARE * len(self.losses)))
         if half < window:
             return None
         before, now = median(self.losses[half - window : half]), median(self.losses[-window:])
         if now < before:
             return None
-        tokens = short((len(self.losses) - half) * row["tokens_per_row"])
+        tokens = short((len(self.losses) - half) * self.each * row["tokens_per_row"])
         return f"the loss has not fallen over the last {tokens} tokens: {now:.4f}, after {before:.4f} (medians)"
 
 
@@ -146,7 +159,7 @@ class DeadExpert(Detector):
     name = "dead_expert"
     cause = "the router has settled on other experts"
     fix = (
-        "raise model.balance_loss (with balance sign model.balance_rate), or lower optimizer.lr; best from a "
+        f"raise model.balance_loss (with balance {WITH_RATE} model.balance_rate), or lower optimizer.lr; best from a "
         "checkpoint before it: resume_from=step:N"
     )
     STEPS = 200
@@ -201,7 +214,10 @@ class Throughput(Detector):
 class DiskSpace(Detector):
     name = "disk_space"
     cause = "checkpoints or other files have filled the disk"
-    fix = "free some space, or lower save_num_checkpoints_to_keep; a checkpoint that cannot be written stops no step"
+    fix = (
+        "free some space, or lower save_num_checkpoints_to_keep; training continues until max_failed_saves saves in "
+        "a row have failed"
+    )
 
     def seen(self, row: Row) -> str | None:
         free, needed = row.get("disk_free", math.inf), row["checkpoint_bytes"]
@@ -251,10 +267,13 @@ class Detectors:
         return started
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {"losses": [*self.falling.losses], "lowest": self.rising.lowest}
-        return {**kept, "skipped": self.non_finite.skipped}
+        falling = self.falling
+        kept = {"losses": [*falling.losses], "each": falling.each, "begun": [*falling.begun]}
+        return {**kept, "lowest": self.rising.lowest, "skipped": self.non_finite.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.falling.each = state.get("each", 1)  # states of 0.2.0 and before have all rows
         self.falling.losses.extend(state["losses"])
+        self.falling.begun = list(state.get("begun", []))
         self.rising.lowest = state["lowest"]
         self.non_finite.skipped = state["skipped"]

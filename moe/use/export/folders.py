@@ -24,7 +24,7 @@ from moe.common.locks import Busy, sign, take_lock
 from moe.common.ownership import begin, finish, refuse_unless_own, remove_own, replaceable_place
 from moe.common.units import say
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -119,7 +119,7 @@ def disk_error(error: BaseException | None) -> str | None:
         number = error.errno if isinstance(error, OSError) else None
         if found := re.search(r"\(os error (\d+)\)", str(error)):
             number = int(found[1])
-        if number in DISK_FAULTS:
+        if number in DISK_ERRNOS:
             name = error.filename if isinstance(error, OSError) else None
             return os.strerror(number) + (f": {name}" if name else "")
         error = error.__cause__ or error.__context__

@@ -97,14 +97,14 @@ def from_config(config: dict[str, Any], source: str) -> tuple[Settings, Family]:
         found = config.get(key, default)
         if (type(found) is not type(wanted) or found != wanted) and (found is not None or wanted):
             errors.append(f"{key} ({found}): must be {wanted}")  # null stands for false
-    more, told = family.from_keys(config)
-    errors += told
+    more, wrong = family.from_keys(config)
+    errors += wrong
     values = {ours: (theirs, config.get(theirs, default)) for ours, (theirs, default) in family.keys.items()}
     read = {theirs for theirs, _ in values.values()} | family.written.keys()
     errors += [f"{key} ({config[key]}): is not supported" for key in FOREIGN if key not in read and config.get(key)]
     values |= more
-    rope, told = _rope(config)
-    errors += told
+    rope, wrong = _rope(config)
+    errors += wrong
     if "partial_rotary_factor" not in more:
         share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
         errors += [f"partial_rotary_factor ({share}): must be 1.0"] * (share != 1.0)

@@ -1,9 +1,12 @@
 """Statistics of the routers as one thing, and the rules that act on them."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from moe.config.balance import BALANCE_RULES, BalanceName
 from moe.model.balance import RULES, Balance, BalanceLoss, with_present_names
 from moe.model.router import Router, RouterStats
 from tests.ranks import on_ranks
@@ -76,14 +79,15 @@ def test_a_rule_that_says_nothing_does_nothing():
 class Choice:
     """Routers that choose by given scores, and steps of a rule on them."""
 
-    def __init__(self, rule, scores_LTE: torch.Tensor, top_k: int) -> None:
-        self.rule = rule
+    def __init__(self, name: str, scores_LTE: torch.Tensor, top_k: int, rate: float | None = None) -> None:
+        self.rule = rule_of(name, rate)
+        bins = BALANCE_RULES[name].bins
         n_layers, _, n_experts = scores_LTE.shape
         self.inputs = scores_LTE.logit()
         self.routers = []
         for _ in range(n_layers):
             router = Router(
-                d_model=n_experts, n_experts=n_experts, top_k=top_k, scoring_func="sigmoid", bias=True, bins=rule.bins
+                d_model=n_experts, n_experts=n_experts, top_k=top_k, scoring_func="sigmoid", bias=True, bins=bins
             )
             router.weight.data.copy_(torch.eye(n_experts))
             self.routers.append(router)
@@ -120,7 +124,7 @@ def rule_of(name: str, rate: float | None = None):
 
 
 def test_sign_moves_each_bias_by_its_rate_towards_the_fair_share_and_keeps_their_mean_at_zero():
-    choice = Choice(rule_of("sign", 0.01), uneven(), 2)
+    choice = Choice("sign", uneven(), 2, rate=0.01)
     load_LE = choice.load_LE
     choice.step()
     moved_LE = 0.01 * (1 - load_LE).sign()
@@ -132,7 +136,7 @@ def test_sign_moves_each_bias_by_its_rate_towards_the_fair_share_and_keeps_their
 
 
 def test_quantile_brings_a_fixed_batch_to_its_fair_shares_in_a_few_steps():
-    choice = Choice(rule_of("quantile"), uneven(), 2)
+    choice = Choice("quantile", uneven(), 2)
     assert choice.load_LE.max() > 3
     for _ in range(8):
         choice.step()
@@ -141,7 +145,7 @@ def test_quantile_brings_a_fixed_batch_to_its_fair_shares_in_a_few_steps():
 
 
 def test_quantile_is_that_of_the_tokens_themselves_within_a_bin():
-    choice = Choice(rule_of("quantile"), uneven(), 2)
+    choice = Choice("quantile", uneven(), 2)
     for router in choice.routers:
         router.bias_E.copy_(torch.linspace(-0.2, 0.2, 8))
     biased_LTE = choice.inputs.sigmoid() + choice.bias_LE[:, None]
@@ -155,7 +159,7 @@ def test_quantile_is_that_of_the_tokens_themselves_within_a_bin():
 
 @pytest.mark.parametrize("name", ["sign", "quantile"])
 def test_microbatches_change_no_bit_of_a_bias(name):
-    whole, parts = (Choice(rule_of(name, 0.01), uneven(), 3) for _ in range(2))
+    whole, parts = (Choice(name, uneven(), 3, rate=0.01) for _ in range(2))
     for _ in range(3):
         whole.step()
         parts.step(slice(0, 100), slice(100, 101), slice(101, 600))
@@ -164,7 +168,7 @@ def test_microbatches_change_no_bit_of_a_bias(name):
 
 def half_of_a_batch(rank):
     for name in ("sign", "quantile"):
-        choice, alone = (Choice(rule_of(name, 0.01), uneven(), 3) for _ in range(2))
+        choice, alone = (Choice(name, uneven(), 3, rate=0.01) for _ in range(2))
         for _ in range(3):
             choice.step(slice(400 * rank, 400 + 200 * rank))
             total = alone.statistics()
@@ -198,6 +202,10 @@ def test_recomputation_and_compiled_blocks_with_every_option_choose_and_count_th
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_each_rule_has_its_class_its_row_and_its_name():
+    assert set(RULES) == set(BALANCE_RULES) == set(get_args(BalanceName))
 
 
 def test_a_state_of_version_0_1_has_the_names_of_now():

@@ -142,12 +142,14 @@ def test_what_fsdp2_gathers_is_in_fp32_and_cast_beside_it():
 
 
 def test_the_histogram_of_quantile_is_in_the_activations():
-    from moe.model.balance import RULES
+    from moe.config.balance import BALANCE_RULES
 
     for first in (0, 1):
         settings = {"first_k_dense_replace": first, "seq_len": SEQ_LEN, "microbatch": 1, "gpu": True, "bf16": True}
-        plain, quantile = (activations.activation_bytes(Step(**SHAPE, **settings, quantile=on)) for on in (False, True))
-        bins = (4 - first) * 8 * RULES["quantile"].bins
+        plain, quantile = (
+            activations.activation_bytes(Step(**SHAPE, **settings, bins=1000 * on)) for on in (False, True)
+        )
+        bins = (4 - first) * 8 * BALANCE_RULES["quantile"].bins
         assert quantile - plain == 3 * bins * 8, "layers of experts, 8 experts, 8 bytes"
 
 

@@ -86,3 +86,8 @@ def measure(ranks: int, replicas: int) -> None:
 def test_all_norms_of_a_step_travel_at_once_with_the_same_bits(ranks: int, replicas: int) -> None:
     """They were a collective for each tensor: 50 of the 78 of a step, of a model with 3 layers."""
     on_ranks(ranks, lambda rank: measure(ranks, replicas))
+
+
+def test_a_parameter_that_belongs_nowhere_is_named():
+    with pytest.raises(ValueError, match=r"blocks\.0\.memory\.weight"):
+        kind_of("blocks.0.memory.weight", torch.zeros(2, 2))

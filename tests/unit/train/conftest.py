@@ -1,11 +1,5 @@
-"""What runs in this process share.
+"""What runs in this process share."""
 
-A run keeps its shared memory until the process ends, and each new dataset opens all of it: it is released here.
-"""
-
-import atexit
-import contextlib
-import gc
 import json
 import shutil
 import sys
@@ -45,19 +39,6 @@ def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _leave_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopSignal, "install", lambda self: None)
-
-
-@pytest.fixture(autouse=True)
-def _release_shared_memory() -> Iterator[None]:
-    yield
-    from streaming.base.shared.memory import SharedMemory
-
-    gc.collect()
-    for memory in [found for found in gc.get_objects() if type(found) is SharedMemory]:
-        atexit.unregister(memory.cleanup)
-        with contextlib.suppress(BufferError):  # an array still looks into it
-            memory.cleanup()
-            memory.created_shms.clear()  # or a second cleanup would unlink what another process has under that name
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_a_folder_that_holds_no_run_keeps_what_a_user_has_in_it(tmp_path: Path, 
 def test_a_pipe_where_a_file_of_the_run_belongs_is_not_waited_for(tmp_path: Path, name: str) -> None:
     from moe.common.errors import InputError
     from moe.train.checkpointing.run_folder import open_run_folder
-    from moe.train.inputs import _went_by
+    from moe.train.inputs import _was_started_with
 
     settings = {"run_name": "a", "autoresume": True, "resume_from": None, "report": print}
     folder = open_run_folder(str(tmp_path), **settings)
@@ -208,4 +208,4 @@ def test_a_pipe_where_a_file_of_the_run_belongs_is_not_waited_for(tmp_path: Path
     with in_time(), pytest.raises(InputError, match=f"no regular file .*{name}"):
         open_run_folder(str(tmp_path), **settings)
     with in_time():
-        assert not _went_by(tmp_path, "x")
+        assert not _was_started_with(tmp_path, "x")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moe.train.health.detectors import QUIET, Detectors, GradientNorm
+from moe.train.health.detectors import QUIET, Detectors, GradientNorm, LossNotFalling
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
@@ -115,3 +115,22 @@ def test_every_alarm_says_what_it_sees_the_likely_cause_and_the_mend() -> None:
     assert "for 250 steps, in layer 00, layer 03" in dead
     (clock,) = [alarm.message for alarm in alarms if alarm.name == "time_limit"]
     assert "over in 5m00s, at about step 660 of 10,000" in clock
+
+
+def test_a_long_run_keeps_no_more_losses_than_a_short_one_and_resumes_between_two() -> None:
+    """Falling by a power law to step 30,000, then level: the alarm comes where the fall is lost in the half before."""
+    whole, resumed = Detectors(), Detectors()
+    resumed.load_state_dict({"losses": [9.0] * 5_001, "lowest": 2.0, "skipped": 0})  # of a version that kept all rows
+    resumed.check(row(1))
+    assert len(resumed.falling.losses) < LossNotFalling.MOST and resumed.falling.each == 4
+    spoken = []
+    for step in range(1, 70_001):
+        loss = 10.0 * min(step, 30_000) ** -0.3
+        if whole.falling.seen({"train/loss": loss, "tokens_per_row": 1}) and not spoken:
+            spoken.append(step)
+        if step == 44_444:
+            assert whole.falling.begun, "in the middle of one"
+            resumed = Detectors()
+            resumed.load_state_dict(whole.state_dict())
+            whole = resumed
+    assert len(whole.falling.losses) < LossNotFalling.MOST and 58_000 < spoken[0] < 66_000
