@@ -6,7 +6,8 @@ For each sequence length, and for a small dataset beside it: seconds from the co
 with two loader workers, the largest process of the run (RssAnon and page tables), the most mapped pages of files that a
 process held (page cache, shards among them, not counted there), and /dev/shm. Then, with the loader alone: the first
 batch at 99% of an epoch, and a mixture of five streams over ten epochs, some batches of each, and a cold cache whose
-remote is the large data.
+remote is the large data: a folder, then a bucket on loopback (sparse_bucket.py), by the loader alone and by a run,
+which also lists it in pages. `--only-bucket` measures the last two.
 `--tree FOLDER` measures the code of another checkout. `--write` puts the table into docs/performance.md.
 """
 
@@ -17,11 +18,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +34,7 @@ import xxhash
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.sparse_bucket import BUCKET, SparseBucket  # noqa: E402
 from moe.data.meta import read_meta  # noqa: E402
 from moe.data.write.shards import ShardFormat  # noqa: E402
 from tests.tiny import tiny_config, write_config, write_text, write_tokenizer  # noqa: E402
@@ -194,13 +198,37 @@ def measured(command: list[str], tree: Path, mark: str, where: Path) -> Found:
     return first, watch.largest, watch.cached, watch.shared
 
 
-def train(data: Path, folder: Path, seq_len: int, tree: Path, name: str) -> Found:
+def train(data: Path, folder: Path, seq_len: int, tree: Path, name: str, remote: str | None = None) -> Found:
     config = tiny_config(folder, max_seq_len=seq_len, global_train_batch_size=BATCH, max_duration=f"{STEPS}ba")
     config["model"]["document_mask"] = False  # the large data is nothing but EOS
-    config |= {"num_workers": 2, "train_data": {"local": str(data)}, "eval_data": None, "save_interval": "100ba"}
+    config |= {
+        "num_workers": 2,
+        "train_data": {"local": str(data), "remote": remote},
+        "eval_data": None,
+        "save_interval": "100ba",
+    }
     config |= {"save_folder": str(folder / f"run-{name}"), "scheduler": {"name": "constant_with_warmup"}}
     path = write_config(folder / f"{name}.yaml", config)
     return measured([sys.executable, "-m", "moe.cli.main", "train", str(path)], tree, "step 1/", folder)
+
+
+def from_bucket(folder: Path, seq_len: int, tree: Path) -> Iterator[tuple[str, Found]]:
+    """A loader's and a run's first batch, whose cache is empty and whose remote is the large data in a bucket."""
+    bucket = SparseBucket(folder)
+    os.environ.update(bucket.environment())
+    remote = f"s3://{BUCKET}"
+    for what in ("loader", "moe train, first step"):
+        cache = folder / f"cold-{what[:3]}"
+        bucket.requests.clear()
+        if what == "loader":
+            found = load([["", str(cache), f"{remote}/large", {}]], folder, seq_len, tree, 0.0, 1)
+        else:
+            found = train(cache, folder, seq_len, tree, "bucket", remote=f"{remote}/large")
+        asked = bucket.requests
+        shards, pages = (sum(count for name, count in asked.items() if part in name) for part in (".mds", "list "))
+        shutil.rmtree(cache)
+        yield f"{what}, cold bucket ({shards} shards fetched, {pages} pages listed)", found
+    bucket.close()
 
 
 def load(folders: list, folder: Path, seq_len: int, tree: Path, share: float, epochs: int) -> Found:
@@ -213,6 +241,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=1e12)
     parser.add_argument("--seq-lens", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout whose code is measured")
+    parser.add_argument("--only-bucket", action="store_true", help="of large data only what is read from a bucket")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     lines = [
@@ -231,15 +260,20 @@ def main() -> None:
             folder = Path(root)
             small = small_data(folder, seq_len)
             shards = large_data(small, folder / "large", int(args.tokens))
-            five = [large_data(small, folder / f"s{i}", int(args.tokens) // STREAMS) for i in range(STREAMS)]
+            streams = 0 if args.only_bucket else STREAMS
+            five = [large_data(small, folder / f"s{i}", int(args.tokens) // STREAMS) for i in range(streams)]
             print(f"S={seq_len}: {shards:,} shards, {int(args.tokens) // seq_len:,} samples", flush=True)
             name = f"{args.tokens / 1e9:,.0f}B tokens, S = {seq_len:,}, {shards:,} shards"
-            base = train(small, folder, seq_len, args.tree, "small")
-            little = f"{read_meta(small).tokens['train'] / 1e6:.1f}M tokens, S = {seq_len:,}"
-            add(little, "moe train, first step", base, base)
-            add(name, "moe train, first step", train(folder / "large", folder, seq_len, args.tree, "large"), base)
+            run = train(small, folder, seq_len, args.tree, "small")
             base = load([["", str(small), None, {}]], folder, seq_len, args.tree, 0.0, 1)
+            little = f"{read_meta(small).tokens['train'] / 1e6:.1f}M tokens, S = {seq_len:,}"
+            add(little, "moe train, first step", run, run)
             add(little, "loader", base, base)
+            for what, found in from_bucket(folder, seq_len, args.tree):
+                add(name, what, found, base if what.startswith("loader") else run)
+            if args.only_bucket:
+                continue
+            add(name, "moe train, first step", train(folder / "large", folder, seq_len, args.tree, "large"), run)
             large = [["", str(folder / "large"), None, {}]]
             for what, share in (("loader", 0.0), ("loader at 99% of an epoch", 0.99)):
                 add(name, what, load(large, folder, seq_len, args.tree, share, 1), base)

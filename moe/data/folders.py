@@ -2,6 +2,8 @@
 
 - A file is there complete or not at all; so is a folder that `adopt` makes, once its mark is there.
 - Files are made in a scratch folder on this machine and then move in. On the disk that is a rename.
+- What has moved in survives a power cut: it is fsynced before it gets its name, a mark behind all that it speaks of,
+  and the name after that.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from moe.common.durable import make_folder, sync, sync_file, sync_folder, sync_tree
 from moe.common.errors import InputError
+
+SHARD_SCRATCH = "shard"  # what the merge calls its own, which is removed after a kill
 
 
 class Folder(Protocol):
@@ -51,7 +56,9 @@ class Folder(Protocol):
         """Take a scratch folder with all it holds as `name`, where the file `mark` says that it is complete."""
 
     def copy(self, source: Folder, name: str, own_name: str) -> None:
-        """The file `name` of a folder of the same kind, under another name: a hard link, or a copy on the server."""
+        """The file `name` of a folder of the same kind, under another name: a hard link, or a copy on the server. On
+        this machine its name is safe once the next file is `put` here.
+        """
 
     def delete(self, names: list[str] | None = None) -> None:
         """Remove these files, or all of it."""
@@ -95,19 +102,21 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with open(aside, "wb") as file:
                 file.writelines([content] if isinstance(content, bytes) else content)
+                sync(file)
             os.rename(aside, path)
+            sync_folder(path.parent)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
 
     @contextmanager
     def scratch(self, label: str) -> Iterator[Path]:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         aside = Path(tempfile.mkdtemp(prefix=f".{label}.", dir=self.path))
         try:
             yield aside
@@ -115,11 +124,15 @@ class LocalFolder:
             shutil.rmtree(aside, ignore_errors=True)
 
     def put(self, path: Path, name: str) -> None:
+        sync_file(path)
         os.rename(path, self.path / name)
+        sync_folder(self.path)
 
     def adopt(self, made: Path, name: str, mark: str) -> None:
+        sync_tree(made, last=mark)
         try:
             os.rename(made, self.path / name)
+            sync_folder(self.path)
         except OSError as error:  # another process made the same, in the same moment
             if (self.path / name / mark).exists():
                 return
@@ -131,11 +144,14 @@ class LocalFolder:
 
     def copy(self, source: Folder, name: str, own_name: str) -> None:
         assert isinstance(source, LocalFolder)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         try:
             os.link(source.path / name, self.path / own_name)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source.path / name, self.path / own_name)
+        except OSError:  # a file system without hard links; or it is there, and may be torn
+            with self.scratch(SHARD_SCRATCH) as aside:
+                shutil.copyfile(source.path / name, aside / SHARD_SCRATCH)
+                sync_file(aside / SHARD_SCRATCH)
+                os.rename(aside / SHARD_SCRATCH, self.path / own_name)
 
     def delete(self, names: list[str] | None = None) -> None:
         if names is None:

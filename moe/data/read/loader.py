@@ -20,7 +20,6 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader
 
 from moe.common.errors import InputError
-from moe.common.untrusted_names import file_name
 from moe.data.read.batches import Collate, eval_batches, ignore_signals
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
@@ -58,9 +57,9 @@ def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStrea
         validate_hash="xxh64" if spec.remote is not None else None,
     )
     try:
-        shards = stream.get_shards(World.detect(), False)
-        samples = sum(len(shard) for shard in shards)
-        named = [str(part.basename) for shard in shards for pair in shard.file_pairs for part in pair if part]
+        samples = sum(len(shard) for shard in stream.get_shards(World.detect(), False))
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{spec.remote}/{spec.split}/index.json cannot be fetched ({error}); check the remote and the network"
@@ -68,8 +67,6 @@ def open_stream(spec: StreamSpec, *, verified: bool = False) -> tuple[TokenStrea
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{folder}/index.json: not an MDS index ({reason}); restore it or convert again") from None
-    for name in named:
-        file_name(name, f"{spec.remote or spec.local}/{spec.split}/index.json")
     if not samples:
         raise InputError(
             f"{folder} holds no sequences; convert more text, or with a larger --val-fraction where this is val"

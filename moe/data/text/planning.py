@@ -177,11 +177,18 @@ class Planning:
             yield
 
     def keep(self, wanted: np.ndarray) -> None:
-        """Look at no other files than these from now on, and drop the units of others."""
+        """Look at no other files than these from now on, and drop the units and errors of others."""
         self.wanted = wanted
+        self.keep_errors(wanted)
         self.units = [unit for unit in self.units if wanted[unit.file_index]]
         self.weight = sum(unit.weight for unit in self.units)
         self.looked_at_bytes = sum(self.files[i].size for i in range(self.looked_at) if wanted[i])
+
+    def keep_errors(self, wanted: np.ndarray) -> None:
+        """Drop the errors of other files than these."""
+        names = {error.file for error in self.bad}
+        mine = {self.files[i].name for i in np.flatnonzero(wanted)} & names if names else names
+        self.bad = [error for error in self.bad if error.file in mine]
 
     def is_wanted(self, index: int) -> bool:
         return self.wanted is None or bool(self.wanted[index])

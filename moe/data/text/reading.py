@@ -70,7 +70,7 @@ def looked_at(file: SourceFile, text_column: str) -> SourceFile:
     if form != "arrow" and (error := _head_error(file)):
         raise BadFileError(file.name, error)
     if form == "json" and not is_array(file):
-        file = replace(file, kind=file.kind.replace("json", "jsonl"))
+        file = file.of_kind(file.kind.replace("json", "jsonl"))
         form = "jsonl"
     if form in PEEKS:
         PEEKS[form](file, text_column)

@@ -28,6 +28,20 @@ LENGTHS_HELD, ARRAYS_HELD, READERS = 1 << 20, 4096, 8
 Units = Sequence[tuple[UnitStore, Unit]]
 
 
+class Parts(Sequence[tuple[UnitStore, Unit]]):
+    """Units of one store, without a pair for each of them."""
+
+    def __init__(self, store: UnitStore, units: list[Unit]) -> None:
+        self._store, self._units = store, units
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __getitem__(self, place: Any) -> Any:
+        found = self._units[place]
+        return Parts(self._store, found) if isinstance(place, slice) else (self._store, found)
+
+
 class FullShard(NamedTuple):
     """A full shard of a unit: the file `name` in the store, and its entry of the done mark."""
 

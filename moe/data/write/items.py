@@ -31,6 +31,7 @@ from moe.data.write.unit_store import MARK, item_marks
 MANY = 1000  # small files
 ITEM_BYTES, ITEM_FILES = 8 << 20, 512
 LEAST_TURNS = 16  # files or groups for each machine of several, or they share units: one may have many
+Begun = Callable[[Unit], None]
 HUB_FILES = 64  # in the place of ITEM_FILES: each takes a worker a tenth of a second or more
 
 
@@ -90,7 +91,8 @@ def items_of(
 
 def share_of(planning: Planning, groups: np.ndarray, index: int, number: int) -> None:
     """Leave to `planning` the share of one of `number` machines: whole files and groups in turn, known by the listing
-    alone, so that each looks at its own; of few files, all of which are looked at, items in turn.
+    alone, so that each looks at its own; of few files, all of which are looked at, items in turn, and of those that
+    cannot be read the error: each is reported by one machine, and by the merge.
     """
     begins = np.ones(len(groups), bool)  # of a group, or of a file by itself
     begins[1:] = (groups[1:] != groups[:-1]) | (groups[1:] < 0)
@@ -101,19 +103,23 @@ def share_of(planning: Planning, groups: np.ndarray, index: int, number: int) ->
     planning.all()
     items = [item for item in items_of(planning.units, groups) if item is not None]
     planning.units[:] = [unit for item in items[index::number] for unit in item.units]
+    planning.keep_errors(np.arange(len(groups)) % number == index)
 
 
-def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[BadFileError]:
+def convert_item(
+    job: Job, item: Item, folder: Folder, report: Report, begun: Begun = lambda unit: None
+) -> list[BadFileError]:
     """Make the item's units in `folder`, those aside that are done. Returns the errors of files that cannot be read.
+    `begun` is called with each unit before its file is read.
 
     Units behind what the job's own limits need may be left unmade.
     """
     if len(item.units) == 1:
-        return _alone(job, item.units[0], folder, report)
+        return _alone(job, item.units[0], folder, report, begun)
     done = item_marks(folder, item.name)
     if done is not None:  # made in another call, whose errors are not known here
         left = [unit for unit in item.units if unit.name not in done]
-        return [error for unit in left for error in _alone(job, unit, folder, report)]
+        return [error for unit in left for error in _alone(job, unit, folder, report, begun)]
     with folder.scratch(item.name) as aside:
         together = _Together(job)
         errors: list[BadFileError] = []
@@ -123,12 +129,13 @@ def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[B
                 if together.is_enough():
                     break
                 made: list[tuple[int, int, int]] = []
+                begun(unit)
                 try:
                     together.add(unit, files, lambda *more, made=made: made.append(more))
                 except BadFileError as error:
                     errors.append(error)
                 except TooManyTokensError:
-                    errors += _alone(job, unit, folder, report)
+                    errors += _alone(job, unit, folder, report, begun)
                 else:
                     report(*(sum(column) for column in zip(*made, strict=True)))
             together.finish(files)
@@ -140,7 +147,8 @@ def convert_item(job: Job, item: Item, folder: Folder, report: Report) -> list[B
     return errors
 
 
-def _alone(job: Job, unit: Unit, folder: Folder, report: Report) -> list[BadFileError]:
+def _alone(job: Job, unit: Unit, folder: Folder, report: Report, begun: Begun) -> list[BadFileError]:
+    begun(unit)
     try:
         convert_unit(job, unit, folder, report)
     except BadFileError as error:

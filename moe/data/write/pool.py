@@ -4,7 +4,8 @@ each.
 - A worker whose parent dies exits at once (kill -9 leaves no orphan that keeps writing).
 - A worker that dies closes its pipe, whenever that is: one place to see it. (concurrent.futures looks after its
   processes in a thread, which a death while others still start sets against the thread that starts them.)
-- A file that cannot be read is reported, not raised: the others continue.
+- A file that cannot be read is reported, not raised: the others continue. At some damaged files the library that reads
+  them ends the process (pyarrow, SIGABRT): a worker notes which file it is at, so its parent can name it.
 - Items come as they are planned: None among them says that there is none at this moment.
 """
 
@@ -27,10 +28,13 @@ from moe.data.folders import Folder
 from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
+from moe.data.text.files import Unit
 from moe.data.write.items import Item, convert_item
 from moe.data.write.unit import Job
 
 ASK_AGAIN_S = 0.1
+LAST_S = 5.0  # that a dead process may take until it says of what
+CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 def _exit_with_parent() -> None:
@@ -59,19 +63,25 @@ class _InWorker(Exception):
         return f"\n{self.args[0]}"
 
 
-def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: Any) -> None:
-    """A worker: takes items, answers each by (its files' errors, None) or (what it raised, its traceback)."""
+def _work(channel: Connection, work: SharedValue[tuple[Job, Folder]], counter: Any, at: Any) -> None:
+    """A worker: takes items, answers each by (its files' errors, None) or (what it raised, its traceback). `at` holds
+    the number of the file that it reads.
+    """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job, folder = work.get()
     settle_process()
+
+    def begun(unit: Unit) -> None:
+        at.value = unit.file_index
+
     while True:
         try:
             item = channel.recv()
         except EOFError:  # there is nothing left for this one
             return
         try:
-            errors = convert_item(job, item, folder, lambda *made: add(counter, *made))
+            errors = convert_item(job, item, folder, lambda *made: add(counter, *made), begun)
             answer: tuple[list[BadFileError] | Exception, str | None] = errors, None
         except Exception as error:
             answer = error, traceback.format_exc()
@@ -84,31 +94,44 @@ class _Worker:
     def __init__(self, *shared: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self.channel, theirs = context.Pipe()
-        context.Process(target=_work, args=(theirs, *shared)).start()
+        self._at: Any = context.RawValue("q", -1)
+        self._item: Item | None = None
+        self._process = context.Process(target=_work, args=(theirs, *shared, self._at))
+        self._process.start()
         theirs.close()  # open in the worker alone: its death is the end of the channel
 
     def give(self, item: Item) -> None:
+        self._item, self._at.value = item, -1
         try:
             self.channel.send(item)
         except OSError as error:
-            raise _died() from error
+            raise self._died() from error
 
     def take(self) -> list[BadFileError]:
         """Its files' errors; raises what the worker raised."""
         try:
             answer, its_traceback = self.channel.recv()
         except (EOFError, OSError) as error:
-            raise _died() from error
+            raise self._died() from error
         if its_traceback:
             raise answer from _InWorker(its_traceback)
         return answer
 
-
-def _died() -> InputError:
-    return InputError(
-        "a worker process died, most often for lack of memory; what is done is kept: "
-        "run the same command with fewer --workers"
-    )
+    def _died(self) -> InputError:
+        self._process.join(LAST_S)
+        number = -(self._process.exitcode or 0)
+        if number in CRASHES and self._item is not None:
+            names = [unit.file.name for unit in self._item.units if unit.file_index == self._at.value]
+            at = f" while it read {names[0]}" if names else ""
+            return InputError(
+                f"a worker process was ended by {signal.Signals(number).name}{at}, most often by the library that "
+                "reads the file, at damaged bytes: fetch the file again, or remove it (--skip-bad-files cannot pass "
+                "over it), and run the same command again; what is done is kept"
+            )
+        return InputError(
+            "a worker process died, most often for lack of memory; what is done is kept: "
+            "run the same command with fewer --workers"
+        )
 
 
 def _start_workers(number: int, *shared: Any) -> list[_Worker]:

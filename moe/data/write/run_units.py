@@ -13,7 +13,7 @@ from moe.data.text.ahead import Ahead
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
 from moe.data.write import pool
-from moe.data.write.gather import Units
+from moe.data.write.gather import Parts, Units
 from moe.data.write.items import Item, items_of
 from moe.data.write.progress import Progress
 from moe.data.write.unit import Job, convert_unit
@@ -175,12 +175,12 @@ def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) 
     limits = Limits([u for u in units if u.file.name not in left_out], store, job, left_out)
     if not limits.advance() and not limits.exhausted:
         raise RuntimeError("a unit is neither done nor skipped")
-    parts = [(store, unit) for unit in limits.used]
+    parts: Units = Parts(store, limits.used)
     if limits.cut is not None and limits.documents != 0 and limits.tokens != 0:
         cut = replace(job, max_documents=limits.documents, max_tokens=limits.tokens)
         if cut == job:
             return [*parts, (store, limits.cut)]
         aside = UnitStore(store.folder.beside(f"-cut-{limits.documents}-{limits.tokens}"))
         convert_unit(cut, limits.cut, aside.folder, lambda *_: None)
-        parts.append((aside, limits.cut))
+        return [*parts, (aside, limits.cut)]
     return parts

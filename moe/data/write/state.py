@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from moe.common.durable import make_folder, sync_folder
 from moe.common.errors import InputError
 from moe.common.locks import Busy, take_lock
 from moe.common.ownership import entries, remove_files, replaceable_place
@@ -46,7 +47,7 @@ class LocalWorkspace(Work):
         full: bool = False,
     ) -> Iterator[None]:
         """Work in <out>.partial, alone or with other shards."""
-        self._partial.mkdir(parents=True, exist_ok=True)
+        make_folder(self._partial)
         try:
             lock = take_lock(self._partial / ".lock", say, shared=shared)
         except Busy:
@@ -99,6 +100,7 @@ class LocalWorkspace(Work):
             self._check_result()  # once more: the work took long
             os.rename(self._out, old)
         os.rename(self._partial / "merged", self._out)
+        sync_folder(self._out.parent)  # before the units go
         self.discard()
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 import re
 import threading
@@ -21,6 +22,7 @@ from moe.common.typed_json import parse_json
 from moe.data.folders import Folder
 from moe.data.meta import SPLITS
 from moe.data.text.files import Unit, key_of, name_of
+from moe.data.write.done_units import Done, DoneUnits
 
 MARK = "done.json"
 ITEM = re.compile(r"(\d{5,}-\d{13}-[0-9a-f]{16})/done\.json")
@@ -35,17 +37,6 @@ class Mark(TypedDict):
     documents: dict[str, int]
     tokens: dict[str, int]
     limited: bool
-
-
-class Done(NamedTuple):
-    """Of a unit's done mark: both splits together, and whether one of the job's limits ended it. `item`: the folder
-    that it was made in with others; None for a unit by itself.
-    """
-
-    documents: int
-    tokens: int
-    limited: bool
-    item: str | None
 
 
 class Rest(NamedTuple):
@@ -90,7 +81,7 @@ class UnitStore:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._sizes: dict[str, int] | None = None
-        self._done: dict[int, Done] = {}  # by Unit.key: a million names would be 100 MB
+        self._done = DoneUnits()
         self._noted: set[str] = set()  # items
         self._last: tuple[str, dict[str, dict[str, Any]]] = ("", {})
         self._last_arrays: dict[str, tuple[str, np.ndarray]] = {}  # of each name
@@ -143,18 +134,19 @@ class UnitStore:
 
     def done(self, unit: Unit) -> Done | None:
         """What the unit's done mark counts; None while it is not done."""
-        if unit.key not in self._done:
+        if (done := self._done.get(unit.key)) is None:
             sizes = self._list()
             if unit.key not in self._done:
                 if f"{unit.name}/{MARK}" not in sizes:
                     return None
                 self.note(unit)
-        return self._done[unit.key]
+            done = self._done[unit.key]
+        return done
 
     def names(self) -> Iterator[str]:
         """Of all units that are done, in their order."""
-        alone = (key_of(found[1]) for name in self._list() if (found := ALONE.fullmatch(name)))
-        return map(name_of, sorted({*alone, *self._done}))
+        alone = {key_of(found[1]) for name in self._list() if (found := ALONE.fullmatch(name))}
+        return map(name_of, heapq.merge(sorted(key for key in alone if key not in self._done), self._done))
 
     def mark(self, name: str) -> dict[str, Any]:
         """The done mark of a unit that is done."""

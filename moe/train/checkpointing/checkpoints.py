@@ -27,11 +27,11 @@ from typing import Any, BinaryIO, TypedDict
 
 import torch
 
-from moe.common import ownership
+from moe.common import durable, ownership
 from moe.common.paths import refuse_irregular
 from moe.common.typed_json import parse_json
 from moe.common.untrusted_names import OutsideName, path_below
-from moe.train.checkpointing.files import File, SteadyFile, hash_file, hash_rest, sync, sync_folder, write_file
+from moe.train.checkpointing.files import File, SteadyFile, hash_file, hash_rest, write_file
 from moe.train.checkpointing.parts import CheckpointError, Divided, error_in_parts, part_files
 
 STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
@@ -108,13 +108,13 @@ def write_state(aside: Path, state: dict[str, Any], more: Mapping[str, bytes]) -
     """state.pt and the files beside it, fsynced; what the manifest says of them."""
     with open(aside / STATE, "wb") as file:
         torch.save(state, SteadyFile(file))  # type: ignore[arg-type]  # it asks for `write` alone
-        sync(file)
+        durable.sync(file)
     files: dict[str, File] = {STATE: {"bytes": (aside / STATE).stat().st_size, "xxh64": hash_file(aside / STATE)}}
     for name, content in more.items():
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         files[name] = write_file(aside / name, [content])
     for folder in {(aside / name).parent for name in more}:
-        sync_folder(folder)
+        durable.sync_folder(folder)
     return files
 
 
@@ -122,9 +122,9 @@ def write_manifest(aside: Path, step: int, manifest: dict[str, Any], files: Mapp
     """Last of all files: with it the checkpoint is complete."""
     with open(aside / MANIFEST, "w", encoding="utf-8") as file:
         json.dump({**manifest, "step": step, "files": files}, file, indent=1)
-        sync(file)
+        durable.sync(file)
     (aside / ownership.MARK).unlink()
-    sync_folder(aside)
+    durable.sync_folder(aside)
 
 
 def commit(aside: Path, save_folder: Path, step: int, manifest: dict[str, Any], files: Mapping[str, File]) -> Path:
@@ -136,7 +136,7 @@ def commit(aside: Path, save_folder: Path, step: int, manifest: dict[str, Any], 
         set_aside(target) if os.path.lexists(old) else target.rename(old)
     (save_folder / SAVED_MARK).touch()
     aside.rename(target)
-    sync_folder(save_folder)
+    durable.sync_folder(save_folder)
     return target
 
 

@@ -5,13 +5,13 @@ What is written reaches the disk as it comes: behind many GB one fsync would be 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict
 
 import xxhash
 
+from moe.common.durable import sync
 from moe.common.moved import MOVED
 
 PIECE = 1 << 22  # bytes that are read, written and hashed at once
@@ -45,19 +45,6 @@ class SteadyFile:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> File:

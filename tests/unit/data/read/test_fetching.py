@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streaming import Stream
-from streaming.base import stream as stock
 from streaming.base.dataset import _Iterator, _ShardState
 
 from moe.data import StreamSpec
+from moe.data.read import index
 from moe.data.write.shards import ShardFormat
 from tests.unit.data.conftest import SEQ_LEN, numbered_rows
 from tests.unit.data.read.loaders import loader_of, numbers, run_ranks, train_loader
@@ -107,8 +107,8 @@ def test_each_shard_is_fetched_once_in_an_epoch_and_the_order_is_that_of_local_d
 def test_the_index_is_fetched_once_and_read_once_with_any_number_of_workers(
     remote, tmp_path, fetched, workers, monkeypatch
 ):
-    log, load = tmp_path / "read", stock.json.load
-    monkeypatch.setattr(stock.json, "load", lambda file: log.open("a").write("index\n") and load(file))
+    log, parsed = tmp_path / "read", index._parsed
+    monkeypatch.setattr(index, "_parsed", lambda place: log.open("a").write("index\n") and parsed(place))
     numbers(limited(remote, tmp_path / "cache", spare=2, workers=workers))
     assert log.read_text().count("index") == 1
     assert sum(fetched.count("index.json").values()) == 1

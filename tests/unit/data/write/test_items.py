@@ -1,6 +1,7 @@
 """Many small files made together: the bytes are those of files made one by one, whatever happens in between."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from moe.data.text import planning
 from moe.data.text.files import SourceFile, Unit
 from moe.data.write import items, packing
 from moe.data.write.convert import convert
-from tests.unit.data.conftest import folder_bytes, make_texts
+from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
 FILES = 30
 
@@ -116,6 +117,28 @@ def test_shards_of_a_run_share_items_and_are_merged(one_by_one, make_request, tm
         convert(make_request(shard_index=index, num_shards=2))
     convert(make_request(merge_only=True))
     assert folder_bytes(tmp_path / "out") == one_by_one()
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_shard_speaks_of_files_of_its_own_share_alone(make_request, tmp_path, monkeypatch, few):
+    """Each ended with 2 for what another is to report; the merge names all."""
+    monkeypatch.setattr(items, "LEAST_TURNS", 99 if few else 2)
+    for number in range(8):
+        write_parquet(tmp_path / "text" / f"{number}.parquet", make_texts(20, seed=number))
+    (tmp_path / "text" / "2.parquet").write_bytes(b"PAR1 no table PAR1")
+    (tmp_path / "text" / "4.parquet").write_bytes(b"")
+    assert convert(make_request(shard_index=1, num_shards=2)) is None
+    with pytest.raises(InputError, match=r"^2 files cannot be used:\n.*2\.parquet.*\n.*4\.parquet"):
+        convert(make_request(shard_index=0, num_shards=2))
+    with pytest.raises(InputError, match=r"2\.parquet.*\n.*4\.parquet"):
+        convert(make_request(merge_only=True))
+    thirds = []
+    for index in range(3):
+        try:
+            convert(make_request(shard_index=index, num_shards=3, out=tmp_path / "thirds"))
+        except InputError as error:
+            thirds.append([index, *re.findall(r"\d\.parquet", str(error))])
+    assert thirds == [[1, "4.parquet"], [2, "2.parquet"]]
 
 
 def test_items_follow_from_the_listing_alone(monkeypatch):

@@ -11,7 +11,11 @@ from multiprocessing.connection import Connection
 import pytest
 
 from moe.common.errors import InputError
-from moe.data.write import pool
+from moe.data.text.files import SourceFile, Unit
+from moe.data.write import items, packing, pool
+from moe.data.write.convert import convert as convert_all
+from moe.data.write.items import Item
+from tests.unit.data.conftest import make_texts, write_parquet
 
 
 def convert(work, *, units=(1, 2, 3, 4), monkeypatch):
@@ -47,10 +51,21 @@ def idle(channel: Connection, *shared: object) -> None:
     time.sleep(60)
 
 
-def killed_in_the_lock(channel: Connection, work: object, counter: pool.Any) -> None:
+def killed_in_the_lock(channel: Connection, work: object, counter: pool.Any, at: object) -> None:
     channel.recv()
     counter.get_lock().acquire()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def aborted(channel: Connection, work: object, counter: object, at: pool.Any) -> None:
+    """A worker whose library ends the process at the second file of its item."""
+    at.value = channel.recv().units[1].file_index
+    os.abort()
+
+
+def aborted_before(channel: Connection, *shared: object) -> None:
+    channel.recv()
+    os.abort()
 
 
 def heard() -> bool:
@@ -115,3 +130,32 @@ def test_a_worker_killed_while_it_counts_holds_nobody_up(monkeypatch):
         reader.start()
         reader.join(10)
     assert seen == [[3, 2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("work", "said"), [(aborted, "SIGABRT while it read b/5.parquet, most"), (aborted_before, "SIGABRT, most")]
+)
+def test_a_worker_that_a_library_aborts_names_the_file_and_what_to_do(monkeypatch, work, said):
+    """It was told to be a lack of memory, and --workers to be the fix."""
+    units = [Unit(i, SourceFile(f"b/{i}.parquet", "", "parquet", 1, ""), 0, 1, 1) for i in (4, 5, 6)]
+    with pytest.raises(InputError, match=said) as raised:
+        convert(work, units=[Item(tuple(units))], monkeypatch=monkeypatch)
+    assert "fetch the file again" in str(raised.value) and "memory" not in str(raised.value)
+
+
+def test_each_file_is_noted_before_it_is_read(make_request, tmp_path, monkeypatch):
+    """By itself, with others, and one that is too large for that."""
+    monkeypatch.setattr(items, "MANY", 3)
+    monkeypatch.setattr(packing, "WINDOW_TOKENS", 300)
+    for number, texts in enumerate((20, 2, 2, 200)):
+        write_parquet(tmp_path / "text" / f"{number}.parquet", make_texts(texts))
+    read: list[int] = []
+    make = items.make_unit
+    begun: list[int] = []
+    monkeypatch.setattr(
+        items, "make_unit", lambda job, unit, *more: read.append(unit.file_index) or make(job, unit, *more)
+    )
+    run = pool.convert_item
+    monkeypatch.setattr(pool, "convert_item", lambda *given: run(*given, lambda unit: begun.append(unit.file_index)))
+    convert_all(make_request(workers=1))
+    assert read == [0, 1, 2, 3] and sorted(set(begun)) == read and len(begun) > len(read)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,7 @@ from moe.data.text import content
 from moe.data.text.files import SourceFile, Unit, key_of, name_of, packed
 from moe.data.write import workspace
 from moe.data.write.convert import convert
+from moe.data.write.done_units import Done, DoneUnits
 from moe.data.write.streamed_json import Packed, row, streamed
 from tests.unit.data.conftest import make_texts, write_parquet
 
@@ -113,3 +115,28 @@ def test_a_plan_of_fewer_files_is_named_by_the_files_that_are_new(tmp_path, make
     write_parquet(tmp_path / "text" / "c.parquet", make_texts(10, seed=3))
     with pytest.raises(InputError, match=r"started with other files\n  c\.parquet: was not there then"):
         convert(make_request())
+
+
+def test_units_that_are_done_are_known_by_their_keys_in_order():
+    done, plain = DoneUnits(), {}
+    values = [Done(3, 70, False, None), Done(0, 1 << 40, True, None), Done(9, 9, False, "a"), Done(1, 2, True, "b")]
+    for i, key in enumerate([7 << 44, 2 << 44, 2 << 44 | 5, 900_000 << 44, 0, 7 << 44, 2 << 44 | 1]):
+        done[key] = plain[key] = values[i % 4]
+    assert list(done) == sorted(plain) and {key: done[key] for key in done} == plain
+    for missing in (1 << 44, 1 << 60, 2 << 44 | 9):
+        assert missing not in done and done.get(missing) is None
+        with pytest.raises(KeyError):
+            _ = done[missing]
+
+
+def test_a_source_file_holds_what_it_was_given():
+    stat = packed((5, -1, 2**70, 0, 9))
+    for path in ("/data/a/b.json", "elsewhere/c.json", "a/b.json"):
+        for version in (str((1 << 128) - 1), str(1 << 128), "0", "007", "none: Permission denied", "ab12", "\u0663"):
+            file = SourceFile("a/b.json", path, "json", 5, version, packed_stat=stat, listed="etag")
+            again = pickle.loads(pickle.dumps(file))
+            assert again == file and hash(again) == hash(file)
+            for one in (file, again, file.of_kind("jsonl")):
+                assert (one.path, one.version, one.stat) == (path, version, (5, -1, 2**70, 0, 9))
+            assert file.of_kind("jsonl").kind == "jsonl" and file.of_kind("jsonl").listed == "etag"
+            assert file != SourceFile("a/b.json", path, "json", 5, version, packed_stat=stat)
