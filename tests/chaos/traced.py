@@ -27,12 +27,13 @@ def tell(event: str, **what: Any) -> None:
 
 
 def trace() -> None:
+    from moe.common import durable
     from moe.data import TokenDataset
     from moe.train.callbacks.losses import StepLosses
-    from moe.train.checkpointing import checkpoints, files
+    from moe.train.checkpointing import files
     from moe.train.composer_model import MoEModel, TokenLoss
 
-    batch_start, sync, update = StepLosses.batch_start, checkpoints.sync, TokenLoss.update
+    batch_start, sync, update = StepLosses.batch_start, durable.sync, TokenLoss.update
 
     def step(self, state, logger):
         rows = [xxhash.xxh64_hexdigest(row.numpy().tobytes()) for row in state.batch["tokens"]]
@@ -50,7 +51,7 @@ def trace() -> None:
         update(self, *args)
 
     StepLosses.batch_start, TokenLoss.update = step, evaluate
-    checkpoints.sync = files.sync = write
+    durable.sync = files.sync = write
 
     loss, get_item, got = MoEModel.loss, TokenDataset.get_item, []
 

@@ -84,7 +84,7 @@ def test_its_end_is_seen(code: str, expected: int, says: str) -> None:
 
 def test_what_differs_in_a_variable_that_is_read_early_or_in_flags_is_a_new_process(script: Path) -> None:
     command = [sys.executable, str(script)]
-    assert starts._can_fork(command, None)
+    assert starts._can_fork(command, starts.FIRST)
     assert not starts._can_fork(command, {**starts.FIRST, "OMP_NUM_THREADS": "7"})
     assert not starts._can_fork(command, {**starts.FIRST, "PYTHONHASHSEED": "1"})
     assert not starts._can_fork(command, {k: v for k, v in starts.FIRST.items() if k != "PATH"})
@@ -99,7 +99,7 @@ def test_ranks_are_children_of_a_forked_launcher(tmp_path: Path) -> None:
         "sys.exit(int(os.environ['RANK']) * 5)"
     )
     composer = str(Path(sys.executable).with_name("composer"))
-    process = starts.popen([composer, "-n", "2", str(script), "x"], stdout=subprocess.PIPE, text=True)
+    process = starts.popen([composer, "-n", "2", str(script), "x"], stdout=subprocess.PIPE, text=True, env=starts.FIRST)
     assert isinstance(process, starts._Forked)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 5

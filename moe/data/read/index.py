@@ -111,7 +111,9 @@ def _parsed(place: Folder) -> list[Shard]:
     layouts: dict[str, tuple[str, dict[str, Any]]] = {}  # one for all that are alike, with its columns' text
     shards = []
     for entry in index["shards"]:
-        raw, packed = entry["raw_data"], entry.get("zip_data")
+        if "zip_data" not in entry:  # stock's reader asks for it, also where it is null
+            raise InputError(f"{place}/index.json: not an MDS index (zip_data: missing)")
+        raw, packed = entry["raw_data"], entry["zip_data"]
         for file in (raw, packed) if packed else (raw,):
             file_name(file["basename"], f"{place}/index.json")
         rest = {name: value for name, value in entry.items() if name not in APART}

@@ -194,17 +194,22 @@ def read_weights(
         raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(errors)}")
     weights = {name: on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
     for name in wanted:
-        weight = weights[name]
-        for theirs, part in hf_parts(name, weight, family).items():
-            part.copy_(place.rows(theirs, part.shape[0]))
-            if (scale := scale_of(name, family)) != 1:
-                part.mul_(scale)
-            if not is_finite(part):
-                errors.append(theirs)
-        weights[name] = from_disk(scratch / name, weight.shape)  # mapped anew
-        del weight, part
+        errors += _fill(name, weights[name], place, family)
+        weights[name] = from_disk(scratch / name, weights[name].shape)  # mapped anew
     check_finite(errors, source)
     return weights
+
+
+def _fill(name: str, weight: Tensor, place: Place, family: Family) -> list[str]:
+    """The names of parts that are not finite. What it maps is no longer mapped when it returns."""
+    errors = []
+    for theirs, part in hf_parts(name, weight, family).items():
+        part.copy_(place.rows(theirs, part.shape[0]))
+        if (scale := scale_of(name, family)) != 1:
+            part.mul_(scale)
+        if not is_finite(part):
+            errors.append(theirs)
+    return errors
 
 
 def is_finite(weight: Tensor) -> bool:

@@ -60,7 +60,7 @@ def test_one_ctrl_c_counts_once_however_the_handler_and_the_thread_meet(monkeypa
             super().append(number)
 
     if late:
-        stop._early = Notes()
+        stop._handled_by_thread = Notes()
     else:
         handler.start()
     stop.noted(signal.SIGINT)

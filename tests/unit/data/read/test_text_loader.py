@@ -223,7 +223,7 @@ def test_evaluation_over_ranks_holds_each_block_once(plan):
 
 def test_a_hub_dataset_gives_the_batches_of_its_files(plan, text_folder, monkeypatch):
     local, _ = batches(plan().job, 10)
-    hub = Hub({"me/text": text_folder}, errors=lambda path, count: "503" if count == 2 else None)
+    hub = Hub({"me/text": text_folder}, faults=lambda path, count: "503" if count == 2 else None)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setattr("moe.data.hub_client.FIRST_PAUSE_S", 0.01)
     try:
