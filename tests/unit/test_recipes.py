@@ -190,7 +190,10 @@ def test_the_skypilot_recipe_is_valid_by_its_schema() -> None:
     schemas = pytest.importorskip("sky.utils.schemas")
     import jsonschema
 
-    jsonschema.validate(yaml.safe_load((ROOT / "recipes/skypilot.yaml").read_text()), schemas.get_task_schema())
+    task = yaml.safe_load((ROOT / "recipes/skypilot.yaml").read_text())
+    jsonschema.validate(task, schemas.get_task_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**task, "resorces": {}}, schemas.get_task_schema())
 
 
 def test_the_kubernetes_job_resumes_on_75_and_grants_what_a_save_takes() -> None:

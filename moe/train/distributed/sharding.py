@@ -2,7 +2,7 @@
 
 Decisions:
 - `fully_shard` on each block and on the rest, before the optimizer is made and before the Trainer: Composer then finds
-  a sharded model, leaves it as it is, and saves and loads the full state in DDP's format. Its own
+  a sharded model and leaves it as it is. Each rank saves and loads its own rows (state.py). Composer's own
   `parallelism_config={"fsdp2": ...}` shards inside the Trainer, too late for `automatic_microbatch`, and under amp
   gathers all in bf16, norms and router too.
 - With replicas (HSDP) the mesh is replicate x shard: ranks that follow each other, mostly of one machine, share one.
@@ -92,7 +92,9 @@ def shard_transformer(
     fully_shard(model, mesh=mesh)
     if seed is not None:
         model.to_empty(device=mesh.device_type)
-        for buffer in model.buffers():  # biases of routers
+        for name, buffer in model.named_buffers():
+            if not name.endswith("router.bias_E"):
+                raise ValueError(f"{name}: what this buffer starts with is not known here; add it")
             buffer.zero_()
         init_weights(model, n_layers=len(model.blocks), seed=seed)
 

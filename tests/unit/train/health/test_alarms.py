@@ -132,5 +132,6 @@ def test_a_long_run_keeps_no_more_losses_than_a_short_one_and_resumes_between_tw
             assert whole.falling.begun, "in the middle of one"
             resumed = Detectors()
             resumed.load_state_dict(whole.state_dict())
+            assert resumed.state_dict() == whole.state_dict()
             whole = resumed
     assert len(whole.falling.losses) < LossNotFalling.MOST and 58_000 < spoken[0] < 66_000
