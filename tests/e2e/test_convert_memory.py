@@ -23,9 +23,9 @@ from moe.data.write.flags import add_convert_arguments, convert_from
 
 def peak(process):  # ru_maxrss would begin with what the process that started it held
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
         if process != "self" and "spawn_main" not in Path(f"/proc/{process}/cmdline").read_text():
-            return 0  # no worker (yet)
+            return 0  # no worker, or not yet: until it is, the memory is its parent's
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0
     return max((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), default=0)
