@@ -25,7 +25,7 @@ def files_fetched(config: Config, manifest: dict[str, Any]) -> set[str] | None:
     """The files that this machine's ranks read; None where these are all."""
     divided = part_files(manifest)
     shards = WORLD_SIZE // config.parallelism.replicas if config.parallelism.fsdp2 else 0
-    if MACHINES == 1 or divided != [part_name(number) for number in range(shards)]:
+    if MACHINES == 1 or not divided or divided != [part_name(number) for number in range(shards)]:
         return None
     local = WORLD_SIZE // MACHINES
     first = RANK // local * local

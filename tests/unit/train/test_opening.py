@@ -174,3 +174,14 @@ def torch_barrier() -> None:
     import torch.distributed
 
     torch.distributed.barrier()
+
+
+@pytest.mark.parametrize("settings", [[], ["parallelism.fsdp2=true"]], ids=["DDP", "FSDP2"])
+def test_over_machines_all_of_a_checkpoint_that_is_not_divided_is_read(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    """Each resume of DDP over machines ended in a division by the number of its parts, none."""
+    monkeypatch.setattr(shares, "MACHINES", 2)
+    monkeypatch.setattr(shares, "WORLD_SIZE", 2)
+    config = load_config(tiny / "tiny.yaml", settings)
+    assert shares.files_fetched(config, {"files": {"state.pt": {}}}) is None
