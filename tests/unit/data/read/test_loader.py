@@ -265,7 +265,7 @@ def test_a_shard_cut_short_while_it_is_read_is_named_and_kills_no_process(token_
 
 
 def test_a_worker_that_cannot_send_a_batch_ends_and_is_noticed(token_folder, monkeypatch, capfd):
-    """As with too many files open. Python's queue drops such a batch, and the run waited for it for ever."""
+    """H3: as with too many files open. Python's queue drops such a batch, and the run waited for it for ever."""
     monkeypatch.setattr(Collate, "__call__", lambda self, rows: {"tokens": lambda: rows})  # cannot be pickled
     loader = train_loader(token_folder, workers=1)
     loader.timeout = 60

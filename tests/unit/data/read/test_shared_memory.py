@@ -68,7 +68,7 @@ UNREADABLE = [b"Traceback (most recent call last)", b"\x01\0\0", b"\xff\0\0\0" +
 
 @pytest.mark.parametrize("content", UNREADABLE, ids=repr)
 def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, content):
-    """Else all starts on the machine end with Streaming's traceback, until somebody removes it by hand."""
+    """H5: else all starts on the machine end with Streaming's traceback, until somebody removes it by hand."""
     monkeypatch.setattr("moe.data.read.shared_memory.SHM", tmp_path)
     (tmp_path / "999997_locals").write_bytes(content)
     (tmp_path / "999998_locals").write_bytes(_pack_locals(["/data/b"], 999998))
@@ -78,7 +78,7 @@ def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, conten
 
 
 def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
-    """Streaming keeps six files for each that it meets in its search for a number; a limit on open files is a run's."""
+    """H4: Streaming keeps six files for each that it meets in its search for a number; a limit on open files is a run's."""
     others = [start(token_folder) for _ in range(3)]
     try:
         theirs = {path.name for path in SHM.iterdir()}
