@@ -78,7 +78,7 @@ def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, conten
 
 
 def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
-    """H4: Streaming keeps six files for each that it meets in its search for a number; a limit on open files is a run's."""
+    """H4: Streaming keeps six files for each that it meets; a limit on open files is a run's."""
     others = [start(token_folder) for _ in range(3)]
     try:
         theirs = {path.name for path in SHM.iterdir()}
