@@ -30,12 +30,20 @@ def experts_bytes(step: Step) -> int:
     d, c = step.d_model, step.compute
     if step.inductor:
         router = 4 * step.n_experts + step.top_k * (3 * 8 + 4) + 3 * 4
+        router += router_input_bytes(step)
         rows = c * step.top_k * (2 * d + 3 * step.expert_hidden)
     else:
         router = 2 * 4 * step.n_experts + step.top_k * (3 * 8 + 2 * 4) + 8
         hidden = (4 if step.gpu else 2) * step.expert_hidden
         rows = c * step.top_k * ((2 if step.gpu else 1) * d + hidden) + (2 * d if step.bf16 and not step.gpu else 0)
     return step.tokens * (router + rows) + mlp_bytes(step, step.n_shared_experts * step.expert_hidden)
+
+
+def router_input_bytes(step: Step) -> int:
+    """Of a token in a compiled block under bf16: the router's gradient is a product in fp32, whose input is kept in the
+    place of the one in bf16, or beside it where a shared expert's products take that.
+    """
+    return (4 if step.n_shared_experts else 2) * step.d_model if step.inductor and step.bf16 else 0
 
 
 def _eager_bytes(step: Step) -> int:

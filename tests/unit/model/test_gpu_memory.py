@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe.model import Transformer, attention, experts, loss, memory, norm, transformer
-from moe.model.activations import layer_bytes
+from moe.model.activations import layer_bytes, router_input_bytes
 from moe.model.block import Block
 from moe.model.documents import Packed
 from moe.model.memory import Step, phases, step_memory
@@ -182,11 +183,12 @@ def saved_bytes(block, *, microbatch, seq_len, d_model, channels):
     ],
     ids=str,
 )
+@pytest.mark.skipif(not hasattr(functorch_config, "backward_pass_autocast"), reason="this torch has no such setting")
 def test_a_compiled_block_keeps_what_inductors_partitioner_saves(gpu_kernels, changes, dense):
     shape = {**SHAPES["500m"], **changes}
     step = Step(**shape, seq_len=1024, microbatch=2, gpu=True, bf16=True, compiled=True)
     torch._dynamo.reset()
-    with FakeTensorMode():
+    with functorch_config.patch(backward_pass_autocast="off"), FakeTensorMode():  # as compile_blocks has it
         block = Block(
             **{name: shape[name] for name in ("d_model", "n_heads", "n_kv_heads", "n_experts", "top_k")},
             expert_hidden=step.expert_hidden,
@@ -219,7 +221,12 @@ def test_a_compiled_block_keeps_what_inductors_partitioner_saves(gpu_kernels, ch
 def test_the_computed_peak_is_the_one_measured_on_an_h200(name, microbatch, settings, gigabytes):
     """As in benchmarks/results/gpu/{step,memory}.json: 2,048 tokens a sequence, bf16, Muon, gradients accumulated."""
     step = Step(**SHAPES[name], seq_len=2048, microbatch=microbatch, gpu=True, bf16=True, **settings)
-    assert step_memory(step).total + WORKSPACES == pytest.approx(gigabytes * 1e9, rel=0.02)
+    assert step_memory(step).total - not_yet_kept(step) + WORKSPACES == pytest.approx(gigabytes * 1e9, rel=0.02)
+
+
+def not_yet_kept(step: Step) -> int:
+    """The measured runs had the router's gradients of bf16 products in compiled blocks."""
+    return router_input_bytes(step) * step.tokens * step.sparse
 
 
 @pytest.mark.parametrize(
@@ -248,4 +255,4 @@ def test_it_is_the_one_that_was_measured_with_smaller_chunks_of_the_loss_too(
     """
     monkeypatch.setattr(memory, "CHUNK_LOGITS_GPU", 2**26)
     step = Step(**SHAPES[name], seq_len=2048, microbatch=microbatch, gpu=True, bf16=True, **settings)
-    assert step_memory(step).total + WORKSPACES == pytest.approx(gigabytes * 1e9, rel=0.05)
+    assert step_memory(step).total - not_yet_kept(step) + WORKSPACES == pytest.approx(gigabytes * 1e9, rel=0.05)
