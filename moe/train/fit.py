@@ -30,7 +30,8 @@ from moe.train.loaders import build_evaluators, build_train_spec
 from moe.train.lost_processes import interrupted_by_lost_processes
 from moe.train.microbatch import choose_microbatch, microbatch_size
 from moe.train.plan_summary import print_plan
-from moe.train.start import Start, record_start
+from moe.train.recording import record_start
+from moe.train.start import Start
 from moe.train.stop import StopSignal
 
 
