@@ -30,10 +30,10 @@ from moe.optim.muon import Muon  # noqa: E402
 from moe.train.checkpointing.checkpoints import load_state, read_checkpoint  # noqa: E402
 from moe.train.checkpointing.host_memory import HostMemory  # noqa: E402
 from moe.train.checkpointing.parts import Parts  # noqa: E402
+from moe.train.checkpointing.rank_state import load_own, own_state  # noqa: E402
 from moe.train.checkpointing.save_error import explained  # noqa: E402
 from moe.train.checkpointing.together import Save, SharedWriter  # noqa: E402
 from moe.train.distributed.sharding import shard_transformer  # noqa: E402
-from moe.train.distributed.state import load_own, own_state  # noqa: E402
 from tests.ranks import on_ranks  # noqa: E402
 
 MB = 1_000_000

@@ -41,11 +41,11 @@ from moe.train.checkpointing.parts import (
     part_name,
     write_part,
 )
+from moe.train.checkpointing.rank_state import load_own, own_state
 from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.save_error import SaveError, explained
 from moe.train.checkpointing.together import Save, SharedWriter
 from moe.train.distributed.sharding import shard_transformer
-from moe.train.distributed.state import load_own, own_state
 from tests.ranks import _rank, on_ranks
 from tests.tiny import EVERY_OPTION, SHAPE
 
