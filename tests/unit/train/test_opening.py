@@ -165,7 +165,7 @@ def test_from_s3_a_machine_fetches_the_parts_of_its_own_ranks(
         folder, begin, _, _ = on_machine(rank)
         assert begin.step == 2
         if rank == 0:
-            assert folder.found.broken_there == [4]
+            assert folder.found.broken_remote == [4]
 
     on_ranks(4, damaged)
 
