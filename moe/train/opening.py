@@ -55,7 +55,7 @@ def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
 
     def open_here() -> tuple[dict[str, Any], Checkpoint | None, Start, bool]:
         folder, start = _open_checked(config, inputs, opened, broken)
-        return folder.record, folder.checkpoint, start, folder.found is not None and folder.found.fetch
+        return folder.record, folder.checkpoint, start, folder.found is not None and folder.found.only_remote
 
     path = local_folder(config.save_folder, config.run_name)
     try:
