@@ -44,7 +44,7 @@ from moe.train.logs import RunLog, jsonl_writer, tensorboard_writer  # noqa: E40
 from moe.train.stop import StopSignal  # noqa: E402
 
 BATCH, SEQ_LEN, VOCAB = 16, 256, 8192  # as yamls/demo.yaml
-SHAPE = dict(d_model=192, n_layers=4, n_heads=3, n_kv_heads=1, n_experts=8, top_k=2, expert_hidden=256)
+SHAPE: dict[str, Any] = dict(d_model=192, n_layers=4, n_heads=3, n_kv_heads=1, n_experts=8, top_k=2, expert_hidden=256)
 
 
 def unwatched_router(self: Router, x_TD: torch.Tensor) -> Routing:

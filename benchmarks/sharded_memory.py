@@ -17,6 +17,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,7 +55,7 @@ def peak() -> float:
 
 def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    shape = {"vocab_size": 8192, "eos_id": 0, "top_k": 2, **SHAPES[size]}
+    shape: dict[str, Any] = {"vocab_size": 8192, "eos_id": 0, "top_k": 2, **SHAPES[size]}
     dist.barrier()
     peak()
     found = {"imports": peak()}
