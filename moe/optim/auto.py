@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.units import short
 from moe.config import Config
+from moe.config.auto import AUTO
 from moe.config.checks import find_errors
 from moe.config.steps import Steps
 from moe.optim import rule
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,6 @@ class Choice:
         if self.kept and self.value != self.by_rule and None not in (self.value, self.by_rule):
             return f"{text} (kept; the rule gives {_shown(self.by_rule)} now, set it to take it)"
         return f"{text} (kept)" if self.kept else text
-
-
-def number(value: float | Literal["auto"]) -> float:
-    """A setting of a config from `resolve`, where no `auto` is left."""
-    assert not isinstance(value, str)
-    return value
 
 
 def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config, list[Choice]]:

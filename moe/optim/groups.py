@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moe.config import OptimizerConfig
-from moe.optim.auto import number
+from moe.config.auto import number
 from moe.optim.muon import Muon
 
 
