@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from learning_matrix import Results, matrix
+from learning_recipe import recipe_matrix
 from learning_rule import rule_matrix
 from learning_run import SEQ_LEN, VOCAB_SIZE, Run
 
@@ -82,6 +83,7 @@ def stages(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
     """Of all questions: name, and runs as far as they are known."""
     yield from matrix(results)
     yield from rule_matrix(results)
+    yield from recipe_matrix(results)
 
 
 def pending(results: Results) -> tuple[list[Run], int]:

@@ -27,6 +27,7 @@ from learning_matrix import (
     tuned_adamw,
     wide_sweep,
 )
+from learning_recipe_report import recipe_part
 from learning_rule_report import rule_part
 from learning_run import BATCH, SEQ_LEN, Run
 from learning_stats import differences, interval, over_seeds, recipe_rows, token_shares
@@ -247,6 +248,7 @@ def write_report(results: Results, docs: Path) -> None:
 
     parts = {
         "rule": rule_part(results),
+        "stages": recipe_part(results),
         "goals": goal_table(results),
         "rates": rate_table(results),
         "adamw": adamw_table(results),

@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from learning_parts import Balance, init_by_fan_in, muon_flops
 from torch import Tensor
 
 from moe.data.meta import read_meta
 from moe.data.read.verify import read_samples
-from moe.model import LossParts, Transformer
+from moe.model import Transformer
 from moe.model.flops import count_parameters, flops_per_token
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
@@ -42,15 +43,20 @@ MICROBATCH = 2  # sequences, where expert shares are those of a microbatch
 EVALUATIONS = 6
 EVAL_SAMPLES = 160  # of the evaluations on the way, spread evenly over the validation split
 ALPHA_F, CLIP, BALANCE_LOSS, ROUTER_Z_LOSS, Z_LOSS = 0.1, 1.0, 0.01, 0.001, 1e-4  # the yamls' own values
+LINEAR_ALPHA_F = 0.05
+SCHEDULES = {"cosine": ("cosine_with_warmup", ALPHA_F), "linear": ("linear_decay_with_warmup", LINEAR_ALPHA_F)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """share: of STEPS with BATCH sequences. batch: sequences a step. warmup: share of the run. balance: whose expert
     shares weigh the balance loss; `lagged` (the previous step's, ours), `microbatch`, or `running` (mean over the
-    step's microbatches so far). expert_hidden is that of one expert. adamw_ratio: under Muon, the rate of what AdamW
-    updates over Muon's own. router: what updates the router in a run with Muon; `muon` is the trainer's own choice.
-    start: initial weights; another word than `random` names those that the caller of `train` gives.
+    step's microbatches so far); `quantile`: no loss, but sigmoid scores and a bias by the rule of that name.
+    expert_hidden is that of one expert. adamw_ratio: under Muon, the rate of what AdamW updates over Muon's own.
+    router: what updates the router in a run with Muon; `muon` is the trainer's own choice. start: initial weights;
+    another word than `random` names those that the caller of `train` gives. schedule: `cosine` down to ALPHA_F, or
+    `linear` down to LINEAR_ALPHA_F. init: `fixed` is the trainer's own, `fan_in` that of `init_by_fan_in`. n_kv_heads:
+    0 is half of the heads.
     """
 
     optimizer: str
@@ -72,6 +78,10 @@ class Run:
     n_layers: int = 4
     batch: int = BATCH
     start: str = "random"
+    schedule: str = "cosine"
+    init: str = "fixed"
+    n_kv_heads: int = 0
+    n_shared_experts: int = 0
 
     @property
     def name(self) -> str:
@@ -98,11 +108,12 @@ class Run:
             "d_model": self.d_model,
             "n_layers": self.n_layers,
             "n_heads": heads,
-            "n_kv_heads": max(1, heads // 2),
+            "n_kv_heads": self.n_kv_heads or max(1, heads // 2),
             "n_experts": self.n_experts,
             "top_k": self.top_k,
             "expert_hidden": self.expert_hidden,
             "qk_norm": self.qk_norm,
+            "n_shared_experts": self.n_shared_experts,
         }
 
 
@@ -164,43 +175,6 @@ def optimizer_groups(model: Transformer, run: Run) -> list[dict[str, Any]]:
     return groups
 
 
-def muon_flops(optimizer: Muon) -> float:
-    """FLOPs of the products in one step's orthogonalisation: five times Gram matrix, its square, and their product."""
-    total = 0.0
-    for group in optimizer.param_groups:
-        if group["kind"] == "muon":
-            for p in group["params"]:
-                rows, cols = p.shape[-2] // group["split"], p.shape[-1]
-                small, large = sorted((rows, cols))
-                total += p.numel() / (rows * cols) * 5 * (4 * small * small * large + 2 * small**3)
-    return total
-
-
-class Balance:
-    """The expert shares that weigh the mean probabilities in the balance loss."""
-
-    def __init__(self, run: Run) -> None:
-        self.kind = run.balance
-        self.share_LE = torch.full((run.n_layers, run.n_experts), 1 / run.n_experts)
-        self.counts_LE = torch.zeros_like(self.share_LE)
-
-    def loss(self, parts: LossParts) -> Tensor:
-        """Sum over layers and tokens; the caller divides by the batch's tokens."""
-        counts_LE = parts.routers.counts_E
-        self.counts_LE += counts_LE
-        share_LE = self.share_LE
-        if self.kind != "lagged":
-            seen_LE = counts_LE if self.kind == "microbatch" else self.counts_LE
-            share_LE = seen_LE / seen_LE.sum(-1, keepdim=True)
-        return share_LE.shape[1] * (share_LE * parts.routers.score_E).sum()
-
-    def end_step(self) -> Tensor:
-        """The step's counts [L, E]."""
-        counts_LE = self.counts_LE
-        self.share_LE, self.counts_LE = counts_LE / counts_LE.sum(-1, keepdim=True), torch.zeros_like(counts_LE)
-        return counts_LE
-
-
 @torch.no_grad()
 def evaluate(model: Transformer, data: Data, most: int | None = None) -> float:
     """Mean negative log likelihood in nats; with `most`, of so many sequences, spread evenly."""
@@ -214,8 +188,13 @@ def evaluate(model: Transformer, data: Data, most: int | None = None) -> float:
 
 def build(run: Run, data: Data) -> Transformer:
     """The model of a run, with the weights of its seed."""
-    shape = run.shape(data.vocab_size)
-    return Transformer(**shape, eos_id=data.eos_id, document_mask=run.document_mask, z_loss=Z_LOSS, seed=run.seed)
+    settings: dict[str, Any] = {"eos_id": data.eos_id, "document_mask": run.document_mask, "z_loss": Z_LOSS}
+    if run.balance == "quantile":
+        settings |= {"scoring_func": "sigmoid", "balance": "quantile"}
+    model = Transformer(**run.shape(data.vocab_size), **settings, seed=run.seed)
+    if run.init == "fan_in":
+        init_by_fan_in(model)
+    return model
 
 
 def train(run: Run, data: Data, order: np.ndarray | None = None, model: Transformer | None = None) -> dict[str, Any]:
@@ -228,9 +207,10 @@ def train(run: Run, data: Data, order: np.ndarray | None = None, model: Transfor
     shape, made_by = run.shape(data.vocab_size), commit()
     model = build(run, data) if model is None else model
     optimizer = Muon(optimizer_groups(model, run))
+    schedule, alpha_f = SCHEDULES[run.schedule]
     base_rates = [group["lr"] for group in optimizer.param_groups]
     order = data_order(len(data.train), run.steps * run.batch, run.seed) if order is None else order
-    balance = Balance(run)
+    balance = Balance(run.balance, model)
     microbatch = min(run.batch, BATCH if run.balance == "lagged" else MICROBATCH)
     evaluate_at = {round(run.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
     curve: list[list[float]] = []
@@ -248,7 +228,7 @@ def train(run: Run, data: Data, order: np.ndarray | None = None, model: Transfor
         counts_LE = balance.end_step()
         late_counts_LE += counts_LE * (step > run.steps * (1 - 1 / EVALUATIONS))
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        factor = SCHEDULERS["cosine_with_warmup"](step, total=run.steps, warmup=run.warmup * run.steps, alpha_f=ALPHA_F)
+        factor = SCHEDULERS[schedule](step, total=run.steps, warmup=run.warmup * run.steps, alpha_f=alpha_f)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         optimizer.step()

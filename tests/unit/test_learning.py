@@ -31,7 +31,7 @@ from learning_stats import crossing, interval, token_shares
 BEST = {"adamw": 4e-3, "muon": 2e-3}
 PAGE = "".join(
     f"<!-- {name} -->\nold\n<!-- /{name} -->\n"
-    for name in ("rule", "goals", "rates", "adamw", "budgets", "long", "recipe", "missing")
+    for name in ("rule", "stages", "goals", "rates", "adamw", "budgets", "long", "recipe", "missing")
 )
 
 
@@ -48,6 +48,7 @@ def made_up(run: Run) -> dict:
     curve = [[run.tokens * i // 6, loss + 6 - i] for i in range(1, 7)]
     source = {"data": "d", "commit": "abc"}
     sizes = {"parameters": 10, "active": 5, "flops": 100.0, "optimizer_flops": 10.0, "expert_load": [0.5, 1.5]}
+    sizes |= {"cpu_seconds": 1.0}
     return {**dataclasses.asdict(run), **sizes, **source, "tokens": run.tokens, "curve": curve, "final": loss}
 
 

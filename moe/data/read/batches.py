@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import multiprocessing.queues
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -40,11 +42,14 @@ class Collate:
         return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
 
 
-def ignore_signals(worker: int) -> None:
-    """Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the entire process group; the trainer decides, and the workers
+def start_worker(worker: int) -> None:
+    """What a loader's worker does first.
+
+    Ctrl+C, SIGTERM, a hang-up and SIGUSR1 may reach the entire process group; the trainer decides, and the workers
     live until its step is saved. A second SIGTERM ends a worker: the loader itself sends one to a worker that is stuck.
     SIGUSR2 writes the worker's stacks to stderr: the trainer's watchdog sends it. The kernel ends a worker with its
-    trainer: one that hangs would not notice.
+    trainer: one that hangs would not notice. A batch that cannot be sent ends the worker, which the trainer notices:
+    Python's queue would drop it, and the trainer wait for it for ever.
     """
 
     def once(number: int, frame: object) -> None:
@@ -53,9 +58,17 @@ def ignore_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, once)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    """In the thread that sends batches."""
+    fix = "; raise `ulimit -n`" if "Too many open files" in str(error) else ""
+    print(f"error: a loader worker cannot send a batch: {error}{fix}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class EvalRows(Dataset):

@@ -20,7 +20,7 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader
 
 from moe.common.errors import InputError
-from moe.data.read.batches import Collate, eval_batches, ignore_signals
+from moe.data.read.batches import Collate, eval_batches, start_worker
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.shared_prefix import one_prefix, with_a_free_number
@@ -137,7 +137,7 @@ def build_train_loader(
         collate_fn=Collate(seq_len=seq_len, eos_id=eos_id, document_mask=document_mask),
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
         persistent_workers=False,
         multiprocessing_context=multiprocessing_context if num_workers else None,
     )

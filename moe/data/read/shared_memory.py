@@ -2,7 +2,8 @@
 
 StreamingDataset names its segments NNNNNN_<what>; NNNNNN_locals holds the folders it reads. A prefix is removed when
 those are among the given folders and no living process has that segment mapped: another run, on this data or other,
-keeps its own.
+keeps its own. One whose folders cannot be read belongs to no run, and would end every start of this machine with
+Streaming's traceback: it is removed too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS
+from streaming.base.shared.prefix import _unpack_locals
 
 SHM = Path("/dev/shm")
 
@@ -30,11 +32,14 @@ def mapped_segments() -> set[str]:
     return names
 
 
-def folders_of(content: bytes) -> list[str]:
-    """The folders in a NNNNNN_locals segment:
-
-    a length (zero once the dataset is closed), then folders and the prefix.
+def folders_of(content: bytes) -> list[str] | None:
+    """The folders in a NNNNNN_locals segment: a length (zero once the dataset is closed), then folders and the prefix.
+    None where Streaming cannot read it.
     """
+    try:
+        _unpack_locals(content)
+    except (ValueError, IndexError):
+        return None
     return content[4:].rstrip(b"\0").decode("utf-8", "replace").split("\0")[:-1]
 
 
@@ -53,7 +58,7 @@ def clean_stale_shared_memory(folders: list[str]) -> list[str]:
             folders_read = folders_of(path.read_bytes())
         except OSError:
             continue
-        if path.name in living or not folders_read or not set(folders_read) <= ours:
+        if path.name in living or (folders_read is not None and not (folders_read and set(folders_read) <= ours)):
             continue
         locks = [Path(tempfile.gettempdir(), f"{prefix}_{name}") for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
         for leftover in [*SHM.glob(f"{prefix}_*"), *locks]:

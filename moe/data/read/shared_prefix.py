@@ -3,6 +3,9 @@
 Stock lets each rank look for the first free number by itself: where another run of the machine takes it in between,
 the leader fails and the others wait for it, or they find that run's memory ("does not match local leader").
 Here the leader takes a number, tells it to its ranks, and where one leader finds it taken all try again.
+
+In its search Streaming opens the memory of all datasets of the machine and keeps it open to its end, six files for
+each. Here what was only looked at is closed again.
 """
 
 from __future__ import annotations
@@ -62,16 +65,38 @@ def _take(locals_: list[str], remotes: list[str | None], retry: int) -> tuple[in
     return number, memory, None
 
 
+def looking(find: Callable[..., int]) -> Callable[..., int]:
+    """`find` (streaming's _check_and_find_retrying), without what it leaves open."""
+
+    def found(*given: Any, **named: Any) -> int:
+        seen: list[SharedMemory] = []
+
+        def look(name: str, create: bool) -> SharedMemory:
+            seen.append(SharedMemory(name, create, auto_cleanup=False))
+            return seen[-1]
+
+        theirs, stock_prefix.SharedMemory = stock_prefix.SharedMemory, look  # type: ignore[assignment, misc]
+        try:
+            return find(*given, **named)
+        finally:
+            stock_prefix.SharedMemory = theirs  # type: ignore[misc]
+            for memory in seen:
+                memory.shm.close()
+
+    return found
+
+
 @contextmanager
 def one_prefix() -> Iterator[None]:
-    """Within it a dataset of several ranks gets its number so."""
-    theirs = stock.get_shm_prefix
+    """Within it a dataset gets its number so."""
+    theirs, find = stock.get_shm_prefix, stock_prefix._check_and_find_retrying
+    stock_prefix._check_and_find_retrying = looking(find)
     if dist.is_initialized() and dist.get_world_size() > 1:
         stock.get_shm_prefix = agreed_prefix  # type: ignore[assignment]
     try:
         yield
     finally:
-        stock.get_shm_prefix = theirs
+        stock.get_shm_prefix, stock_prefix._check_and_find_retrying = theirs, find
 
 
 def with_a_free_number(make: Callable[[], T]) -> T:

@@ -17,7 +17,7 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from moe.common.errors import DataError, InputError
-from moe.data.read.batches import Collate, eval_batches, ignore_signals
+from moe.data.read.batches import Collate, eval_batches, start_worker
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
 from moe.data.read.text_plan import TextPlan, in_keys
 from moe.data.read.waiting import WaitingLoader
@@ -91,7 +91,7 @@ class TextRows(IterableDataset):
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=start_worker,
             # fastokens' threads, which the check of the encoders has started here, are not in a forked worker
             multiprocessing_context="spawn" if self.num_workers and self.job.encoder == "fastokens" else None,
         )

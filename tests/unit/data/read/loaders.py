@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import resource
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ def close_inherited_files():
     """In a forked process: what the tests before this one have left open. Gives how many are left beyond those that a
     new process has: sockets and pipes.
     """
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # pytest's are closed here
     for number in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
             if number > 2 and os.readlink(f"/proc/self/fd/{number}").startswith("/"):

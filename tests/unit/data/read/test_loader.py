@@ -264,6 +264,16 @@ def test_a_shard_cut_short_while_it_is_read_is_named_and_kills_no_process(token_
         list(batches)
 
 
+def test_a_worker_that_cannot_send_a_batch_ends_and_is_noticed(token_folder, monkeypatch, capfd):
+    """H3: as with too many files open. Python's queue drops such a batch, and the run waited for it for ever."""
+    monkeypatch.setattr(Collate, "__call__", lambda self, rows: {"tokens": lambda: rows})  # cannot be pickled
+    loader = train_loader(token_folder, workers=1)
+    loader.timeout = 60
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        numbers(loader)
+    assert "error: a loader worker cannot send a batch: " in capfd.readouterr().err
+
+
 def test_other_sequence_length_is_refused_with_both_values(token_folder):
     with pytest.raises(InputError, match=r"--seq-len 16, max_seq_len is 32"):
         train_loader(token_folder, seq_len=32)

@@ -37,8 +37,8 @@ def many(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
-    """Room for MOST_OPEN shards and 150 more (Streaming opens six files a dataset of the machine); not for all."""
-    with files_left(MOST_OPEN + 150):
+    """Room for MOST_OPEN shards and 60 more (shared memory, pipes, batches that are sent); not for all."""
+    with files_left(MOST_OPEN + 60):
         yield
 
 

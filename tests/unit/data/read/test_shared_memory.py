@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from streaming.base.shared.prefix import _pack_locals, _unpack_locals
 
 from moe.data import clean_stale_shared_memory
 from moe.data.read.shared_memory import SHM, folders_of
+from tests.unit.data.read.loaders import train_loader
 
 SCRIPT = """
 import sys, time
@@ -57,7 +59,37 @@ def test_only_the_dead_runs_segments_are_removed(token_folder, tmp_path):
 
 
 def test_folders_of_a_closed_dataset_are_still_read():
-    from streaming.base.shared.prefix import _pack_locals
-
     content = _pack_locals(["/data/a/train", "/data/b"], 12)
     assert folders_of(content) == folders_of(b"\0\0\0\0" + content[4:]) == ["/data/a/train", "/data/b"]
+
+
+UNREADABLE = [b"Traceback (most recent call last)", b"\x01\0\0", b"\xff\0\0\0" + b"\xfe" * 80]
+
+
+@pytest.mark.parametrize("content", UNREADABLE, ids=repr)
+def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, content):
+    """H5: else all starts on the machine end with Streaming's traceback, until somebody removes it by hand."""
+    monkeypatch.setattr("moe.data.read.shared_memory.SHM", tmp_path)
+    (tmp_path / "999997_locals").write_bytes(content)
+    (tmp_path / "999998_locals").write_bytes(_pack_locals(["/data/b"], 999998))
+    with pytest.raises(ValueError):
+        _unpack_locals(content)
+    assert clean_stale_shared_memory(["/data/a"]) == ["999997_locals"]
+
+
+def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
+    """H4: Streaming keeps six files for each that it meets; a limit on open files is a run's."""
+    others = [start(token_folder) for _ in range(3)]
+    try:
+        theirs = {path.name for path in SHM.iterdir()}
+        train_loader(token_folder)
+        opened = {os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) for fd in safe_descriptors()}
+        assert not opened & theirs
+    finally:
+        for other in others:
+            end(other)
+        clean_stale_shared_memory([str(token_folder / "train")])
+
+
+def safe_descriptors() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")]
