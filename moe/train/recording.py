@@ -7,9 +7,8 @@ message.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.paths import refuse_irregular
@@ -25,13 +24,13 @@ from moe.train.checkpointing.checkpoints import TOKENIZER
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import RANK, WORLD_SIZE, agreed
 from moe.train.inputs import Inputs
-from moe.train.logs import jsonl_writer, last_step, tensorboard_writer, wandb_writer
+from moe.train.logs import Writer, jsonl_writer, last_step, tensorboard_writer, wandb_writer
 from moe.train.start import Start
 
 
 def record_start(
     config: Config, folder: RunFolder, start: Start, inputs: Inputs, users: UserCallbacks
-) -> tuple[list[Any], Any]:
+) -> tuple[list[Writer], Callable[[int], None]]:
     """The start is recorded, with what it changes in its run. Gives the writers of its rows (on rank 0 alone), and what
     to call with the exit code at the end.
 
@@ -39,7 +38,7 @@ def record_start(
         InputError: on every rank: W&B does not start, the folder is another process's, or cannot be written.
     """
     _expect_changes(config, folder, start, users)
-    opened: list[tuple[list[Any], Any]] = []
+    opened: list[tuple[list[Writer], Callable[[int], None]]] = []
 
     def open_here() -> None:
         try:
@@ -50,14 +49,14 @@ def record_start(
             ) from None
 
     agreed(open_here, here=RANK == 0)
-    return opened[0] if opened else ([], lambda code: None)
+    return opened[0] if opened else ([], _nothing)
 
 
 def _open_logs(
     config: Config, folder: RunFolder, start: Start, inputs: Inputs, users: UserCallbacks
-) -> tuple[list[Any], Any]:
-    finish: Any = lambda code: None  # noqa: E731
-    written = []
+) -> tuple[list[Writer], Callable[[int], None]]:
+    finish: Callable[[int], None] = _nothing
+    written: list[Writer] = []
     if config.loggers.wandb is not None:  # first: it may refuse
         folder.take(say)
         settings = config.loggers.wandb
@@ -95,6 +94,10 @@ def _open_logs(
         finish(1)
         raise
     return writers + written, finish
+
+
+def _nothing(code: int) -> None:
+    pass
 
 
 def _expect_changes(config: Config, folder: RunFolder, start: Start, users: UserCallbacks) -> None:
