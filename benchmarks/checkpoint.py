@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -55,9 +56,10 @@ def main() -> None:
         end_step(self, state, logger)
         times["step"].append(time.perf_counter() - begun[-1])
 
-    StepLosses.batch_start, StepLosses.after_train_batch = begin, end
+    patch.object(StepLosses, "batch_start", begin).start()
+    patch.object(StepLosses, "after_train_batch", end).start()
     save = saver.CheckpointSaver.save
-    saver.CheckpointSaver._write = timed("write", saver.CheckpointSaver._write)
+    patch.object(saver.CheckpointSaver, "_write", timed("write", saver.CheckpointSaver._write)).start()
 
     def blocking(self, state, logger):
         before, start = self.saved_step, time.perf_counter()
@@ -65,7 +67,7 @@ def main() -> None:
         if self.saved_step != before:
             times["blocked"].append(time.perf_counter() - start)
 
-    saver.CheckpointSaver.save = blocking
+    patch.object(saver.CheckpointSaver, "save", blocking).start()
     code = train_command.main(
         [
             str(ROOT / "yamls/demo.yaml"),

@@ -163,7 +163,8 @@ def main() -> None:
     kind, *arguments = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the converters print is no answer
-    run = {"ours": ours, "foundry": foundry}[kind](*arguments)
+    converters: dict[str, Callable[..., Callable[[str, str], dict[str, Any]]]] = {"ours": ours, "foundry": foundry}
+    run = converters[kind](*arguments)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         workers, out = line.split()

@@ -123,7 +123,8 @@ def tuned(results: Results, start: Run | None) -> tuple[list[Run], Run | None]:
     """
     if start is None:
         return [], None
-    best, runs, moved = start, [], True
+    runs: list[Run] = []
+    best, moved = start, True
     while moved:
         moved = False
         least = results.final(best)

@@ -73,4 +73,4 @@ def init_by_fan_in(model: Transformer) -> None:
     """
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and not name.endswith("router.weight"):
-            weight *= INIT_GAIN / math.sqrt(weight.shape[-1]) / STD
+            weight.mul_(INIT_GAIN / math.sqrt(weight.shape[-1]) / STD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,10 +15,11 @@ from learning_matrix import SEEDS, Results, best_muon, comparison, sweep, tuned_
 from learning_run import Run
 from learning_stats import differences, interval, over_seeds, recipe_rows
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 ADAMW, MUON, WIDE_MUON, GREY = "#c4572b", "#1f6f8b", "#7fb3c4", "#6b6b6b"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,
@@ -62,7 +64,10 @@ def draw_curves(axes: Axes, results: Results) -> None:
     axes.set(title="The way there", xlabel="million tokens", ylabel="validation loss, nats a token")
     if adamw is None or muon is None:
         return
-    lines = [(name_of_adamw, ADAMW, 2.2, adamw, ""), ("Muon", MUON, 2.2, muon, "")]
+    lines: list[tuple[str | None, str, float, Run, str]] = [
+        (name_of_adamw, ADAMW, 2.2, adamw, ""),
+        ("Muon", MUON, 2.2, muon, ""),
+    ]
     compared = comparison(results)
     lines += [
         ("Muon on fewer tokens" if i == 0 else None, MUON, 1.2, run, f"{run.share:g}")
@@ -128,11 +133,11 @@ def draw(results: Results, path: Path) -> None:
     rows = recipe_differences(results)
     widths = (1, 1.2, 0.95) if len(rows) > 2 else (1, 1.2)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(widths), figsize=(13.5, 4.7), width_ratios=widths, layout="constrained")
+        layout = ConstrainedLayoutEngine(wspace=0.06)
+        figure, axes = plt.subplots(1, len(widths), figsize=(13.5, 4.7), width_ratios=widths, layout=layout)
         draw_rates(axes[0], results)
         draw_curves(axes[1], results)
         if len(rows) > 2:
             draw_recipe(axes[2], rows)
-        figure.get_layout_engine().set(wspace=0.06)
         figure.savefig(path, dpi=120)
         plt.close(figure)

@@ -6,7 +6,6 @@ A row that was not run says so; a row of one seed has no interval.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,10 +260,10 @@ def write_report(results: Results, docs: Path) -> None:
     path = docs / "learning.md"
     page = path.read_text(encoding="utf-8")
     for name, text in parts.items():
-        page, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page, flags=re.S
-        )
-        assert count == 1, f"{path} has no place for {name}"
+        before, begin, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        assert begin and end, f"{path} has no place for {name}"
+        page = f"{before}{begin}{text}\n{end}{after}"
     path.write_text(page, encoding="utf-8")
     draw(results, docs / "learning.png")
     draw_rule(results, docs / "learning-rule.png")

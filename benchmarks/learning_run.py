@@ -169,7 +169,7 @@ def optimizer_groups(model: Transformer, run: Run) -> list[dict[str, Any]]:
     )
     if run.optimizer == "muon" and run.router == "adamw":
         by_name = {group["name"]: group for group in groups}
-        routers = {id(block.moe.router.weight) for block in model.blocks}
+        routers = {id(moe.router.weight) for moe in model.expert_layers}
         by_name["adamw"]["params"] += [p for p in by_name["muon"]["params"] if id(p) in routers]
         by_name["muon"]["params"] = [p for p in by_name["muon"]["params"] if id(p) not in routers]
     return groups

@@ -44,7 +44,7 @@ from moe.train.logs import RunLog, jsonl_writer, tensorboard_writer  # noqa: E40
 from moe.train.stop import StopSignal  # noqa: E402
 
 BATCH, SEQ_LEN, VOCAB = 16, 256, 8192  # as yamls/demo.yaml
-SHAPE = dict(d_model=192, n_layers=4, n_heads=3, n_kv_heads=1, n_experts=8, top_k=2, expert_hidden=256)
+SHAPE: dict[str, Any] = dict(d_model=192, n_layers=4, n_heads=3, n_kv_heads=1, n_experts=8, top_k=2, expert_hidden=256)
 
 
 def unwatched_router(self: Router, x_TD: torch.Tensor) -> Routing:
@@ -70,7 +70,7 @@ class Bench:
         torch.manual_seed(0)
         self.model = MoEModel(
             Transformer(vocab_size=VOCAB, eos_id=0, **SHAPE),
-            balance=BalanceLoss(n_layers=4, n_experts=8, weight=0.01), router_z_loss=0.001, flops_per_token=1e7,
+            balance=BalanceLoss(n_layers=4, n_experts=8, weight=0.01), router_z_loss=0.001,
         )  # fmt: skip
         self.optimizer = Muon(build_groups(self.model.transformer, name=optimizer, lr=1e-4, weight_decay=0.1))
         every = Every(Time(log_interval, "ba"), BATCH * SEQ_LEN, 100_000)

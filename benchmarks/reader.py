@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from streaming import StreamingDataset
@@ -43,7 +44,7 @@ def write_data(folder: Path, *, samples: int, seq_len: int) -> None:
     layout = ShardFormat(seq_len=seq_len, dtype="uint16")
     (folder / "train").mkdir(parents=True)
     random = np.random.default_rng(0)
-    infos = []
+    infos: list[dict[str, Any]] = []
     with open(folder / "tokens.bin", "wb") as flat:
         for start in range(0, samples, layout.samples_per_shard):
             number = np.arange(start, min(samples, start + layout.samples_per_shard))
@@ -175,11 +176,11 @@ def main() -> None:
     print("\n" + text)
     if args.write:
         page = PAGE.read_text(encoding="utf-8")
-        found = re.subn(
+        changed = re.subn(
             r"(<!-- reader -->\n).*?(<!-- /reader -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.S
         )
-        assert found[1] == 1, f"{PAGE} has no place for the table"
-        PAGE.write_text(found[0], encoding="utf-8")
+        assert changed[1] == 1, f"{PAGE} has no place for the table"
+        PAGE.write_text(changed[0], encoding="utf-8")
 
 
 if __name__ == "__main__":

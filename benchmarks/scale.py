@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -181,7 +182,8 @@ Found = tuple[float, float, float, float]
 def measured(command: list[str], tree: Path, mark: str, where: Path) -> Found:
     """(seconds to the line that holds `mark`, MB of the largest process, MB of mapped files, MB of /dev/shm)."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    watch, start, first, tail = Watch(), time.perf_counter(), 0.0, []
+    watch, start, first = Watch(), time.perf_counter(), 0.0
+    tail: list[str] = []
     watch.start()
     with subprocess.Popen(
         command, env=environment, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -274,7 +276,7 @@ def main() -> None:
             if args.only_bucket:
                 continue
             add(name, "moe train, first step", train(folder / "large", folder, seq_len, args.tree, "large"), run)
-            large = [["", str(folder / "large"), None, {}]]
+            large: list[list[Any]] = [["", str(folder / "large"), None, {}]]
             for what, share in (("loader", 0.0), ("loader at 99% of an epoch", 0.99)):
                 add(name, what, load(large, folder, seq_len, args.tree, share, 1), base)
             cold = [["", str(folder / "cache"), str(folder / "large"), {}]]
@@ -287,9 +289,11 @@ def main() -> None:
     text = "\n".join([f"`python benchmarks/scale.py --write` on {machine}.", "", *lines])
     if args.write:
         page = PAGE.read_text(encoding="utf-8")
-        found = re.subn(r"(<!-- scale -->\n).*?(<!-- /scale -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.S)
-        assert found[1] == 1, f"{PAGE} has no place for the table"
-        PAGE.write_text(found[0], encoding="utf-8")
+        changed = re.subn(
+            r"(<!-- scale -->\n).*?(<!-- /scale -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.S
+        )
+        assert changed[1] == 1, f"{PAGE} has no place for the table"
+        PAGE.write_text(changed[0], encoding="utf-8")
 
 
 if __name__ == "__main__":

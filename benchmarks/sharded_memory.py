@@ -17,6 +17,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,10 +31,10 @@ from moe.optim.muon import Muon  # noqa: E402
 from moe.train.checkpointing.checkpoints import load_state, read_checkpoint  # noqa: E402
 from moe.train.checkpointing.host_memory import HostMemory  # noqa: E402
 from moe.train.checkpointing.parts import Parts  # noqa: E402
+from moe.train.checkpointing.rank_state import load_own, own_state  # noqa: E402
 from moe.train.checkpointing.save_error import explained  # noqa: E402
 from moe.train.checkpointing.together import Save, SharedWriter  # noqa: E402
 from moe.train.distributed.sharding import shard_transformer  # noqa: E402
-from moe.train.distributed.state import load_own, own_state  # noqa: E402
 from tests.ranks import on_ranks  # noqa: E402
 
 MB = 1_000_000
@@ -54,7 +55,7 @@ def peak() -> float:
 
 def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    shape = {"vocab_size": 8192, "eos_id": 0, "top_k": 2, **SHAPES[size]}
+    shape: dict[str, Any] = {"vocab_size": 8192, "eos_id": 0, "top_k": 2, **SHAPES[size]}
     dist.barrier()
     peak()
     found = {"imports": peak()}

@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -105,7 +106,7 @@ def write_config(path: Path, config: dict) -> Path:
     return path
 
 
-def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = (10,), **changes: object) -> Path:
+def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = (10,), **changes: Any) -> Path:
     """A run folder as the trainer leaves it, made without Composer: a checkpoint of each step, of other random weights
     that are large enough to matter, and logged losses. `changes` are of the model.
     """
@@ -116,7 +117,7 @@ def write_run(folder: Path, tokenizer_folder: Path, *, steps: tuple[int, ...] = 
     from moe.model import Transformer
     from moe.train.checkpointing.checkpoints import TOKENIZER, write_checkpoint
 
-    settings = {**RUN_SHAPE, **changes}
+    settings: dict[str, Any] = {**RUN_SHAPE, **changes}
     tokenizer = load_tokenizer(str(tokenizer_folder))
     size = vocab_size(tokenizer)
     config = {

@@ -53,7 +53,7 @@ def eos_id(run: Run) -> int:
     return int(json.loads((run.pack / "data" / "meta.json").read_text(encoding="utf-8"))["eos_id"])
 
 
-def make_model(run: Run, shape: dict[str, int], **settings: Any) -> Transformer:
+def make_model(run: Run, shape: dict[str, Any], **settings: Any) -> Transformer:
     torch.manual_seed(17)
     with torch.device(run.device):
         return Transformer(eos_id=eos_id(run), **shape, **settings)

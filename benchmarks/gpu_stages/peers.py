@@ -30,7 +30,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "eager, autocast": {},
     "compiled": {"compile": True, "bf16": True},
 }
-ORDER = (  # of what the goal asks for: time may end
+ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (  # of what the goal asks for: time may end
     ("500m", ("Liger", "eager")),
     ("fine", ("Liger", "eager")),
     ("500m", ("eager, autocast", "compiled")),

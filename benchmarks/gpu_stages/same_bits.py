@@ -154,7 +154,7 @@ def varlen_attention(run: Run, random: Callable[..., Tensor]) -> Work:
 
     def work() -> dict[str, Tensor]:
         leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
-        out = attend_packed(*leaves, packed, grouped=True)
+        out = attend_packed(leaves[0], leaves[1], leaves[2], packed, grouped=True)
         out.backward(grad)
         gradients = {f"d{name}": leaf.grad for name, leaf in zip("qkv", leaves, strict=True) if leaf.grad is not None}
         return {"output": out.detach(), **gradients}

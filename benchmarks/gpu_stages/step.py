@@ -55,7 +55,7 @@ def step(run: Run) -> None:
             torch.cuda.empty_cache()
 
 
-def expected_memory(shape: dict[str, int], seq_len: int, microbatch: int, **settings: Any) -> Step:
+def expected_memory(shape: dict[str, Any], seq_len: int, microbatch: int, **settings: Any) -> Step:
     return Step(**shape, seq_len=seq_len, microbatch=microbatch, **{"gpu": True, "bf16": True, **settings})
 
 

@@ -52,7 +52,8 @@ def _experts(run: Run, name: str) -> None:
         def once() -> None:
             for leaf in leaves:
                 leaf.grad = None
-            products(*leaves, counts).backward(grad)
+            x, w13, w2 = leaves
+            products(x, w13, w2, counts).backward(grad)
 
         return (
             flops / seconds_of(once, run.device, repeats=10 if not run.dry else 1, warm=2 if not run.dry else 0) / 1e12

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from gpu_stages.models import TINY, autocast, make_batches, make_model, make_optimizer, shape_of
 from gpu_stages.run import Run
-from moe.model import LossParts
+from moe.model import LossParts, Transformer
 from moe.model.families.qwen3_moe import QWEN3_MOE
 from moe.model.families.table import complete
 from moe.train.tf32 import forbid_tf32
@@ -135,11 +135,11 @@ def _adamw(net: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), fused=True)
 
 
-def _export(run: Run, model: nn.Module, shape: dict[str, int], seq_len: int) -> Path:
+def _export(run: Run, model: Transformer, shape: dict[str, int], seq_len: int) -> Path:
     """The folder that an export of our model writes."""
     shown = TINY if run.dry else shape
     settings = complete({key: value for key, value in shown.items() if key != "vocab_size"})
-    size = model.embed.weight.shape[0]  # type: ignore[union-attr]
+    size = model.embed.num_embeddings
     folder = run.work / "hf"
     folder.mkdir(exist_ok=True)
     content = to_config(settings, QWEN3_MOE, vocab_size=size, max_seq_len=seq_len, special={})  # type: ignore[arg-type]

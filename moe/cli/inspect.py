@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from moe.common.paths import path_or_address
-from moe.common.units import show
+from moe.common.units import note, show
 
 BOUNDARY = " ⟦end of document⟧ "
 SHOWN = 1000  # characters of a sequence
@@ -15,10 +15,12 @@ SHOWN = 1000  # characters of a sequence
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="what convert/fineweb_to_mds.py wrote (its --out): a folder, or s3://")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="which split's sequences to show")
-    parser.add_argument("--samples", type=int, default=2, help="how many sequences to show, spread over the split")
+    parser.add_argument("--sequences", type=int, default=2, help="how many to show, spread over the split")
     parser.add_argument(
-        "--whole", action="store_true", help=f"show complete sequences, not their first {SHOWN:,} characters"
+        "--full", action="store_true", help=f"show complete sequences, not their first {SHOWN:,} characters"
     )
+    parser.add_argument("--samples", type=int, default=None, help=argparse.SUPPRESS)  # the former names
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--tokenizer", default=None, help="decode with this one, if the dataset's own is not available")
     parser.add_argument("--quick", action="store_true", help="check sizes only, not every byte's hash")
 
@@ -32,8 +34,14 @@ def run(args: argparse.Namespace) -> int:
     from moe.data.write.progress import Verifying
     from moe.data.write.report import recorded_report, summary
 
-    if args.samples < 0:
-        raise InputError(f"--samples ({args.samples}) must not be below 0")
+    if args.samples is not None:
+        note("--samples is called --sequences now")
+        args.sequences = args.samples
+    if args.whole:
+        note("--whole is called --full now")
+        args.full = True
+    if args.sequences < 0:
+        raise InputError(f"--sequences ({args.sequences}) must not be below 0")
     args.data = path_or_address(args.data, "the dataset")
     meta = read_meta(args.data)
     for line in summary(meta, args.data, recorded_report(args.data)):
@@ -47,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
         show("the dataset is damaged: restore these files, or convert again with --overwrite")
         return 2
     show("verified     " + ("sizes of all shards" if args.quick else "sizes and xxh64 of all shards"))
-    if args.samples > 0:
-        show_samples(args, meta)
+    if args.sequences > 0:
+        show_sequences(args, meta)
     return 0
 
 
-def show_samples(args: argparse.Namespace, meta: Any) -> None:
+def show_sequences(args: argparse.Namespace, meta: Any) -> None:
     """Print sequences as text, with a mark where one document ends and the next begins."""
     import numpy as np
 
@@ -66,7 +74,7 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
         name = args.tokenizer or meta.tokenizer
         raise InputError(f"tokenizer '{name}' is not the one these ids came from; give that with --tokenizer")
     total = meta.samples[args.split]
-    count = min(args.samples, total)
+    count = min(args.sequences, total)
     for number in sorted({int(i) for i in np.linspace(0, max(0, total - 1), count)}) if count else []:
         (tokens,) = read_samples(f"{args.data}/{args.split}", number, 1)
         ends = np.flatnonzero(tokens == meta.eos_id) + 1
@@ -74,5 +82,5 @@ def show_samples(args: argparse.Namespace, meta: Any) -> None:
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]
         show(f"\n--- {args.split} sequence {number} of {total}: {len(tokens)} tokens, {len(ends)} document ends")
         text = BOUNDARY.join(texts)
-        rest = 0 if args.whole else max(0, len(text) - SHOWN)
-        show(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --whole shows them)" if rest else ""))
+        rest = 0 if args.full else max(0, len(text) - SHOWN)
+        show(text[: len(text) - rest] + (f" ... ({rest:,} more characters; --full shows them)" if rest else ""))

@@ -10,9 +10,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from moe.config.balance import BALANCE_RULES, WITH_RATE
-from moe.config.bounds import DIMENSIONS, brief, check_dimensions, check_ranges, get
+from moe.config.bounds import brief, check_dimensions, check_ranges, get
 from moe.config.callbacks import check_callbacks
 from moe.config.schedule import check_rates, check_schedule
+from moe.config.shape import SHAPE, shape_errors
 from moe.config.times import Time, parse_seconds, parse_time
 
 if TYPE_CHECKING:
@@ -105,46 +106,12 @@ def _check_model(config: Config, errors: list[str]) -> None:
     model = config.model
     if not check_dimensions(config, errors):
         return
-    if model.top_k > model.n_experts:
-        errors.append(f"model.top_k ({model.top_k}) exceeds model.n_experts ({model.n_experts}); lower top_k")
-    if BALANCE_RULES[model.balance].bins and model.top_k == model.n_experts:
-        errors.append(
-            f"model.balance ({model.balance}) needs model.top_k ({model.top_k}) below model.n_experts "
-            f"({model.n_experts}); where every token passes all experts, use loss with model.balance_loss 0"
-        )
+    errors += shape_errors(**{name: getattr(model, name) for name in SHAPE})
     if model.balance_rate is not None and not BALANCE_RULES[model.balance].rates:
         rate = f"model.balance_rate ({model.balance_rate:g})"
         errors.append(f"{rate} needs model.balance {WITH_RATE} (is {model.balance}); remove it")
-    if model.first_k_dense_replace >= model.n_layers:
-        errors.append(
-            f"model.first_k_dense_replace ({model.first_k_dense_replace}) leaves no layer of experts of "
-            f"model.n_layers ({model.n_layers}); lower it, or for a dense model set model.n_experts=1"
-        )
     if model.dense_hidden is not None and not model.first_k_dense_replace:
         errors.append(f"model.dense_hidden ({model.dense_hidden}) needs model.first_k_dense_replace above 0; remove it")
-    if model.qk_norm not in (True, False, "head", "full"):
-        errors.append(f"model.qk_norm ({brief(model.qk_norm)}) must be head, full or false")
-    if model.n_heads % model.n_kv_heads:
-        errors.append(
-            f"model.n_heads ({model.n_heads}) is not divisible by model.n_kv_heads ({model.n_kv_heads}); "
-            "use a divisor of n_heads"
-        )
-    if model.head_dim is None and model.d_model % model.n_heads:
-        errors.append(
-            f"model.d_model ({model.d_model}) is not divisible by model.n_heads ({model.n_heads}); "
-            "change one, or set model.head_dim"
-        )
-    head_dim = model.d_model // model.n_heads if model.head_dim is None else model.head_dim
-    if not 2 <= head_dim <= DIMENSIONS["d_model"] or head_dim % 2:
-        source = "" if model.head_dim is not None else ", which is model.d_model / model.n_heads,"
-        errors.append(f"model.head_dim ({brief(head_dim)}){source} must be an even number from 2 for rotary embeddings")
-    elif 0 < model.partial_rotary_factor <= 1:
-        turned = int(head_dim * model.partial_rotary_factor)
-        if turned < 2 or turned % 2:
-            errors.append(
-                f"model.partial_rotary_factor ({model.partial_rotary_factor:g}) of a head's {head_dim} channels makes "
-                f"{turned}; it must be an even number of them from 2"
-            )
 
 
 def _check_ranges(config: Config, errors: list[str]) -> None:

@@ -94,14 +94,17 @@ class Requests:
         Raises:
             ScoringFailed: one of them cannot be answered.
         """
+        questions: list[Question] = []
+        written = 0
         if kind == "generate_until":
             made = [self.prompts([request.args[0]], request.args[1]) for request in requests]
-            return sum(len(prompt) + new for (prompt,), new, _ in made)
-        if kind == "loglikelihood":
+            written = sum(len(prompt) + new for (prompt,), new, _ in made)
+        elif kind == "loglikelihood":
             questions = self.questions([request.args for request in requests])
         else:
             questions, _ = self.windows([request.args[0] for request in requests])
-        return sum(row.length for row in rows_of(questions, self.max_seq_len))
+        self.cut = self.bare = 0  # what `notes` says of them is said when they are scored
+        return written + sum(row.length for row in rows_of(questions, self.max_seq_len))
 
     def notes(self, task: str) -> list[str]:
         """What a reader of the scores since the last call should know."""

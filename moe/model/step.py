@@ -1,4 +1,4 @@
-"""One step of training as numbers, from which its memory is counted (moe/model/memory.py)."""
+"""One step of training as numbers: what its FLOPs and its memory (moe/model/memory.py) are counted from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moe.config import Config
 from moe.config.balance import BALANCE_RULES
-from moe.model.flops import ParameterCount, count_parameters, dense_width, model_shape
+from moe.model.flops import ParameterCount, count_parameters, dense_width, flops_per_token, model_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +83,11 @@ class Step:
 
     @property
     def count(self) -> ParameterCount:
-        return count_parameters(
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_kv_heads,
-            n_experts=self.n_experts,
-            top_k=self.top_k,
-            expert_hidden=self.expert_hidden,
-            head_dim=self.head_dim,
-            qk_norm=self.qk_norm,
-            tie_embeddings=self.tie_embeddings,
-            n_shared_experts=self.n_shared_experts,
-            first_k_dense_replace=self.first_k_dense_replace,
-            dense_hidden=self.dense_hidden,
-        )
+        return count_parameters(**model_shape(self, self.vocab_size))
+
+    @property
+    def flops_per_token(self) -> float:
+        return flops_per_token(**model_shape(self, self.vocab_size), seq_len=self.seq_len)
 
 
 def make_step(config: Config, vocab_size: int, *, n_gpus: int, microbatch: int) -> Step:

@@ -22,6 +22,7 @@ from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 from moe.config.balance import BALANCE_RULES, BalanceName
+from moe.config.shape import shape_errors
 from moe.model.attention import KVCache, has_varlen, rope_table
 from moe.model.block import Block, MoE
 from moe.model.documents import Layout, Packed, document_causal_mask, document_ends, document_ids, pack
@@ -82,7 +83,7 @@ class Transformer(nn.Module):
     activation_checkpointing recomputes blocks in the backward pass. seed is that of the initial weights; None takes
     what torch.manual_seed was called with.
 
-    Raises ValueError where heads or experts do not fit together.
+    Raises ValueError where heads or experts do not fit together (moe/config/shape.py).
     """
 
     def __init__(
@@ -117,34 +118,23 @@ class Transformer(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if head_dim is None:
-            if d_model % n_heads:
-                raise ValueError(
-                    f"d_model ({d_model}) is not a multiple of n_heads ({n_heads}); change one or set head_dim"
-                )
-            head_dim = d_model // n_heads
-        if head_dim % 2:
-            raise ValueError(f"head_dim ({head_dim}) is odd; RoPE turns pairs of channels, make it even")
-        rotary_dim = int(head_dim * partial_rotary_factor)
-        if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-            raise ValueError(
-                f"partial_rotary_factor ({partial_rotary_factor}) of head_dim ({head_dim}) makes {rotary_dim} channels "
-                "to turn; it must be an even number of them"
-            )
-        if n_heads % n_kv_heads:
-            raise ValueError(f"n_heads ({n_heads}) is not a multiple of n_kv_heads ({n_kv_heads}); change one")
-        if not 1 <= top_k <= n_experts:
-            raise ValueError(f"top_k ({top_k}) is not between 1 and n_experts ({n_experts}); change one")
-        if not 0 <= first_k_dense_replace < n_layers:
-            raise ValueError(
-                f"first_k_dense_replace ({first_k_dense_replace}) leaves no layer of experts of n_layers ({n_layers}); "
-                "lower it"
-            )
-        if qk_norm not in (True, False, "head", "full"):
-            raise ValueError(f"qk_norm ({qk_norm}) must be head, full or False")
+        errors = shape_errors(
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            n_experts=n_experts,
+            top_k=top_k,
+            head_dim=head_dim,
+            qk_norm=qk_norm,
+            partial_rotary_factor=partial_rotary_factor,
+            balance=balance,
+            first_k_dense_replace=first_k_dense_replace,
+        )
+        if errors:
+            raise ValueError("; ".join(errors))
+        head_dim = d_model // n_heads if head_dim is None else head_dim
         rule = BALANCE_RULES[balance]
-        if rule.bins and top_k == n_experts:
-            raise ValueError(f"balance ({balance}) needs top_k ({top_k}) below n_experts; all experts are loaded alike")
         routing = {
             "scoring_func": scoring_func,
             "norm_topk_prob": norm_topk_prob,
@@ -154,7 +144,7 @@ class Transformer(nn.Module):
         }
         self.eos_id = eos_id
         self.head_dim = head_dim
-        self.rotary_dim = rotary_dim
+        self.rotary_dim = int(head_dim * partial_rotary_factor)
         self.rope_theta = rope_theta
         self.document_mask = document_mask
         self.dropout = dropout

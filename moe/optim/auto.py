@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.units import short
-from moe.config import Config, parse_time
+from moe.config import Config
+from moe.config.auto import AUTO
 from moe.config.checks import find_errors
+from moe.config.steps import Steps
 from moe.optim import rule
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,6 @@ class Choice:
         return f"{text} (kept)" if self.kept else text
 
 
-def number(value: float | Literal["auto"]) -> float:
-    """A setting of a config from `resolve`, where no `auto` is left."""
-    assert not isinstance(value, str)
-    return value
-
-
 def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config, list[Choice]]:
     """The config with numbers in the place of `auto`, and what they are.
 
@@ -52,8 +46,8 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     """
     optimizer, chosen = config.optimizer, []
     d_model, tied = config.model.d_model, config.model.tie_embeddings
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    tokens = parse_time(config.max_duration).to_tokens(tokens_per_step)
+    run = Steps.of(config)
+    tokens_per_step, tokens = run.tokens_per_step, run.tokens
     steps = tokens / tokens_per_step
 
     def choose(key: str, setting: Any, by_rule: Callable[[], float | str | None], follows: bool = True) -> Any:
@@ -104,16 +98,14 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     return resolved, chosen
 
 
-def describe(config: Config, chosen: list[Choice], *, flops: float) -> list[str]:
+def describe(chosen: list[Choice], steps: Steps, *, d_model: int, flops: float) -> list[str]:
     """Lines for people: the numbers, what they were computed from, and what of that lies beyond what was measured.
 
     flops: of the run, for the published fit beside the rule's rate.
     """
     if not chosen:
         return []
-    tokens_per_step = config.global_train_batch_size * config.max_seq_len
-    tokens = parse_time(config.max_duration).to_tokens(tokens_per_step)
-    d_model = config.model.d_model
+    tokens, tokens_per_step = steps.tokens, steps.tokens_per_step
     lines = [
         "auto: " + ", ".join(map(str, chosen)),
         f"by the rule for d_model {d_model}, {short(tokens)} tokens, {short(tokens_per_step)} a step "

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moe.config import OptimizerConfig
-from moe.optim.auto import number
+from moe.config.auto import number
 from moe.optim.muon import Muon
 
 
@@ -94,18 +94,17 @@ def build_groups(
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Muon:
     """config: without `auto`. model: a Transformer, whose parameters are on their device, or sharded, already."""
-    return Muon(
-        build_groups(
-            model,
-            name=config.name,
-            lr=number(config.lr),
-            weight_decay=number(config.weight_decay),
-            momentum=config.momentum,
-            momentum_dtype=config.momentum_dtype,
-            adjust_lr_fn=config.adjust_lr_fn,
-            adamw_lr=None if config.adamw.lr is None else number(config.adamw.lr),
-            embedding_lr=None if config.adamw.embedding_lr is None else number(config.adamw.embedding_lr),
-            betas=config.adamw.betas,
-            eps=config.adamw.eps,
-        )
+    groups = build_groups(
+        model,
+        name=config.name,
+        lr=number(config.lr),
+        weight_decay=number(config.weight_decay),
+        momentum=config.momentum,
+        momentum_dtype=config.momentum_dtype,
+        adjust_lr_fn=config.adjust_lr_fn,
+        adamw_lr=None if config.adamw.lr is None else number(config.adamw.lr),
+        embedding_lr=None if config.adamw.embedding_lr is None else number(config.adamw.embedding_lr),
+        betas=config.adamw.betas,
+        eps=config.adamw.eps,
     )
+    return Muon(groups)

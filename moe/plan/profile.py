@@ -27,6 +27,7 @@ from torch.autograd import DeviceType
 
 from moe.config import Config
 from moe.model.router import RouterStats, Routing
+from moe.model.step import make_step
 from moe.optim.groups import build_optimizer
 from moe.plan.profile_parts import Row, part_rows, wait
 from moe.train.callbacks.fixed_order import fixed_order
@@ -34,7 +35,8 @@ from moe.train.compiling import COMPILED
 from moe.train.composer_model import MoEModel, build_model
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_train_spec
-from moe.train.microbatch import expected_bytes, find_microbatch, microbatch_size
+from moe.train.microbatch import microbatch_size
+from moe.train.microbatch_trial import expected_bytes, find_microbatch
 from moe.train.temporary_folder import own_temporary_folder
 from moe.train.tf32 import forbid_tf32
 
@@ -81,19 +83,20 @@ def profile_run(
         deal_out(model)
     optimizer = build_optimizer(config.optimizer, model.transformer)
     samples, seq_len = config.global_train_batch_size, config.max_seq_len
+    step = make_step(config, inputs.vocab_size, n_gpus=1, microbatch=1)
     microbatch = microbatch_size(config, 1, device.type == "cuda")
     if not isinstance(microbatch, int):
         say("device_train_microbatch_size: auto; trying how many sequences fit ...")
-        with fixed_order(config.deterministic and device.type == "cuda"):
-            microbatch = find_microbatch(
-                model,
-                optimizer,
-                rank_batch=samples,
-                seq_len=seq_len,
-                precision=config.precision,
-                device=device,
-                expected=expected_bytes(config, model, world_size=1),
-            )
+        microbatch = find_microbatch(
+            model,
+            optimizer,
+            rank_batch=samples,
+            seq_len=seq_len,
+            precision=config.precision,
+            device=device,
+            deterministic=config.deterministic,
+            expected=expected_bytes(step, model, world_size=1),
+        )
     say(f"taking {steps + 1} steps of {samples} x {seq_len} tokens in microbatches of {microbatch} ...")
     with own_temporary_folder(), closing(_Loop(config, inputs, model, optimizer, microbatch)) as loop:
         seconds = loop.step()[0]  # compiles, allocates the optimizer's state, fills the loader
@@ -123,7 +126,7 @@ def profile_run(
         seq_len=seq_len,
         rows=rows,
         step_seconds=step_seconds,
-        step_flops=model.flops_per_token * samples * seq_len,
+        step_flops=step.flops_per_token * samples * seq_len,
         peak_flops=_peak_flops(device, config.precision),
         memory=memory,
         idle=idle,

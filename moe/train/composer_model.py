@@ -30,7 +30,6 @@ from moe.config import Config, ModelConfig
 from moe.data.text.tokenizer import token_bytes
 from moe.model import LossParts, Transformer
 from moe.model.balance import RULES, Balance
-from moe.model.flops import flops_per_token, model_shape
 from moe.model.loss import target_bytes
 from moe.train.compiling import check_compiler, wants_compile
 from moe.train.inputs import Inputs
@@ -93,14 +92,12 @@ class MoEModel(ComposerModel):
         *,
         balance: Balance,
         router_z_loss: float,
-        flops_per_token: float,
         token_bytes: list[int] | None = None,
     ):
         super().__init__()
         self.transformer = transformer
         self.balance = balance
         self.router_z_loss = router_z_loss
-        self.flops_per_token = flops_per_token
         self.counts_bytes = token_bytes is not None
         self.register_buffer("bytes_V", torch.tensor(token_bytes or [0]), persistent=False)
         # Buffers are the same on all ranks by what is computed of them: DDP need not send them in every forward pass.
@@ -162,9 +159,6 @@ def build_model(config: Config, inputs: Inputs, *, on_meta: bool = False) -> MoE
     on_meta: the transformer has no memory yet; shard_transformer makes this rank's share.
     Raises InputError where it is to be compiled and cannot.
     """
-    flops = flops_per_token(**model_shape(config.model, inputs.vocab_size), seq_len=config.max_seq_len)
-    if compiled := wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
-        check_compiler(config.compile)
     with torch.device("meta") if on_meta else contextlib.nullcontext():
         transformer = build_transformer(
             config.model,
@@ -173,9 +167,7 @@ def build_model(config: Config, inputs: Inputs, *, on_meta: bool = False) -> MoE
             seed=config.seed,
             activation_checkpointing=config.activation_checkpointing,
         )
-    if compiled:
-        transformer.compile_blocks()
-    return MoEModel(
+    model = MoEModel(
         transformer,
         balance=RULES[config.model.balance](
             n_layers=len(transformer.expert_layers),
@@ -184,6 +176,9 @@ def build_model(config: Config, inputs: Inputs, *, on_meta: bool = False) -> MoE
             rate=config.model.balance_rate,
         ),
         router_z_loss=config.model.router_z_loss,
-        flops_per_token=flops,
         token_bytes=token_bytes(inputs.tokenizer),
     )
+    if wants_compile(config.compile, on_gpu=torch.cuda.is_available()):
+        check_compiler(config.compile)
+        transformer.compile_blocks()
+    return model

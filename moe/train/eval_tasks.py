@@ -85,10 +85,7 @@ def describe(config: Config, tasks: list[LoadedTask], requests: Requests, steps:
 
     wanted = config.eval_tasks
     assert wanted is not None
-    tokens = 0
-    for task in tasks:
-        tokens += task_cost(requests, task)
-        requests.notes(task.name)  # said when it is scored
+    tokens = sum(task_cost(requests, task) for task in tasks)
     times = steps.every(wanted.interval).times
     share = times * tokens * FORWARD_SHARE / (steps.total * steps.tokens_per_step)
     return (

@@ -8,8 +8,9 @@ from composer import Trainer
 
 from moe.common.errors import RunFailed
 from moe.common.units import say
-from moe.config import Config, parse_time
+from moe.config import Config
 from moe.config.steps import Steps
+from moe.model.step import make_step
 from moe.optim.auto import Choice
 from moe.optim.groups import build_optimizer
 from moe.train.callbacks.build import build_callbacks, build_loggers, build_scores
@@ -29,7 +30,8 @@ from moe.train.loaders import build_evaluators, build_train_spec
 from moe.train.lost_processes import interrupted_by_lost_processes
 from moe.train.microbatch import choose_microbatch, microbatch_size
 from moe.train.plan_summary import print_plan
-from moe.train.start import Start, record_start
+from moe.train.recording import record_start
+from moe.train.start import Start
 from moe.train.stop import StopSignal
 
 
@@ -53,11 +55,12 @@ def fit(
         Stopped: ended early, by a signal or with a lost worker or rank; what can be saved is saved.
     """
     steps = Steps.of(config)
+    step = make_step(config, inputs.vocab_size, n_gpus=1, microbatch=1)
     size = microbatch_size(config, WORLD_SIZE, on_gpu)
     more_steps = start.step < steps.total
     ended = not (more_steps or start.eval_first or start.score_first)
     tasks = None if ended else find_eval_tasks(config, inputs, steps)
-    print_plan(config, inputs, folder, steps, size, chosen, tasks.plan if tasks is not None else None)
+    print_plan(config, inputs, folder, steps, step, size, chosen, tasks.plan if tasks is not None else None)
     if ended:
         return _nothing_left(config, folder, start, steps)
 
@@ -70,12 +73,12 @@ def fit(
         ranks = {"world_size": WORLD_SIZE, "replicas": config.parallelism.replicas}
         shard_transformer(model.transformer, on_gpu=on_gpu, seed=config.seed, precision=config.precision, **ranks)
     optimizer = build_optimizer(config.optimizer, model.transformer)
-    microbatch = choose_microbatch(size, config, folder, model, optimizer)
+    microbatch = choose_microbatch(size, config, step, folder, model, optimizer)
     evaluators = build_evaluators(config, inputs, steps, microbatch)
     train_data = build_train_spec(config, inputs, WORLD_SIZE)
     writers, finish_logs = record_start(config, folder, start, inputs, users)
     watchdog = build_watchdog(config, folder, stop)
-    callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps, users)
+    callbacks = build_callbacks(config, inputs, folder, stop, model, optimizer, steps, step.flops_per_token, users)
     scores = build_scores(config, tasks, stop, model, steps, microbatch, watchdog, callbacks)
     loggers = build_loggers(config, folder, stop, steps, writers, lambda: "".join(each.busy for each in scores))
     with watched(watchdog, finish_logs), patched_composer(start.load) as load_path:
@@ -84,7 +87,7 @@ def fit(
             optimizers=optimizer,
             train_dataloader=train_data,
             eval_dataloader=evaluators,
-            max_duration=str(parse_time(config.max_duration)),
+            max_duration=str(steps.duration),
             device="gpu" if on_gpu else "cpu",
             precision=config.precision,
             device_train_microbatch_size=microbatch,

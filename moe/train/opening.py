@@ -55,7 +55,7 @@ def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
 
     def open_here() -> tuple[dict[str, Any], Checkpoint | None, Start, bool]:
         folder, start = _open_checked(config, inputs, opened, broken)
-        return folder.record, folder.checkpoint, start, folder.found is not None and folder.found.fetch
+        return folder.record, folder.checkpoint, start, folder.found is not None and folder.found.only_remote
 
     path = local_folder(config.save_folder, config.run_name)
     try:
@@ -82,7 +82,7 @@ def open_folder(config: Config, inputs: Inputs) -> tuple[RunFolder, Start]:
 def _verify(config: Config, start: Start, checkpoint: Checkpoint | None, fetched: bool) -> CheckpointError | None:
     """What is damaged of this rank's share. fetched: by rank 0, and hashed as it came."""
     from moe.train.checkpointing.checkpoints import CheckpointError
-    from moe.train.distributed.shares import verify_share
+    from moe.train.checkpointing.shares import verify_share
 
     assert start.load is not None
     far = checkpoint is not None and "://" in config.save_folder
@@ -102,7 +102,7 @@ def _fetch(config: Config, path: Path, checkpoint: Checkpoint, fetched: bool) ->
     """
     from moe.train.checkpointing.checkpoints import CheckpointError
     from moe.train.checkpointing.remote import RemoteRun
-    from moe.train.distributed.shares import files_fetched, standing
+    from moe.train.checkpointing.shares import files_fetched, standing
 
     if "://" in config.save_folder:
         try:
@@ -147,7 +147,7 @@ def _open_checked(config: Config, inputs: Inputs, opened: list[RunFolder], broke
     """The run folder with a checkpoint that fits, and, where it was on the remote alone, that has arrived here."""
     from moe.train.checkpointing.checkpoints import CheckpointError
     from moe.train.checkpointing.run_folder import open_run_folder
-    from moe.train.distributed.shares import files_fetched
+    from moe.train.checkpointing.shares import files_fetched
 
     while True:
         folder = open_run_folder(

@@ -7,7 +7,8 @@ import torch
 from moe.common.units import say, short
 from moe.config import Config
 from moe.config.steps import Steps
-from moe.model.flops import count_parameters, experts_in_words, flops_per_token, model_shape
+from moe.model.flops import experts_in_words
+from moe.model.step import Step
 from moe.optim.auto import Choice, describe
 from moe.train.checkpointing.run_folder import RunFolder
 from moe.train.distributed.ranks import WORLD_SIZE
@@ -19,6 +20,7 @@ def print_plan(
     inputs: Inputs,
     folder: RunFolder,
     steps: Steps,
+    step: Step,
     microbatch: int | str,
     chosen: list[Choice],
     tasks: str | None = None,
@@ -28,10 +30,9 @@ def print_plan(
     microbatch: as `microbatch_size` gives it. chosen: the numbers that stand for `auto`. tasks: what is
     scored, where something is.
     """
-    count = count_parameters(**model_shape(config.model, inputs.vocab_size))
+    count = step.count
     tokens = steps.total * steps.tokens_per_step
-    flops = flops_per_token(**model_shape(config.model, inputs.vocab_size), seq_len=config.max_seq_len) * tokens
-    rates = describe(config, chosen, flops=flops)
+    rates = describe(chosen, steps, d_model=config.model.d_model, flops=step.flops_per_token * tokens)
     first, *more = inputs.plan
     evaluated = [name or spec.split for name, spec in inputs.eval_streams.items()]
     if config.eval_data is not None and config.eval_data.text:

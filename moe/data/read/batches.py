@@ -1,6 +1,6 @@
 """Rows of tokens as batches with labels, wherever the rows come from.
 
-- Evaluation is sequential: global batch i holds samples [i*G, (i+1)*G). Rows that pad the last batch have all labels
+- Evaluation is sequential: global batch i holds sequences [i*G, (i+1)*G). Rows that pad the last batch have all labels
   -100, so every rank has the same number of batches and no sequence counts twice.
 - Labels are unshifted; the token after an EOS is no target when documents do not see each other.
 """
@@ -72,14 +72,14 @@ def _end_worker(error: Exception, batch: object) -> None:
 
 
 class EvalRows(Dataset):
-    """The rows one rank evaluates, in order: row r of its batch i is sample i * group + first + r, None where the last
-    global batch is padded.
+    """The rows one rank evaluates, in order: row r of its batch i is sequence i * group + first + r, None where the
+    last global batch is padded.
     """
 
     def __init__(
-        self, get: Callable[[int], np.ndarray], samples: int, *, batches: int, size: int, group: int, first: int
+        self, get: Callable[[int], np.ndarray], count: int, *, batches: int, size: int, group: int, first: int
     ) -> None:
-        self._get, self._samples = get, samples
+        self._get, self._count = get, count
         self._batches, self._size, self._group, self._first = batches, size, group, first
 
     def __len__(self) -> int:
@@ -87,13 +87,13 @@ class EvalRows(Dataset):
 
     def __getitem__(self, i: int) -> np.ndarray | None:
         batch, row = divmod(i, self._size)
-        sample = batch * self._group + self._first + row
-        return self._get(sample) if sample < self._samples else None
+        number = batch * self._group + self._first + row
+        return self._get(number) if number < self._count else None
 
 
 def eval_batches(
     get: Callable[[int], np.ndarray],
-    samples: int,
+    count: int,
     collate: Collate,
     *,
     device_batch_size: int,
@@ -101,11 +101,11 @@ def eval_batches(
     world_size: int,
     max_batches: int | None,
 ) -> DataLoader:
-    """Evaluation batches of this rank, of the `samples` rows that `get` gives by number."""
+    """Evaluation batches of this rank, of the `count` sequences that `get` gives by number."""
     group = device_batch_size * world_size
-    batches = -(-samples // group)
+    batches = -(-count // group)
     if max_batches is not None:
         batches = min(batches, max_batches)
     size = device_batch_size
-    rows = EvalRows(get, samples, batches=batches, size=size, group=group, first=rank * size)
+    rows = EvalRows(get, count, batches=batches, size=size, group=group, first=rank * size)
     return DataLoader(rows, batch_size=device_batch_size, shuffle=False, num_workers=0, collate_fn=collate)

@@ -2,8 +2,8 @@
 
 The order is that of order.py, or stock's, with stock's memory: a run that was begun with it keeps it.
 Streams, the cache, eviction and the position are stock's. Of its constructor the Spanner is replaced, which holds eight
-bytes a sample; `_get_work` gives a sequence that works out what it is asked for.
-Stock opens the file for every sample and copies twice. What fetches shards in time is in fetching.py.
+bytes a sequence; `_get_work` gives an object that works out what it is asked for.
+Stock opens the file for every sequence and copies twice. What fetches shards in time is in fetching.py.
 A map holds a descriptor and page tables: maps.py keeps a few of a process's, however many shards there are.
 Reading a map behind the end of its file kills the process (SIGBUS), so the sizes of open shards are looked at again.
 The position to resume from stays in the object, which workers inherit. Stock passes it through shared memory by name:
@@ -128,7 +128,7 @@ class TokenDataset(FetchingDataset):
         return window_of(self.num_canonical_nodes or 1, self.num_streams, self._fit())
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
-        """What this worker reads: a sequence of sample ids. Stock makes and shares an array of the full epoch."""
+        """What this worker reads, as Streaming's sample ids. Stock makes and shares an array of the full epoch."""
         if self.window is None:
             return super()._get_work(epoch, sample_in_epoch)
         assert self.batch_size is not None

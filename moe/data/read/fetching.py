@@ -1,8 +1,8 @@
 """How shards come in time: Streaming's threads, changed where they cost much, hang or end an epoch early.
 
-Two threads of stock's look at every sample to have its shard fetched in time, also where all shards are here. They wait
-for ever, or end the epoch early, when a shard is missing: here a shard that cannot be had raises in every worker that
-needs it, with the file's name.
+Two threads of stock's look at every sequence to have its shard fetched in time, also where all shards are here. They
+wait for ever, or end the epoch early, when a shard is missing: here a shard that cannot be had raises in every worker
+that needs it, with the file's name.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FetchingDataset(StreamingDataset):
         return it.should_exit() or self._event.is_set()
 
     def _each_sample_id(self, it: _Iterator) -> Iterator[int]:
-        """Stock's waits for each sample's shard; where all are here there is nothing to wait for."""
+        """Stock's waits for each sequence's shard; where all are here there is nothing to wait for."""
         if self.window is None or not self._all_local:
             yield from super()._each_sample_id(it)
             return

@@ -4,7 +4,7 @@
   (seed, epoch) and dealt out, each to the lane that has got the least text so far. A lane reads its pieces one after
   the other, epoch after epoch, and carries what is left of one into the next. Every document comes once an epoch.
 - Documents are shuffled in windows of WINDOW_TOKENS by (seed + epoch, unit), as the packer of the conversion does; the
-  lanes mix what is further apart. Global sample g is the next block of lane g mod L.
+  lanes mix what is further apart. Global sequence g is the next block of lane g mod L.
 - A lane's position is where its window began, how many tokens were carried into it, and how many blocks were taken
   since. The carried tokens went out with the first of these blocks, so their number is enough: to resume, one window is
   encoded again and nothing else.

@@ -2,9 +2,9 @@
 
 - `proportion` is a share of the epoch, whose length is that of all streams together, as in Streaming and LLM Foundry.
   Streams without one share the rest by their size; where all have one, they are relative to each other.
-- `repeat` (times) and `choose` (samples) are absolute; a stream without either is read once.
+- `repeat` (times) and `choose` (sequences) are absolute; a stream without either is read once.
 - The counts are worked out here and given to Streaming as `choose`, so that they are exact, add up to complete global
-  batches, and stand in the printed plan. Which samples a part of a stream is, Streaming draws anew in each epoch.
+  batches, and stand in the printed plan. Which sequences a part of a stream is, Streaming draws anew in each epoch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def epoch_samples(
 ) -> dict[str, int]:
     """Sequences of each stream in one epoch, a multiple of `global_batch` together.
 
-    available: samples that each stream has. Raises InputError where a stream or the epoch would be empty.
+    available: sequences that each stream has. Raises InputError where a stream or the epoch would be empty.
     """
     total = sum(available.values())
     given = {name: spec.proportion for name, spec in specs.items() if spec.proportion is not None}

@@ -1,11 +1,11 @@
-"""The order of an epoch as a function: position -> sample, without an array of the epoch (docs/data-order.md).
+"""The order of an epoch as a function: position -> sequence, without an array of the epoch (docs/data-order.md).
 
 - Global batch i holds, stripe after stripe, positions i B/C to (i + 1) B/C of each of the C stripes. A rank takes its
   part of every batch, a worker every n-th batch: neither changes what a batch holds.
 - Streams lie behind each other on a line of the epoch's length and element x belongs to stripe x mod C. That gives the
-  samples of each stream in each stripe, and in each pass over the stream: all add up, whatever divides what.
-- Inside a stripe, shares.py says which stream a position reads, and windows.py which of its samples. A pass is a full
-  permutation of the stream's samples; the last one of an epoch may end early.
+  sequences of each stream in each stripe, and in each pass over the stream: all add up, whatever divides what.
+- Inside a stripe, shares.py says which stream a position reads, and windows.py which of its sequences. A pass is a full
+  permutation of the stream's sequences; the last one of an epoch may end early.
 - Keys are made of (seed, stream, epoch, pass): a position costs the same at an epoch's end as at its begin.
 - Memory: one pass of each stream is kept, 20 bytes a shard, and 12 for where shards begin.
 """
@@ -36,8 +36,8 @@ def window_of(stripes: int, streams: int, shards_that_fit: int | None = None) ->
 
 
 class Order:
-    """sizes: samples of each shard, a list for each stream. counts: samples of each stream in an epoch, which add up to
-    a multiple of `stripes`. Without `shuffle` samples come as they lie, stream after stream.
+    """sizes: sequences of each shard, a list for each stream. counts: of each stream in an epoch, which add up
+    to a multiple of `stripes`. Without `shuffle` they come as they lie, stream after stream.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Order:
         return self._first_sample[stream] + inside
 
     def _lying(self, stripes: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Streams [n] of positions, and samples [n] inside them."""
+        """Streams [n] of positions, and sequences [n] inside them."""
         place = positions * self.stripes + stripes
         stream = np.searchsorted(self._begins, place, "right") - 1
         return stream, (place - self._begins[stream]) % np.array(self._held)[stream]

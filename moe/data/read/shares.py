@@ -1,8 +1,8 @@
 """Which stream each position of an epoch reads, and the how manieth of that stream it is: exact shares, without a list.
 
 - A stripe's positions are divided into blocks of about BLOCK. By the end of block j of J a stream that has n positions
-  in all has had n j / J of them, rounded: never more than half a sample from its share at any block's end, and exactly
-  n at the last. Rounded, blocks differ by a few positions; where each begins is a sum over streams.
+  in all has had n j / J of them, rounded: never more than half a sequence from its share at any block's end, and
+  exactly n at the last. Rounded, blocks differ by a few positions; where each begins is a sum over streams.
 - Inside a block, positions go to streams by a keyed permutation.
 """
 

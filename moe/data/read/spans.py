@@ -1,4 +1,4 @@
-"""From a sample's number to its shard: Streaming's Spanner in eight bytes a shard, where stock takes eight a sample."""
+"""From a sequence's number to its shard: Streaming's Spanner in eight bytes a shard, where stock takes eight each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from streaming.base import dataset as stock
 
 
 class Spans:
-    """(shard, row) of a sample, counted over all shards. shard_sizes: samples of each, int64 [K]."""
+    """(shard, row) of a sequence, counted over all shards. shard_sizes: sequences of each, int64 [K]."""
 
     def __init__(self, shard_sizes: np.ndarray) -> None:
         # no numpy array: looking up a single number in one takes ten times as long
         self._ends = array("q", np.cumsum(shard_sizes, dtype=np.int64).tobytes())
 
-    def __getitem__(self, sample: int) -> tuple[int, int]:
-        if not 0 <= sample < self._ends[-1]:
-            raise IndexError(f"sample {sample} of {self._ends[-1]}")
-        shard = bisect_right(self._ends, sample)
-        return shard, int(sample) - (self._ends[shard - 1] if shard else 0)
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < self._ends[-1]:
+            raise IndexError(f"sequence {number} of {self._ends[-1]}")
+        shard = bisect_right(self._ends, number)
+        return shard, int(number) - (self._ends[shard - 1] if shard else 0)
 
 
 @contextmanager

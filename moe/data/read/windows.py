@@ -1,4 +1,4 @@
-"""The order of one pass over one stream: n-th position of a stripe -> sample, through a window that slides over shards.
+"""The order of one pass over one stream: n-th position of a stripe -> sequence, by a window that slides over shards.
 
 - Shards are put in an order of the run's and cut into C stripes of equal length: a stripe owns its shards in every
   epoch, and at most C - 1 shards are divided between neighbours. In each pass a stripe takes its shards ("pieces") in
@@ -18,8 +18,9 @@ from moe.data.read.permutation import permuted, scattered
 
 
 class Window:
-    """A pass. sizes: samples of each shard of the stream, int64 [K], none 0. cuts: where stripes begin in the stream's
-    samples, int64 [C + 1]. run_key orders shards into stripes, pass_key all else. window: W, in shards of a stripe.
+    """A pass. sizes: sequences of each shard of the stream, int64 [K], none 0. cuts: where stripes begin in the
+    stream's sequences, int64 [C + 1]. run_key orders shards into stripes, pass_key all else. window: W, in shards of a
+    stripe.
     """
 
     def __init__(self, sizes: np.ndarray, cuts: np.ndarray, *, window: int, run_key: int, pass_key: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from moe.data.read.order import Order
 
-CHUNK = 4096  # samples that are worked out at a time
+CHUNK = 4096  # sequences that are worked out at a time
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
 
 
 class Work:
-    """Sample ids of an epoch behind its first `done` samples: a sequence that Streaming takes in place of an array."""
+    """Streaming's sample ids of an epoch behind its first `done`, in the place of the array that it makes."""
 
     def __init__(self, order: Order, epoch: int, done: int, place: Place) -> None:
         batch = place.batch_size * place.ranks
@@ -68,7 +68,7 @@ class Work:
         return self._order.shards_ahead(self._epoch, *self._positions(numbers))
 
     def _positions(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(stripe, position in it) of this worker's samples by number."""
+        """(stripe, position in it) of this worker's sequences by number."""
         batch, row = np.divmod(numbers, self._place.batch_size)
         batch = self._batches.start + batch * self._batches.step
         stripe, row = np.divmod(row + self._place.rank * self._place.batch_size, self._rows)

@@ -24,7 +24,7 @@ from moe.data.text.readme import choose_config, matcher, read_configs
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 BORDER = "[-_.0-9]"  # of a word in a name; a space is none: `Train Dreams` is a title
-UNKNOWN_KIND = f"no kind that is read ({KNOWN})"
+UNKNOWN_KIND = f"of a format that is not read (these are: {KNOWN})"
 COMPANION = "about the data, not part of it"
 OTHER_CONFIG = "of another --config or --split (README.md)"
 
@@ -172,6 +172,6 @@ def left_out_lines(left_out: list[LeftOut]) -> list[str]:
     for one in left_out:
         by_reason.setdefault(one.reason, []).append(one.name)
     return [
-        f"left out: {len(names)} {reason}: {', '.join(map(printable, names[:3]))}" + ", ..." * (len(names) > 3)
+        f"skipped: {len(names)} {reason}: {', '.join(map(printable, names[:3]))}" + ", ..." * (len(names) > 3)
         for reason, names in sorted(by_reason.items())
     ]

@@ -161,7 +161,7 @@ def _find(config: Config, folder: Path, hashes: bool, report: Report) -> tuple[C
         return None, ""
     if errors := [str(error) for _, error in run.broken]:
         raise InputError("; ".join(errors) + f"; training would set it aside and resume from step {found.step:,}")
-    if run.fetch:
+    if run.only_remote:
         return found, f", fetched from {config.save_folder} and verified then"
     return found, "" if hashes else "; its bytes were not verified"
 

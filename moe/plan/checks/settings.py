@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from moe.config import Config
+from moe.config.auto import number
 from moe.config.checks import check_ranks
 from moe.model.families.table import engine_notes, hindrance_of
-from moe.optim.auto import number
 from moe.plan.checks.result import Result
 from moe.plan.estimate import find_rates, find_work
 

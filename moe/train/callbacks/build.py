@@ -51,6 +51,7 @@ def build_callbacks(
     model: MoEModel,
     optimizer: Muon,
     steps: Steps,
+    flops_per_token: float,
     users: UserCallbacks,
 ) -> list[Callback]:
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
@@ -58,11 +59,11 @@ def build_callbacks(
     tokenizer_files = inputs.kept_tokenizer.files if inputs.kept_tokenizer is not None else {}
     clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
     callbacks: list[Callback] = [
-        Throughput(flops_per_token=model.flops_per_token, log=log),
+        Throughput(flops_per_token=flops_per_token, log=log),
         StepSeed(config.seed),
         LearningRate(
             schedule(dataclasses.asdict(config)),
-            total=parse_time(config.max_duration),
+            total=steps.duration,
             tokens_per_step=steps.tokens_per_step,
             groups=optimizer.param_groups,
         ),

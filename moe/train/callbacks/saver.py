@@ -32,11 +32,11 @@ from moe.train.checkpointing.checkpoints import write_checkpoint
 from moe.train.checkpointing.composer_state import full_state, to_host, undivided_state
 from moe.train.checkpointing.history import now
 from moe.train.checkpointing.host_memory import HostMemory
+from moe.train.checkpointing.rank_state import own_state
 from moe.train.checkpointing.remote import RemoteRun
 from moe.train.checkpointing.retention import retain
 from moe.train.checkpointing.save_error import SaveError, explained
 from moe.train.checkpointing.together import Save, SharedWriter
-from moe.train.distributed.state import own_state
 from moe.train.stop import Stopped, StopSignal
 
 

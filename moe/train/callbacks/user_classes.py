@@ -28,7 +28,6 @@ from composer import Algorithm, Callback
 from composer.loggers import LoggerDestination
 
 from moe.common.errors import InputError
-from moe.common.paths import refuse_irregular
 from moe.config.callbacks import refused
 from moe.train.callbacks.own_random import own_random
 
@@ -76,17 +75,6 @@ def load_user_classes(entries: Sequence[dict[str, Any]], *, seed: int = 0) -> li
         key = name if count == 1 else f"{name}#{count}"
         found.append(UserClass(key, callback, kind.__module__, source, sha256))
     return found
-
-
-def write_sources(found: Sequence[UserClass], folder: Path) -> None:
-    """Puts the sources into a run folder, those that are not there yet. Raises OSError."""
-    for one in found:
-        path = folder / one.file
-        if path.exists():
-            refuse_irregular(path)
-        if one.source is not None and not (path.exists() and path.read_bytes() == one.source):
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(one.source)
 
 
 def _class_of(name: str, where: str) -> type[Callback]:

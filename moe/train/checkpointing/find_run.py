@@ -13,12 +13,11 @@ Decisions:
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.paths import refuse_irregular
@@ -37,20 +36,10 @@ from moe.train.checkpointing.checkpoints import (
     step_folders,
 )
 from moe.train.checkpointing.history import ALARMS, EVENTS, now
+from moe.train.checkpointing.record import RUN_FILE, read_record
 from moe.train.checkpointing.remote import RemoteRun, is_share
 
-RUN_FILE = "run.json"
 WRITTEN = ("config.yaml", "metrics.jsonl", EVENTS, ALARMS)  # by a start, over or into what is there
-
-
-class Record(TypedDict):
-    """What a start reads in run.json."""
-
-    id: str
-    run_name: str
-    wandb_id: str | None
-    session: str | None
-    went_back_to: int | None
 
 
 @dataclass
@@ -60,23 +49,22 @@ class Found:
     Attributes:
         record: of run.json, as this start will continue with it.
         checkpoint: where to resume from; None for a fresh start.
-        fetch: that checkpoint is on the remote alone.
-        upload: it is here alone.
-        logs_there: another machine has trained the run since, or this one never has: its logs are the remote's.
+        only_remote, only_local: where that checkpoint is.
+        logs_are_remote: another machine has trained the run since, or this one never has.
         broken: local folders after the checkpoint that do not verify, each with its error.
-        broken_there: such steps on the remote.
-        apart: local folders that are no part of the run as another machine has continued it.
+        broken_remote: such steps on the remote.
+        diverged: local folders that are no part of the run as another machine has continued it.
         back_to: the step whose successors are left behind; None where none are.
     """
 
     record: dict[str, Any]
     checkpoint: Checkpoint | None = None
-    fetch: bool = False
-    upload: bool = False
-    logs_there: bool = False
+    only_remote: bool = False
+    only_local: bool = False
+    logs_are_remote: bool = False
     broken: list[tuple[Path, CheckpointError]] = field(default_factory=list)
-    broken_there: list[int] = field(default_factory=list)
-    apart: list[Path] = field(default_factory=list)
+    broken_remote: list[int] = field(default_factory=list)
+    diverged: list[Path] = field(default_factory=list)
     back_to: int | None = None
 
 
@@ -100,50 +88,52 @@ def find_run(
         OSError: what is there cannot be read; RemoteError among them.
     """
     _refuse_pipes(path)
-    record, logs_there = read_record(path, remote)
+    record, logs_are_remote = read_record(path, remote.store if remote is not None else None)
     if record and record.get("run_name") != run_name:
         raise InputError(
             f"save_folder ({path}) holds another run, {record.get('run_name')!r}; "
             f"this one is run_name ({run_name}). Give one of them another name"
         )
-    stand = [*replaced_folders(path), *step_folders(path)]
-    here = {int(folder.name.rpartition("-")[2]): folder for folder in stand if not is_share(folder)}
-    if not here and not (path / RUN_FILE).exists() and not (path / SAVED_MARK).exists():
+    folders = [*replaced_folders(path), *step_folders(path)]
+    local = {int(folder.name.rpartition("-")[2]): folder for folder in folders if not is_share(folder)}
+    if not local and not (path / RUN_FILE).exists() and not (path / SAVED_MARK).exists():
         _refuse_foreign(path)
-    _refuse_renamed(here)
-    there = remote.steps() if remote is not None else []
-    if (path / SAVED_MARK).exists() and not here and not there:
+    _refuse_renamed(local)
+    remote_steps = remote.steps() if remote is not None else []
+    if (path / SAVED_MARK).exists() and not local and not remote_steps:
         raise InputError(
             f"save_folder ({path}) held checkpoints of this run and they are gone; bring them back (step-* folders), "
             "or give another save_folder to start over"
         )
-    if (here or there) and not autoresume and resume_from is None:
+    if (local or remote_steps) and not autoresume and resume_from is None:
         raise InputError(
             f"save_folder ({path}) already contains a run, and autoresume is false; set autoresume=true to resume, "
             "or give another save_folder to start over"
         )
     found = Found(
         record or {"id": uuid.uuid4().hex[:8], "run_name": run_name, "created_at": now()},
-        logs_there=logs_there,
-        broken_there=list(skip),
+        logs_are_remote=logs_are_remote,
+        broken_remote=list(skip),
     )
-    left = [step for step in there if step not in skip]
-    if remote is not None and logs_there and there:
-        same = {step for step in here if step in there and _is_there(remote, step, here[step])}
+    usable = [step for step in remote_steps if step not in skip]
+    if remote is not None and logs_are_remote and remote_steps:
+        shared = {step for step in local if step in remote_steps and _remote_has(remote, step, local[step])}
         # an older one that the remote has no more was removed there: retention does so here too
-        found.apart = [here[step] for step in here if step not in same and (step in there or step > there[-1])]
-        here = {step: here[step] for step in same}
+        found.diverged = [
+            local[step] for step in local if step not in shared and (step in remote_steps or step > remote_steps[-1])
+        ]
+        local = {step: local[step] for step in shared}
     if resume_from is None:
         found.record.pop("went_back_to", None)
-        _find_newest(found, path, remote, here, left, read)
+        _find_newest(found, path, remote, local, usable, read)
     else:
-        _find_named(found, path, remote, here, left, int(resume_from.removeprefix("step:")), report, read)
+        _find_named(found, path, remote, local, usable, int(resume_from.removeprefix("step:")), report, read)
     if found.checkpoint is not None:  # one caught in its replacement gets its name back
         found.checkpoint = Checkpoint(path / folder_name(found.checkpoint.step), found.checkpoint.manifest)
     return found
 
 
-def _is_there(remote: RemoteRun, step: int, folder: Path) -> bool:
+def _remote_has(remote: RemoteRun, step: int, folder: Path) -> bool:
     """Whether the remote has this very checkpoint."""
     try:
         return has_files(folder, remote.manifest(step), hashes=False)
@@ -165,8 +155,8 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_renamed(here: dict[int, Path]) -> None:
-    for step, folder in here.items():
+def _refuse_renamed(local: dict[int, Path]) -> None:
+    for step, folder in local.items():
         try:
             refuse_irregular(folder / MANIFEST)
             found = parse_json((folder / MANIFEST).read_bytes(), Manifest)["step"]
@@ -179,65 +169,36 @@ def _refuse_renamed(here: dict[int, Path]) -> None:
             )
 
 
-def read_record(path: Path, remote: RemoteRun | None) -> tuple[dict[str, Any], bool]:
-    """run.json, and whether it is the remote's: another machine has trained this run since, or this one never has.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        mine = _checked((path / RUN_FILE).read_bytes(), path / RUN_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        mine = {}
-    content = remote.store.read(RUN_FILE) if remote is not None else None
-    if remote is None or content is None:
-        return mine, remote is not None and not mine
-    there = _checked(content, f"{remote.store.url}/{RUN_FILE}")
-    if mine and there.get("session") in (None, mine.get("session")):
-        return mine, False
-    return there, True
-
-
-def _checked(content: bytes, where: object) -> dict[str, Any]:
-    """The id names a folder that a start empties: nothing else may stand there."""
-    try:
-        record = parse_json(content, Record)
-        if re.fullmatch(r"[0-9a-f]{8}", record["id"]) is None:
-            raise ValueError(f"id is {record['id']!r:.60}; 8 hexadecimal digits are needed")
-    except ValueError as error:
-        raise InputError(f"{where}: is damaged ({error}); restore or remove it") from None
-    return record
-
-
 def _find_newest(
     found: Found,
     path: Path,
     remote: RemoteRun | None,
-    here: dict[int, Path],
-    there: list[int],
+    local: dict[int, Path],
+    remote_steps: list[int],
     read: Callable[[Path], Checkpoint],
 ) -> None:
-    folders = [here[step] for step in sorted(here)]
+    folders = [local[step] for step in sorted(local)]
     found.checkpoint, errors = newest_checkpoint(folders, read)
     found.broken = list(zip(reversed(folders), errors, strict=False))
-    local = found.checkpoint.step if found.checkpoint is not None else -1
+    newest_local = found.checkpoint.step if found.checkpoint is not None else -1
     if remote is not None:
-        for step in sorted(there, reverse=True):
-            if step <= local:
+        for step in sorted(remote_steps, reverse=True):
+            if step <= newest_local:
                 break
             try:
-                found.checkpoint, found.fetch = Checkpoint(path / folder_name(step), remote.manifest(step)), True
+                found.checkpoint, found.only_remote = Checkpoint(path / folder_name(step), remote.manifest(step)), True
                 return
             except CheckpointError as error:
-                found.broken_there.append(step)
+                found.broken_remote.append(step)
                 errors.append(error)
         if found.checkpoint is not None:
-            found.upload = local not in there or not _is_there(remote, local, found.checkpoint.path)
-        errors += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_there]
+            at = found.checkpoint.path
+            found.only_local = newest_local not in remote_steps or not _remote_has(remote, newest_local, at)
+        errors += [CheckpointError(f"{remote.store.url}: step {step} did not verify") for step in found.broken_remote]
     if found.checkpoint is None and errors:
         listed = "\n".join(f"  {error}" for error in dict.fromkeys(map(str, errors)))
         raise CheckpointError(
-            f"save_folder ({path if remote is None else remote.store.url}) holds {len(here) or len(there)} "
+            f"save_folder ({path if remote is None else remote.store.url}) holds {len(local) or len(remote_steps)} "
             f"checkpoint(s) and none verifies:\n{listed}\n"
             "  restore one from a copy, or give another save_folder to start over"
         )
@@ -247,8 +208,8 @@ def _find_named(
     found: Found,
     path: Path,
     remote: RemoteRun | None,
-    here: dict[int, Path],
-    there: list[int],
+    local: dict[int, Path],
+    remote_steps: list[int],
     step: int,
     report: Callable[[str], None],
     read: Callable[[Path], Checkpoint],
@@ -257,21 +218,21 @@ def _find_named(
     newest.
     """
     if found.record.get("went_back_to") == step:
-        _find_newest(found, path, remote, here, there, read)
+        _find_newest(found, path, remote, local, remote_steps, read)
         if found.checkpoint is not None and found.checkpoint.step > step:
             report(
                 f"resume_from=step:{step} was done before; resuming from step {found.checkpoint.step}. "
                 "(To go back once more, first run without resume_from.)"
             )
             return
-    if step not in here and step not in there:
+    if step not in local and step not in remote_steps:
         raise InputError(
             f"resume_from (step:{step}): no such checkpoint in {remote.store.url if remote is not None else path}; "
-            f"there are {', '.join(f'step:{s}' for s in sorted({*here, *there})) or 'none'}"
+            f"there are {', '.join(f'step:{s}' for s in sorted({*local, *remote_steps})) or 'none'}"
         )
-    found.broken, found.upload, found.fetch = [], False, step not in here
-    if step in here:
-        found.checkpoint = read(here[step])
+    found.broken, found.only_local, found.only_remote = [], False, step not in local
+    if step in local:
+        found.checkpoint = read(local[step])
     else:
         assert remote is not None
         found.checkpoint = Checkpoint(path / folder_name(step), remote.manifest(step))

@@ -13,7 +13,7 @@ from moe.common.errors import InputError
 from moe.common.locks import Busy, take_lock
 from moe.common.paths import refuse_irregular
 from moe.train.checkpointing.checkpoints import step_folders
-from moe.train.checkpointing.find_run import RUN_FILE
+from moe.train.checkpointing.record import RUN_FILE
 from moe.train.checkpointing.retention import remove_checkpoint
 
 LOCK_PATIENCE = 12.0  # seconds

@@ -2,7 +2,7 @@
 
 - It loads what was verified, from the file that was verified, as data only. Composer itself reads a path as a template
   and an address (`{run_name}`, `#`, `:` lead elsewhere) and runs whatever code a file carries.
-- Ranks that share a model load their own rows (moe/train/distributed/state.py), and all raise what one of them met.
+- Ranks that share a model load their own rows (rank_state.py), and all raise what one of them met.
 - What an earlier version called otherwise is loaded by its name of now.
 - Under automatic microbatching it never trains a batch twice: after two steps with allocator retries in a row Composer
   goes back to the same batch although the optimizer has stepped.
@@ -26,8 +26,8 @@ from moe.train.checkpointing.checkpoints import Checkpoint, CheckpointError, loa
 from moe.train.checkpointing.composer_state import without_empty_scalers
 from moe.train.checkpointing.contents import full_content
 from moe.train.checkpointing.parts import Parts
+from moe.train.checkpointing.rank_state import load_own
 from moe.train.distributed.ranks import agreed
-from moe.train.distributed.state import load_own
 
 NO_PATH = "state.pt"  # Trainer's `load_path`: says that there is something to load, and is never looked up
 

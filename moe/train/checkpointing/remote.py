@@ -43,10 +43,10 @@ from moe.train.checkpointing.checkpoints import (
     set_aside,
     step_folders,
 )
+from moe.train.checkpointing.record import RUN_FILE
 from moe.train.checkpointing.retention import remove_checkpoint, steps_to_remove
 
-RUN_FILE = "run.json"
-LOG_FILES = ("run.json", "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl")
+LOG_FILES = (RUN_FILE, "config.yaml", "metrics.jsonl", "events.jsonl", "alarms.jsonl")
 LOGS = (*LOG_FILES, "tensorboard", "stacks", "callbacks", TOKENIZER)
 
 

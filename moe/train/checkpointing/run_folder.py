@@ -13,9 +13,7 @@ any more. Until then nothing here or on the remote has changed, but for the lock
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import time
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -25,14 +23,15 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.locks import sign
 from moe.common.s3 import RemoteError
-from moe.train.checkpointing.checkpoints import Checkpoint, folder_name, read_checkpoint, set_aside, step_folders
-from moe.train.checkpointing.find_run import RUN_FILE, Found, find_run
+from moe.train.checkpointing.checkpoints import Checkpoint, folder_name, read_checkpoint, step_folders
+from moe.train.checkpointing.find_run import Found, find_run
 from moe.train.checkpointing.folder_lock import lock_folder, state_of, take_away
 from moe.train.checkpointing.history import History, now
+from moe.train.checkpointing.left_behind import leave_behind, leave_behind_remote, set_broken_aside
+from moe.train.checkpointing.record import RUN_FILE, write_record
 from moe.train.checkpointing.remote import RemoteRun, Replaced
 from moe.train.checkpointing.retention import clear_unfinished
 
-ASIDE = "(Folders under that name are left to you to look at or delete: no start reads them.)"
 MADE_BEFORE = (".lock", "wandb")  # what a start makes in the folder before it is recorded
 
 
@@ -65,7 +64,7 @@ class RunFolder:
 
     def metrics(self) -> bytes:
         """metrics.jsonl as the run resumes with it; on another machine that of the remote."""
-        if self.found is not None and self.found.logs_there and self.remote is not None and not self.recorded:
+        if self.found is not None and self.found.logs_are_remote and self.remote is not None and not self.recorded:
             return self.remote.store.read("metrics.jsonl") or b""
         file = self.path / "metrics.jsonl"
         return file.read_bytes() if file.exists() else b""
@@ -90,7 +89,7 @@ class RunFolder:
 
     def fetch(self, report: Callable[[str], None], only: Collection[str] | None = None) -> None:
         """Brings the remote's checkpoint, or `only` these files. Raises CheckpointError where they do not verify."""
-        if self.found is None or not self.found.fetch:
+        if self.found is None or not self.found.only_remote:
             return
         assert self.remote is not None and self.checkpoint is not None
         self.take(report)
@@ -103,11 +102,11 @@ class RunFolder:
 
     def upload(self, report: Callable[[str], None]) -> None:
         """Brings to the remote a checkpoint that is only here: it is the run's, whatever becomes of this start."""
-        if self.found is None or not self.found.upload or self.checkpoint is None or self.remote is None:
+        if self.found is None or not self.found.only_local or self.checkpoint is None or self.remote is None:
             return
         report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
         self.remote.upload(self.checkpoint.path)
-        self.found.upload = False
+        self.found.only_local = False
 
     def begin(self, report: Callable[[str], None]) -> None:
         """Records the start: from here on this process trains the run, here and on the remote.
@@ -118,7 +117,11 @@ class RunFolder:
         assert self.found is not None
         with folder_errors(self.path, self.remote):
             self.take(report)
-            self._set_apart(report)
+            # before run.json says so: a kill may come
+            if self.remote is not None:
+                leave_behind_remote(self.found, self.remote)
+                self.upload(report)
+            leave_behind(self.path, self.found, self.remote, self._made, report)
             self.record.update(
                 state="running", pid=os.getpid(), host=os.uname().nodename, session=uuid.uuid4().hex, updated_at=now()
             )
@@ -128,50 +131,25 @@ class RunFolder:
             self.note()
             sign(self.lock)
             clear_unfinished(self.path, report)
-            for folder, error in [each for each in self.found.broken if each[0] not in self._made]:
-                aside, using = set_aside(folder).name, self.checkpoint.path.name if self.checkpoint else "none"
-                report(f"broken checkpoint: {error}; set aside as {aside}, using {using}. {ASIDE}")
+            set_broken_aside(self.found, self._made, report)
             if self.remote is not None:
-                if self.found.logs_there:
+                if self.found.logs_are_remote:
                     self.remote.fetch_logs()
                 self.remote.push_logs()
-
-    def _set_apart(self, report: Callable[[str], None]) -> None:
-        """What is no part of the run any more, and what is only here; before run.json says so: a kill may come."""
-        assert self.found is not None
-        back_to, remote = self.found.back_to, self.remote
-        if remote is not None:
-            for step in self.found.broken_there:
-                remote.hide(step, "set-aside")
-            if back_to is not None:
-                remote.leave_behind(back_to)
-            self.upload(report)
-        later = [folder for folder in step_folders(self.path) if back_to is not None and _step(folder) > back_to]
-        left = [(folder, f"going back to step {back_to}: ") for folder in later]
-        if remote is not None:
-            theirs = f"another machine has trained the run since, and {remote.store.url} has other checkpoints: "
-            left += [(folder, theirs) for folder in self.found.apart if folder not in later]
-        for folder, why in left:
-            aside = self.path / f"left-behind-{folder_name(_step(folder))}-{int(time.time())}"
-            if folder not in self._made:  # it was fetched, and the one before it has another name already
-                folder.rename(aside)
-                report(f"{why}step {_step(folder)} stays as {aside.name}, and is not part of the run any more")
-        if left:
-            report("(load_path takes such a left-behind-* folder into a new run; delete it when it is not needed.)")
 
     def finish_again(self, report: Callable[[str], None]) -> None:
         """Nothing is left to train: what a kill or a failed upload after the last save has left undone is done. Another
         process's run is left alone.
         """
-        if self.found is None or self.found.logs_there:
+        if self.found is None or self.found.logs_are_remote:
             return
-        if self.record.get("state") in (None, "done") and not self.found.upload:
+        if self.record.get("state") in (None, "done") and not self.found.only_local:
             return
         with folder_errors(self.path, self.remote), contextlib.suppress(Replaced):
             self.take(report)
             if self.remote is not None:
                 self.remote.session = self.record.get("session")
-                if self.found.upload and self.checkpoint is not None:
+                if self.found.only_local and self.checkpoint is not None:
                     report(f"uploading step {self.checkpoint.step:,}, which is only in {self.path} ...")
                     self.remote.push(self.checkpoint.path)
             self.recorded = True
@@ -192,7 +170,7 @@ class RunFolder:
         """Updates run.json, atomically; before the start is recorded only what `begin` will write there."""
         self.record.update(changes, updated_at=now())
         if self.recorded:
-            write_json(self.path / RUN_FILE, self.record)
+            write_record(self.path, self.record)
 
     def close(self, state: str, reason: str | None = None) -> None:
         """The last note of this start, on this machine; none of one that was not recorded."""
@@ -223,16 +201,6 @@ class RunFolder:
                     self.remote.push_logs()
             except RemoteError as error:
                 report(f"warning: the last logs are only in {self.path}: {error}")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes aside and renames, so that a reader or a kill never meets half a file."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def local_folder(save_folder: str, run_name: str) -> Path:
@@ -293,7 +261,3 @@ def folder_errors(path: Path, remote: RemoteRun | None):
             f"save_folder ({path}) cannot be used: {error.strerror or error} ({error.filename or path}); "
             "fix it or give another one"
         ) from None
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])

@@ -210,7 +210,7 @@ def test_the_home_folder_is_meant_by_its_sign(text: Path, tmp_path: Path, monkey
     assert tokenizer("--dataset", "~/text", "--out", "~/bpe") == 0 and (home / "bpe" / "tokenizer.json").exists()
     assert convert("--dataset", "~/text", "--tokenizer", "~/bpe", "--out", "~/mds") == 0
     assert (home / "mds" / "meta.json").exists()
-    assert main(["inspect", "~/mds", "--quick", "--samples", "1"]) == 0
+    assert main(["inspect", "~/mds", "--quick", "--sequences", "1"]) == 0
     assert "harbour" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
     assert path_or_address("s3://b/~", "--out") == "s3://b/~"

@@ -163,7 +163,7 @@ def test_inspect_reads_the_bucket(bucket, text, make_request, capsys):
     key = "sets/tiny/train/shard.00000.mds"
     content = bucket.client().get_object(Bucket="corpus", Key=key)["Body"].read()
     bucket.client().put_object(Bucket="corpus", Key=key, Body=content[:-1] + bytes([content[-1] ^ 1]))
-    assert main(["inspect", OUT, "--samples", "0"]) == 2
+    assert main(["inspect", OUT, "--sequences", "0"]) == 2
     assert "shard.00000.mds: its bytes changed" in capsys.readouterr().out
 
 

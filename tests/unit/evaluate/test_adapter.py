@@ -88,6 +88,7 @@ def test_scores_carry_errors_cost_what_was_told_and_leave_random_states_alone(bo
     monkeypatch.setattr(scoring, "_forward", lambda m, rows: tokens.extend(r.length for r in rows) or plain(m, rows))
     for task in tasks:
         cost = task_cost(ours.requests, task)
+        assert ours.requests.notes(task.name) == [], "nothing has been scored yet"
         tokens.clear()
         found = scores_of(score_task(ours, task), task.name)
         assert task.name == "offline_copy" or cost == sum(tokens), "each question is asked once"

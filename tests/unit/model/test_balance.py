@@ -181,7 +181,7 @@ def test_ranks_change_no_bit_of_a_bias():
 
 
 def test_quantile_where_every_token_passes_all_experts_is_refused(build):
-    with pytest.raises(ValueError, match=r"balance \(quantile\) needs top_k \(4\) below n_experts"):
+    with pytest.raises(ValueError, match=r"balance \(quantile\) needs model.top_k \(4\) below"):
         build(balance="quantile", top_k=4)
 
 

@@ -187,9 +187,10 @@ def test_without_qk_norm_there_are_no_such_parameters(build, tokens):
         ({"n_heads": 5}, r"d_model \(32\).*n_heads \(5\)"),
         ({"n_kv_heads": 3}, r"n_heads \(4\).*n_kv_heads \(3\)"),
         ({"top_k": 5}, r"top_k \(5\).*n_experts \(4\)"),
+        ({"top_k": 0}, r"top_k \(0\) must be at least 1"),
         ({"head_dim": 7}, r"head_dim \(7\)"),
-        ({"partial_rotary_factor": 0.4}, r"partial_rotary_factor \(0.4\) of head_dim \(8\) makes 3 channels"),
-        ({"partial_rotary_factor": 0.1}, r"partial_rotary_factor \(0.1\) of head_dim \(8\) makes 0 channels"),
+        ({"partial_rotary_factor": 0.4}, r"partial_rotary_factor \(0.4\) of a head's 8 channels makes 3;"),
+        ({"partial_rotary_factor": 0.1}, r"partial_rotary_factor \(0.1\) of a head's 8 channels makes 0;"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_by_name(build, changes, message):

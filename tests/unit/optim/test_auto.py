@@ -6,6 +6,7 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.config import Config, ConfigError, load_config
+from moe.config.steps import Steps
 from moe.optim.auto import describe, resolve
 from moe.optim.rule import embedding_rate, learning_rate, warmup_steps, weight_decay
 from tests.tiny import tiny_config, write_config
@@ -39,7 +40,7 @@ def test_every_auto_becomes_the_rules_number_that_is_reported(load) -> None:
     assert config.scheduler.t_warmup == f"{warmup_steps(6000):.0f}ba"
     assert config.optimizer.adamw.embedding_lr is None, "the embedding is the head too"
     assert [choice.key for choice in chosen] == [override.partition("=")[0] for override in ALL]
-    text = "\n".join(describe(config, chosen, flops=1e13))
+    text = "\n".join(describe(chosen, Steps.of(config), d_model=32, flops=1e13))
     assert f"optimizer.lr {config.optimizer.lr:g}," in text and "d_model 32, 1.54M tokens, 256 a step" in text
     assert "outside of what was measured here: d_model 32 (" in text and "Moonlight's fit to 1e+13 FLOPs" in text
 
@@ -67,7 +68,7 @@ def test_a_rate_set_by_hand_stays_and_the_decay_is_that_of_it(load) -> None:
 
 def test_without_auto_nothing_changes(load) -> None:
     config = load()
-    assert resolve(config) == (config, []) and describe(config, [], flops=1.0) == []
+    assert resolve(config) == (config, []) and describe([], Steps.of(config), d_model=32, flops=1.0) == []
 
 
 def test_a_run_that_resumes_keeps_its_numbers_and_says_what_the_rule_gives_now(load) -> None:
@@ -79,7 +80,7 @@ def test_a_run_that_resumes_keeps_its_numbers_and_says_what_the_rule_gives_now(l
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.scheduler.t_warmup) == (0.0123, 0.2, "77ba")
     assert config.optimizer.adamw.embedding_lr is None, "a manifest from before the key"
     by_rule = resolve(load(*ALL))[0].optimizer.lr
-    told = describe(config, chosen, flops=1e13)[0]
+    told = describe(chosen, Steps.of(config), d_model=32, flops=1e13)[0]
     assert f"optimizer.lr 0.0123 (kept; the rule gives {by_rule:g} now, set it to take it)" in told
 
 

@@ -20,7 +20,7 @@ def make_model(options=None, **changes) -> MoEModel:
     torch.manual_seed(0)
     transformer = Transformer(vocab_size=29, eos_id=0, **{**SHAPE, **(options or {})}).double()
     balance = BalanceLoss(n_layers=2, n_experts=4, weight=0.5)
-    return MoEModel(transformer, **{"balance": balance, "router_z_loss": 0.25, "flops_per_token": 1.0, **changes})
+    return MoEModel(transformer, **{"balance": balance, "router_z_loss": 0.25, **changes})
 
 
 def make_batch(rows: int) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_a_further_rule_is_one_class_its_metrics_are_logged_and_its_state_is_sav
 def not_sent(rank):
     transformer = Transformer(vocab_size=97, eos_id=0, balance="sign", **SHAPE)
     rule = RULES["sign"](n_layers=2, n_experts=4, weight=0.0, rate=0.1)
-    model = MoEModel(transformer, balance=rule, router_z_loss=0.0, flops_per_token=1.0)
+    model = MoEModel(transformer, balance=rule, router_z_loss=0.0)
     assert len(list(model.buffers())) == 4 and DistributedDataParallel(model).modules_buffers == []
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from moe.config import load_config
+from moe.model.step import make_step
 from moe.optim.groups import build_optimizer
-from moe.train import microbatch
+from moe.train import microbatch, microbatch_trial
 from moe.train.composer_model import MoEModel, build_model
 from moe.train.distributed.sharding import shard_transformer
 from moe.train.inputs import check_data
-from moe.train.microbatch import find_microbatch
+from moe.train.microbatch_trial import find_microbatch
 from tests.ranks import on_ranks
 from tests.unit.train.runs import assert_same_run, die_after, rows, train
 
@@ -78,13 +79,13 @@ def test_the_search_begins_with_what_is_computed_to_fit(monkeypatch, per_sequenc
         peak = size * per_sequence * 1e9
         return peak if peak < 22.2e9 else float("inf")
 
-    assert microbatch._search(peak_of, 24, 20e9, lambda size: size * 1e9) == found and sizes == tried
+    assert microbatch_trial._search(peak_of, 24, 20e9, lambda size: size * 1e9) == found and sizes == tried
 
 
 def test_without_enough_memory_by_the_computation_one_sequence_is_tried_all_the_same() -> None:
     for fits in (True, False):
         peak_of = {1: 1e9 if fits else float("inf")}.__getitem__
-        assert microbatch._search(peak_of, 8, 20e9, lambda size: 30e9 * size) == int(fits)
+        assert microbatch_trial._search(peak_of, 8, 20e9, lambda size: 30e9 * size) == int(fits)
 
 
 def test_what_a_trial_is_computed_to_take_is_what_a_gpu_took(tiny: Path) -> None:
@@ -92,10 +93,11 @@ def test_what_a_trial_is_computed_to_take_is_what_a_gpu_took(tiny: Path) -> None
     router is the worst, which adds a little.
     """
     config = load_config(Path("yamls/500m.yaml"), ["tokenizer=none"])
-    transformer = SimpleNamespace(embed=SimpleNamespace(num_embeddings=50257), compiled=True)
-    bytes_of = microbatch.expected_bytes(config, SimpleNamespace(transformer=transformer), world_size=1)
+    step = make_step(config, 50257, n_gpus=1, microbatch=1)
+    model = SimpleNamespace(transformer=SimpleNamespace(compiled=True))
+    bytes_of = microbatch_trial.expected_bytes(step, model, world_size=1)
     assert 43.8e9 < bytes_of(32) < 46e9
-    buckets = microbatch.expected_bytes(config, SimpleNamespace(transformer=transformer), world_size=2)
+    buckets = microbatch_trial.expected_bytes(step, model, world_size=2)
     assert buckets(32) - bytes_of(32) == 4 * 510_551_040
 
 
@@ -135,7 +137,7 @@ def test_the_trials_batch_has_as_many_documents_as_real_text(made, monkeypatch) 
     monkeypatch.setattr(
         MoEModel, "forward", lambda self, batch: rooms.append(batch["document_ends"]) or plain(self, batch)
     )
-    microbatch._step(model, optimizer, 1, 2048, "fp32")
+    microbatch_trial._step(model, optimizer, 1, 2048, "fp32")
     assert rooms[0].shape == (1, 128) and (rooms[0].diff() == 16).all(), "128 documents of 16 tokens"
 
 
@@ -151,7 +153,7 @@ def test_the_budget_is_the_share_of_memory_that_the_process_was_given(monkeypatc
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", fraction)
-    assert [microbatch._memory(gpu) for _ in range(2)] == [72e9, 8e9]
+    assert [microbatch_trial._memory(gpu) for _ in range(2)] == [72e9, 8e9]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -160,7 +162,7 @@ def test_what_the_trials_sizes_compiled_is_forgotten(made, monkeypatch, compiled
     resets = []
     monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
     monkeypatch.setattr(model.transformer, "compiled", compiled)
-    monkeypatch.setattr(microbatch, "_step", lambda *args: resets.append(0))
+    monkeypatch.setattr(microbatch_trial, "_step", lambda *args: resets.append(0))
     find(model, optimizer, rank_batch=2)
     assert resets == [0, 0, *[1] * compiled], "after the last trial, and only of what is compiled"
 
@@ -186,8 +188,8 @@ def test_a_sharded_model_is_tried_only_where_memory_is_expected_to_do_on_every_r
             sizes.append(size * seq_len / 32)
             return (1 + sizes[-1]) * 1e9
 
-        microbatch._peak_of_step = peak
-        microbatch._memory = lambda device: (2 - rank) * gigabytes * 1e9
+        microbatch_trial._peak_of_step = peak
+        microbatch_trial._memory = lambda device: (2 - rank) * gigabytes * 1e9
         assert find(model, optimizer, rank_batch=12) == found and sizes == tried
 
     on_ranks(2, work)
@@ -207,11 +209,13 @@ def test_a_sharded_trial_that_runs_out_of_memory_ends_the_run_with_the_size_to_s
             if size > limit:
                 raise torch.OutOfMemoryError("no memory")
 
-        microbatch._step = step
-        with pytest.raises(microbatch.InputError, match="one sequence of 32 tokens does not fit"):
+        microbatch_trial._step = step
+        with pytest.raises(microbatch_trial.InputError, match="one sequence of 32 tokens does not fit"):
             find(model, optimizer)
         limit = 2
-        with pytest.raises(microbatch.InputError, match=r"4 sequences ran out .* set device_train_microbatch_size=2"):
+        with pytest.raises(
+            microbatch_trial.InputError, match=r"4 sequences ran out .* set device_train_microbatch_size=2"
+        ):
             find(model, optimizer)
 
     on_ranks(2, work)
@@ -219,7 +223,7 @@ def test_a_sharded_trial_that_runs_out_of_memory_ends_the_run_with_the_size_to_s
 
 def test_nothing_that_fits_is_told_with_what_to_do(made, memory_for) -> None:
     memory_for(0)
-    with pytest.raises(microbatch.InputError, match=r"one sequence of 32 tokens does not fit .*checkpointing"):
+    with pytest.raises(microbatch_trial.InputError, match=r"one sequence of 32 tokens does not fit .*checkpointing"):
         find(*made)
 
 
@@ -252,8 +256,9 @@ def test_another_batch_is_searched_for_anew(tiny: Path, tmp_path: Path, made, me
     said = []
     settings = {"world_size": 1, "report": said.append}
     config = load_config(tiny / "tiny.yaml")
-    assert microbatch.automatic_microbatch(config, folder, *made, **settings) == 4 and len(said) == 2
-    assert microbatch.automatic_microbatch(config, folder, *made, **settings) == 4 and len(said) == 2
+    step = make_step(config, 300, n_gpus=1, microbatch=1)
+    assert microbatch.automatic_microbatch(config, step, folder, *made, **settings) == 4 and len(said) == 2
+    assert microbatch.automatic_microbatch(config, step, folder, *made, **settings) == 4 and len(said) == 2
     memory_for(1)
     other = load_config(tiny / "tiny.yaml", ["activation_checkpointing=true"])
-    assert microbatch.automatic_microbatch(other, folder, *made, **settings) == 1 and len(said) == 4
+    assert microbatch.automatic_microbatch(other, step, folder, *made, **settings) == 1 and len(said) == 4

@@ -16,11 +16,11 @@ from moe.common.errors import InputError
 from moe.common.s3 import RemoteFolder
 from moe.config import load_config
 from moe.train import opening, start
-from moe.train.checkpointing import checkpoints
+from moe.train.checkpointing import checkpoints, shares
 from moe.train.checkpointing.checkpoints import has_files
 from moe.train.checkpointing.parts import part_name
 from moe.train.checkpointing.remote import RemoteRun, is_share
-from moe.train.distributed import same_folder, shares
+from moe.train.distributed import same_folder
 from moe.train.inputs import check_data
 from tests.ranks import on_ranks
 from tests.tiny import divide, tiny_config, write_config
@@ -165,7 +165,7 @@ def test_from_s3_a_machine_fetches_the_parts_of_its_own_ranks(
         folder, begin, _, _ = on_machine(rank)
         assert begin.step == 2
         if rank == 0:
-            assert folder.found.broken_there == [4]
+            assert folder.found.broken_remote == [4]
 
     on_ranks(4, damaged)
 

@@ -48,7 +48,7 @@ def test_what_holds_eight_bytes_a_sample_is_not_made(token_folder):
     dataset = with_a_free_number(of_this_folder)
     assert type(dataset.spanner).__module__ == "moe.data.read.spans"
     assert [dataset.spanner[i] for i in (0, 229)] == [(0, 0), (2, 229 - sum(len(s) for s in dataset.shards[:2]))]
-    with pytest.raises(IndexError, match="sample 230 of 230"):
+    with pytest.raises(IndexError, match="sequence 230 of 230"):
         dataset.spanner[230]
     from streaming.base import dataset as stock
 

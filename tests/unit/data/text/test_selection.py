@@ -161,7 +161,7 @@ def test_files_of_other_kinds_are_counted_and_a_pipe_is_not_opened(tmp_path):
     lay(tmp_path, "a.jsonl", "b.docx", "c.epub", "d.docx")
     os.mkfifo(tmp_path / "e.jsonl")
     lines = left_out_lines(source_of(tmp_path).left_out)
-    assert any("3 no kind that is read" in line and "b.docx" in line for line in lines)
+    assert any("skipped: 3 of a format that is not read" in line and "b.docx" in line for line in lines)
     assert any("1 no regular file: e.jsonl" in line for line in lines)
 
 

@@ -154,7 +154,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, make_request, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert convert(make_request(dry_run=True)) is None
     told = capsys.readouterr().out
-    files = ("in: a.parquet (parquet, ", "out: b.docx: no kind", "left out: 1 no kind that is read")
+    files = ("in: a.parquet (parquet, ", "out: b.docx: of a format", "skipped: 1 of a format that is not read")
     for line in (*files, "estimate, ", "disk ", "time "):
         assert line in told
     assert sorted(tmp_path.rglob("*")) == before

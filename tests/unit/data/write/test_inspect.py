@@ -27,7 +27,7 @@ def call(*flags):
 
 
 def test_sound_dataset_is_summed_up_verified_and_shown(converted, capsys):
-    assert call(converted, "--samples", 3) == 0
+    assert call(converted, "--sequences", 3) == 0
     out = capsys.readouterr().out
     assert "documents    80\n" in out
     assert "skipped rows 2 (1 empty, 1 null)" in out
@@ -37,8 +37,8 @@ def test_sound_dataset_is_summed_up_verified_and_shown(converted, capsys):
     assert "<|endoftext|>" not in out.replace(inspect.BOUNDARY, "").split("sequence 0 of")[1][:40]
 
 
-def test_shown_samples_are_the_text(converted, capsys):
-    call(converted, "--samples", 1, "--whole")
+def test_shown_sequences_are_the_text(converted, capsys):
+    call(converted, "--sequences", 1, "--full")
     shown = capsys.readouterr().out.split("document ends\n")[1].split(inspect.BOUNDARY)
     texts = make_texts(80)
     assert len(shown) > 1
@@ -46,13 +46,22 @@ def test_shown_samples_are_the_text(converted, capsys):
     assert any(text.startswith(shown[-1].strip()) for text in texts)
 
 
-def test_a_long_sample_is_cut_and_the_rest_counted(converted, capsys, monkeypatch):
+def test_a_long_sequence_is_cut_and_the_rest_counted(converted, capsys, monkeypatch):
     monkeypatch.setattr(inspect, "SHOWN", 20)
-    call(converted, "--samples", 1, "--whole")
+    call(converted, "--sequences", 1, "--full")
     whole = capsys.readouterr().out.split("document ends\n")[1].rstrip("\n")
-    call(converted, "--samples", 1)
+    call(converted, "--sequences", 1)
     shown = capsys.readouterr().out.split("document ends\n")[1].rstrip("\n")
-    assert shown == f"{whole[:20]} ... ({len(whole) - 20:,} more characters; --whole shows them)"
+    assert shown == f"{whole[:20]} ... ({len(whole) - 20:,} more characters; --full shows them)"
+
+
+def test_the_former_names_of_the_flags_work_and_tell_the_present_ones(converted, capsys):
+    call(converted, "--sequences", 1, "--full")
+    present = capsys.readouterr()
+    call(converted, "--samples", 1, "--whole")
+    former = capsys.readouterr()
+    assert former.out == present.out and "is called" not in present.err
+    assert former.err.splitlines()[:2] == ["--samples is called --sequences now", "--whole is called --full now"]
 
 
 def test_damage_is_named_and_ends_with_2(converted, capsys):
@@ -60,14 +69,14 @@ def test_damage_is_named_and_ends_with_2(converted, capsys):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    assert call(converted, "--quick", "--samples", 0) == 0
+    assert call(converted, "--quick", "--sequences", 0) == 0
     assert call(converted) == 2
     assert "shard.00000.mds: its bytes changed" in capsys.readouterr().out
 
 
-def test_a_number_of_samples_below_0_is_refused(converted):
-    with pytest.raises(InputError, match=r"--samples \(-1\) must not be below 0"):
-        call(converted, "--samples", -1)
+def test_a_number_of_sequences_below_0_is_refused(converted):
+    with pytest.raises(InputError, match=r"--sequences \(-1\) must not be below 0"):
+        call(converted, "--sequences", -1)
 
 
 def test_folder_without_a_dataset_is_refused(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from moe.common.errors import InputError
 from moe.config import Every, parse_time
 from moe.train.callbacks.saver import CheckpointSaver, SaveError
-from moe.train.checkpointing.run_folder import write_json
+from moe.train.checkpointing.record import write_record
 from moe.train.logs import RunLog, jsonl_writer, tensorboard_writer
 from moe.train.stop import StopSignal
 from tests.damage import largest_file
@@ -165,9 +165,9 @@ def test_a_run_on_a_full_disk_ends_with_a_warning_that_its_state_is_not_noted(tm
 
 def test_a_run_file_that_a_full_disk_does_not_take_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    write_json(path, {"id": "0123abcd"})
+    write_record(tmp_path, {"id": "0123abcd"})
     with largest_file(100), pytest.raises(OSError, match="File too large"):
-        write_json(path, {"id": "0123abcd", "more": "x" * 1000})
+        write_record(tmp_path, {"id": "0123abcd", "more": "x" * 1000})
     assert json.loads(path.read_text()) == {"id": "0123abcd"}
 
 

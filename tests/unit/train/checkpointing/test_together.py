@@ -1,10 +1,6 @@
 """Checkpoints that several ranks (gloo) write together: read by any number of them, complete or not there at all."""
 
-import errno
-import multiprocessing
-import os
 import shutil
-import signal
 import types
 from functools import partial
 from pathlib import Path
@@ -12,16 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing import ProcessRaisedException
 
-from moe.common.errors import RunFailed
 from moe.common.typed_json import error_in
-from moe.model import Transformer
-from moe.model.balance import BalanceLoss
-from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
-from moe.train.checkpointing import files, together
 from moe.train.checkpointing.checkpoints import (
     CheckpointError,
     newest_checkpoint,
@@ -30,7 +20,6 @@ from moe.train.checkpointing.checkpoints import (
     write_checkpoint,
 )
 from moe.train.checkpointing.contents import full_content, model_tensors
-from moe.train.checkpointing.host_memory import HostMemory
 from moe.train.checkpointing.parts import (
     Divided,
     Parts,
@@ -41,98 +30,21 @@ from moe.train.checkpointing.parts import (
     part_name,
     write_part,
 )
-from moe.train.checkpointing.remote import RemoteRun
-from moe.train.checkpointing.save_error import SaveError, explained
-from moe.train.checkpointing.together import Save, SharedWriter
-from moe.train.distributed.sharding import shard_transformer
-from moe.train.distributed.state import load_own, own_state
-from tests.ranks import _rank, on_ranks
-from tests.tiny import EVERY_OPTION, SHAPE
+from tests.ranks import on_ranks
+from tests.unit.train.checkpointing.ranks_that_share import (
+    MANIFEST,
+    assert_same,
+    build,
+    complete,
+    load,
+    save,
+    step,
+    tensors_of,
+)
 
 pytestmark = pytest.mark.skipif(
     torch.__version__ < "2.11", reason="older torch is refused: moe.train.distributed.sharding"
 )
-MANIFEST = {"tokens": 5, "config": {}, "data": "d", "eos_id": 0, "vocab_size": 97, "tokenizer": None}
-
-
-def build(seed: int, ranks: int, replicas: int = 1) -> tuple[nn.Module, Muon]:
-    """A model as the trainer has it, with 3 experts, which are divided by their rows, and 97 rows of the embedding."""
-    settings = {**SHAPE, **EVERY_OPTION, "n_experts": 3, "balance": "sign"}
-    model = nn.Module()
-    model.transformer = Transformer(vocab_size=97, eos_id=0, seed=seed, **settings)
-    model.balance = BalanceLoss(n_layers=2, n_experts=3, weight=0.01)
-    g = torch.Generator().manual_seed(seed)
-    for buffer in model.buffers():
-        buffer.copy_(torch.rand(buffer.shape, generator=g))
-    if ranks > 1:
-        shard_transformer(model.transformer, world_size=ranks, on_gpu=False, replicas=replicas)
-    groups = build_groups(model.transformer, name="muon", lr=0.1, weight_decay=0.0, momentum_dtype="bf16")
-    return model, Muon(groups)
-
-
-def step(model: nn.Module, optimizer: Muon, seed: int) -> None:
-    """With random gradients; of replicas the same, as they are after their mean was taken."""
-    for number, p in enumerate(model.parameters()):
-        own = p.to_local() if isinstance(p, DTensor) else p
-        place = p.device_mesh.get_coordinate()[-1] if isinstance(p, DTensor) else 0
-        g = torch.Generator().manual_seed(1000 * seed + 10 * number + place)
-        grad = torch.randn(own.shape, generator=g)
-        p.grad = (
-            DTensor.from_local(grad, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
-            if isinstance(p, DTensor)
-            else grad
-        )
-    optimizer.step()
-
-
-def complete(model: nn.Module, optimizer: Muon) -> dict[str, torch.Tensor]:
-    """All tensors of both, by name. A collective."""
-
-    def full(value: torch.Tensor) -> torch.Tensor:
-        return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
-
-    found = {f"model.{name}": full(value) for name, value in model.state_dict().items()}
-    for name, p in model.named_parameters():
-        found |= {f"optimizer.{key}.{name}": full(value) for key, value in optimizer.state[p].items()}
-    return found
-
-
-def tensors_of(content: dict) -> dict[str, torch.Tensor]:
-    """The same of a checkpoint's content."""
-    found = {f"model.{name}": value for name, value in content["model"].items()}
-    for name, entries in content["optimizers"]["Muon"]["state"].items():
-        found |= {f"optimizer.{key}.{name}": value for key, value in entries.items()}
-    return found
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
-
-
-def save(folder: Path, number: int, model: nn.Module, optimizer: Muon, *, url=None, leader=False) -> together.Written:
-    """One save as CheckpointSaver makes it."""
-    own, rank = own_state(model, optimizer, HostMemory()), torch.distributed.get_rank()
-    remote = None
-    if url is not None and rank == 0:
-        remote = RemoteRun(url, folder, report=print)
-    writer = SharedWriter(folder, url=url, remote=remote, local_leader=leader or rank == 0)
-    content = {"state": {"model": own.model, "optimizers": {"Muon": own.optimizer}}} if rank == 0 else None
-    shared = Save(number, own.part, own.number, own.parts, own.shapes, content, MANIFEST, {"tokenizer/a": b"A"})
-    explain = partial(explained, number, save_folder=folder, size=own.nbytes(), where=f"rank {rank}: ")
-    return writer.write(shared, lambda size: None, explain)
-
-
-def load(folder: Path, model: nn.Module, optimizer: Muon) -> None:
-    found = read_checkpoint(folder)
-    if found.manifest.get("tensors"):
-        from moe.train.checkpointing.checkpoints import load_state
-
-        with Parts(found.path, found.manifest) as parts:
-            load_own(model, optimizer, load_state(found.state_file)["state"], parts)
-    else:
-        load_own(model, optimizer, full_content(found), None)
 
 
 def test_what_is_divided_along_one_dimension_is_read_along_any(tmp_path: Path) -> None:
@@ -234,142 +146,6 @@ def test_any_number_of_ranks_reads_either_format_and_so_does_dcp(tmp_path: Path)
     on_ranks(4, partial(four_ranks, tmp_path))
     assert_same(tensors_of(full_content(read_checkpoint(tmp_path / "step-00000003"))), expected)
     on_ranks(2, partial(back_to_two, tmp_path))
-
-
-def failing(folder: Path, rank: int) -> None:
-    model, optimizer = build(1, 2)
-    step(model, optimizer, 1)
-    save(folder, 1, model, optimizer)
-    for broken, stage in ((1, "write_part"), (0, "write_state"), (0, "commit")):
-        plain = getattr(together, stage)
-
-        def full(*args, broken=broken, plain=plain, stage=stage):
-            if rank == broken and stage == "commit":
-                raise OSError(errno.ENOSPC, "No space left on device")
-            if rank == broken:  # the kernel says so, of the bytes that are written
-                file = args[0] / "state.pt" if stage == "write_state" else args[0]
-                file.symlink_to("/dev/full")
-            return plain(*args)
-
-        setattr(together, stage, full)
-        with pytest.raises(SaveError, match=f"step 2 was not written to .*: rank {broken}: the disk is full"):
-            save(folder, 2, model, optimizer)
-        setattr(together, stage, plain)
-        torch.distributed.barrier()
-        assert [path.name for path in folder.iterdir() if "step" in path.name] == ["step-00000001"], stage
-    save(folder, 2, model, optimizer)
-    assert read_checkpoint(folder / "step-00000002").step == 2
-
-
-def test_a_disk_that_is_full_for_one_rank_fails_the_save_on_all_and_leaves_nothing(tmp_path: Path) -> None:
-    on_ranks(2, partial(failing, tmp_path))
-
-
-def killed(folder: Path, rank: int) -> None:
-    model, optimizer = build(1, 2)
-    step(model, optimizer, 1)
-    save(folder, 1, model, optimizer)
-    plain, pieces = files.SteadyFile.write, []
-
-    def dies(self, content):
-        pieces.append(content)
-        if len(pieces) < 4:
-            return plain(self, content)
-        plain(self, content[: len(content) // 2])
-        self.flush()
-        (folder / "half").write_text(str(os.fstat(self.file.fileno()).st_size))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if rank == 1:
-        files.SteadyFile.write = dies
-    with pytest.raises(RuntimeError, match="by peer"):
-        save(folder, 2, model, optimizer)
-    (folder / "raised").touch()
-    os._exit(0)
-
-
-def test_a_rank_that_is_killed_as_it_writes_its_part_ends_the_save_on_the_others(tmp_path: Path) -> None:
-    context, store = multiprocessing.get_context("fork"), f"file://{tmp_path}/store"
-    ranks = [context.Process(target=_rank, args=(rank, partial(killed, tmp_path), 2, store)) for rank in range(2)]
-    for each in ranks:
-        each.start()
-    for each in ranks:
-        each.join(60)
-    assert [each.exitcode for each in ranks] == [0, -signal.SIGKILL]
-    half = int((tmp_path / "half").read_text())
-    assert 5000 < half < (tmp_path / "step-00000001" / part_name(1)).stat().st_size
-    assert (tmp_path / "raised").exists() and not list(tmp_path.glob(".writing-*/*")), "the others remove it"
-    found, _ = newest_checkpoint(step_folders(tmp_path))
-    assert found is not None and found.step == 1
-
-
-def apart(folder: Path, url: str, rank: int) -> None:
-    """Each rank a machine of its own."""
-    own = folder / f"machine{rank}"
-    model, optimizer = build(1, 2)
-    step(model, optimizer, 1)
-    with pytest.raises(RunFailed, match="is another folder here than on the first machine"):
-        save(own, 1, model, optimizer, leader=True)
-    assert not list(own.glob("*step*"))
-    torch.distributed.barrier()
-    own.mkdir(exist_ok=True)
-    (own / ".writing-step-00000001").mkdir(exist_ok=rank == 0)  # a killed save has left it
-    (own / ".writing-step-00000001/state.pt").touch()
-    assert save(own, 2, model, optimizer, url=url, leader=True).keeps_house
-    assert not list(own.glob("step*"))
-    expected = complete(model, optimizer)
-    if rank == 0:
-        torch.save(expected, folder / "expected")
-    else:
-        assert not list(own.glob(".writing*"))
-
-
-def late(folder: Path, url: str, rank: int) -> None:
-    """Each rank a machine of its own, on a network file system that shows new names late."""
-    together.MACHINES = 2
-    plain, looks = together._identity, [0]
-
-    def identity(path: Path) -> tuple[int, int]:
-        looks[0] += 1
-        return plain(path) if rank == 0 or looks[0] > 3 else (0, 0)
-
-    together._identity = identity
-    model, optimizer = build(1, 2)
-    step(model, optimizer, 1)
-    save(folder, 1, model, optimizer, leader=True)
-    looks[0] = 0
-    upload, exists = together.RemoteFolder.upload, Path.exists
-
-    def shown(path: Path) -> bool:
-        if "step-00000002/shard" in str(path):
-            looks[0] += 1
-        return looks[0] > 5 and exists(path)
-
-    def send(self, path: Path, name: str) -> None:
-        if rank == 1 and "shard" in name:
-            assert looks[0] > 5, "renamed by rank 0 a moment ago"
-        upload(self, path, name)
-
-    Path.exists, together.RemoteFolder.upload = (shown if rank == 1 else exists), send
-    assert not save(folder, 2, model, optimizer, url=url, leader=True).anew
-
-
-def test_a_file_system_that_shows_a_new_folder_late_is_a_shared_one_all_the_same(tmp_path: Path, bucket: str) -> None:
-    """Every such save failed, or on s3 took the folder for another."""
-    url = f"{bucket}/run"
-    RemoteRun(url, tmp_path, report=print).claim({"session": None})
-    on_ranks(2, partial(late, tmp_path, url))
-    assert [read_checkpoint(path).step for path in step_folders(tmp_path)] == [1, 2]
-    assert RemoteRun(url, tmp_path, report=print).steps() == [2] and not list(tmp_path.glob(".writing*"))
-
-
-def test_machines_without_a_common_folder_save_on_s3_alone_each_its_own_part(tmp_path: Path, bucket: str) -> None:
-    url = f"{bucket}/run"
-    RemoteRun(url, tmp_path, report=print).claim({"session": None})
-    on_ranks(2, partial(apart, tmp_path, url))
-    remote = RemoteRun(url, tmp_path / "third", report=print)
-    assert remote.steps() == [2]
-    assert_same(tensors_of(full_content(remote.fetch(2))), torch.load(tmp_path / "expected"))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from moe.model import Transformer
 from moe.optim.groups import build_groups
 from moe.optim.muon import Muon
 from moe.train.checkpointing.host_memory import HostMemory
+from moe.train.checkpointing.rank_state import load_own, own_state
 from moe.train.distributed.sharding import shard_transformer
-from moe.train.distributed.state import load_own, own_state
 from tests.ranks import on_ranks
 
 SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "top_k": 2, "expert_hidden": 24, "vocab_size": 96}

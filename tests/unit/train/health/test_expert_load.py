@@ -32,7 +32,6 @@ def make_model(*, balance_loss: float = 0.01, checkpointing: bool = False, rule:
         transformer,
         balance=RULES[rule](n_layers=SHAPE["n_layers"], n_experts=SHAPE["n_experts"], weight=balance_loss, rate=0.01),
         router_z_loss=0.001,
-        flops_per_token=1.0,
     )
 
 
