@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from moe.common.units import note
+
 IGNORED = -100
 
 
@@ -67,7 +69,7 @@ def start_worker(worker: int) -> None:
 def _end_worker(error: Exception, batch: object) -> None:
     """In the thread that sends batches."""
     fix = "; raise `ulimit -n`" if "Too many open files" in str(error) else ""
-    print(f"error: a loader worker cannot send a batch: {error}{fix}", file=sys.stderr, flush=True)
+    note(f"error: a loader worker cannot send a batch: {error}{fix}")
     os._exit(1)
 
 
