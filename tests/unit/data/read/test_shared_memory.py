@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from streaming.base.constant import SHM_TO_CLEAN
 from streaming.base.shared.prefix import _pack_locals, _unpack_locals
 
 from moe.data import clean_stale_shared_memory
 from moe.data.read.shared_memory import SHM, folders_of
+from tests.starts import popen
 from tests.unit.data.read.loaders import train_loader
 
 SCRIPT = """
@@ -29,9 +31,7 @@ def segments_over(folder: Path) -> list[str]:
 
 def start(folder: Path) -> subprocess.Popen:
     # a session of its own, tracker included: kill -9 of a node leaves nobody to clean up
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, start_new_session=True
-    )
+    process = popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == b"READY\n"
     return process
 
@@ -66,7 +66,7 @@ def test_folders_of_a_closed_dataset_are_still_read():
 UNREADABLE = [b"Traceback (most recent call last)", b"\x01\0\0", b"\xff\0\0\0" + b"\xfe" * 80]
 
 
-@pytest.mark.parametrize("content", UNREADABLE, ids=repr)
+@pytest.mark.parametrize("content", UNREADABLE, ids=["text", "short", "no UTF-8"])
 def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, content):
     """H5: else all starts on the machine end with Streaming's traceback, until somebody removes it by hand."""
     monkeypatch.setattr("moe.data.read.shared_memory.SHM", tmp_path)
@@ -79,17 +79,16 @@ def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, conten
 
 def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
     """H4: Streaming keeps six files for each that it meets; a limit on open files is a run's."""
-    others = [start(token_folder) for _ in range(3)]
+    number = next(n for n in range(10**6) if not list(SHM.glob(f"{n:06}_*")))
+    others = [SHM / f"{number:06}_{name}" for name in SHM_TO_CLEAN]
     try:
-        theirs = {path.name for path in SHM.iterdir()}
-        train_loader(token_folder)
-        opened = {os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) for fd in safe_descriptors()}
-        assert not opened & theirs
+        for other in others:
+            other.write_bytes(_pack_locals(["/another/dataset"], number))
+        loader = train_loader(token_folder)
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        opened = {Path(os.readlink(link)) for link in links if os.path.islink(link)}
+        assert not opened & {*others}
+        assert loader.dataset._shm_prefix_int > number, "they were looked at"
     finally:
         for other in others:
-            end(other)
-        clean_stale_shared_memory([str(token_folder / "train")])
-
-
-def safe_descriptors() -> list[str]:
-    return [fd for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")]
+            other.unlink(missing_ok=True)
