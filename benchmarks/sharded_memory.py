@@ -2,7 +2,8 @@
 
 Each phase's peak (VmHWM) of each rank, beside what it may be: the imports as measured here, 1.5 times a rank's share of
 weights, gradients and optimizer state, and the largest parameter. Ends with 1 where a phase takes more.
-Also how long a save holds up training (the copy of the rank's share; the rest is written in the background), and takes.
+Also how long a save holds up training (the copy of the rank's share; the rest is written in the background), and takes;
+beside it, how long all of it took to gather on rank 0, which is what held up training before there were parts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -83,6 +85,7 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     state = sum(value.numel() for values in optimizer.state.values() for value in values.values())
     share = (2 * parameters + state) * 4 / ranks / MB
     peak()
+    dist.barrier()
     start = time.monotonic()
     own = own_state(model, optimizer, HostMemory())
     held_up = time.monotonic() - start
@@ -104,6 +107,11 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     with Parts(checkpoint.path, checkpoint.manifest) as parts:
         load_own(model, optimizer, load_state(checkpoint.state_file)["state"], parts)
     found["load"] = peak()
+    dist.barrier()
+    start = time.monotonic()
+    gathered = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    seconds["gathered_s"] = round(time.monotonic() - start, 2)
+    del gathered
     limit = found["imports"] + SHARE * share + largest
     line = {"rank": rank, "parameters": parameters, "share": round(share), "largest": round(largest)}
     for turn in range(ranks):

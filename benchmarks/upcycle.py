@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from learning_run import BATCH, Data, Run, build, data_order, evaluate, open_dat
 from upcycle_arms import BASE, RECIPE, pending
 from upcycle_report import write_report
 
-from moe.use.export.upcycle import upcycle
+from moe.use.export.upcycle import Upcycled
 
 
 def rows_of(run: Run, data: Data) -> Any:
@@ -53,9 +52,7 @@ def make(run: Run, data: Data, weights: Path) -> dict[str, Any]:
     if run.start == "dense":
         model.load_state_dict(torch.load(dense, weights_only=True))
     elif run.start == "upcycled":
-        with tempfile.TemporaryDirectory() as scratch:
-            made = upcycle(torch.load(dense, weights_only=True), model.state_dict(), RECIPE, Path(scratch))
-            model.load_state_dict(made)
+        model.load_state_dict(dict(Upcycled(torch.load(dense, weights_only=True), model.state_dict(), RECIPE)))
     before = evaluate(model, data)
     found = {**train(run, data, rows_of(run, data), model), "before": round(before, 7)}
     if run == base:

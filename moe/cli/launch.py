@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from datetime import timedelta
 from typing import NoReturn
 
 from moe.common.errors import InputError
+from moe.common.signals import CODES
 from moe.config import Config, load_config, parse_seconds
 
 SPARE_S = 5.0  # between the end of a rank's own patience and the launcher's
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, _end)
     config = load_config(args.config, args.settings)  # what is wrong with it is said once
     from composer.cli import launcher
 
@@ -61,6 +64,11 @@ def arguments(args: argparse.Namespace) -> list[str]:
 def patience(config: Config) -> float:
     """Seconds that ranks have after a signal."""
     return parse_seconds(config.stop_grace) + SPARE_S
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """While there are no ranks. Without it process 1 of a container would hear nothing."""
+    os._exit(CODES[signal.SIGTERM])
 
 
 def _end_ranks(number: int, frame: object) -> NoReturn:

@@ -202,12 +202,17 @@ def sharded(config: Path, flags: list[str]) -> Path:
     return config.with_name("sharded")
 
 
+@pytest.fixture(scope="module")
+def one(config: Path, flags: list[str]) -> Path:
+    run_ranks(config, [sys.executable, *flags, "run_name=one"], life=1)
+    return config.with_name("one")
+
+
 def test_ranks_change_nothing_and_may_change_within_a_run(
-    tiny: Path, config: Path, flags: list[str], two: Path
+    tiny: Path, config: Path, flags: list[str], one: Path, two: Path
 ) -> None:
     """One rank, two ranks, and two that become one in mid-epoch: the same samples in every step, the same losses."""
-    one, back = (config.with_name(name) for name in ("one", "back"))
-    run_ranks(config, [sys.executable, *flags, "run_name=one"], life=1)
+    back = config.with_name("back")
     shutil.copytree(two, back)
     shutil.rmtree(back / "step-00000040")
     text = run_ranks(config, [sys.executable, *flags, "run_name=two", f"save_folder={back}"], life=3)
@@ -254,17 +259,21 @@ def test_fsdp2_trains_as_ddp_does_and_its_checkpoint_goes_on_on_one_rank_without
     )
 
 
-@NEEDS_FSDP2
-def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(
-    config: Path, flags: list[str], sharded: Path, alone: Path
-) -> None:
-    """HSDP, from a checkpoint of two ranks, against these and against one rank; only the first replica writes."""
-    wide = config.with_name("wide")
-    shutil.copytree(sharded, wide)
-    shutil.rmtree(wide / "step-00000040")
-    command = [COMPOSER, "-n", "4", *flags, "run_name=sharded", f"save_folder={wide}", "parallelism.fsdp2=true"]
-    text = run_ranks(config, [*command, "parallelism.replicas=2"], life=7)
+@pytest.fixture(scope="module")
+def wide(config: Path, flags: list[str], sharded: Path) -> Path:
+    """The second half of `sharded`, on four ranks: two replicas of two. Saved after their first step, too."""
+    found = config.with_name("wide")
+    shutil.copytree(sharded, found)
+    shutil.rmtree(found / "step-00000040")
+    command = [COMPOSER, "-n", "4", *flags, "run_name=sharded", f"save_folder={found}", "save_interval=21ba"]
+    text = run_ranks(config, [*command, "parallelism.fsdp2=true", "parallelism.replicas=2"], life=7)
     assert "resumed from step 20" in text and "4 x CPU, fp32, microbatch 16, FSDP2 in 2 replicas" in text
+    return found
+
+
+@NEEDS_FSDP2
+def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(sharded: Path, alone: Path, wide: Path) -> None:
+    """HSDP, from a checkpoint of two ranks, against these and against one rank; only the first replica writes."""
     loss = {folder: rows(folder, "train/loss") for folder in (sharded, alone, wide)}
     steps = range(21, 41)
     for other in (sharded, alone):
@@ -276,6 +285,25 @@ def test_two_ranks_become_two_replicas_of_two_and_lose_nothing(
     for expected in others:
         for name, weight in expected.items():
             torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
+
+
+@NEEDS_FSDP2
+@pytest.mark.parametrize(("before", "step", "shares"), [("one", 20, True), ("wide", 21, False)])
+def test_one_rank_and_four_become_two_whichever_format_the_checkpoint_has(
+    config: Path, flags: list[str], request: pytest.FixtureRequest, before: str, step: int, shares: bool
+) -> None:
+    """What one rank has written, for two that share the model; what four have that shared it, for two without FSDP2."""
+    source: Path = request.getfixturevalue(before)
+    after = config.with_name(f"two-of-{before}")
+    shutil.copytree(source, after)
+    shutil.rmtree(after / "step-00000040")
+    assert bool([*(after / f"step-{step:08d}").glob("shard-*")]) != shares
+    command = [COMPOSER, "-n", "2", *flags, f"save_folder={after}", f"parallelism.fsdp2={str(shares).lower()}"]
+    text = run_ranks(config, [*command, f"run_name={'one' if shares else 'sharded'}"], life=8)
+    assert f"resumed from step {step}" in text and "2 x CPU" in text and ("FSDP2" in text) == shares
+    loss = [rows(folder, "train/loss") for folder in (source, after)]
+    steps = range(step + 1, 41)
+    assert [loss[1][step] for step in steps] == pytest.approx([loss[0][step] for step in steps], abs=1e-5)
 
 
 def describe(state: dict) -> dict[str, tuple]:

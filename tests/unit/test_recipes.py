@@ -168,7 +168,37 @@ def test_the_loop_of_the_docs_looks_at_run_json_where_the_launchers_code_tells_n
 def test_recipes_that_were_never_run_say_so_in_their_first_line() -> None:
     for file in [*sorted((ROOT / "recipes/kubernetes").glob("*.yaml")), *sorted((ROOT / "recipes").glob("*.yaml"))]:
         assert "not run" in file.read_text().splitlines()[0], file
-    assert "no image was built" in (ROOT / "recipes/Dockerfile").read_text().splitlines()[0]
+    assert "not run on a GPU" in (ROOT / "recipes/Dockerfile").read_text().splitlines()[0]
+
+
+def test_the_image_takes_the_code_and_nothing_that_git_ignores() -> None:
+    """`COPY . .` took .venv, data and checkpoints into the image."""
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    forms = [re.escape(line).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*") + "(/.*)?" for line in patterns]
+
+    def left_out(path: str) -> bool:
+        return any(re.fullmatch(form, path) for form in forms)
+
+    for line in (ROOT / ".gitignore").read_text().splitlines():
+        name = line.strip("/").replace("*", "x")
+        places = [name] if line.rstrip("/").count("/") else [name, f"deep/inside/{name}"]
+        assert all(left_out(place) for place in [*places, f"{name}/step-00000001/state.pt"]), line
+    assert left_out(".git/config") and not left_out("moe/data/meta.py")
+    needed = [
+        path for part in ("moe", "convert", "yamls", "requirements") for path in (ROOT / part).rglob("*.[pysct]*")
+    ]
+    needed = [str(path.relative_to(ROOT)) for path in needed if "__pycache__" not in path.parts]
+    assert len(needed) > 300 and not [path for path in needed if left_out(path)]
+
+
+def test_what_the_image_is_made_of_is_there() -> None:
+    text = (ROOT / "recipes/Dockerfile").read_text()
+    assert (ROOT / re.search(r"--constraints (\S+)", text)[1]).is_file()  # type: ignore[index]
+    extras = re.search(r"-e '\.\[(.+?)\]'", text)[1].split(",")  # type: ignore[index]
+    assert all(re.search(rf'^        "{extra}": \[', (ROOT / "setup.py").read_text(), re.M) for extra in extras)
+    assert re.search(r"^USER [1-9]", text, re.M), "not root"
+    for config in re.findall(r"yamls/\S+\.yaml", text):
+        assert (ROOT / config).is_file()
 
 
 def test_the_kubernetes_recipe_is_valid_by_the_apis_schemas() -> None:

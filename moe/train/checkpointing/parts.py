@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -71,13 +71,22 @@ def part_files(manifest: dict[str, Any]) -> list[str]:
 
 def write_part(path: Path, part: Part) -> File:
     """Empties `part` as it is written. Raises OSError."""
-    order = sorted(part, key=lambda name: (-part[name].values.element_size(), name))  # larger items first: aligned
-    offsets = {name: {"saved_offsets": _offsets(part[name])} for name in order}
+    shapes = {name: rows._replace(values=rows.values.to("meta")) for name, rows in part.items()}
+    return write_rows(path, shapes, lambda name: part.pop(name).values)
+
+
+def write_rows(path: Path, shapes: Part, values: Callable[[str], Tensor]) -> File:
+    """shapes: of the part to be written, without values. values: gives those of a name, once, when its turn comes.
+
+    Raises OSError, and what `values` raises.
+    """
+    order = sorted(shapes, key=lambda name: (-shapes[name].values.element_size(), name))  # larger items first: aligned
+    offsets = {name: {"saved_offsets": _offsets(shapes[name])} for name in order}
     about = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
     header: dict[str, Any] = {"__metadata__": about}
     end = 0
     for name in order:
-        rows = part[name].values
+        rows = shapes[name].values
         header[name] = {"dtype": DTYPES[rows.dtype], "shape": [*rows.shape], "data_offsets": [end, end + rows.nbytes]}
         end += rows.nbytes
     text = json.dumps(header).encode()
@@ -86,7 +95,7 @@ def write_part(path: Path, part: Part) -> File:
     def pieces() -> Iterator[bytes | memoryview]:
         yield len(text).to_bytes(8, "little") + text
         for name in order:
-            content = part.pop(name).values.flatten().view(torch.uint8).numpy().data
+            content = values(name).flatten().view(torch.uint8).numpy().data
             for start in range(0, len(content), PIECE):
                 yield content[start : start + PIECE]
 

@@ -1,19 +1,20 @@
 """A Hugging Face folder as a checkpoint to start from: `load_path` of a new run.
 
-    OUT/step-00000000/state.pt manifest.json tokenizer/      as the trainer writes them, with the weights alone
+    OUT/step-00000000/      as ranks that share a model write it, with the weights alone (step_zero.py)
 
-- Weights become fp32, as training keeps them, in files beside the result until they are saved: the memory needed does
-  not grow with the model.
+- Weights become fp32, as training keeps them, one parameter after the other: the memory needed does not grow with the
+  number of layers.
 - An embedding may hold more rows than the tokenizer has ids (padding for a kernel). No text names them, so they are
   cut, and that is reported.
 - A dense model may become a Mixture of Experts on the way (upcycle.py).
-- The same verification as for an export: transformers on the folder against our model of the checkpoint.
+- The same verification as for an export: transformers on the folder against our model of the checkpoint, of as many
+  layers as memory should hold (first_layers.py).
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,21 @@ from torch import Tensor
 
 from moe.common.errors import InputError
 from moe.common.typed_json import parse_json
-from moe.common.units import show
+from moe.common.units import short, show
 from moe.data.hub_client import carefully
 from moe.data.text.kept_tokenizer import keep_tokenizer
 from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
 from moe.model.families.table import complete
-from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name, read_checkpoint, write_checkpoint
+from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name
+from moe.use.export import first_layers
 from moe.use.export.folders import written_aside
-from moe.use.export.hf_weights import check_sizes, opened, read_weights
+from moe.use.export.hf_weights import HubWeights, check_sizes, opened
 from moe.use.export.settings import from_config
-from moe.use.export.upcycle import Recipe, upcycle, upcycled_settings
+from moe.use.export.step_zero import read_back, write_step_zero
+from moe.use.export.upcycle import Recipe, Upcycled, upcycled_settings
 from moe.use.export.verify import CannotLoad, verify_import, verify_logits, verify_weights
-from moe.use.inference import PREFIX, build_skeleton, load_weights
+from moe.use.inference import build_skeleton
 
-TEMPORARY = "tensors"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
@@ -68,52 +70,46 @@ def import_folder(
         )
     if ids < content["vocab_size"]:
         say(f"the embedding has {content['vocab_size']:,} rows, the tokenizer {ids:,} ids; the rest is cut")
-    read = build_skeleton(settings, vocab_size=ids, eos_id=tokenizer.eos_token_id)
+    sizes = {"vocab_size": ids, "eos_id": tokenizer.eos_token_id}
+    read = build_skeleton(settings, **sizes)
     model = read
     if recipe is not None:
         settings = upcycled_settings(settings, recipe, source)
-        model = build_skeleton(settings, vocab_size=ids, eos_id=tokenizer.eos_token_id)
+        model = build_skeleton(settings, **sizes)
     max_seq_len = content.get("max_position_embeddings", 2048)
     manifest = {
         "config": {"run_name": out.name, "model": settings, "tokenizer": source, "max_seq_len": max_seq_len},
         "data": "",
-        "eos_id": tokenizer.eos_token_id,
-        "vocab_size": ids,
+        **sizes,
         "tokens": 0,
         "tokenizer": kept.fingerprint,
         "imported_from": source,
     }
-    with written_aside(out, overwrite=overwrite, kind="import") as aside:
-        scratch = aside / TEMPORARY
-        scratch.mkdir()
-        with opened(folder) as place:
-            weights = read_weights(
-                place,
-                read.state_dict(),
-                source=f"--from-hf ({folder})",
-                family=family,
-                scratch=scratch,
-            )
-            if recipe is not None:
-                verify_import(weights, place, family)
-                weights = upcycle(weights, model.state_dict(), recipe, scratch)
-        state: dict[str, Tensor] = {PREFIX + name: weight for name, weight in weights.items()}
+    with written_aside(out, overwrite=overwrite, kind="import") as aside, opened(folder) as place:
+        weights: Mapping[str, Tensor] = HubWeights(place, read.state_dict(), family, f"--from-hf ({folder})")
+        if recipe is not None:
+            weights = Upcycled(weights, model.state_dict(), recipe)
         shape = (len(model.expert_layers), settings["n_experts"])
+        share = {"balance.share_LE": torch.full(shape, 1.0 / settings["n_experts"])}
         more = {f"{TOKENIZER}/{name}": content for name, content in kept.files.items()}
-        state["balance.share_LE"] = torch.full(shape, 1.0 / settings["n_experts"])
-        write_checkpoint(aside, 0, {"state": {"model": state}}, manifest, more)
+        write_step_zero(aside, weights, dict(model.named_parameters()), share, manifest, more)
         say("reading it back, comparing logits with transformers' ...")
-        written = load_weights(read_checkpoint(aside / folder_name(0), hashes=False))
-        with opened(folder) as place:
+        with read_back(aside / folder_name(0)) as written:
             verify_import(written, place, family) if recipe is None else verify_weights(written, weights)
-        model.load_state_dict(weights, assign=True)
-        try:
-            difference = verify_logits(folder, model.eval())
-        except CannotLoad as error:  # the folder is the user's here
-            raise InputError(f"--from-hf ({source}): {error}") from error
-        say(f"verified: max logit difference {difference:.1e} of the largest logit")
-        del weights, written, state
-        shutil.rmtree(scratch)
+            layers = first_layers.layers_that_fit(model.state_dict(), complete(settings))
+            first = build_skeleton({**settings, "n_layers": layers}, **sizes)
+            first.load_state_dict({name: written[name] for name in first.state_dict()}, assign=True)
+        with tempfile.TemporaryDirectory(dir=aside) as scratch:
+            compared, which = folder, ""
+            if layers < settings["n_layers"]:
+                compared = Path(scratch) / folder.resolve().name
+                first_layers.write_first_layers(folder, place, content, layers, compared)
+                which = f", of the first {layers} of {settings['n_layers']} layers ({short(first_layers.MOST)}B)"
+            try:
+                difference = verify_logits(compared, first.eval())
+            except CannotLoad as error:  # the folder is the user's here
+                raise InputError(f"--from-hf ({source}): {error}") from error
+        say(f"verified: max logit difference {difference:.1e} of the largest logit{which}")
     say(f"{out / folder_name(0)} is written; a run that starts from it needs, beside load_path={out}:\n")
     say(yaml.safe_dump({"tokenizer": source, "model": settings}, sort_keys=False))
     return out / folder_name(0)

@@ -1,16 +1,14 @@
 """The safetensors of a Hugging Face folder: all there, of the sizes that config.json says, finite; as our parameters.
 
 - Sizes are held against the files' headers before anything is built of them: a wrong number costs no memory.
-- The space that our parameters need on disk is reserved first: a mapped file that finds none kills the process.
-- What was read or written of a mapped file counts as this process's memory while it is mapped: files are closed when
-  some of them was read, and a parameter's file when it is filled.
+- A parameter is made when it is asked for: no more of them are in memory than the asker keeps.
+- What was read of a mapped file counts as this process's memory while it is mapped: files are closed when some of them
+  was read.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -46,6 +44,9 @@ class Place:
 
     def shape(self, name: str) -> list[int]:
         return [*self._opened(name).get_slice(name).get_shape()]
+
+    def file(self, name: str) -> Path:
+        return self._file[name]
 
     def rows(self, name: str, count: int) -> Tensor:
         """The first `count` rows; for one use, before the next ones are asked for."""
@@ -167,18 +168,41 @@ def _count(place: Place, prefix: str) -> int:
     return len({word for word in words if word.isdigit()})
 
 
-def read_weights(
-    place: Place, wanted: dict[str, Tensor], *, source: str, family: Family, scratch: Path
-) -> dict[str, Tensor]:
-    """Our parameters, fp32, each in a file of its own in `scratch`.
+class HubWeights(Mapping[str, Tensor]):
+    """Our parameters as a folder's files hold them, in fp32, by our names.
 
-    wanted: our names with the shapes they must have.
+    shapes: our names with the shapes they must have.
 
     Raises:
-        InputError: names that are missing, that this model has no place for, whose shape is another, or that hold NaN.
-        OSError: there is no space for them.
+        InputError: names that are missing, that this model has no place for, or whose shape is another; and, when one
+            is asked for, a parameter that holds NaN or infinity.
     """
-    needed = {n: s for name, shape in wanted.items() for n, s in hf_parts(name, shape, family).items()}
+
+    def __init__(self, place: Place, shapes: dict[str, Tensor], family: Family, source: str):
+        _refuse_others(place, shapes, family, source)
+        self._place, self._shapes, self._family, self._source = place, shapes, family, source
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = torch.zeros(self._shapes[name].shape)
+        errors = []
+        for theirs, part in hf_parts(name, weight, self._family).items():
+            part.copy_(self._place.rows(theirs, part.shape[0]))
+            if (scale := scale_of(name, self._family)) != 1:
+                part.mul_(scale)
+            if not is_finite(part):
+                errors.append(theirs)
+        check_finite(errors, self._source)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def _refuse_others(place: Place, shapes: dict[str, Tensor], family: Family, source: str) -> None:
+    needed = {n: s for name, shape in shapes.items() for n, s in hf_parts(name, shape, family).items()}
     tied = "lm_head.weight" not in needed
     extra = [name for name in place if name not in needed and not name.endswith(IGNORED_NAMES)]
     extra = [name for name in extra if not (tied and name == "lm_head.weight")]
@@ -192,24 +216,6 @@ def read_weights(
             errors.append(f"{name}: has shape {found}, needs {list(part.shape)}")
     if errors:
         raise InputError(f"{source}: is not a model of this family; its weights differ:\n{_listed(errors)}")
-    weights = {name: on_disk(scratch / name, shape.shape) for name, shape in wanted.items()}
-    for name in wanted:
-        errors += _fill(name, weights[name], place, family)
-        weights[name] = from_disk(scratch / name, weights[name].shape)  # mapped anew
-    check_finite(errors, source)
-    return weights
-
-
-def _fill(name: str, weight: Tensor, place: Place, family: Family) -> list[str]:
-    """The names of parts that are not finite. What it maps is no longer mapped when it returns."""
-    errors = []
-    for theirs, part in hf_parts(name, weight, family).items():
-        part.copy_(place.rows(theirs, part.shape[0]))
-        if (scale := scale_of(name, family)) != 1:
-            part.mul_(scale)
-        if not is_finite(part):
-            errors.append(theirs)
-    return errors
 
 
 def is_finite(weight: Tensor) -> bool:
@@ -226,17 +232,3 @@ def check_finite(names: list[str], source: str) -> None:
 def _listed(errors: list[str]) -> str:
     more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
     return "\n".join(f"  {error}" for error in errors[:10]) + more
-
-
-def on_disk(path: Path, shape: torch.Size) -> Tensor:
-    """Zeros that live in a file."""
-    size = math.prod(shape)
-    with open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 4 * size)
-    return from_disk(path, shape)
-
-
-def from_disk(path: Path, shape: torch.Size) -> Tensor:
-    """What lives in that file, fp32."""
-    size = math.prod(shape)
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)

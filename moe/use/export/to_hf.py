@@ -70,7 +70,9 @@ def export(
     max_seq_len = manifest["config"]["max_seq_len"]
     config = to_config(settings, family, vocab_size=manifest["vocab_size"], max_seq_len=max_seq_len, special=special)
     with written_aside(out, overwrite=overwrite, kind="export") as folder:
-        weights = load_weights(checkpoint, folder)
+        model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
+        found = load_weights(checkpoint, folder)
+        weights = {name: found[name] for name in model.state_dict() if name in found} | found  # in one order
         check_finite([name for name, weight in weights.items() if not is_finite(weight)], str(checkpoint.path))
         complete_weights = with_zeros(weights, settings, family)
         parts = hf_tensors(complete_weights if family.dense else _with_head(complete_weights, folder), family)
@@ -82,7 +84,6 @@ def export(
         say("reading it back, loading it with transformers and comparing ids and logits ...")
         verify_tensors(folder, parts)
         verify_tokenizer(folder, tokenizer)
-        model = build_skeleton(settings, vocab_size=manifest["vocab_size"], eos_id=manifest["eos_id"])
         model.load_state_dict(weights, assign=True)
         difference = verify_logits(folder, model.eval())
         say(f"verified: max logit difference {difference:.1e} of the largest logit")

@@ -17,8 +17,8 @@ F hidden units of the dense MLP, D width, E experts.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from moe.common.errors import InputError
 from moe.model.init import STD
-from moe.use.export.hf_weights import on_disk
 
 SEED = 17
 
@@ -100,36 +99,47 @@ def upcycled_settings(dense: dict[str, Any], recipe: Recipe, source: str) -> dic
     return settings | ({"n_shared_experts": recipe.shared, "scoring_func": "sigmoid"} if recipe.shared else {})
 
 
-@torch.no_grad()
-def upcycle(dense: dict[str, Tensor], shapes: dict[str, Tensor], recipe: Recipe, scratch: Path) -> dict[str, Tensor]:
-    """The parameters in fp32: the dense model's own where they stay, the others in files in `scratch`.
+class Upcycled(Mapping[str, Tensor]):
+    """The parameters in fp32, each made when it is asked for. The dense model's own where they stay.
 
     shapes: the names of what is to be made, with their shapes.
     """
-    random = torch.Generator().manual_seed(SEED)
-    made = {}
-    for name, shape in shapes.items():
+
+    def __init__(self, dense: Mapping[str, Tensor], shapes: dict[str, Tensor], recipe: Recipe):
+        self._dense, self._shapes, self._recipe = dense, shapes, recipe
+        random = torch.Generator().manual_seed(SEED)
+        self._rows = {
+            name: torch.empty(recipe.copies, shape.shape[1]).normal_(0, STD, generator=random)
+            for name, shape in shapes.items()
+            if name.endswith(".moe.router.weight")
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        recipe = self._recipe
         layer, _, inner = name.partition(".moe.")
         if not inner:
-            made[name] = dense[name]
-            continue
-        made[name] = weight = on_disk(scratch / f"upcycled.{name}", shape.shape)
-        if inner == "router.weight":
-            rows = torch.empty(recipe.copies, weight.shape[1]).normal_(0, STD, generator=random)
-            weight.copy_(rows.repeat_interleave(recipe.pieces, 0))
-            continue
+            return self._dense[name]
+        if name in self._rows:
+            return self._rows[name].repeat_interleave(recipe.pieces, 0)
         kind = inner.removeprefix("shared.")
-        mlp = dense[f"{layer}.moe.{kind}"][0]
-        width = shapes[f"{layer}.moe.w2"].shape[2]
+        mlp = self._dense[f"{layer}.moe.{kind}"][0]
+        width = self._shapes[f"{layer}.moe.w2"].shape[2]
         if inner != kind:
-            weight.copy_(_units(mlp, kind, recipe.pieces * width, (recipe.pieces + recipe.shared) * width))
-            continue
+            return _units(mlp, kind, recipe.pieces * width, (recipe.pieces + recipe.shared) * width).contiguous()
+        weight = torch.empty(self._shapes[name].shape)
         for expert, matrix in enumerate(weight):
             first = expert % recipe.pieces * width
             matrix.copy_(_units(mlp, kind, first, first + width))
         if kind == "w2":
             weight.mul_(recipe.pieces)
-    return made
+        return weight
 
 
 def _units(matrix: Tensor, kind: str, first: int, last: int) -> Tensor:

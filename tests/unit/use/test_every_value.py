@@ -93,14 +93,12 @@ def test_an_import_with_one_value_changed_leaves_nothing(
 ) -> None:
     """E7's sibling: on the way back."""
     export(str(make_run()), out=tmp_path / "hf", say=quiet)
-    plain = from_hf.write_checkpoint
+    plain = from_hf.write_step_zero
 
-    def write(folder, step, state, *more):
-        model = state["state"]["model"]
-        key = f"transformer.{name}"
-        return plain(folder, step, {"state": {"model": {**model, key: nudged(model[key])}}}, *more)
+    def write(folder, weights, *more):
+        return plain(folder, {**weights, name: nudged(weights[name])}, *more)
 
-    monkeypatch.setattr(from_hf, "write_checkpoint", write)
+    monkeypatch.setattr(from_hf, "write_step_zero", write)
     with pytest.raises(RunFailed, match=f"in {name} of the checkpoint"):
         import_folder(str(tmp_path / "hf"), out=tmp_path / "back", say=quiet)
     assert not (tmp_path / "back").exists()

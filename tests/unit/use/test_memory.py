@@ -14,18 +14,19 @@ import pytest
 import torch
 import transformers
 
+from moe.train.checkpointing.checkpoints import folder_name, read_checkpoint
+from moe.use.inference import load_weights
 from tests.tiny import divide
 
 MEASURE = """
 import json, sys, threading, time
 import torch, transformers.models.qwen3_moe.modeling_qwen3_moe, matplotlib.figure
 from pathlib import Path
-from moe.use.export import hf_weights
+from moe.train.checkpointing import parts
+from moe.use.export import first_layers, hf_weights
 from moe.use.export.from_hf import import_folder
-from moe.use.export.hf_weights import opened, read_weights
-from moe.use.export.settings import from_config
-from moe.use.inference import build_skeleton
 from moe.use.export.to_hf import export
+from moe.use.export.upcycle import Recipe
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
@@ -48,44 +49,44 @@ def peak(action, counted=anonymous):
     thread.join()
     return max(seen) - before
 
-run, folder = sys.argv[1], Path(sys.argv[2])
+run, divided, dense, folder = map(Path, sys.argv[1:])
+said = []
 quiet = lambda line: None
-there = peak(lambda: export(run, out=folder / "hf", shard_bytes=30_000_000, say=quiet))
-back = peak(lambda: import_folder(str(folder / "hf"), out=folder / "back", say=quiet))
-divided = peak(lambda: export(sys.argv[3], out=folder / "again", shard_bytes=30_000_000, say=quiet))
-
-def read():
-    content = json.loads((folder / "hf" / "config.json").read_text())
-    settings, family = from_config(content, "hf")
-    wanted = build_skeleton(settings, vocab_size=content["vocab_size"], eos_id=0).state_dict()
-    (folder / "scratch").mkdir()
-    with opened(folder / "hf") as place:
-        weights = read_weights(place, wanted, source="hf", family=family, scratch=folder / "scratch")
-        held.update({name: weight[:1].clone() for name, weight in weights.items() if weight.ndim < 3})
-
-held, hf_weights.MOST_MAPPED = {}, 1 << 23
-print(json.dumps([there, back, divided, peak(read, mapped_too), len(held)]))
+there = peak(lambda: export(str(run), out=folder / "hf", shard_bytes=30_000_000, say=quiet))
+again = peak(lambda: export(str(divided), out=folder / "again", shard_bytes=30_000_000, say=quiet))
+export(str(dense), out=folder / "dense-hf", shard_bytes=30_000_000, say=quiet)
+first_layers.MOST = hf_weights.MOST_MAPPED = parts.MOST_MAPPED = 1 << 23
+back = peak(lambda: import_folder(str(folder / "hf"), out=folder / "back", say=said.append), mapped_too)
+recipe = Recipe(copies=2, pieces=2)
+hf = str(folder / "dense-hf")
+up = peak(lambda: import_folder(hf, recipe=recipe, out=folder / "up", say=said.append), mapped_too)
+print(json.dumps([there, again, back, up, [line for line in said if line.startswith("verified")]]))
 """
+FILE, ZERO = 30_000_000, folder_name(0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(transformers.__version__.startswith("5"), reason="transformers 5 gathers the experts in memory")
 def test_memory_does_not_grow_with_the_model(make_run: Callable, tmp_path: Path) -> None:
-    shape = {"d_model": 256, "n_layers": 2, "n_experts": 16, "expert_hidden": 1024, "head_dim": 16}
+    shape = {"d_model": 256, "n_layers": 8, "n_experts": 8, "expert_hidden": 512, "head_dim": 16}
     run = make_run(**shape)
+    dense = make_run(name="dense", **shape | {"n_experts": 1, "top_k": 1, "expert_hidden": 4096})
     size = (run / "step-00000010" / "state.pt").stat().st_size
     assert size > 100_000_000
     divided = tmp_path / "divided"
     shutil.copytree(run, divided)
     divide(divided / "step-00000010", 3)
-    command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path), str(divided)]
+    command = [sys.executable, "-c", MEASURE, str(run), str(divided), str(dense), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    there, back, again, reading, held = json.loads(done.stdout.splitlines()[-1])
-    print(f"model {size:,} bytes; anonymous memory beyond the start: export {there:,} and {again:,}, import {back:,}")
-    print(f"reading {len([*(tmp_path / 'hf').glob('*.safetensors')])} files, mapped pages and all: {reading:,}")
-    assert there < size / 4 and back < size / 4 and again < size / 4
-    assert held > 10 and reading < 2 * 30_000_000, "below two files"
+    there, again, back, up, said = json.loads(done.stdout.splitlines()[-1])
+    print(f"model {size:,} bytes in {len([*(tmp_path / 'hf').glob('*.safetensors')])} files; beyond the start")
+    print(f"anonymous memory of an export: {there:,} and {again:,}")
+    print(f"memory of an import, mapped pages and all: {back:,}, of a dense model's experts: {up:,}; {said}")
+    assert there < size / 4 and again < size / 4
+    assert back < 2 * FILE and up < 2 * FILE, "below two files"
+    assert all(line.endswith("of the first 1 of 8 layers (8.39MB)") for line in said) and len(said) == 2
     for path in sorted((tmp_path / "hf").glob("*.safetensors")):
         assert filecmp.cmp(path, tmp_path / "again" / path.name, shallow=False), "whatever the checkpoint's format"
-    assert torch.load(tmp_path / "back" / "step-00000000" / "state.pt", mmap=True)
+    before, after = (load_weights(read_checkpoint(path)) for path in (run / "step-00000010", tmp_path / "back" / ZERO))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

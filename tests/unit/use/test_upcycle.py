@@ -70,13 +70,13 @@ def test_logits_are_those_of_the_dense_model_whatever_the_router_chooses(
 
 
 def test_what_would_compute_something_else_is_not_kept(dense: Path, tmp_path: Path, monkeypatch) -> None:
-    plain = from_hf.upcycle
+    plain = from_hf.Upcycled
 
     def unscaled(*args):
         made = plain(*args)
         return {name: weight / 2 if name.endswith("moe.w2") else weight for name, weight in made.items()}
 
-    monkeypatch.setattr(from_hf, "upcycle", unscaled)
+    monkeypatch.setattr(from_hf, "Upcycled", unscaled)
     with pytest.raises(RunFailed, match="differ from ours"):
         import_folder(str(dense), out=tmp_path / "up", recipe=Recipe(copies=2, pieces=2), say=quiet)
     assert not (tmp_path / "up").exists()

@@ -14,7 +14,7 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.common.ownership import MARK, finish
-from moe.use.export import from_hf, hf_weights, to_hf
+from moe.use.export import step_zero, to_hf
 from moe.use.export.flags import add_arguments, export_from
 from moe.use.export.folders import written_aside
 from tests.damage import largest_file
@@ -114,14 +114,14 @@ def test_a_disk_that_fills_at_the_weights_is_one_message(make_run: Callable, tmp
 
 def test_a_disk_that_fills_in_an_import_is_one_message(make_run: Callable, tmp_path: Path, monkeypatch, capsys) -> None:
     assert run_script(make_run(), "--out", tmp_path / "hf") == 0
-    for module, name in ((hf_weights, "on_disk"), (from_hf, "write_checkpoint")):
-        plain = getattr(module, name)
+    for name in ("write_rows", "write_state"):
+        plain = getattr(step_zero, name)
 
         def full(*args, plain=plain):
             with largest_file(100):
                 return plain(*args)
 
-        monkeypatch.setattr(module, name, full)
+        monkeypatch.setattr(step_zero, name, full)
         assert run_script("--from-hf", tmp_path / "hf", "--out", tmp_path / "back") == 2
         monkeypatch.undo()
         error = capsys.readouterr().err

@@ -6,6 +6,8 @@ import argparse
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +21,8 @@ from moe.common.errors import InputError
 from moe.train.distributed import ranks, same_folder
 from tests.ranks import on_ranks
 from tests.unit.train.savers import idle_saver
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def _be(rank: int, *, machines: int) -> None:
@@ -220,6 +224,23 @@ def test_moe_launch_lets_a_save_end_that_its_launcher_would_have_cut_short(
     threading.Thread(target=terminate_twice).start()
     launch.run(parser.parse_args([path, "stop_grace=10s"]))
     assert codes == [75] and saved.exists()
+
+
+def test_moe_launch_hears_sigterm_before_there_are_ranks(tmp_path: Path, tiny: Path) -> None:
+    """As process 1 of a container, which no signal ends that has no handler: `docker stop` waited, then killed."""
+    from tests.tiny import tiny_config, write_config
+
+    (tmp_path / "composer").mkdir()
+    slow = f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'imported').touch()\ntime.sleep(60)\n"
+    (tmp_path / "composer/__init__.py").write_text(slow)
+    path = str(write_config(tmp_path / "c.yaml", tiny_config(tiny)))
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    process = subprocess.Popen([sys.executable, "-m", "moe.cli.main", "launch", path], env=env, cwd=ROOT)
+    while not (tmp_path / "imported").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) == 75
 
 
 def test_a_machine_that_does_not_come_ends_the_start_with_75(tmp_path: Path, tiny: Path, monkeypatch, capsys) -> None:
