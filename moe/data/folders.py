@@ -99,6 +99,8 @@ class LocalFolder:
             return open(self.path / name, "rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise InputError(f"{self.path / name}: cannot be read ({error.strerror})") from None
 
     def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
         path = self.path / name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,7 +25,7 @@ class _Commit(TypedDict):
     commit: str
 
 
-def write_known(folder: Path, files: list[SourceFile]) -> None:
+def write_known(folder: Path, files: Sequence[SourceFile]) -> None:
     """Raises OSError where it cannot be written."""
     rows = [[file.kind, file.version, list(file.stat)] for file in files if file.stat]
     (folder / NAME).write_text(json.dumps(rows) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class TextPlan:
     former: tuple[str, ...]  # what earlier versions called the same text
     summary: str
     vocab_size: int
-    files: list[SourceFile]
+    files: Sequence[SourceFile]
     asked: dict[str, Any]  # the dataset as it was typed
     commit: str | None  # of a hub dataset
     warning: str | None  # of rows without text, and of what the tokenizer cannot write

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from moe.data.text.known import Lookup
 from moe.data.text.order import splitmix64
 
 BLOCK_BYTES, BLOCKS = 64 << 10, 16
@@ -110,7 +111,7 @@ def settled(found: list[int] | None) -> list[int] | None:
     return found
 
 
-def versions_of(files: Iterable[tuple[str, str]], known: Known) -> Iterator[tuple[int, str, list[int] | None]]:
+def versions_of(files: Iterable[tuple[str, str]], known: Lookup) -> Iterator[tuple[int, str, list[int] | None]]:
     """(bytes, name by content, its stat record) of files given as (path, kind), in order; for one that cannot be read,
     why. known: what was sampled before.
     """

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
+
+import numpy as np
 
 from moe.common.errors import InputError
 from moe.common.units import printable
-from moe.data.text.content import Known, versions_of
-from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of, packed
-from moe.data.text.selection import by_names, doubled_notes, kinds_note, select
-from moe.data.text.walk import OUTPUT, TWICE, walk
+from moe.data.text.content import versions_of
+from moe.data.text.files import KNOWN, LeftOut, Source, SourceFile, kind_of
+from moe.data.text.known import Lookup
+from moe.data.text.selection import by_names, doubled_notes, hash64, kinds_note, select
+from moe.data.text.tables_of_files import FileTable
+from moe.data.text.walk import OUTPUT, TWICE, Seen, walk
 
 MOST_README = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    root: str  # the real path of the folder that the name is below
-    name: str
-    path: str
+    """Files of one folder."""
+
+    root: str  # its real path
+    above: str  # the path of each file without its name
+    names: list[str]
 
 
 def local_source(
-    paths: list[Path], *, config: str | None, split: str, outputs: tuple[Path, ...] = (), known: Known | None = None
+    paths: list[Path], *, config: str | None, split: str, outputs: tuple[Path, ...] = (), known: Lookup | None = None
 ) -> Source:
     """Files and folders on this machine; what is written to `outputs` is no part of it. known: samples of before.
 
     Raises InputError when one is missing or cannot be listed, or nothing in them can be read.
     """
-    seen: set[tuple[int, int]] = set()
+    seen = Seen()
     found: list[_Found] = []
     left_out: list[LeftOut] = []
     notes: list[str] = []
@@ -44,7 +52,7 @@ def local_source(
         if root.is_dir():
             _refuse_output(root, outputs)
             mine, others, said = _chosen(root, shown, config, split, outputs, seen)
-            found += mine
+            found.append(mine)
             left_out += others
             notes += [note if len(paths) == 1 else f"{shown}: {note}" for note in said]
         elif root.exists() and not root.is_file():
@@ -53,40 +61,40 @@ def local_source(
             )
         elif kind_of(root.name) is None:
             raise InputError(f"--dataset {shown}: cannot read this kind of file; {KNOWN} are known")
-        elif (key := _key(root)) is not None and key in seen:
+        elif not seen.is_new(_stat(root)):
             left_out.append(LeftOut(str(root), TWICE))
         else:
             _refuse_choice(root, shown, config, split)
-            seen |= {key} if key is not None else set()
-            found.append(_Found(os.path.realpath(root.parent), root.name, str(root)))
+            found.append(_Found(os.path.realpath(root.parent), str(root).removesuffix(root.name), [root.name]))
     if any(one.reason == OUTPUT for one in left_out):
         notes.append("the output lies inside of --dataset; it is not read")
-    source = _source_files(found, known or {})
+    del seen
+    source = FileTable(_source_files(found, known or {}))
     return Source(source, None, left_out, [*notes, *kinds_note(file.name for file in source), *doubled_notes(source)])
 
 
 def _chosen(
-    root: Path, shown: str, config: str | None, split: str, outputs: tuple[Path, ...], seen: set[tuple[int, int]]
-) -> tuple[list[_Found], list[LeftOut], list[str]]:
+    root: Path, shown: str, config: str | None, split: str, outputs: tuple[Path, ...], seen: Seen
+) -> tuple[_Found, list[LeftOut], list[str]]:
     """The files of a folder that are meant, what else is in it, and lines for a person. seen: as walk takes it."""
     listed = walk(root, outputs=outputs, seen=seen)
-    where = dict(listed.files)
-    if not where and any(one.reason == TWICE for one in listed.left_out):
-        return [], listed.left_out, []
-    chosen = select(list(where), _readme(root), dataset=shown, config=config, split=split, passed=listed.left_out)
-    real = os.path.realpath(root)
-    files = [_Found(real, name, where[name]) for name in chosen.files]
-    return files, listed.left_out + chosen.left_out, chosen.notes
+    above = os.path.join(listed.top, "")
+    if not listed.files and any(one.reason == TWICE for one in listed.left_out):
+        return _Found(listed.top, above, []), listed.left_out, []
+    chosen = select(listed.files, _readme(root), dataset=shown, config=config, split=split, passed=listed.left_out)
+    return _Found(listed.top, above, chosen.files), listed.left_out + chosen.left_out, chosen.notes
 
 
-def _source_files(found: list[_Found], known: Known) -> list[SourceFile]:
-    names = unique_names([(file.root, file.name) for file in found])
-    real = [same if (same := os.path.realpath(file.path)) != file.path else file.path for file in found]
-    versions = versions_of(((path, kind_of(file.name) or "") for path, file in zip(real, found, strict=True)), known)
-    return [
-        SourceFile(name, path, kind_of(file.name) or "", size, version, packed_stat=packed(times) if times else None)
-        for name, path, file, (size, version, times) in zip(names, real, found, versions, strict=True)
-    ]
+def _source_files(found: list[_Found], known: Lookup) -> Iterator[SourceFile]:
+    def places() -> Iterator[tuple[str, str]]:
+        for one in found:
+            for name in one.names:
+                yield os.path.realpath(one.above + name), kind_of(name) or ""
+
+    known_as, looked_up = tee(places())
+    versions = versions_of(looked_up, known)
+    for name, (path, kind), (size, version, times) in zip(_names(found), known_as, versions, strict=True):
+        yield SourceFile(name, path, kind, size, version, stat=tuple(times) if times else None)
 
 
 def _refuse_choice(root: Path, shown: str, config: str | None, split: str) -> None:
@@ -97,12 +105,11 @@ def _refuse_choice(root: Path, shown: str, config: str | None, split: str) -> No
         by_names([root.name], split, dataset=shown)
 
 
-def _key(path: Path) -> tuple[int, int] | None:
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        found = os.stat(path)
+        return os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
 
 
 def _refuse_output(root: Path, outputs: tuple[Path, ...]) -> None:
@@ -124,6 +131,18 @@ def _readme(root: Path) -> str | None:
             return file.read(MOST_README)
     except OSError as error:
         raise InputError(f"--dataset: {printable(str(path))} cannot be read ({error.strerror})") from None
+
+
+def _names(found: list[_Found]) -> Iterable[str]:
+    """As unique_names. The names themselves, one after another, where no two files share one."""
+
+    def plain() -> Iterator[str]:
+        return (printable(name) for one in found for name in one.names)
+
+    hashes = np.sort(np.fromiter(map(hash64, plain()), np.uint64))
+    if not np.any(hashes[1:] == hashes[:-1]):
+        return plain()
+    return unique_names([(one.root, name) for one in found for name in one.names])
 
 
 def unique_names(files: list[tuple[str, str]]) -> list[str]:

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -33,6 +33,7 @@ from moe.data.text.errors import BadFileError
 from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
 from moe.data.text.reading import looked_at, opened
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
+from moe.data.text.tables_of_files import UnitTable
 
 UNIT_BYTES = 256 << 20  # of text: enough English for a full shard of 64 MB, which the merge need not touch
 THREADS = 32  # 3,000 footers of 0.1 s took 24 of them 19 s, 32 take 15
@@ -132,18 +133,21 @@ class Planning:
     first of each kind: whoever reads one looks at it then (`Unit.looked_at`).
     """
 
-    files: list[SourceFile]
+    files: Sequence[SourceFile]
     text_column: str
     max_documents: int | None = None
     max_tokens: int | None = None
     thorough: bool = False
-    units: list[Unit] = field(default_factory=list)
+    units: UnitTable = field(init=False)
     bad: list[BadFileError] = field(default_factory=list)
     looked_at: int = 0
     looked_at_bytes: int = 0
     weight: int = 0  # of `units`
     wanted: np.ndarray | None = None  # bool [files]: only these are looked at; None for all
     _kinds: Counter[str] = field(default_factory=Counter)  # of files that were opened
+
+    def __post_init__(self) -> None:
+        self.units = UnitTable(self.files)
 
     def more(self) -> bool:
         """Look at the files that the limits need, or at as many again; without limits at BEGIN. False where all
@@ -180,9 +184,10 @@ class Planning:
         """Look at no other files than these from now on, and drop the units and errors of others."""
         self.wanted = wanted
         self.keep_errors(wanted)
-        self.units = [unit for unit in self.units if wanted[unit.file_index]]
-        self.weight = sum(unit.weight for unit in self.units)
-        self.looked_at_bytes = sum(self.files[i].size for i in range(self.looked_at) if wanted[i])
+        self.units = self.units.of(unit for unit in self.units if wanted[unit.file_index])
+        self.weight = self.units.weight
+        seen = zip(self.files, wanted[: self.looked_at], strict=False)
+        self.looked_at_bytes = sum(file.size for file, mine in seen if mine)
 
     def keep_errors(self, wanted: np.ndarray) -> None:
         """Drop the errors of other files than these."""
@@ -208,7 +213,7 @@ class Planning:
         """(units, rows) of each further file; none of one that cannot be read. They are noted here."""
         begun, reported = self.looked_at, time.monotonic()
         kinds = Counter(self._kinds)
-        lazy = [self._is_lazy(file, kinds) for file in self.files[begun:]]
+        lazy = bytes(self._is_lazy(file, kinds) for file in islice(self.files, begun, None))
 
         def look(index: int) -> tuple[list[Unit], int] | BadFileError:
             try:
@@ -235,7 +240,7 @@ class Planning:
                     self.bad.append(outcome)
                     outcome = [], 0
                 self.weight += sum(unit.weight for unit in outcome[0])
-                self.units += outcome[0]
+                self.units.extend(outcome[0])
                 yield outcome
                 if not later and time.monotonic() - reported > REPORT_EVERY_S:
                     reported = time.monotonic()
@@ -248,7 +253,7 @@ class Planning:
 
     def open_rest(self) -> None:
         """Look at what was not opened: its units stay, but for those of files that cannot be read."""
-        units, self.units = self.units, []
+        units, self.units = self.units, self.units.of([])
         for unit in units:
             try:
                 self.units.append(opened(unit, self.text_column))
@@ -265,7 +270,7 @@ class Planning:
         return documents or (self.max_tokens is not None and text_bytes >= TOKEN_BYTES * self.max_tokens)
 
 
-def plan_units(files: list[SourceFile], text_column: str) -> tuple[list[Unit], list[BadFileError]]:
+def plan_units(files: Sequence[SourceFile], text_column: str) -> tuple[Sequence[Unit], list[BadFileError]]:
     """All units in order, and the files that cannot be read; every file is opened."""
     planning = Planning(files, text_column, thorough=True)
     planning.all()

@@ -38,7 +38,7 @@ def _texts(unit: Unit, text_column: str, separator: str | None) -> Iterator[str]
         yield from clean(batch, file=unit.file.name, skipped=Skipped())[0].to_pylist()
 
 
-def sample_documents(units: list[Unit], text_column: str, *, separator: str | None = None) -> list[str]:
+def sample_documents(units: Sequence[Unit], text_column: str, *, separator: str | None = None) -> list[str]:
     """The first documents, for holding an encoder against transformers."""
     texts: list[str] = []
     chars = 0

@@ -16,6 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import xxhash
+
 from moe.common.errors import InputError
 from moe.common.units import printable
 from moe.data.text.content import UNREADABLE
@@ -102,36 +105,43 @@ def _weak(name: str, word: str) -> bool:
 
 def by_names(data: list[str], split: str, *, dataset: str) -> Selection:
     """Files of a split where only their names can tell. Raises InputError as `select` does."""
-    mine = {name for name in data if _weak(name, split)}
-    others = {name: word for name in data if name not in mine for word in SPLITS if word != split and _weak(name, word)}
+    mine = bytes(_weak(name, split) for name in data)
+    others = {
+        name: word
+        for name, own in zip(data, mine, strict=True)
+        if not own
+        for word in SPLITS
+        if word != split and _weak(name, word)
+    }
     there = ", ".join(dict.fromkeys(others.values()))
     fix = f"choose with --split, or give the files themselves (--dataset {dataset}/FILE ...)"
     if split != "train":
-        if data and not mine:
+        if data and not any(mine):
             named = f"the names say {there}" if there else "no name says a split, so all are train"
             raise InputError(f"--split {split}: no file of {dataset} is named so; {named}")
-        rest = [LeftOut(name, f"named for another split than {split}") for name in data if name not in mine]
-        notes = [f"split {split}: {len(mine)} of {len(data)} files, by their names"] if rest else []
-        return Selection([name for name in data if name in mine], rest, notes)
+        reason, marked = f"named for another split than {split}", list(zip(data, mine, strict=True))
+        rest = [LeftOut(name, reason) for name, own in marked if not own]
+        notes = [f"split {split}: {sum(mine)} of {len(data)} files, by their names"] if rest else []
+        return Selection([name for name, own in marked if own], rest, notes)
     if not others:
         return Selection(data)
-    whole = len(others) + len(mine) == len(data)
+    whole = len(others) + sum(mine) == len(data)
     strong = all(_strong(name, word) for name, word in others.items())
-    if not mine:
+    if not any(mine):
         if whole and strong:
             raise InputError(f"--split train: no file of {dataset} is named so; the names say {there}: {fix}")
         note = (
             f"{len(others)} of {len(data)} files are named like a split ({there}); no file is named train: all are used"
         )
         return Selection(data, notes=[note])
-    if not whole and not (strong and any(_strong(name, split) for name in mine)):
+    if not whole and not (strong and any(own and _strong(name, split) for name, own in zip(data, mine, strict=True))):
         raise InputError(
-            f"--split train: {len(mine)} of {len(data)} files of {dataset} have 'train' in their names, {len(others)} "
+            f"--split train: {sum(mine)} of {len(data)} files of {dataset} have 'train' in their names, {len(others)} "
             f"another split's name ({there}), the rest none: which are meant would be a guess; {fix}"
         )
     rest = [LeftOut(name, "named for another split than train") for name in others]
     kept = [name for name in data if name not in others]
-    unnamed = f", {len(kept) - len(mine)} of them name no split" if not whole else ""
+    unnamed = f", {len(kept) - sum(mine)} of them name no split" if not whole else ""
     return Selection(kept, rest, [f"split train: {len(kept)} of {len(data)} files, by their names{unnamed}"])
 
 
@@ -144,26 +154,39 @@ def kinds_note(names: Iterable[str]) -> list[str]:
     return [f"files of several kinds are read together: {counts}"]
 
 
+def hash64(text: str) -> int:
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
 def doubled_notes(files: Sequence[SourceFile]) -> list[str]:
     """A line where the same bytes, or a file and its packed form, are read twice: copies are not left out unasked."""
-    first: dict[str, str] = {}
-    twice, packed = [], []
-    names = {file.name for file in files}
-    for file in files:
-        known = file.listed is not None if file.remote else not file.version.startswith(UNREADABLE)
-        if file.size and known and (other := first.setdefault(file.version, file.name)) != file.name:
-            twice.append((file.name, other))
-        if (plain := re.sub(r"\.(gz|zst)$", "", file.name)) != file.name and plain in names:
-            packed.append((file.name, plain))
+    known = np.flatnonzero(np.fromiter(map(_is_known, files), bool, len(files)))
+    versions = np.fromiter((hash64(file.version) for file in files if _is_known(file)), np.uint64, len(known))
+    _, first, which = np.unique(versions, return_index=True, return_inverse=True)
+    others = first[which]
+    again = np.flatnonzero(others != np.arange(len(others)))
+    names = np.fromiter((hash64(file.name) for file in files), np.uint64, len(files))
+    plain = np.fromiter((hash64(_unpacked(file.name)) for file in files), np.uint64, len(files))
+    packed = np.flatnonzero((plain != names) & np.isin(plain, names))
+    twice = ((files[known[i]].name, files[known[others[i]]].name) for i in again[:3])
+    beside = ((files[i].name, _unpacked(files[i].name)) for i in packed[:3])
     return [
-        f"read twice: {len(pairs)} {what}: {', '.join(f'{one} ({other})' for one, other in pairs[:3])}"
-        + ", ..." * (len(pairs) > 3)
-        for what, pairs in (
-            ("with the size and sampled blocks of another file", twice),
-            ("packed, beside the unpacked file", packed),
+        f"read twice: {count} {what}: {', '.join(f'{one} ({other})' for one, other in pairs)}" + ", ..." * (count > 3)
+        for count, pairs, what in (
+            (len(again), twice, "with the size and sampled blocks of another file"),
+            (len(packed), beside, "packed, beside the unpacked file"),
         )
-        if pairs
+        if count
     ]
+
+
+def _is_known(file: SourceFile) -> bool:
+    """Whether its version tells its bytes."""
+    return bool(file.size) and (file.listed is not None if file.remote else not file.version.startswith(UNREADABLE))
+
+
+def _unpacked(name: str) -> str:
+    return re.sub(r"\.(gz|zst)$", "", name)
 
 
 def left_out_lines(left_out: list[LeftOut]) -> list[str]:

@@ -14,10 +14,11 @@ from moe.common.errors import InputError
 from moe.common.paths import expanded
 from moe.common.units import printable
 from moe.data.hub import dataset_listing
-from moe.data.text.content import Known
 from moe.data.text.files import Source, SourceFile, kind_of
+from moe.data.text.known import Lookup
 from moe.data.text.local import local_source
 from moe.data.text.selection import doubled_notes, kinds_note, select
+from moe.data.text.tables_of_files import FileTable
 from moe.data.text.walk import seen_of
 
 
@@ -51,7 +52,7 @@ def hub_source(name: str, *, config: str | None, split: str, revision: str | Non
         size = listing.size_of(entry)
         files.append(SourceFile(printable(file), path, kind, size, version, remote=True, listed=entry.listed))
     notes = [*chosen.notes, *kinds_note(file.name for file in files), *doubled_notes(files)]
-    return Source(files, listing.commit, passed + chosen.left_out, notes)
+    return Source(FileTable(files), listing.commit, passed + chosen.left_out, notes)
 
 
 def resolve(
@@ -61,7 +62,7 @@ def resolve(
     split: str,
     revision: str | None,
     outputs: tuple[Path, ...] = (),
-    known: Known | None = None,
+    known: Lookup | None = None,
 ) -> Source:
     """The dataset's files, on this machine or on the hub.
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from moe.common.errors import InputError
 from moe.common.units import printable
@@ -27,14 +30,55 @@ SPECIAL = "no regular file"
 OWN = "made by this project: "
 DATASET = "a converted dataset"
 OUTPUT = OWN + "the output"
+RUN = frozenset({"config.yaml", "events.jsonl", "metrics.jsonl", ".lock"})
+WORK = frozenset({"plan.json", "units", "merged"})
+BESIDE_TOKENIZER = frozenset({"tokenizer_config.json", "special_tokens_map.json", "config.json"})
+OURS = (
+    frozenset({"meta.json", "conversion.json", "train", "val", "index.json", "run.json", "manifest.json", "state.pt"})
+    | frozenset({"tokenizer.json"})
+    | RUN
+    | WORK
+    | BESIDE_TOKENIZER
+)  # with *.mds all that made_by_us looks at
 
 
 @dataclass
 class Walk:
-    """Files found, as (name below the folder, path), sorted by name; and what was skipped."""
+    """Names of files below the folder `top`, sorted, and what was skipped."""
 
-    files: list[tuple[str, str]] = field(default_factory=list)
+    top: str
+    files: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+
+
+class Seen:
+    """Files met, by device and inode: 16 bytes each. Inode 0 is of a file that is not known so."""
+
+    def __init__(self) -> None:
+        self._inodes, self._devices = array("Q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def add(self, found: os.stat_result | None) -> None:
+        self._inodes.append(found.st_ino if found else 0)
+        self._devices.append(found.st_dev if found else 0)
+
+    def key(self, place: int) -> tuple[int, int]:
+        return self._devices[place], self._inodes[place]
+
+    def is_new(self, found: os.stat_result | None) -> bool:
+        """Whether this file was not met yet; it now is."""
+        self.add(found)
+        key = self.key(len(self) - 1)
+        return not key[1] or all(self.key(place) != key for place in range(len(self) - 1))
+
+    def several(self) -> list[int]:
+        """Places of those whose inode was met more than once."""
+        inodes = np.frombuffer(self._inodes, np.uint64)
+        ordered = np.sort(inodes)
+        twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        return np.flatnonzero(np.isin(inodes, twice[twice > 0])).tolist() if len(twice) else []
 
 
 def made_by_us(folder: str, names: set[str], is_there: Callable[[str], bool]) -> str | None:
@@ -46,13 +90,13 @@ def made_by_us(folder: str, names: set[str], is_there: Callable[[str], bool]) ->
         return DATASET
     if "index.json" in names and any(name.endswith(".mds") for name in names):
         return DATASET
-    if folder.endswith(".partial") and names & {"plan.json", "units", "merged"}:
+    if folder.endswith(".partial") and names & WORK:
         return "a conversion that is not complete"
-    if "run.json" in names and names & {"config.yaml", "events.jsonl", "metrics.jsonl", ".lock"}:
+    if "run.json" in names and names & RUN:
         return "a run folder"
     if {"manifest.json", "state.pt"} <= names:
         return "a checkpoint"
-    if "tokenizer.json" in names and names & {"tokenizer_config.json", "special_tokens_map.json", "config.json"}:
+    if "tokenizer.json" in names and names & BESIDE_TOKENIZER:
         return "a tokenizer or an export"
     return None
 
@@ -90,10 +134,11 @@ def _is_there(folder: str, name: str) -> bool:
     return os.path.lexists(os.path.join(folder, name))
 
 
-def _listed(folder: str) -> list[os.DirEntry]:
+def _entries(folder: str) -> Iterator[os.DirEntry]:
+    """In no order: sorted, the entries of a folder of a million files would all be in memory."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            yield from entries
     except OSError as error:
         raise InputError(
             f"--dataset: the folder {printable(folder)} cannot be read ({error.strerror}); "
@@ -101,17 +146,17 @@ def _listed(folder: str) -> list[os.DirEntry]:
         ) from None
 
 
-def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -> Walk:
+def walk(root: Path, *, outputs: tuple[Path, ...], seen: Seen) -> Walk:
     """List `root`.
 
-    outputs: folders that are written to while this is read. seen: (device, inode) of files met in this dataset before;
-    those found here are added. Raises InputError for a folder that cannot be listed, or that is itself such an output.
+    outputs: folders that are written to while this is read. seen: files met in this dataset before; those found here
+    are added. Raises InputError for a folder that cannot be listed, or that is itself such an output.
     """
-    found, folders = Walk(), set[tuple[int, int]]()
     top = os.path.realpath(root)
+    found, folders = Walk(top), set[tuple[int, int]]()
     written = {os.path.realpath(path) for path in outputs}
     above = {(s.st_dev, s.st_ino) for s in (os.stat(path) for path in (Path(top), *Path(top).parents))}
-    files: list[tuple[bool, str, str]] = []  # by a link, name, path
+    before, links = len(seen), set[int]()
     later: list[tuple[str, str]] = []  # linked folders: name, path
 
     def enter(prefix: str, folder: str) -> None:
@@ -124,8 +169,8 @@ def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -
                 found.left_out.append(LeftOut(prefix, FOLDER_TWICE))
                 continue
             folders.add(key)
-            entries = _listed(folder)
-            own = made_by_us(folder, {entry.name for entry in entries}, partial(_is_there, folder))
+            names = {entry.name for entry in _entries(folder) if entry.name in OURS or entry.name.endswith(".mds")}
+            own = made_by_us(folder, names, partial(_is_there, folder))
             if folder != top and os.path.realpath(folder) in written:
                 found.left_out.append(LeftOut(prefix, OUTPUT))
                 continue
@@ -136,26 +181,23 @@ def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -
                     )
                 found.left_out.append(LeftOut(prefix, OWN + own))
                 continue
-            pending += [one for one in (look(prefix, entry) for entry in entries) if one is not None][::-1]
-
-    def look(prefix: str, entry: os.DirEntry) -> tuple[str, str] | None:
-        """Note an entry; a folder to enter comes back."""
-        name = prefix + entry.name
-        try:
-            mode = os.stat(entry.path).st_mode
-        except OSError:  # a link to nothing: reported with the files that cannot be read
-            mode = stat.S_IFREG
-        if entry.name.startswith("."):
-            found.left_out.append(LeftOut(name + "/" * stat.S_ISDIR(mode), HIDDEN))
-        elif stat.S_ISDIR(mode) and entry.is_symlink():
-            later.append((name + "/", entry.path))
-        elif stat.S_ISDIR(mode):
-            return name + "/", entry.path
-        elif stat.S_ISREG(mode):
-            files.append((entry.is_symlink(), name, entry.path))
-        else:
-            found.left_out.append(LeftOut(name, SPECIAL))
-        return None
+            inside, linked, left_out = list[tuple[str, str]](), list[tuple[str, str]](), list[LeftOut]()
+            for entry in _entries(folder):
+                name = prefix + entry.name
+                about, mode = _information(entry)
+                if entry.name.startswith("."):
+                    left_out.append(LeftOut(name + "/" * stat.S_ISDIR(mode), HIDDEN))
+                elif stat.S_ISDIR(mode):
+                    (linked if entry.is_symlink() else inside).append((name + "/", entry.path))
+                elif stat.S_ISREG(mode):
+                    links.update([len(found.files)] if entry.is_symlink() else [])
+                    found.files.append(name)
+                    seen.add(about)
+                else:
+                    left_out.append(LeftOut(name, SPECIAL))
+            found.left_out.extend(sorted(left_out, key=lambda one: one.name))
+            later.extend(sorted(linked))
+            pending += sorted(inside, reverse=True)
 
     enter("", top)
     while later:
@@ -165,18 +207,30 @@ def walk(root: Path, *, outputs: tuple[Path, ...], seen: set[tuple[int, int]]) -
             found.left_out.append(LeftOut(name, LOOP))
         else:
             enter(name, path)
-    files.sort()
-    for _, name, path in files:
-        try:
-            information = os.stat(path)
-        except OSError:
-            found.files.append((name, path))
-            continue
-        key = (information.st_dev, information.st_ino)
-        if key in seen:
-            found.left_out.append(LeftOut(name, TWICE))
-        else:
-            seen.add(key)
-            found.files.append((name, path))
+    _drop_twice(found, seen, before, links)
     found.files.sort()
     return found
+
+
+def _information(entry: os.DirEntry) -> tuple[os.stat_result | None, int]:
+    """What is known of an entry, and its mode; of a link to nothing a file's, to be reported as unreadable."""
+    try:
+        information = os.stat(entry.path)
+    except OSError:
+        return None, stat.S_IFREG
+    return information, information.st_mode
+
+
+def _drop_twice(found: Walk, seen: Seen, before: int, links: set[int]) -> None:
+    """Leave out files that are others of `seen` by another name; `found`'s are there from place `before` on."""
+    several = seen.several()
+    met = {seen.key(place) for place in several if place < before}
+    mine = [place - before for place in several if place >= before]
+    twice = set()
+    for place in sorted(mine, key=lambda place: (place in links, found.files[place])):
+        if (key := seen.key(before + place)) in met:
+            found.left_out.append(LeftOut(found.files[place], TWICE))
+            twice.add(place)
+        met.add(key)
+    if twice:
+        found.files = [name for place, name in enumerate(found.files) if place not in twice]

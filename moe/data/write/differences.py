@@ -5,44 +5,14 @@ Content is compared: no path, time or name of a file, nor how the dataset was ty
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from moe.data.text.content import Known, known_of
-from moe.data.text.files import SourceFile, kind_of
+from moe.data.text.files import SourceFile
 from moe.data.write.streamed_json import row
 
 FORMAT = 2  # of plan.json and conversion.json; in 1 files were known by their times
 NOT_COMPARED = ("asked", "commit")  # keys of an identity that are reported only
-
-
-class Plan(TypedDict):
-    """`request`: what decides the result, and what is NOT_COMPARED. `files`: (name, version) in order; `stats`: their
-    stat records, or null.
-    """
-
-    format: int
-    request: dict[str, Any]
-    files: list[list[str]]
-    stats: list[Any] | None
-
-
-class Begun(NamedTuple):
-    """Of a Plan what is small: `files` is their number."""
-
-    format: int
-    request: dict[str, Any]
-    files: int
-
-
-class Finished(TypedDict):
-    """As Plan. `reads`: rows of a file's place in `files`, then what was read of it (recorded.Read), once or more."""
-
-    format: int
-    request: dict[str, Any]
-    files: list[list[str]]
-    stats: list[Any] | None
-    reads: list[list[Any]]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -74,19 +44,13 @@ def asked_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"  ({key}: {before.get(key)} then, {now.get(key)} now)" for key in now if before.get(key) != now.get(key)]
 
 
-def versions(files: list[SourceFile]) -> list[list[str]]:
+def versions(files: Sequence[SourceFile]) -> list[list[str]]:
     return [[file.name, file.version] for file in files]
 
 
-def file_rows(files: list[SourceFile]) -> dict[str, Iterable[str]]:
+def file_rows(files: Sequence[SourceFile]) -> dict[str, Iterable[str]]:
     """`files` and `stats` of a Plan, as streamed_json takes them."""
     return {
         "files": (row([file.name, file.version]) for file in files),
         "stats": (row(file.stat) for file in files),
     }
-
-
-def known_files(plan: Plan) -> Known:
-    """What a plan says of its files, for content.versions_of."""
-    found = zip(plan["files"], plan.get("stats") or [], strict=False)
-    return known_of((kind_of(name) or "", version, times) for (name, version), times in found)

@@ -29,17 +29,17 @@ Units = Sequence[tuple[UnitStore, Unit]]
 
 
 class Parts(Sequence[tuple[UnitStore, Unit]]):
-    """Units of one store, without a pair for each of them."""
+    """Units of one store, those at `places` of `units`, without a pair for each of them."""
 
-    def __init__(self, store: UnitStore, units: list[Unit]) -> None:
-        self._store, self._units = store, units
+    def __init__(self, store: UnitStore, units: Sequence[Unit], places: Sequence[int] | None = None) -> None:
+        self._store, self._units, self._places = store, units, range(len(units)) if places is None else places
 
     def __len__(self) -> int:
-        return len(self._units)
+        return len(self._places)
 
     def __getitem__(self, place: Any) -> Any:
-        found = self._units[place]
-        return Parts(self._store, found) if isinstance(place, slice) else (self._store, found)
+        found = self._places[place]
+        return Parts(self._store, self._units, found) if isinstance(place, slice) else (self._store, self._units[found])
 
 
 class FullShard(NamedTuple):
@@ -56,10 +56,12 @@ class Rests:
 
     def __init__(self) -> None:
         self._files: list[tuple[UnitStore, str, int]] = []
-        self._file, self._tokens, self._blocks, self._tail = (array("q") for _ in range(4))
+        self._file, self._tokens, self._blocks, self._tail = (array(kind) for kind in "IIQQ")
 
     def add(self, store: UnitStore, tokens: int, name: str, size: int, blocks: int, tail: int) -> None:
         """tokens: of which the complete blocks begin at byte `blocks` of the file, what is behind them at `tail`."""
+        if not tokens:
+            return
         if not self._files or self._files[-1] != (store, name, size):
             self._files.append((store, name, size))
         for column, value in (

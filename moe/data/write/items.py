@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -49,19 +49,18 @@ class Item:
         return f"{first}-{xxhash.xxh64_hexdigest(' '.join(unit.name for unit in self.units))}"
 
 
-def groups_of(files: list[SourceFile]) -> np.ndarray:
-    """The group of each file: those of one number go together; -1 is none. int64 [files]"""
-    small = np.array([file.size <= SMALL_BYTES for file in files], bool)
-    groups = np.full(len(files), -1, np.int64)
-    if np.count_nonzero(small) < MANY:
-        return groups
-    number, size, count = 0, 0, 0
-    for i in np.flatnonzero(small).tolist():
-        after_large = i > 0 and not small[i - 1]
-        if after_large or count == (HUB_FILES if files[i].remote else ITEM_FILES) or size + files[i].size > ITEM_BYTES:
+def groups_of(files: Sequence[SourceFile]) -> np.ndarray:
+    """The group of each file: those of one number go together; -1 is none. int32 [files]"""
+    groups = np.full(len(files), -1, np.int32)
+    number, size, count, small = 0, 0, 0, 0
+    for i, file in enumerate(files):
+        if file.size > SMALL_BYTES:
+            continue
+        after_large = i > 0 and groups[i - 1] < 0
+        if after_large or count == (HUB_FILES if file.remote else ITEM_FILES) or size + file.size > ITEM_BYTES:
             number, size, count = number + 1, 0, 0
-        groups[i], size, count = number, size + files[i].size, count + 1
-    return groups
+        groups[i], size, count, small = number, size + file.size, count + 1, small + 1
+    return groups if small >= MANY else np.full(len(files), -1, np.int32)
 
 
 def items_of(
@@ -102,7 +101,7 @@ def share_of(planning: Planning, groups: np.ndarray, index: int, number: int) ->
         return
     planning.all()
     items = [item for item in items_of(planning.units, groups) if item is not None]
-    planning.units[:] = [unit for item in items[index::number] for unit in item.units]
+    planning.units = planning.units.of(unit for item in items[index::number] for unit in item.units)
     planning.keep_errors(np.arange(len(groups)) % number == index)
 
 

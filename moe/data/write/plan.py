@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import numpy as np
 
 from moe.common.errors import InputError
 from moe.common.units import tell as say
-from moe.data.text.content import Known
 from moe.data.text.encoders import choose_encoder
 from moe.data.text.errors import errors_text
 from moe.data.text.files import Source, Unit
 from moe.data.text.ids import choose_id
+from moe.data.text.known import Lookup
 from moe.data.text.losses import lossy, measured, warning_of
 from moe.data.text.plain_ids import plain_json
 from moe.data.text.planning import Planning
@@ -47,7 +48,7 @@ class Plan:
     groups: np.ndarray  # of the files: items.groups_of
 
     @property
-    def units(self) -> list[Unit]:
+    def units(self) -> Sequence[Unit]:
         return self.planning.units
 
     @property
@@ -72,7 +73,7 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     return plan_of(request, space, tokenizer, source, identity)
 
 
-def look_up(request: Request, commit: str | None, known: Known) -> tuple[Any, Source, dict[str, Any]]:
+def look_up(request: Request, commit: str | None, known: Lookup) -> tuple[Any, Source, dict[str, Any]]:
     """Tokenizer, source and identity.
 
     commit: of a hub dataset, in the place of --revision. known: files that were sampled before.
@@ -145,7 +146,7 @@ def plan_of(request: Request, space: Workspace, tokenizer: Any, source: Source, 
     job.check()
     say(
         f"{request.title}: {len(source.files)} files{planning.scope()}, {len(units)} units of work, "
-        f"{human(sum(u.weight for u in units))}B of text; encoder {encoder}"
+        f"{human(planning.weight)}B of text; encoder {encoder}"
     )
     say(id_line)
     if job.lossy is not None:

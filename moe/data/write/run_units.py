@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 
 import numpy as np
 
@@ -23,10 +25,10 @@ from moe.data.write.unit_store import UnitStore
 class Limits:
     """Which units a limited run needs: those in order until the documents or tokens taken reach the limit."""
 
-    def __init__(self, units: list[Unit], store: UnitStore, job: Job, left_out: set[str]) -> None:
+    def __init__(self, units: Sequence[Unit], store: UnitStore, job: Job, left_out: set[str]) -> None:
         self._units, self._store, self._left_out = units, store, left_out
         self.documents, self.tokens = job.max_documents, job.max_tokens
-        self.used: list[Unit] = []
+        self.used = array("Q")  # places of units
         self.cut: Unit | None = None  # the unit that is taken in part
         self._next = 0
 
@@ -44,7 +46,7 @@ class Limits:
                 if over or done.limited:
                     self.cut = unit
                 else:
-                    self.used.append(unit)
+                    self.used.append(self._next)
                     self.documents = None if self.documents is None else self.documents - done.documents
                     self.tokens = None if self.tokens is None else self.tokens - done.tokens
             self._next += 1
@@ -71,7 +73,7 @@ class _Work:
     """The items that are to be made of `units`, to which `ahead` may still add, and their part of all the work."""
 
     def __init__(
-        self, units: list[Unit], store: UnitStore, groups: np.ndarray, left_out: set[str], ahead: Ahead | None
+        self, units: Sequence[Unit], store: UnitStore, groups: np.ndarray, left_out: set[str], ahead: Ahead | None
     ) -> None:
         self._units, self._store, self._groups, self._left_out, self._ahead = units, store, groups, left_out, ahead
         self.behind = 0  # the weight of units that were done before
@@ -109,7 +111,7 @@ class _Work:
 
 def run(
     job: Job,
-    units: list[Unit],
+    units: Sequence[Unit],
     store: UnitStore,
     *,
     groups: np.ndarray,
@@ -131,10 +133,10 @@ def run(
     work = _Work(units, store, groups, left_out, ahead)
     items, most, weight = work.items(), 1 << 30, work.weight()
     if ahead is None:
-        pending = list(items)
-        if not pending:
+        begin = list(islice(items, workers or len(os.sched_getaffinity(0))))
+        if not begin:
             return []
-        items, most = iter(pending), len(pending)
+        items, most = chain(begin, items), len(begin)
     if done := sum(store.done(unit) is not None for unit in units):
         tell(f"resuming: {done} of {len(units)} units are done")
     if workers is None and engine == "local":  # starting a process takes as long as 32 MB of text
@@ -165,17 +167,17 @@ def run(
     return unreadable
 
 
-def limit_is_reached(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> bool:
+def limit_is_reached(job: Job, units: Sequence[Unit], store: UnitStore, left_out: set[str]) -> bool:
     """Whether the units that are done hold as much as the job's limits allow."""
     return Limits(units, store, job, left_out).advance()
 
 
-def parts_of(job: Job, units: list[Unit], store: UnitStore, left_out: set[str]) -> Units:
+def parts_of(job: Job, units: Sequence[Unit], store: UnitStore, left_out: set[str]) -> Units:
     """The units the dataset is made of, in order; the last one made again, shorter, where a limit falls inside it."""
-    limits = Limits([u for u in units if u.file.name not in left_out], store, job, left_out)
+    limits = Limits(units, store, job, left_out)
     if not limits.advance() and not limits.exhausted:
         raise RuntimeError("a unit is neither done nor skipped")
-    parts: Units = Parts(store, limits.used)
+    parts: Units = Parts(store, units, limits.used)
     if limits.cut is not None and limits.documents != 0 and limits.tokens != 0:
         cut = replace(job, max_documents=limits.documents, max_tokens=limits.tokens)
         if cut == job:

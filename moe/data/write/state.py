@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class LocalWorkspace(Work):
     def lock(
         self,
         identity: dict[str, Any],
-        files: list[SourceFile],
+        files: Sequence[SourceFile],
         *,
         shared: bool,
         full: bool = False,
@@ -116,7 +116,7 @@ class BucketWorkspace(Work):
     def lock(
         self,
         identity: dict[str, Any],
-        files: list[SourceFile],
+        files: Sequence[SourceFile],
         *,
         shared: bool,
         full: bool = False,

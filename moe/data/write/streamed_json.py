@@ -1,11 +1,17 @@
-"""JSON of very many rows, of which no second copy is in memory: written in pieces, and held compressed until then."""
+"""JSON of very many rows, of which none stay in memory: written in pieces, read a row at a time, and kept compressed in
+a temporary file until they are written.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, BinaryIO
+
+PIECE = 1 << 14
 
 
 def row(value: Any) -> str:
@@ -26,18 +32,79 @@ def streamed(head: dict[str, Any], rows: dict[str, Iterable[str]]) -> Iterator[b
     yield b"}\n"
 
 
+def read_streamed(file: BinaryIO, rows: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """("", what is no list of rows), then of each list ("", its name and None) and (its name, a row) for each of its
+    rows. In another layout, as earlier versions wrote it, all of it is in memory; other JSON than an object is {}.
+
+    rows: the lists' names. Raises ValueError for what is no JSON.
+    """
+    first = file.readline()
+    try:
+        head = json.loads(first.removesuffix(b",\n") + b"}") if first.endswith(b",\n") else None
+    except ValueError:
+        head = None
+    if head is None:
+        try:
+            whole = json.loads(first + file.read())
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        whole = whole if isinstance(whole, dict) else {}
+        lists = [name for name in rows if isinstance(whole.get(name), list)]
+        yield "", {name: value for name, value in whole.items() if name not in lists}
+        for name in lists:
+            yield "", {name: None}
+            for value in whole[name]:
+                yield name, value
+        return
+    yield "", head
+    name, end = "", b""
+    for line in file:
+        if not name:
+            begin = re.fullmatch(rb'"(\w+)": \[\n', line)
+            if begin is None or end == b"]}":
+                raise ValueError("what follows a list is none")
+            name = begin[1].decode()
+            yield "", {name: None}
+            continue
+        value, end = _row_of(line.rstrip(b"\n"))
+        if value:
+            yield name, json.loads(value)
+        name = "" if end else name
+    if end != b"]}":
+        raise ValueError("it is cut short")
+
+
+def _row_of(line: bytes) -> tuple[bytes, bytes]:
+    """A row's JSON, and what ends its list behind it."""
+    value = line.removesuffix(b",")
+    if line in (b"],", b"]}"):
+        return b"", line
+    if not line.endswith((b"],", b"]}")) or _is_json(value):
+        return value, b""
+    return line[:-2], line[-2:]
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Packed:
-    """Rows, compressed as they come: what was read of a file takes some 50 bytes, as a dict it would take 600."""
+    """Rows, compressed into a temporary file as they come: one of what was read of a file takes some 50 bytes there."""
 
     def __init__(self) -> None:
-        self._packer, self._parts = zlib.compressobj(1), list[bytes]()
+        self._packer, self._file = zlib.compressobj(1), tempfile.TemporaryFile(prefix="moe-rows-")  # noqa: SIM115
 
     def add(self, value: Any) -> None:
-        if part := self._packer.compress(f"{row(value)}\n".encode()):
-            self._parts.append(part)
+        self._file.write(self._packer.compress(f"{row(value)}\n".encode()))
 
     def __iter__(self) -> Iterator[str]:
+        self._file.write(self._packer.flush(zlib.Z_SYNC_FLUSH))  # further rows may follow
+        self._file.seek(0)
         unpacker, rest = zlib.decompressobj(), b""
-        for part in [*self._parts, self._packer.copy().flush()]:
-            *lines, rest = (rest + unpacker.decompress(part)).split(b"\n")
+        while piece := self._file.read(PIECE):
+            *lines, rest = (rest + unpacker.decompress(piece)).split(b"\n")
             yield from (line.decode() for line in lines)

@@ -7,34 +7,29 @@ fixed. Of a hub dataset the commit is recorded, and a resumed run takes that one
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
-
-import xxhash
 
 from moe.common.errors import InputError
 from moe.common.ownership import refuse_strangers
-from moe.common.typed_json import parse_json
 from moe.common.units import say
 from moe.data.folders import Folder
-from moe.data.text.content import Known
 from moe.data.text.files import SourceFile
+from moe.data.text.known import KnownTable
 from moe.data.write.differences import (
     FORMAT,
-    Begun,
-    Finished,
-    Plan,
     asked_differences,
     differences,
     file_differences,
     file_rows,
     how,
-    known_files,
     versions,
 )
 from moe.data.write.recorded import edited
+from moe.data.write.records import Begun, Records, is_of, learn, rows
 from moe.data.write.streamed_json import streamed
 from moe.data.write.unit_store import UnitStore
 
@@ -55,15 +50,6 @@ META_KEYS = frozenset({"dataset", "dtype", "seq_len", "tokenizer_fingerprint", "
 SAME = "the same command with --overwrite starts again"
 
 
-def _json_keys(content: bytes | None) -> set[str] | None:
-    """The keys of a JSON object, none for other JSON; None for what is no JSON."""
-    try:
-        value = json.loads(content or b"")
-    except (ValueError, RecursionError):
-        return None
-    return set(value) if isinstance(value, dict) else set()
-
-
 class Work:
     """What both kinds share. `merged` is where the dataset is put together."""
 
@@ -73,7 +59,7 @@ class Work:
         self.out, self.partial = out, out.beside(".partial")
         self.units = UnitStore(self.partial / "units")
         self._overwrite = overwrite
-        self._parsed: dict[bytes, Begun | None] = {}  # by a hash of the content
+        self._records = Records()
 
     def _is_begun(self) -> bool:
         """Whether <out> holds the beginning of this conversion's result."""
@@ -81,30 +67,22 @@ class Work:
 
     def recorded_commit(self, asked: dict[str, Any]) -> str | None:
         """The commit of the hub that a run of the same command began with, or is complete with; None for none."""
-        for content in (self.partial.read("plan.json"), None if self._overwrite else self.out.read("conversion.json")):
-            begun = self._begun(content)
+        for folder, name in ((self.partial, "plan.json"), (self.out, "conversion.json")):
+            begun = None if self._overwrite and folder is self.out else self._records.look(folder, name).begun
             if begun is not None and begun.format == FORMAT and begun.request.get("asked") == asked:
                 return begun.request.get("commit")
         return None
 
-    def _begun(self, content: bytes | None) -> Begun | None:
-        """What a plan.json or conversion.json says; None for one that is missing or damaged. Parsed once."""
-        if (key := xxhash.xxh128_digest(content or b"")) not in self._parsed:
-            try:
-                plan = parse_json(content or b"", Plan)
-                self._parsed[key] = Begun(plan["format"], plan["request"], len(plan["files"]))
-            except ValueError:
-                self._parsed[key] = None
-        return self._parsed[key]
+    def _begun(self) -> Begun | None:
+        """What the plan says; None where it is missing or damaged."""
+        return self._records.look(self.partial, "plan.json").begun
 
-    def known_files(self) -> Known:
+    def known_files(self) -> KnownTable:
         """What is recorded of the files that were read before, here or for the result in <out>."""
-        known: dict[tuple[Any, ...], str] = {}
-        for content in (self.out.read("conversion.json"), self.partial.read("plan.json")):
-            try:
-                known |= known_files(parse_json(content or b"", Plan))
-            except (ValueError, TypeError):  # damaged: reported where it decides
-                continue
+        known = KnownTable()
+        for folder, name in ((self.out, "conversion.json"), (self.partial, "plan.json")):
+            with suppress(ValueError, TypeError, sqlite3.Error):  # damaged: reported where it decides
+                learn(known, folder, name)
         return known
 
     def refuse_strangers(self) -> None:
@@ -127,7 +105,7 @@ class Work:
             lambda name: any(ours.fullmatch(name) for ours in (WORK, UNIT, MERGED)),
             f"--out {self.out}",
         )
-        plan = _json_keys(self.partial.read("plan.json"))
+        plan = self._records.look(self.partial, "plan.json").keys
         damaged = plan is None and any(UNIT.fullmatch(name) for name in names)
         if not damaged and not {"request", "files"} <= (plan or set()):
             raise InputError(
@@ -140,8 +118,8 @@ class Work:
             names = self._result_names()
             refuse_strangers(self.out, names, lambda name: bool(RESULT.fullmatch(name)), f"--out {self.out}")
         if content is not None:
-            keys = _json_keys(content)
-            damaged = keys is None and "request" in (_json_keys(self.out.read("conversion.json")) or set())
+            keys = self._records.look(self.out, "meta.json").keys
+            damaged = keys is None and "request" in (self._records.look(self.out, "conversion.json").keys or set())
             if not damaged and not (keys or set()) >= META_KEYS:
                 raise InputError(
                     f"--out {self.out}: its meta.json is not of a conversion, so what is there was not made here and "
@@ -159,7 +137,7 @@ class Work:
         """All that lies in <out>.partial."""
         return sorted(self.partial.sizes())
 
-    def is_complete(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool = False) -> bool:
+    def is_complete(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool = False) -> bool:
         """Whether <out> is the finished result of this request.
 
         full: hash again what was read then, whatever the files' times. InputError when <out> is something else and may
@@ -175,22 +153,20 @@ class Work:
             )
         if self._overwrite:
             return False
-        try:
-            report = parse_json(self.out.read("conversion.json") or b"", Finished)
-        except ValueError:
-            report = None
-        if report is None or report["format"] != FORMAT:
+        report = self._records.look(self.out, "conversion.json").begun
+        if report is None or report.format != FORMAT or not report.finished:
             raise InputError(
                 f"--out {self.out}: holds another conversion: one of an earlier version, or its conversion.json is "
                 "damaged, so whether it is of this command is not known. It can be trained on as it is; choose "
                 "another --out, or --overwrite to make it again."
             )
-        changed = differences(report["request"], identity)
+        changed = differences(report.request, identity)
+        if not changed and not is_of(self.out, "conversion.json", iter(files)):
+            changed = file_differences(list(rows(self.out, "conversion.json", "files")), versions(files))
+            changed += asked_differences(report.request, identity) * bool(changed)
         if not changed:
-            changed = file_differences(report["files"], versions(files))
-            changed += asked_differences(report["request"], identity) * bool(changed)
-        if not changed:
-            reads = [(files[place], read) for place, *found in report["reads"] for read in found]
+            recorded = rows(self.out, "conversion.json", "reads")
+            reads = ((files[place], read) for place, *found in recorded for read in found)
             changed = [f"  {name}: other bytes, of the same size" for name in edited(reads, full=full, say=say)]
         if changed:
             text = "\n".join(changed)
@@ -202,19 +178,19 @@ class Work:
 
     def id_column(self, choose: Callable[[], tuple[str | None, str]]) -> tuple[str | None, str]:
         """What names documents and how to tell it: as the plan has it; without one, as it is judged now."""
-        begun = self._begun(self.partial.read("plan.json"))
+        begun = self._begun()
         if self._overwrite or begun is None or "id_column" not in begun.request:
             return choose()
         name = begun.request["id_column"]
         how = f"column {name!r}, by their text where there is none" if name else "their text"
         return name, f"documents are identified by {how}, as when this was started"
 
-    def _open_plan(self, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> None:
+    def _open_plan(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool) -> None:
         """Resume from what <out>.partial holds if the same request began it."""
-        content = self.partial.read("plan.json")
-        if content is not None:
+        if (file := self.partial.open("plan.json")) is not None:
+            file.close()
             try:
-                changed = self._changed(content, identity, files, full=full)
+                changed = self._changed(identity, files, full=full)
             except InputError as error:  # a unit is damaged
                 changed = [str(error)]
             if changed and not self._overwrite:
@@ -224,18 +200,18 @@ class Work:
                 self.units = UnitStore(self.units.folder)
         self.partial.write("plan.json", streamed({"format": FORMAT, "request": identity}, file_rows(files)))
 
-    def _changed(self, content: bytes, identity: dict[str, Any], files: list[SourceFile], *, full: bool) -> list[str]:
+    def _changed(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool) -> list[str]:
         """Why the work cannot be resumed, in lines; none where it can."""
-        old = self._begun(content)
+        old = self._begun()
         if old is None or old.format != FORMAT:
             cause = "was started by an earlier version of this project and cannot be resumed"
-            if old is None and b'"request"' not in content:
+            if old is None and b'"request"' not in (self.partial.read("plan.json") or b""):
                 cause = "its plan.json is damaged, so what was started there is not known"
             return [f"{cause}; {SAME}"]
         changed = differences(old.request, identity)
         cause = "started with other settings" if changed else "started with other files"
         if not changed and old.files != len(files):
-            then = parse_json(content, Plan)["files"]
+            then = list(rows(self.partial, "plan.json", "files"))
             there = [[[name, "there"] for name, _ in part] for part in (then, versions(files))]
             changed = file_differences(*there)
         if not changed:
@@ -258,7 +234,7 @@ class Work:
             fix,
         ]
 
-    def _done(self, files: list[SourceFile]) -> Iterator[tuple[SourceFile, str]]:
+    def _done(self, files: Sequence[SourceFile]) -> Iterator[tuple[SourceFile, str]]:
         """The units that are done, by their names, with their files."""
         return ((files[int(name.split("-")[0])], name) for name in self.units.names())
 
@@ -272,6 +248,6 @@ class Work:
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""
-        begun = self._begun(self.partial.read("plan.json"))
+        begun = self._begun()
         if begun is not None and begun.format == FORMAT and not differences(begun.request, identity):
             self.discard()

@@ -7,8 +7,10 @@ import tracemalloc
 import numpy as np
 
 from moe.data.text import planning
-from moe.data.text.files import Source, SourceFile, packed
+from moe.data.text.files import Source, SourceFile
+from moe.data.text.local import local_source
 from moe.data.text.planning import Planning
+from moe.data.text.tables_of_files import FileTable
 from moe.data.write.convert import publish
 from moe.data.write.gather import Parts, gather
 from moe.data.write.items import groups_of, items_of
@@ -18,8 +20,8 @@ from moe.data.write.state import open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 
-FEW, MANY = 1000, 4000
-BYTES_A_FILE = 850  # 774 here, 580 of 20,000 files; with an object for each done mark and pair 1,100
+FEW, MANY = 5000, 15_000  # beyond what is held at most (gather.ARRAYS_HELD)
+BYTES_A_FILE, LISTED_BYTES = 100, 170  # 73 at work, 139 while a folder is listed: each name is in memory then
 JOB = Job(2048, "uint16", 0, 17, 0, "text", "id", None, None, None, "any", "any", None, None)
 
 
@@ -71,7 +73,7 @@ def files_of(count):
             "jsonl",
             size,
             str(10**38 + i),
-            packed_stat=packed(stat),
+            stat=stat,
         )
 
 
@@ -91,7 +93,7 @@ def test_a_file_costs_some_hundred_bytes(tmp_path, make_request, monkeypatch):
         folder = InMemory(items_of(units_of(files).units, groups_of(files)))
         request = make_request(out=tmp_path / f"{count}")
         tracemalloc.start()
-        planned = units_of(list(files_of(count)))
+        planned = units_of(FileTable(files_of(count)))
         source = Source(planned.files, None)
         plan = Plan(request, source, {"tokenizer": "any"}, planned, JOB, 9, groups_of(source.files))
         space = open_workspace(request.out, overwrite=False)
@@ -111,3 +113,23 @@ def test_a_file_costs_some_hundred_bytes(tmp_path, make_request, monkeypatch):
 
     found = (peak_of(MANY) - peak_of(FEW)) / (MANY - FEW)
     assert found < BYTES_A_FILE, f"{found:.0f} bytes"
+
+
+def test_a_listed_file_costs_its_name(tmp_path):
+    """A listing begins with no more than that, also one whose files were sampled before."""
+    for number in range(MANY):
+        folder = tmp_path / f"{MANY if number >= FEW else FEW}" / f"{number // 1000:04}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:07}.jsonl").write_bytes(b"%d" % number)
+
+    def peak_of(folder):
+        tracemalloc.start()
+        count = len(local_source([folder], config=None, split="train").files)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak, count
+
+    peak_of(tmp_path / f"{FEW}")  # what is loaded once
+    (few, less), (many, more) = peak_of(tmp_path / f"{FEW}"), peak_of(tmp_path / f"{MANY}")
+    found = (many - few) / (more - less)
+    assert found < LISTED_BYTES, f"{found:.0f} bytes"

@@ -1,20 +1,22 @@
 """plan.json and conversion.json: how they are written, and that those of earlier versions are read."""
 
+import errno
+import io
 import json
 import os
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from moe.common.errors import InputError
 from moe.data.folders import LocalFolder
-from moe.data.text import content
-from moe.data.text.files import SourceFile, Unit, key_of, name_of, packed
-from moe.data.write import workspace
+from moe.data.text import content, tables_of_files
+from moe.data.text.files import SourceFile, Unit, key_of, name_of
+from moe.data.text.tables_of_files import FileTable, UnitTable
+from moe.data.write import records
 from moe.data.write.convert import convert
 from moe.data.write.done_units import Done, DoneUnits
-from moe.data.write.streamed_json import Packed, row, streamed
+from moe.data.write.streamed_json import Packed, read_streamed, row, streamed
 from tests.unit.data.conftest import make_texts, write_parquet
 
 
@@ -27,7 +29,7 @@ def test_what_is_streamed_is_one_json_object():
     text = b"".join(streamed(head, {"files": map(row, rows), "none": [], "reads": held}))
     assert json.loads(text) == {**head, "files": rows, "none": [], "reads": rows * 5000}
     assert list(held) == list(held) and text.count(b"\n") > 15_000, "a line a row"
-    assert sum(map(len, held._parts)) < 100_000
+    assert held._file.seek(0, 2) < 100_000
 
 
 def test_a_record_whose_writing_is_stopped_leaves_no_file(tmp_path):
@@ -40,12 +42,6 @@ def test_a_record_whose_writing_is_stopped_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         LocalFolder(tmp_path).write("conversion.json", stopped())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_stat_record_of_any_file_system_is_packed():
-    odd = (2**63, -(10**18), 15 * 10**18, 2**64 - 1, 0)
-    assert SourceFile("a", "a", "txt", 1, "1", packed_stat=packed(odd)).stat == odd
-    assert SourceFile("a", "a", "txt", 1, "1").stat is None
 
 
 def test_a_unit_is_named_by_its_key():
@@ -100,15 +96,13 @@ def test_records_of_the_earlier_layout_are_read(tmp_path, make_request, begun, m
         convert(make_request(verify="full"))
 
 
-def test_a_plan_is_parsed_twice_at_a_start_however_often_it_is_asked(make_request, begun, monkeypatch):
-    """Each time takes a second and 100 MB with 100,000 files: once for what was asked, once for the files' samples."""
+def test_a_plan_is_looked_at_once_at_a_start_however_often_it_is_asked(make_request, begun, monkeypatch):
+    """Each time takes seconds with a million files; what was read of them is learned beside that."""
     parsed = []
-    real = workspace.parse_json
-    monkeypatch.setattr(
-        workspace, "parse_json", lambda text, shape: (parsed.append(b"asked" in text), real(text, shape))[1]
-    )
+    real = records._look
+    monkeypatch.setattr(records, "_look", lambda folder, name: (parsed.append(name), real(folder, name))[1])
     convert(make_request())
-    assert sum(parsed) == 2
+    assert parsed.count("plan.json") == 1
 
 
 def test_a_plan_of_fewer_files_is_named_by_the_files_that_are_new(tmp_path, make_request, begun):
@@ -129,14 +123,45 @@ def test_units_that_are_done_are_known_by_their_keys_in_order():
             _ = done[missing]
 
 
-def test_a_source_file_holds_what_it_was_given():
-    stat = packed((5, -1, 2**70, 0, 9))
-    for path in ("/data/a/b.json", "elsewhere/c.json", "a/b.json"):
-        for version in (str((1 << 128) - 1), str(1 << 128), "0", "007", "none: Permission denied", "ab12", "\u0663"):
-            file = SourceFile("a/b.json", path, "json", 5, version, packed_stat=stat, listed="etag")
-            again = pickle.loads(pickle.dumps(file))
-            assert again == file and hash(again) == hash(file)
-            for one in (file, again, file.of_kind("jsonl")):
-                assert (one.path, one.version, one.stat) == (path, version, (5, -1, 2**70, 0, 9))
-            assert file.of_kind("jsonl").kind == "jsonl" and file.of_kind("jsonl").listed == "etag"
-            assert file != SourceFile("a/b.json", path, "json", 5, version, packed_stat=stat)
+def test_a_table_of_files_gives_back_what_it_was_given():
+    names = ["a/b.json", "x" * 300, "c\n", "caf\udce9.txt"]
+    versions = [str((1 << 128) - 1), "007", "none: Permission denied", "\u0663"]
+    stats = [(2**63, -(10**18), 15 * 10**18, 2**64 - 1, 0), None, (5, -1, 2**70, 0, 9), None]
+    files = [
+        SourceFile(name, f"/data/{name}", "json", 2**45, version, i == 1, stat, "etag" * (i == 2) or None)
+        for i, (name, version, stat) in enumerate(zip(names, versions, stats, strict=True))
+    ] * 500
+    table = FileTable(iter(files))
+    assert list(table) == files and [table[i] for i in range(-len(files), len(files))] == files * 2
+    assert table[3:9:2] == files[3:9:2] and list(FileTable([])) == []
+    with pytest.raises(IndexError):
+        table[len(files)]
+    units = UnitTable(table)
+    made = [Unit(2, files[2], 0, 9, 7, False), Unit(3, files[3].of_kind("jsonl"), 2**43, 2**44, 2**50)]
+    units.extend(made)
+    assert list(units) == made and units[-1].file.kind == "jsonl" and units.weight == 7 + 2**50
+    assert list(units.of(made[1:])) == made[1:]
+
+
+def test_where_the_list_of_files_finds_no_room_a_line_says_so(monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tables_of_files.tempfile, "TemporaryFile", full)
+    with pytest.raises(InputError, match=r"list of files cannot be written to .*No space left.*TMPDIR"):
+        FileTable([])
+
+
+def test_streamed_records_are_read_row_by_row_and_others_too():
+    head, rows = (
+        {"request": {"a": "],"}, "format": 2},
+        {"files": [["a]},", "1"], ["b", "2"]], "stats": [None, [1]], "reads": []},
+    )
+    ours = b"".join(streamed(head, {name: map(row, values) for name, values in rows.items()}))
+    for text in (ours, json.dumps({**head, **rows}, indent=1).encode(), json.dumps({**head, **rows}).encode()):
+        found = list(read_streamed(io.BytesIO(text), tuple(rows)))
+        assert {key for part, value in found if not part for key in value} == {"request", "format", *rows}
+        assert {name: [value for part, value in found if part == name] for name in rows} == rows
+    for cut in range(len(ours) - 1):
+        with pytest.raises(ValueError):
+            list(read_streamed(io.BytesIO(ours[:cut]), tuple(rows)))

@@ -1,0 +1,37 @@
+"""What is known of very many files that were sampled before: in a temporary file without a name, a few MB in memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import xxhash
+
+
+class Lookup(Protocol):
+    """As content.Known, of which one entry is asked for at a time."""
+
+    def get(self, key: tuple[Any, ...], /) -> str | None: ...
+
+
+class KnownTable:
+    """Threads may share it: SQLite lets them take turns."""
+
+    def __init__(self) -> None:
+        self._rows = sqlite3.connect("", check_same_thread=False)
+        self._rows.execute("CREATE TABLE known (key BLOB PRIMARY KEY, version TEXT) WITHOUT ROWID")
+
+    def add(self, files: Iterable[tuple[str, str, Sequence[Any] | None]]) -> None:
+        """As content.known_of. Nothing is kept of a call that raises."""
+        with self._rows:
+            found = ((_key((kind, *stat)), version) for kind, version, stat in files if stat)
+            self._rows.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", found)
+
+    def get(self, key: tuple[Any, ...], /) -> str | None:
+        row = self._rows.execute("SELECT version FROM known WHERE key = ?", [_key(key)]).fetchone()
+        return row and row[0]
+
+
+def _key(values: tuple[Any, ...]) -> bytes:
+    return xxhash.xxh128_digest(repr(values).encode())
