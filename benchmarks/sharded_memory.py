@@ -41,8 +41,9 @@ from tests.ranks import on_ranks  # noqa: E402
 
 MB = 1_000_000
 SHARE = 1.5
-SHAPES = {  # parameters: about 200 and 70 million
+SHAPES = {  # parameters: about 200 million, 1 and 70
     "large": {"d_model": 512, "n_layers": 15, "n_heads": 8, "n_kv_heads": 4, "n_experts": 8, "expert_hidden": 1024},
+    "tiny": {"d_model": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "n_experts": 4, "expert_hidden": 64},
     "small": {"d_model": 256, "n_layers": 18, "n_heads": 4, "n_kv_heads": 2, "n_experts": 8, "expert_hidden": 640},
 }
 
@@ -56,8 +57,23 @@ def peak() -> float:
 
 
 def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
+    """Of a tiny model first: what is loaded with the first use of a thing belongs to the imports."""
     torch.set_num_threads(1)
+    _phases("tiny", ranks, folder / "tiny", rank)
+    found, limit, line = _phases(size, ranks, folder / size, rank)
+    for turn in range(ranks):
+        dist.barrier()
+        if turn == rank:
+            print(json.dumps({**line, "limit": round(limit), **{k: round(v) for k, v in found.items()}}), flush=True)
+    dist.barrier()
+    assert max(found.values()) < limit, f"rank {rank}: {found} exceeds {limit:.0f} MB"
+
+
+def _phases(size: str, ranks: int, folder: Path, rank: int) -> tuple[dict[str, float], float, dict[str, float]]:
+    """MB of each phase, what they may be, and what else is told."""
     shape: dict[str, Any] = {"vocab_size": 8192, "eos_id": 0, "top_k": 2, **SHAPES[size]}
+    if rank == 0:
+        folder.mkdir()
     dist.barrier()
     peak()
     found = {"imports": peak()}
@@ -113,16 +129,8 @@ def measure(size: str, ranks: int, folder: Path, rank: int) -> None:
     seconds["gathered_s"] = round(time.monotonic() - start, 2)
     del gathered
     limit = found["imports"] + SHARE * share + largest
-    line = {"rank": rank, "parameters": parameters, "share": round(share), "largest": round(largest)}
-    for turn in range(ranks):
-        dist.barrier()
-        if turn == rank:
-            print(
-                json.dumps({**line, **seconds, "limit": round(limit), **{k: round(v) for k, v in found.items()}}),
-                flush=True,
-            )
-    dist.barrier()
-    assert max(found.values()) < limit, f"rank {rank}: {found} exceeds {limit:.0f} MB"
+    line = {"rank": rank, "parameters": parameters, "share": round(share), "largest": round(largest), **seconds}
+    return found, limit, line
 
 
 def main() -> int:
