@@ -7,8 +7,7 @@
 # make bench-reader   reading shards against stock Streaming and a plain memmap
 # make bench-scale    the start and memory of a run on a trillion tokens, in sparse shards that take no disk
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
-# make test-newest   the tests of model, optimizer, training, export, config and checks on the newest of all packages
-#                    (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
+# make test-newest   tests/unit on the newest of all packages (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
 # make chaos   50 kills, compared with an uninterrupted run; most of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-shards   memory of ranks that share a model of 200M parameters: build, save, load
@@ -71,11 +70,11 @@ NEWEST := torch torchvision transformers>=5 datasets>=4 numpy>=2
 .venv-newest/ready: setup.py pyproject.toml | setup
 	$(BIN)/uv venv --clear --python $(NEWEST_PYTHON) .venv-newest
 	printf '%s\n' $(foreach package,$(NEWEST),'$(package)') | \
-		$(BIN)/uv pip install --no-config --upgrade --python .venv-newest/bin/python --override - -e '.[dev,convert]'
+		$(BIN)/uv pip install --no-config --upgrade --python .venv-newest/bin/python --override - -e '.[dev,convert,eval]'
 	@touch $@
 
 test-newest: .venv-newest/ready
-	.venv-newest/bin/python -m pytest $(addprefix tests/unit/,model optim train use config plan)
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
 
 check: setup
 	$(BIN)/ruff check .
