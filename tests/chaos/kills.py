@@ -274,10 +274,10 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
-def prepare(folder: Path, steps: int) -> int:
+def prepare(folder: Path, steps: int, documents: int) -> int:
     """Text, tokenizer, shards and configuration; returns the steps of an epoch."""
     (folder / "tmp").mkdir(parents=True)
-    text = write_text(folder / "text.jsonl")
+    text = write_text(folder / "text.jsonl", documents)
     write_tokenizer(folder / "tokenizer", text)
     command = [sys.executable, str(ROOT / "convert/fineweb_to_mds.py"), "--dataset", str(text)]
     command += ["--tokenizer", str(folder / "tokenizer"), "--seq-len", "32", "--val-fraction", "0.05"]
@@ -299,14 +299,16 @@ def prepare(folder: Path, steps: int) -> int:
 Kinds = dict[tuple[int, bool], list[str]]
 
 
-def run(folder: Path, kinds: Kinds, *, steps: int, seed: int, new: bool = True, report=print) -> list[Kill]:
+def run(
+    folder: Path, kinds: Kinds, *, steps: int, seed: int, documents: int = 400, new: bool = True, report=print
+) -> list[Kill]:
     """`kinds`: how to kill trainings of that many ranks, which share the model or not, one kill after the other.
 
     Without `new` their starts are forked; those of the uninterrupted ones, which they are compared with, are not.
 
     Raises AssertionError where anything differs or is left.
     """
-    epoch_steps = prepare(folder, steps)
+    epoch_steps = prepare(folder, steps, documents)
     done: list[Kill] = []
     for (ranks, sharded), planned in kinds.items():
         rng, name = random.Random(f"{seed}/{ranks}"), f"{ranks}{'-sharded' * sharded}"
