@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from multiprocessing.connection import Connection
 
 import pytest
 
@@ -16,6 +15,14 @@ from moe.data.write import items, packing, pool
 from moe.data.write.convert import convert as convert_all
 from moe.data.write.items import Item
 from tests.unit.data.conftest import make_texts, write_parquet
+from tests.unit.data.write.pool_lives import (
+    aborted,
+    aborted_before,
+    asked_whether_blocked,
+    failing,
+    idle,
+    killed_in_the_lock,
+)
 
 
 def convert(work, *, units=(1, 2, 3, 4), monkeypatch):
@@ -32,40 +39,6 @@ def convert(work, *, units=(1, 2, 3, 4), monkeypatch):
         finished=lambda unit, error: found.update({unit: error}) or True,
     )
     return found
-
-
-def asked_whether_blocked(channel: Connection, *shared: object) -> None:
-    """A worker that answers whether Ctrl+C is blocked in it."""
-    while True:
-        channel.recv()
-        channel.send((signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), None))
-
-
-def failing(channel: Connection, *shared: object) -> None:
-    """A worker whose units raise an error that a broken pipe to it could be taken for."""
-    channel.recv()
-    channel.send((ConnectionResetError("the hub"), "Traceback of the worker"))
-
-
-def idle(channel: Connection, *shared: object) -> None:
-    time.sleep(60)
-
-
-def killed_in_the_lock(channel: Connection, work: object, counter: pool.Any, at: object) -> None:
-    channel.recv()
-    counter.get_lock().acquire()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def aborted(channel: Connection, work: object, counter: object, at: pool.Any) -> None:
-    """A worker whose library ends the process at the second file of its item."""
-    at.value = channel.recv().units[1].file_index
-    os.abort()
-
-
-def aborted_before(channel: Connection, *shared: object) -> None:
-    channel.recv()
-    os.abort()
 
 
 def heard() -> bool:
