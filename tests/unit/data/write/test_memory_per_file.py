@@ -20,7 +20,7 @@ from moe.data.write.state import open_workspace
 from moe.data.write.unit import Job
 from moe.data.write.unit_store import UnitStore
 
-FEW, MANY = 5000, 10_000  # beyond what is held at most (gather.ARRAYS_HELD)
+FEW, MANY = 5000, 15_000  # beyond what is held at most (gather.ARRAYS_HELD)
 BYTES_A_FILE, LISTED_BYTES = 100, 170  # 73 at work, 139 while a folder is listed: each name is in memory then
 JOB = Job(2048, "uint16", 0, 17, 0, "text", "id", None, None, None, "any", "any", None, None)
 
