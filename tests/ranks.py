@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ def on_ranks(count: int, work: Callable[[int], None], *, fork: bool = True) -> N
 
 
 def _rank(rank: int, work: Callable[[int], None], count: int, store: str) -> None:
+    gc.freeze()  # garbage of the process that was forked: the end of a TCPStore joins a thread that is not here
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     work(rank)
     torch.distributed.barrier()

@@ -76,7 +76,12 @@ def show_sequences(args: argparse.Namespace, meta: Any) -> None:
     total = meta.samples[args.split]
     count = min(args.sequences, total)
     for number in sorted({int(i) for i in np.linspace(0, max(0, total - 1), count)}) if count else []:
-        (tokens,) = read_samples(f"{args.data}/{args.split}", number, 1)
+        found = read_samples(f"{args.data}/{args.split}", number, 1)
+        if not len(found):
+            raise InputError(
+                f"{args.data}: meta.json counts {total:,} sequences of {args.split}, its index fewer; convert again"
+            )
+        tokens = found[0]
         ends = np.flatnonzero(tokens == meta.eos_id) + 1
         pieces = np.split(tokens, ends)
         texts = [tokenizer.decode(piece[piece != meta.eos_id], skip_special_tokens=False) for piece in pieces]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import multiprocessing.queues
 import os
 import signal
@@ -51,8 +52,10 @@ def start_worker(worker: int) -> None:
     live until its step is saved. A second SIGTERM ends a worker: the loader itself sends one to a worker that is stuck.
     SIGUSR2 writes the worker's stacks to stderr: the trainer's watchdog sends it. The kernel ends a worker with its
     trainer: one that hangs would not notice. A batch that cannot be sent ends the worker, which the trainer notices:
-    Python's queue would drop it, and the trainer wait for it for ever.
+    Python's queue would drop it, and the trainer wait for it for ever. What the trainer had before the fork is not
+    the worker's to collect: the end of some objects waits for threads that are the trainer's (a TCPStore's).
     """
+    gc.freeze()
 
     def once(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -50,21 +50,32 @@ def clean_stale_shared_memory(folders: list[str]) -> list[str]:
     """
     ours = {os.path.abspath(folder) for folder in folders}
     removed: list[str] = []
-    found = sorted(SHM.glob(f"[0-9]*_{LOCALS}"))
-    living = mapped_segments()  # after the list: a run that starts in between is in neither or in both
-    for path in found:
-        prefix = path.name.removesuffix(f"_{LOCALS}")
-        try:
-            folders_read = folders_of(path.read_bytes())
-        except OSError:
-            continue
-        if path.name in living or (folders_read is not None and not (folders_read and set(folders_read) <= ours)):
+    found = sorted({path.name[:6] for path in SHM.glob("[0-9][0-9][0-9][0-9][0-9][0-9]_*")})
+    living = {name[:6] for name in mapped_segments()}  # after the list: a run that starts in between is in neither
+    for prefix in found:
+        if prefix in living or not _is_leftover(prefix, ours):
             continue
         locks = [Path(tempfile.gettempdir(), f"{prefix}_{name}") for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
-        for leftover in [*SHM.glob(f"{prefix}_*"), *locks]:
+        locals_ = SHM / f"{prefix}_{LOCALS}"  # the last to go: it says whose the others are
+        for leftover in [*({*SHM.glob(f"{prefix}_*")} - {locals_}), locals_, *locks]:
             try:
                 leftover.unlink()
                 removed.append(leftover.name)
             except OSError:
                 continue
     return removed
+
+
+def _is_leftover(prefix: str, ours: set[str]) -> bool:
+    """Whether the segments of this number, which no process has mapped, may be removed: they are of our folders, or of
+    nobody's: the folders cannot be read, or a segment is empty, as only one that was killed in its first moment is.
+    """
+    try:
+        if any(path.stat().st_size == 0 for path in SHM.glob(f"{prefix}_*")):
+            return True
+        if not (SHM / f"{prefix}_{LOCALS}").exists():
+            return False
+        folders = folders_of((SHM / f"{prefix}_{LOCALS}").read_bytes())
+    except OSError:
+        return False
+    return folders is None or (bool(folders) and set(folders) <= ours)

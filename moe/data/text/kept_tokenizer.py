@@ -16,6 +16,7 @@ from typing import Any
 
 from moe.common.errors import InputError
 from moe.common.ownership import remove_files
+from moe.common.temporary import room_for
 from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -39,17 +40,11 @@ def keep_tokenizer(tokenizer: Any) -> KeptTokenizer:
         InputError: there is no room for temporary files.
     """
     wanted = tokenizer_fingerprint(tokenizer)
-    try:
-        with tempfile.TemporaryDirectory(prefix="moe-tokenizer-") as name:
-            folder = Path(name)
-            save_tokenizer(tokenizer, folder)
-            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-            found = tokenizer_fingerprint(load_tokenizer(name))
-    except OSError as error:
-        raise InputError(
-            f"the tokenizer's files cannot be written to {tempfile.gettempdir()} ({error.strerror or error}); "
-            "make room there, or name another folder in the variable TMPDIR"
-        ) from None
+    with room_for("the tokenizer's files"), tempfile.TemporaryDirectory(prefix="moe-tokenizer-") as name:
+        folder = Path(name)
+        save_tokenizer(tokenizer, folder)
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+        found = tokenizer_fingerprint(load_tokenizer(name))
     return KeptTokenizer(wanted, files if found == wanted else {})
 
 

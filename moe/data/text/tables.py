@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from moe.data.text.columns import Column, absent, id_column_of, once, text_column_of
 from moe.data.text.complete import Quotes, ipc_file_error, ipc_stream_error, parquet_error
-from moe.data.text.crashes import reading
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.looks import HEAD_BYTES, pointer_or_page
@@ -41,7 +40,7 @@ IPC_FILE = b"ARROW1"
 def open_parquet(file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[pq.ParquetFile]:
     """The open file, read through a small buffer. Errors of the file become BadFileError."""
     try:
-        with reading(file.name), open_source(file, block_bytes=block_bytes) as raw:
+        with open_source(file, block_bytes=block_bytes) as raw:
             # pre_buffer would hold complete column chunks of every row group in memory
             parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
             if not file.remote and (reason := parquet_error(raw, parquet.metadata)):
@@ -121,7 +120,7 @@ def _open_ipc(
 ) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
     """(schema, record batches) of an Arrow stream or file, with these columns only; None: all."""
     try:
-        with reading(file.name), open_source(file) as raw:
+        with open_source(file) as raw:
             is_file = raw.read(len(IPC_FILE)) == IPC_FILE
             raw.seek(0)
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
@@ -207,7 +206,7 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
         if quotes.error:
             raise BadFileError(unit.file.name, quotes.error)
 
-    with reading(unit.file.name), _unheard(skip) as failed, open_stream(unit.file) as (unpacked, raw):
+    with _unheard(skip) as failed, open_stream(unit.file) as (unpacked, raw):
         quotes = Quotes(unpacked, _delimiter(unit.file))
         try:
             parts = arrow_csv.open_csv(

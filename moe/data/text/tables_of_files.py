@@ -14,7 +14,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
-from moe.common.errors import InputError
+from moe.common.temporary import room_for
 from moe.data.text.files import SourceFile, Unit
 
 BUFFER_BYTES = 1 << 16
@@ -27,16 +27,13 @@ class FileTable(Sequence[SourceFile]):
     def __init__(self, files: Iterable[SourceFile]) -> None:
         self._ends = array("Q", [0])
         self._held: tuple[int, SourceFile | None] = (-1, None)  # the last one that was asked for
-        try:
+        with room_for("the list of files"):
             self._file = tempfile.TemporaryFile(prefix="moe-files-", buffering=BUFFER_BYTES)  # noqa: SIM115
-            for file in files:
+        for file in files:
+            with room_for("the list of files"):
                 self._ends.append(self._ends[-1] + self._file.write(marshal.dumps(VALUES(file))))
+        with room_for("the list of files"):
             self._file.flush()
-        except OSError as error:
-            raise InputError(
-                f"the list of files cannot be written to {tempfile.gettempdir()} ({error.strerror or error}); make "
-                "room there, or name another folder in the variable TMPDIR"
-            ) from None
 
     def __len__(self) -> int:
         return len(self._ends) - 1

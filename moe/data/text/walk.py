@@ -56,6 +56,8 @@ class Seen:
 
     def __init__(self) -> None:
         self._inodes, self._devices = array("Q"), array("Q")
+        self._keys = set[tuple[int, int]]()  # of those that is_new has looked at; none where no file is asked about
+        self._looked = 0
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -69,9 +71,11 @@ class Seen:
 
     def is_new(self, found: os.stat_result | None) -> bool:
         """Whether this file was not met yet; it now is."""
+        self._keys.update(map(self.key, range(self._looked, len(self))))
+        self._looked = len(self)
         self.add(found)
-        key = self.key(len(self) - 1)
-        return not key[1] or all(self.key(place) != key for place in range(len(self) - 1))
+        key = self.key(self._looked)
+        return not key[1] or key not in self._keys
 
     def several(self) -> list[int]:
         """Places of those whose inode was met more than once."""

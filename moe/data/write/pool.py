@@ -26,7 +26,6 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.shared_value import SharedValue
-from moe.data.text.crashes import CRASHES, crash_text
 from moe.data.text.encoders import settle_process
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import Unit
@@ -35,6 +34,7 @@ from moe.data.write.unit import Job
 
 ASK_AGAIN_S = 0.1
 LAST_S = 5.0  # that a dead process may take until it says of what
+CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 def _exit_with_parent() -> None:
@@ -123,7 +123,11 @@ class _Worker:
         if number in CRASHES and self._item is not None:
             names = [unit.file.name for unit in self._item.units if unit.file_index == self._at.value]
             at = f" while it read {names[0]}" if names else ""
-            return InputError(crash_text(number, "a worker process", at))
+            return InputError(
+                f"a worker process was ended by {signal.Signals(number).name}{at}, most often by the library that "
+                "reads the file, at damaged bytes: fetch the file again, or remove it (--skip-bad-files cannot pass "
+                "over it), and run the same command again; what is done is kept"
+            )
         return InputError(
             "a worker process died, most often for lack of memory; what is done is kept: "
             "run the same command with fewer --workers"

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from moe.common.temporary import room_for
+
 PIECE = 1 << 14
 
 
@@ -96,14 +98,17 @@ class Packed:
     """Rows, compressed into a temporary file as they come: one of what was read of a file takes some 50 bytes there."""
 
     def __init__(self) -> None:
-        self._packer, self._file = zlib.compressobj(1), tempfile.TemporaryFile(prefix="moe-rows-")  # noqa: SIM115
+        with room_for("the list of what was read"):
+            self._packer, self._file = zlib.compressobj(1), tempfile.TemporaryFile(prefix="moe-rows-")  # noqa: SIM115
 
     def add(self, value: Any) -> None:
-        self._file.write(self._packer.compress(f"{row(value)}\n".encode()))
+        with room_for("the list of what was read"):
+            self._file.write(self._packer.compress(f"{row(value)}\n".encode()))
 
     def __iter__(self) -> Iterator[str]:
-        self._file.write(self._packer.flush(zlib.Z_SYNC_FLUSH))  # further rows may follow
-        self._file.seek(0)
+        with room_for("the list of what was read"):
+            self._file.write(self._packer.flush(zlib.Z_SYNC_FLUSH))  # further rows may follow
+            self._file.seek(0)
         unpacker, rest = zlib.decompressobj(), b""
         while piece := self._file.read(PIECE):
             *lines, rest = (rest + unpacker.decompress(piece)).split(b"\n")

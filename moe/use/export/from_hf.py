@@ -32,7 +32,7 @@ from moe.model.families.table import complete
 from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name
 from moe.use.export import first_layers
 from moe.use.export.folders import written_aside
-from moe.use.export.hf_weights import HubWeights, check_sizes, opened
+from moe.use.export.hf_weights import HubWeights, check_sizes, not_read, opened
 from moe.use.export.settings import from_config
 from moe.use.export.step_zero import read_back, write_step_zero
 from moe.use.export.upcycle import Recipe, Upcycled, upcycled_settings
@@ -62,6 +62,8 @@ def import_folder(
     settings, family = from_config(content, f"--from-hf ({source})")
     with opened(folder) as place:
         check_sizes(place, content, complete(settings), family, f"--from-hf ({source})")
+    if other := not_read(folder):
+        say(f"not read, as transformers does not: {', '.join(other)}")
     tokenizer = load_tokenizer(str(folder))
     kept, ids = keep_tokenizer(tokenizer), vocab_size(tokenizer)
     if ids > content["vocab_size"]:

@@ -73,20 +73,44 @@ class Index(TypedDict):
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Place]:
-    """The tensors of a folder, each with the file that holds it.
+    """The tensors of a folder, each in the file that transformers takes it from: the one that is named WHOLE; else that
+    which the index names; else, without an index, the only one that has it.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or two files have a tensor of one name.
     """
-    _check_index(folder)
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise InputError(f"--from-hf ({folder}): has no weights (*.safetensors)")
-    place = Place({path: [*open_weights(path).keys()] for path in paths})
+    place = Place(_files(folder))
     try:
         yield place
     finally:
         place.close()
+
+
+def not_read(folder: Path) -> list[str]:
+    """Names of weights in the folder that `opened` does not read."""
+    return sorted(path.name for path in {*folder.glob("*.safetensors")} - {*_files(folder)})
+
+
+def _files(folder: Path) -> dict[Path, list[str]]:
+    """Each file that is read, with the names of what is read of it."""
+    if (folder / WHOLE).is_file():
+        return {folder / WHOLE: [*open_weights(folder / WHOLE).keys()]}
+    if (folder / INDEX).is_file():
+        listed = _indexed(folder)
+        return {path: [name for name in open_weights(path).keys() if name in names] for path, names in listed.items()}  # noqa: SIM118
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"--from-hf ({folder}): has no weights (*.safetensors)")
+    found = {path: [*open_weights(path).keys()] for path in paths}
+    first: dict[str, Path] = {}
+    for path, names in found.items():
+        for name in names:
+            if (other := first.setdefault(name, path)) != path:
+                raise InputError(
+                    f"--from-hf ({folder}): {other.name} and {path.name} both have {name}, and no {INDEX} says "
+                    "which is meant; remove one of them"
+                )
+    return found
 
 
 def open_weights(path: Path) -> Any:
@@ -97,22 +121,23 @@ def open_weights(path: Path) -> Any:
         raise InputError(f"--from-hf ({path}): its weights cannot be read ({error})") from None
 
 
-def _check_index(folder: Path) -> None:
+def _indexed(folder: Path) -> dict[Path, set[str]]:
+    """The files that the index lists, with the names that it has in each."""
     path = folder / INDEX
-    if not path.is_file() or (folder / WHOLE).is_file():  # transformers takes the single file then
-        return
+    found: dict[Path, set[str]] = {}
     try:
-        names = set(parse_json(path.read_bytes(), Index)["weight_map"].values())
-        listed = sorted(file_name(name, f"--from-hf: {path}") for name in names)
+        for name, file in parse_json(path.read_bytes(), Index)["weight_map"].items():
+            found.setdefault(folder / file_name(file, f"--from-hf: {path}"), set()).add(name)
     except OutsideName:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"--from-hf: {path} cannot be read ({error})") from None
-    if lost := [name for name in listed if not (folder / name).is_file()]:
+    if lost := sorted(file.name for file in found if not file.is_file()):
         more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
         raise InputError(
             f"--from-hf ({folder}): {', '.join(lost[:10])}{more} is missing, though {INDEX} lists it; fetch it again"
         )
+    return dict(sorted(found.items()))
 
 
 def check_sizes(place: Place, content: dict[str, Any], settings: dict[str, Any], family: Family, source: str) -> None:

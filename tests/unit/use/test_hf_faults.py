@@ -192,3 +192,25 @@ def test_a_shard_that_the_index_lists_and_is_not_there_is_named(sound: Path, tmp
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     assert "has no weights" in refused(folder, tmp_path / "back")
+
+
+def test_a_file_that_the_index_does_not_list_takes_no_tensors_place(sound: Path, tmp_path: Path) -> None:
+    """Averaged weights, say, beside the model's: what came last in the folder was imported, and was verified against
+    itself where only the first layers are compared with transformers.
+    """
+    from moe.train.checkpointing.checkpoints import read_checkpoint
+    from moe.train.checkpointing.contents import full_content
+
+    folder, said = copy_of(sound, tmp_path / "hf"), list[str]()
+    tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    other = {name: value + 0.5 * ("layers.1." in name) for name, value in tensors.items()}
+    save_file(other, folder / "z_averaged.safetensors")
+    steps = [
+        import_folder(str(source), out=tmp_path / name, say=said.append)
+        for name, source in (("plain", sound), ("beside", folder))
+    ]
+    plain, beside = (full_content(read_checkpoint(step))["model"] for step in steps)
+    assert plain.keys() == beside.keys() and all(torch.equal(plain[name], beside[name]) for name in plain)
+    assert said.count("not read, as transformers does not: z_averaged.safetensors") == 1
+    (folder / "model.safetensors.index.json").unlink()
+    assert "both have" in (told := refused(folder, tmp_path / "back")) and "z_averaged.safetensors" in told

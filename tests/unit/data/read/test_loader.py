@@ -1,7 +1,9 @@
+import gc
 import itertools
 import json
 import os
 import threading
+import time
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -272,6 +274,30 @@ def test_a_worker_that_cannot_send_a_batch_ends_and_is_noticed(token_folder, mon
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         numbers(loader)
     assert "error: a loader worker cannot send a batch: " in capfd.readouterr().err
+
+
+class Joined:
+    """Garbage of the trainer whose end takes a thread that no fork has."""
+
+    def __init__(self):
+        self.me, self.owner = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.owner:
+            time.sleep(60)
+
+
+def test_a_worker_does_not_collect_the_garbage_of_its_trainer(token_folder, monkeypatch):
+    """H6: a TCPStore's end joins a thread; a forked process that collected one waited for ever."""
+    loader = train_loader(token_folder, workers=1)
+    loader.timeout = 30
+    monkeypatch.setattr(Collate, "__call__", lambda self, rows: {"tokens": torch.tensor([[gc.collect()]])})
+    gc.disable()
+    try:
+        Joined()
+        assert len(numbers(loader)) > 0
+    finally:
+        gc.enable()
 
 
 def test_other_sequence_length_is_refused_with_both_values(token_folder):

@@ -78,6 +78,16 @@ def test_a_segment_that_no_run_can_read_is_removed(monkeypatch, tmp_path, conten
     assert clean_stale_shared_memory(["/data/a"]) == ["999997_locals"]
 
 
+def test_an_empty_segment_is_removed_with_its_number_and_others_are_not(monkeypatch, tmp_path):
+    """A run that was killed as it made its first segment: "cannot mmap an empty file" for all that came after."""
+    monkeypatch.setattr("moe.data.read.shared_memory.SHM", tmp_path)
+    for name, content in (("999995_barrier", b""), ("999996_barrier", b"content"), ("something_else", b"")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "999997_locals").write_bytes(_pack_locals(["/data/another"], 999997))
+    (tmp_path / "999997_barrier").write_bytes(b"")
+    assert clean_stale_shared_memory(["/data/a"]) == ["999995_barrier", "999997_barrier", "999997_locals"]
+
+
 def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
     """H4: Streaming keeps six files for each that it meets; a limit on open files is a run's."""
     places = (SHM, Path(tempfile.gettempdir()))  # a number whose lock is there is passed over
