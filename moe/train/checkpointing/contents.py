@@ -25,6 +25,7 @@ def full_content(checkpoint: Checkpoint) -> dict[str, Any]:
     with open_state(checkpoint) as file:
         content = load_state(file)["state"]
     if checkpoint.manifest.get("tensors"):
+        buffer = torch.empty(PIECE, dtype=torch.uint8)
         with Parts(checkpoint.path, checkpoint.manifest) as parts:
             _fill(content, parts)
     return content
@@ -49,19 +50,25 @@ def model_tensors(checkpoint: Checkpoint, scratch: Path | None = None) -> dict[s
     """
     found: dict[str, Tensor] = load_state(checkpoint.state_file, mmap=True)["state"]["model"]
     if checkpoint.manifest.get("tensors"):
+        buffer = torch.empty(PIECE, dtype=torch.uint8)
         with Parts(checkpoint.path, checkpoint.manifest) as parts:
             for name in [name for name in parts.tensors if name.startswith(f"{MODEL}.")]:
-                tensor = parts.rows(name) if scratch is None else on_disk(_pieces(parts, name), scratch)
+                tensor = parts.rows(name) if scratch is None else on_disk(_pieces(parts, name, buffer), scratch)
                 found[name.removeprefix(f"{MODEL}.")] = tensor
     return found
 
 
-def _pieces(parts: Parts, name: str) -> Iterator[Tensor]:
+def _pieces(parts: Parts, name: str, buffer: Tensor) -> Iterator[Tensor]:
+    """A tensor's rows, some at once. buffer: bytes for them, one for all tensors: glibc keeps what is freed."""
     rows, *others = parts.tensors[name]["shape"]
-    at_once = max(1, PIECE // (4 * math.prod(others)))
-    buffer = torch.empty(min(at_once, rows), *others, dtype=parts.dtype(name))  # one: glibc keeps what is freed
+    dtype = parts.dtype(name)
+    row = dtype.itemsize * math.prod(others)
+    at_once = min(rows, max(1, PIECE // row))
+    if row > len(buffer):
+        buffer = torch.empty(row, dtype=torch.uint8)
     for first in range(0, rows, at_once):
-        piece = buffer[: rows - first]
+        count = min(at_once, rows - first)
+        piece = buffer[: count * row].view(dtype).view(count, *others)
         parts.read(name, first, piece)
         yield piece
 
