@@ -25,7 +25,6 @@ def full_content(checkpoint: Checkpoint) -> dict[str, Any]:
     with open_state(checkpoint) as file:
         content = load_state(file)["state"]
     if checkpoint.manifest.get("tensors"):
-        buffer = torch.empty(PIECE, dtype=torch.uint8)
         with Parts(checkpoint.path, checkpoint.manifest) as parts:
             _fill(content, parts)
     return content
