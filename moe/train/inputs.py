@@ -242,11 +242,11 @@ def _check_folder(
     if data.remote is not None:
         for name in ("meta.json", *(f"{split}/index.json" for split in SPLITS)):
             _fetch(key, data.remote, name, folder)
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"{key}.local ({data.local}): is a file; give the folder that a conversion made (`--out`)")
     elif not folder.is_dir():
-        raise InputError(
-            f"{key}.local ({data.local}): there is no such folder; make it with "
-            f"`python convert/fineweb_to_mds.py --out {data.local}` or correct the path"
-        )
+        fix = f"make it with `python convert/fineweb_to_mds.py --out {data.local}` or correct the path"
+        raise InputError(f"{key}.local ({data.local}): there is no such folder; {fix}")
     meta = read_meta(folder)
     if meta.seq_len != config.max_seq_len:
         raise InputError(
