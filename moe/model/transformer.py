@@ -131,6 +131,10 @@ class Transformer(nn.Module):
             balance=balance,
             first_k_dense_replace=first_k_dense_replace,
         )
+        if not 0 < partial_rotary_factor <= 1:  # a config's ranges are checked before
+            errors.append(f"model.partial_rotary_factor ({partial_rotary_factor}) must be above 0 and at most 1")
+        if first_k_dense_replace < 0:
+            errors.append(f"model.first_k_dense_replace ({first_k_dense_replace}) must be at least 0")
         if errors:
             raise ValueError("; ".join(errors))
         head_dim = d_model // n_heads if head_dim is None else head_dim

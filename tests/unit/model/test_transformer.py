@@ -191,6 +191,9 @@ def test_without_qk_norm_there_are_no_such_parameters(build, tokens):
         ({"head_dim": 7}, r"head_dim \(7\)"),
         ({"partial_rotary_factor": 0.4}, r"partial_rotary_factor \(0.4\) of a head's 8 channels makes 3;"),
         ({"partial_rotary_factor": 0.1}, r"partial_rotary_factor \(0.1\) of a head's 8 channels makes 0;"),
+        ({"partial_rotary_factor": 2.0}, r"partial_rotary_factor \(2.0\) must be above 0 and at most 1"),
+        ({"partial_rotary_factor": 0.0}, r"partial_rotary_factor \(0.0\) must be above 0"),
+        ({"first_k_dense_replace": -1}, r"first_k_dense_replace \(-1\) must be at least 0"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_by_name(build, changes, message):
