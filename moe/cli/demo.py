@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     moe = str(Path(sys.executable).with_name("moe"))
     text, tokenizer, shards = args.data / "text", args.data / "tokenizer", args.data / "mds"
     _title(1, "Text: English documentation that is on this machine, as parquet in FineWeb's schema")
-    if _there(text / "corpus.done"):
+    if _there(args.data / "text.done", text):
         build_corpus(text)
-        (text / "corpus.done").touch()
+        (args.data / "text.done").touch()
     _title(2, "Tokenizer: an 8,192-token byte-level BPE trained on it")
     if _there(tokenizer / "tokenizer_config.json"):
         train_tokenizer(dataset=str(text), out=tokenizer, vocab_size=8192)
@@ -69,10 +69,10 @@ def _title(number: int, text: str) -> None:
     tell(f"\n[{number}/5] {text}")
 
 
-def _there(path: Path) -> bool:
-    """Whether the step that makes `path` must run; says so where it need not."""
+def _there(path: Path, folder: Path | None = None) -> bool:
+    """Whether the step that makes `path` in `folder` must run; says so where it need not."""
     if path.exists():
-        tell(f"{path.parent} is there already")
+        tell(f"{folder or path.parent} is there already")
     return not path.exists()
 
 

@@ -32,11 +32,12 @@ def run(args: argparse.Namespace) -> int:
     if not prompts:
         raise InputError('give a text to continue: moe generate RUN "Once upon a time"')
     heat = args.temperature
-    if args.max_new_tokens < 1 or not (heat == 0 or 1e-3 <= heat <= 1e3) or not 0 < args.top_p <= 1:
-        raise InputError(
-            f"--max-new-tokens ({args.max_new_tokens}) must be at least 1, "
-            f"--temperature ({heat}) 0 or from 0.001 to 1,000, --top-p ({args.top_p}) above 0 and at most 1"
-        )
+    if args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens ({args.max_new_tokens}) must be at least 1")
+    if heat != 0 and not 1e-3 <= heat <= 1e3:
+        raise InputError(f"--temperature ({heat}) must be 0, or from 0.001 to 1,000")
+    if not 0 < args.top_p <= 1:
+        raise InputError(f"--top-p ({args.top_p}) must be above 0 and at most 1")
     for prompt in prompts:
         try:
             prompt.encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import platform
 import sys
@@ -68,6 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
     if not argv:
         note(parser.format_help())
+        return 2
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        fix = f"did you mean moe {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        note(f"error: there is no command moe {argv[0]}; {fix}")
         return 2
     name = parser.parse_args(argv[:1]).command
     command = import_module(f"moe.cli.{name}")

@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     write_new(out, text.encode())
     load_config(out)
     show(f"{out} is written")
+    if args.data is not None and not (Path(args.data) / "meta.json").is_file():
+        show(f"{args.data} holds no converted data yet; before the run: moe convert --out {args.data}")
     show()
     return _estimate(out, wanted, args.vocab_size)
 
@@ -134,5 +136,6 @@ def _count(flag: str, text: str | None) -> int | None:
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,12})?)([kmbt]?)", text.strip().replace("_", ""), re.IGNORECASE)
     count = round(float(found[1]) * LETTERS[found[2].lower()]) if found else 0
     if not 1 <= count <= MOST_COUNT:
-        raise InputError(f"{flag} ({brief(text)}) is not a number of them; write 10B, 500M or 600000")
+        most = f"{MOST_COUNT // LETTERS['t']:,}T"
+        raise InputError(f"{flag} ({brief(text)}): write a number from 1 to {most}, such as 10B, 500M or 600000")
     return count

@@ -15,7 +15,8 @@ import dataclasses
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -28,7 +29,7 @@ from moe.config.derived import with_derived
 from moe.config.foreign import hint_for
 from moe.config.paths import with_paths
 from moe.config.schema import Config
-from moe.config.values import is_one_value, is_text, parse_yaml, read_as
+from moe.config.values import is_one_value, is_text, is_union, parse_yaml, read_as
 
 
 class ConfigError(InputError):
@@ -93,17 +94,22 @@ def _read_yaml(path: Path) -> dict:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(
-            str(path), [f"there is no such file{'; there are: ' + ', '.join(near) if near else ''}"]
-        ) from None
+        raise ConfigError(str(path), [f"there is no such file; {_yamls_in(path.parent)}"]) from None
+    except IsADirectoryError:
+        raise ConfigError(str(path), [f"is a folder; {_yamls_in(path)}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     except yaml.YAMLError as error:
-        raise ConfigError(str(path), ["is not valid yaml: " + " ".join(str(error).split())]) from None
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", line', "at line")
+        raise ConfigError(str(path), [f"is not valid yaml: {reason}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError(str(path), ["holds no settings; write key: value lines"])
     return tree
+
+
+def _yamls_in(folder: Path) -> str:
+    near = sorted(str(path) for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    return "there are: " + ", ".join(near) if near else "`moe yaml` lists those to begin with, and writes one"
 
 
 def _set(tree: dict, keys: list[str], value: Any) -> None:
@@ -166,6 +172,7 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
+WANTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "one value"}
 STAND_INS: dict[Any, Any] = {str: "1ba", int: 1}  # of any other number 1.0
 
 
@@ -253,5 +260,13 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
         return f"{dotted}: is {value!r}; this is a section, with {', '.join(known or ['names of your own'])}"
     if get_origin(_hint_at(path)) is list and not isinstance(value, list):
         return f"{dotted}: is {'null' if value is None else value!r}; write a list, as [...]; [] is an empty one"
-    reason = str(error).splitlines()[0]
-    return f"{dotted}: is {value!r}; {reason[0].lower()}{reason[1:]}"
+    found = "null" if value is None else repr(value)
+    return f"{dotted}: is {found}; {_wanted(_hint_at(path)) or str(error).splitlines()[0]}"
+
+
+def _wanted(hint: Any) -> str | None:
+    """What to write for a setting of type `hint`."""
+    kinds = [part for part in get_args(hint) if part is not NoneType] if is_union(hint) else [hint]
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    words = [WANTED[kind] for kind in kinds if kind in WANTED]
+    return f"write {' or '.join(words + choices)}" if words or choices else None

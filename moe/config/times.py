@@ -73,7 +73,9 @@ def parse_time(text: str, zero: bool = False) -> Time:
     digits = match[1].replace("_", "") if match else ""
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"has more than {MOST_DIGITS} digits; no run is that long, write it as 10000000000tok")
-    if match is None or int(digits) < (0 if zero else 1):
+    if match is not None and not zero and int(digits) == 0:
+        raise ValueError("must be above 0")
+    if match is None:
         raise ValueError("is not a duration; write tokens as 100000000tok or batches (steps) as 1000ba")
     return Time(int(digits), match[2])
 

@@ -107,9 +107,13 @@ def _reads_alike(number: _Scalar) -> bool:
 def is_text(hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return all(isinstance(choice, str) for choice in get_args(hint))
-    if get_origin(hint) in (Union, UnionType):
+    if is_union(hint):
         return all(is_text(part) for part in get_args(hint) if part is not NoneType)
     return hint is str
+
+
+def is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
 
 
 def is_one_value(text: str) -> bool:

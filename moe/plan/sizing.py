@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -48,7 +49,7 @@ def shape_for(model: ModelConfig, vocab_size: int, wanted: int, *, active: bool)
         return count.active if active else count.total
 
     def missed(shape: ModelConfig) -> float:
-        return abs(size(shape) / wanted - 1)
+        return abs(math.log(size(shape) / wanted))
 
     found = []
     for width in range(WIDTH, MOST_WIDTH + 1, WIDTH):

@@ -36,6 +36,19 @@ def test_train_gets_all_words_and_ends_the_process_with_its_code(monkeypatch: py
     assert seen == [["c.yaml", "optimizer.lr=5e-4", "run_name=-1"], ["75"]]
 
 
+def test_a_command_that_is_not_there_is_told_with_the_nearest(capsys: pytest.CaptureFixture) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "error: there is no command moe trian; did you mean moe train?\n"
+    assert main(["x"]) == 2
+    assert "there are: demo, new, " in capsys.readouterr().err
+
+
+def test_only_what_must_be_given_is_called_required(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["estimate"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
 def test_a_pipe_or_disk_that_fails_inside_of_a_training_is_not_the_reader_of_its_output(
     error: OSError, monkeypatch: pytest.MonkeyPatch

@@ -124,6 +124,8 @@ def train_tokenizer(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.counts.items()))
         tell(f"skipped rows {sum(skipped.counts.values()):,} ({reasons})")
     tell(f"tokenizer: {wrapped.vocab_size:,} tokens in {out}")
+    if wrapped.vocab_size < vocab_size:
+        tell(f"fewer than --vocab-size {vocab_size:,}: the text is too small for more")
     return out
 
 

@@ -268,11 +268,15 @@ def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) 
     if folder.name == STATE:
         folder = folder.parent
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: there is no such checkpoint folder")
+        found = "is a file" if folder.exists() else "is not there"
+        raise CheckpointError(f"{path}: {found}; give a run folder, such as checkpoints/demo, or one step-* folder in it")
     if (folder / MANIFEST).exists() or (folder / STATE).exists():
         return read(folder)
     if not step_folders(folder):
-        raise CheckpointError(f"{path}: is not a checkpoint and holds none (step-*/ with {STATE} and {MANIFEST})")
+        raise CheckpointError(
+            f"{path}: is not a checkpoint and holds none (step-*/ with {STATE} and {MANIFEST}); give a run folder, such as "
+            "checkpoints/demo, or one step-* folder in it"
+        )
     found, errors = newest_checkpoint(step_folders(folder), read)
     if found is None:
         raise CheckpointError("no checkpoint verifies: " + "; ".join(map(str, errors)))

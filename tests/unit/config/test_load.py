@@ -32,6 +32,36 @@ def test_all_errors_are_reported_at_once_each_with_path_value_and_mend(path: Pat
     assert "oops: is not an override" in text
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=abc", "seed: is 'abc'; write a whole number"),
+        ("max_seq_len=1.5", "max_seq_len: is 1.5; write a whole number"),
+        ("model.n_heads=null", "model.n_heads: is null; write a whole number"),
+        ("model.head_dim=x", "model.head_dim: is 'x'; write a whole number"),
+        ("model.dropout=x", "model.dropout: is 'x'; write a number"),
+        ("autoresume=3x", "autoresume: is '3x'; write true or false"),
+        ("run_name=[1, 2]", "run_name: is [1, 2]; write one value"),
+        ("optimizer.name=sgd", "optimizer.name: is 'sgd'; write muon or adamw"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_what_to_write(path: Path, override: str, told: str) -> None:
+    assert told in errors(path, override)
+
+
+def test_a_file_that_cannot_be_read_is_told_with_those_that_can(path: Path, tmp_path: Path) -> None:
+    for name in ("other.yaml", ""):
+        with pytest.raises(ConfigError, match=f"(no such file|is a folder); there are: .*{path.name}"):
+            load_config(path.parent / name)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="no such file; `moe yaml` lists those to begin with"):
+        load_config(tmp_path / "none" / "c.yaml")
+    path.write_text("a: [1\nb: 2\n")
+    with pytest.raises(ConfigError, match="is not valid yaml: .* at line 2, column 2") as error:
+        load_config(path)
+    assert "<unicode" not in str(error.value)
+
+
 def test_errors_between_settings_are_told_with_those_of_type_unless_they_are_about_them(path: Path) -> None:
     found = errors(path, "seed=abc", "model.top_k=9", "save_interval=500", "optimizer.lr=fast", "max_duration=7")
     told = [re.split(r"[: (]", error)[0] for error in found]
@@ -299,7 +329,7 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.dense_hidden=64"], "model.dense_hidden (64) needs model.first_k_dense_replace above 0; remove it"),
         (["model.first_k_dense_replace=1", "model.dense_hidden=0"], "model.dense_hidden (0) must be at least 1"),
         (["model.qk_norm=layer"], "model.qk_norm (layer) must be head, full or false"),
-        (["model.qk_norm=null"], "model.qk_norm: is None"),
+        (["model.qk_norm=null"], "model.qk_norm: is null; write "),
     ],
 )
 def test_errors_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:

@@ -108,6 +108,11 @@ def test_data_that_are_there_decide_sequences_and_tokenizer(elsewhere: Path) -> 
     assert config.global_train_batch_size == pytest.approx(1024 * 0.1**0.383, rel=0.07)
 
 
+def test_data_that_are_not_there_yet_are_told(elsewhere: Path, capsys) -> None:
+    assert main(["new", "--tokens", "1B", "--params", "50M", "--data", "later", "--out", "mine.yaml"]) == 0
+    assert "later holds no converted data yet; before the run: moe convert --out later" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -117,9 +122,10 @@ def test_data_that_are_there_decide_sequences_and_tokenizer(elsewhere: Path) -> 
         (["--tokens", "10B", "--hours", "0.001"], ("no size of 10B tokens fits 1 x H100 80GB within 0.001 hours",)),
         (["--tokens", "10k"], ("--tokens (10k) makes", "give at least")),
         (["--tokens", "1B", "--params", "1k"], ("--params (1k): the nearest shape has 7.35", "M; ask for about that")),
+        (["--tokens", "1B", "--params", "500T"], ("--params (500T): the nearest shape has 6.74T; ask",)),
         (["--tokens", "1B", "--active", "900B"], ("needs 44,6", "it would with --params 6")),
-        (["--tokens", "lots"], ("--tokens (lots) is not a number", "write 10B")),
-        (["--tokens", "0"], ("--tokens (0) is not a number",)),
+        (["--tokens", "lots"], ("--tokens (lots): write a number from 1 to 1,000T, such as 10B",)),
+        (["--tokens", "0"], ("--tokens (0): write a number from 1 to 1,000T",)),
         (["--tokens", "1B", "--gpus", "0"], ("--gpus (0) must be at least 1",)),
         (["--tokens", "1B", "--hours", "nan"], ("--hours (nan) must be above 0",)),
         (["--tokens", "1B", "--gpu", "abacus"], ("GPU (abacus) is not known",)),

@@ -20,7 +20,7 @@ BAD_INPUT = {
     "another sequence length": (["max_seq_len=64"], "set max_seq_len=32"),
     "too few samples": (["global_train_batch_size=100000"], "fewer than the 100000 of one batch"),
     "fp16 without a GPU": (["precision=amp_fp16"], "precision (amp_fp16) needs a GPU"),
-    "no such checkpoint": (["load_path=nowhere"], "nowhere: there is no such checkpoint folder"),
+    "no such checkpoint": (["load_path=nowhere"], "nowhere: is not there; give a run folder"),
     "no such step": (["resume_from=step:7"], "resume_from (step:7): no such checkpoint"),
     "no such tokenizer": (["tokenizer=./nowhere"], "tokenizer './nowhere' cannot be loaded"),
     "folder in the way": (["save_folder=/dev/null/x"], "save_folder (/dev/null/x) cannot be used"),

@@ -188,7 +188,7 @@ def test_generation_from_the_checkpoint_continues_prompts(reference: Path, capsy
     moe([*greedy, "--prompt", "the model", "--prompt", "every"])
     assert capsys.readouterr().out == first
     assert moe(["generate", str(reference / "nothing"), "--prompt", "x"]) == 2
-    assert "there is no such checkpoint folder" in capsys.readouterr().err
+    assert "is not there; give a run folder" in capsys.readouterr().err
 
 
 def test_remote_data_is_fetched_into_the_local_folder_as_it_is_needed(tiny: Path, tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_every_key_of_another_family_is_named(folder: Path, tmp_path: Path) -> N
     assert not (tmp_path / "back").exists()
 
 
+def test_a_folder_without_a_config_is_told_and_a_run_with_the_key_that_continues_it(
+    make_run: Callable, tmp_path: Path
+) -> None:
+    run = make_run()
+    with pytest.raises(InputError, match=rf"holds no config\.json, .*; to continue a run .*: load_path={run}$"):
+        import_folder(str(run), out=tmp_path / "back", say=quiet)
+    with pytest.raises(InputError, match=r"holds no config\.json, so it is not a Hugging Face folder$"):
+        import_folder(str(tmp_path), out=tmp_path / "back", say=quiet)
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [

@@ -98,7 +98,7 @@ def test_more_than_the_trained_length_is_warned_of(make_run: Callable, capsys) -
 @pytest.mark.parametrize("heat", ["nan", "inf", "-1", "1e-45"])
 def test_a_temperature_without_probabilities_is_refused(capsys: pytest.CaptureFixture, heat: str) -> None:
     assert main(["generate", "nowhere", "--prompt", "hi", f"--temperature={heat}"]) == 2
-    assert "--temperature" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"error: --temperature ({float(heat)}) must be 0, or from 0.001 to 1,000\n"
 
 
 def test_a_step_that_is_not_there_is_told_with_those_that_are(make_run: Callable, tmp_path: Path, capsys) -> None:

@@ -180,7 +180,7 @@ def test_the_script_exports_a_step(make_run: Callable, tmp_path: Path) -> None:
     ("flags", "told"),
     [
         (["{run}", "--step", "7", "--out", "x"], "step-00000007: there is no such checkpoint"),
-        (["nowhere", "--out", "x"], "nowhere: there is no such checkpoint folder"),
+        (["nowhere", "--out", "x"], "nowhere: is not there; give a run folder"),
         (["--out", "x"], "give a checkpoint to export, or --from-hf"),
         (["{run}", "--from-hf", "y", "--out", "x"], "give a checkpoint to export, or --from-hf, not both"),
         (

@@ -51,8 +51,14 @@ def test_corpus_has_finewebs_schema_its_size_and_trains_a_tokenizer(tmp_path, ca
     folder = train_tokenizer(dataset=str(tmp_path / "corpus"), out=tmp_path / "bpe", vocab_size=1000)
     assert not asked["show_progress"], "its bars are for a terminal; elsewhere they are empty lines"
     tokenizer = load_tokenizer(str(folder))
-    assert len(tokenizer) == 1000
+    assert len(tokenizer) == 1000 and "fewer than" not in capsys.readouterr().out
     assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
+
+
+def test_a_text_too_small_for_the_vocabulary_is_told(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("hello world, hello text")
+    train_tokenizer(dataset=str(tmp_path / "a.txt"), out=tmp_path / "bpe", vocab_size=1000)
+    assert "fewer than --vocab-size 1,000: the text is too small for more" in capsys.readouterr().out
 
 
 def test_corpus_is_the_same_each_time(tmp_path):

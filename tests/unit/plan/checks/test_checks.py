@@ -109,7 +109,7 @@ def test_a_run_folder_with_other_settings(check: Check, tiny: Path, tmp_path: Pa
 
 
 def test_weights_of_another_run_that_are_not_there_or_do_not_fit(check: Check, tiny: Path, tmp_path: Path) -> None:
-    assert_told(check, ["load_path=nowhere"], "resume", "fail", "nowhere: there is no such checkpoint folder")
+    assert_told(check, ["load_path=nowhere"], "resume", "fail", "nowhere: is not there; give a run folder")
     other = write_run(tmp_path / "other", tiny / "tokenizer")
     assert_told(check, [f"load_path={other}"], "resume", "fail", "its weights belong to another model", "model.n_heads")
     shape = [f"model.{name}={value}" for name, value in (("n_heads", 4), ("n_kv_heads", 2), ("expert_hidden", 24))]

@@ -148,7 +148,7 @@ def test_named_checkpoints_are_found_by_folder_file_or_run_and_errors_are_told(t
     assert find_named(str(tmp_path)).step == 2
     assert find_named(str(tmp_path / folder_name(1))).step == 1
     assert find_named(str(tmp_path / folder_name(1) / "state.pt")).step == 1
-    with pytest.raises(CheckpointError, match="no such checkpoint folder"):
+    with pytest.raises(CheckpointError, match="is not there; give a run folder"):
         find_named(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds none"):
