@@ -259,6 +259,9 @@ def _check_folder(
             f"tokenizer ({config.tokenizer}) is not the one that {key}.local ({data.local}) was made with "
             f"({meta.tokenizer}); set tokenizer to that, or convert the text again"
         )
+    if data.split not in meta.samples:
+        there = ", ".join(meta.samples)
+        raise InputError(f"{key}.split ({data.split}): {data.local} has no such split; there are {there}")
     full = full and data.remote is None
     if full:
         report(f"verifying the hashes of {data.local}/{data.split} ...")

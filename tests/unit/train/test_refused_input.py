@@ -18,6 +18,7 @@ def test_a_remote_that_is_not_there_is_named(tiny: Path, tmp_path: Path, capsys)
 BAD_INPUT = {
     "missing folder": (["train_data.local=nowhere"], "train_data.local (nowhere): there is no such folder"),
     "another sequence length": (["max_seq_len=64"], "set max_seq_len=32"),
+    "no such split": (["eval_data.split=test"], "eval_data.split (test): "),
     "too few samples": (["global_train_batch_size=100000"], "fewer than the 100000 of one batch"),
     "fp16 without a GPU": (["precision=amp_fp16"], "precision (amp_fp16) needs a GPU"),
     "no such checkpoint": (["load_path=nowhere"], "nowhere: is not there; give a run folder"),
