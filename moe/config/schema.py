@@ -284,6 +284,6 @@ class Config:
     stall_timeout: str = "auto"
     "Without progress for so long it writes all stacks and ends. Above a step's time. auto: 30m; 5m over machines."
     stop_grace: str = "25s"
-    "Time that a launcher or scheduler grants after SIGTERM, less a few seconds. Composer's launcher kills after 30s."
+    "How long a stop may take after SIGTERM: a few seconds less than passes until the kill (Composer's launcher: 30s)."
     check: bool = False
     "Check what the run needs, as `moe check` does, and exit: 0 when all is well, 2 when something must be fixed."

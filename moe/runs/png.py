@@ -35,6 +35,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MOST_HEATS = 6
+MOST_LABELS = 8  # of the rows of a heat map
 ROOM = 110  # characters of a legend in the widest chart
 SOFTWARE = "moe report"  # written in the picture: it may be replaced
 
@@ -115,7 +116,8 @@ def _chart(axes: Any, chart: Chart, texts: bool = False) -> None:
     labels = axes.get_legend_handles_labels()[1]
     if len(labels) > 1:
         room = ROOM if texts else ROOM // 2  # else a legend wider than its chart takes the width from it
-        axes.legend(fontsize=8, ncols=max(1, min(3, room // (max(map(len, labels)) + 6))))
+        above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)} if texts else {}  # inside stands what was changed
+        axes.legend(fontsize=8, ncols=max(1, min(3, room // (max(map(len, labels)) + 6))), **above)
 
 
 def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:
@@ -135,7 +137,9 @@ def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:
             bar.set_ticks([heat.only], labels=[number(heat.only)])
     bar.outline.set_visible(False)
     axes.set_title(_plain(f"{heat.title} (by {heat.rows})" + (f", {name}" if name else "")))
-    axes.set_yticks([])
+    shown = range(0, len(heat.labels), -(-len(heat.labels) // MOST_LABELS))
+    axes.set_yticks([row + 0.5 for row in shown], labels=[str(heat.labels[row]) for row in shown])
+    axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(_tokens)
 
 

@@ -22,7 +22,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 26
 WIDE = 800  # from here on a figure takes the full row
 SLOTS = 8  # colours in the page's style
 ROWS = ((16, 16), (40, 9), (80, 4), (160, 3))  # (most rows, height of one)
-MOST_WORDS = 48  # characters of a change's text in a chart
+MOST_WORDS = 80  # characters of a change's text in a chart: what half of the widest one has room for
 LEVELS = 9  # of a heat map's colours
 RATIO_BOUNDS = (0.25, 0.5, 0.7, 0.9, 1.1, 1.43, 2.0, 4.0)  # symmetric about 1 in the logarithm
 

@@ -35,6 +35,7 @@ from moe.train.checkpointing.files import File, SteadyFile, hash_file, hash_rest
 from moe.train.checkpointing.parts import CheckpointError, Divided, error_in_parts, part_files
 
 STATE, MANIFEST, KIND = "state.pt", "manifest.json", "checkpoint"  # the last in marks
+GIVE_A_RUN = "give a run folder, such as checkpoints/demo, or one step-* folder in it"
 TOKENIZER = "tokenizer"  # folder of the tokenizer's files, in a checkpoint and in a run folder
 SAVED_MARK = ".saved"  # stands in a run folder from its first checkpoint on
 ALLOWED_TYPES: list[Any] = [datetime.timedelta, torch.torch_version.TorchVersion]
@@ -264,19 +265,13 @@ def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) 
     Raises:
         CheckpointError: nothing there that can be used.
     """
-    folder = Path(path)
-    if folder.name == STATE:
-        folder = folder.parent
+    folder = Path(path).parent if Path(path).name == STATE else Path(path)
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "is not there"
-        raise CheckpointError(f"{path}: {found}; give a run folder, such as checkpoints/demo, or one step-* folder in it")
+        raise CheckpointError(f"{path}: is {'a file' if folder.exists() else 'not there'}; {GIVE_A_RUN}")
     if (folder / MANIFEST).exists() or (folder / STATE).exists():
         return read(folder)
     if not step_folders(folder):
-        raise CheckpointError(
-            f"{path}: is not a checkpoint and holds none (step-*/ with {STATE} and {MANIFEST}); give a run folder, such as "
-            "checkpoints/demo, or one step-* folder in it"
-        )
+        raise CheckpointError(f"{path}: is no checkpoint and holds none (with {STATE} and {MANIFEST}); {GIVE_A_RUN}")
     found, errors = newest_checkpoint(step_folders(folder), read)
     if found is None:
         raise CheckpointError("no checkpoint verifies: " + "; ".join(map(str, errors)))

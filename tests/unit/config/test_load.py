@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_read_is_told_with_those_that_can(path: Path, tmp_
     with pytest.raises(ConfigError, match="no such file; `moe yaml` lists those to begin with"):
         load_config(tmp_path / "none" / "c.yaml")
     path.write_text("a: [1\nb: 2\n")
-    with pytest.raises(ConfigError, match="is not valid yaml: .* at line 2, column 2") as error:
+    with pytest.raises(ConfigError, match=r"is not valid yaml: .* at line 2, column 2") as error:
         load_config(path)
     assert "<unicode" not in str(error.value)
 
