@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import xxhash
+
+from moe.common.temporary import room_for
 
 
 class Lookup(Protocol):
@@ -19,18 +22,33 @@ class KnownTable:
     """Threads may share it: SQLite lets them take turns."""
 
     def __init__(self) -> None:
-        self._rows = sqlite3.connect("", check_same_thread=False)
-        self._rows.execute("CREATE TABLE known (key BLOB PRIMARY KEY, version TEXT) WITHOUT ROWID")
+        with _room():
+            self._rows = sqlite3.connect("", check_same_thread=False)
+            self._rows.execute("CREATE TABLE known (key BLOB PRIMARY KEY, version TEXT) WITHOUT ROWID")
 
     def add(self, files: Iterable[tuple[str, str, Sequence[Any] | None]]) -> None:
-        """As content.known_of. Nothing is kept of a call that raises."""
-        with self._rows:
+        """As content.known_of. Nothing is kept of a call that raises.
+
+        Raises:
+            InputError: no room for it in the temporary folder.
+            sqlite3.Error: a version that is no text.
+        """
+        with _room(), self._rows:
             found = ((_key((kind, *stat)), version) for kind, version, stat in files if stat)
             self._rows.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", found)
 
     def get(self, key: tuple[Any, ...], /) -> str | None:
         row = self._rows.execute("SELECT version FROM known WHERE key = ?", [_key(key)]).fetchone()
         return row and row[0]
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    with room_for("the list of files that were read before"):
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # a full disk, no folder that can be written to
+            raise OSError(str(error)) from error
 
 
 def _key(values: tuple[Any, ...]) -> bytes:

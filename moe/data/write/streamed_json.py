@@ -68,30 +68,24 @@ def read_streamed(file: BinaryIO, rows: Collection[str]) -> Iterator[tuple[str, 
             name = begin[1].decode()
             yield "", {name: None}
             continue
-        value, end = _row_of(line.rstrip(b"\n"))
-        if value:
-            yield name, json.loads(value)
+        values, end = _row_of(line.rstrip(b"\n"))
+        for value in values:
+            yield name, value
         name = "" if end else name
     if end != b"]}":
         raise ValueError("it is cut short")
 
 
-def _row_of(line: bytes) -> tuple[bytes, bytes]:
-    """A row's JSON, and what ends its list behind it."""
-    value = line.removesuffix(b",")
+def _row_of(line: bytes) -> tuple[list[Any], bytes]:
+    """The row of a line, none where its list ends before it, and what ends the list behind it."""
     if line in (b"],", b"]}"):
-        return b"", line
-    if not line.endswith((b"],", b"]}")) or _is_json(value):
-        return value, b""
-    return line[:-2], line[-2:]
-
-
-def _is_json(text: bytes) -> bool:
+        return [], line
     try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+        return [json.loads(line.removesuffix(b","))], b""
+    except ValueError:  # no JSON: the end of a list stands behind it
+        if not line.endswith((b"],", b"]}")):
+            raise
+        return [json.loads(line[:-2])], line[-2:]
 
 
 class Packed:

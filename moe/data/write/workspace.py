@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from moe.common.errors import InputError
@@ -81,8 +80,12 @@ class Work:
         """What is recorded of the files that were read before, here or for the result in <out>."""
         known = KnownTable()
         for folder, name in ((self.out, "conversion.json"), (self.partial, "plan.json")):
-            with suppress(ValueError, TypeError, sqlite3.Error):  # damaged: reported where it decides
+            try:
                 learn(known, folder, name)
+            except InputError:  # no room, or not to be read
+                raise
+            except (ValueError, TypeError, sqlite3.Error):  # damaged: reported where it decides
+                continue
         return known
 
     def refuse_strangers(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,19 @@ def test_a_record_that_is_none_costs_the_reading_alone(tmp_path, make_request, s
         convert(make_request())
         assert "nothing to do" in capsys.readouterr().out
     assert taken(sampled) == ["a.parquet", "b.parquet"]
+
+
+def test_a_full_temporary_folder_is_told_and_not_taken_for_a_damaged_record(
+    tmp_path, make_request, sampled, monkeypatch
+):
+    convert(make_request())
+    real = sqlite3.connect
+
+    def full(*args, **kwargs):
+        rows = real(*args, **kwargs)
+        rows.execute("PRAGMA max_page_count=1")
+        return rows
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with pytest.raises(InputError, match=r"files that were read before cannot be written to .*full.*TMPDIR"):
+        convert(make_request())
