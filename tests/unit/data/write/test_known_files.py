@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from moe.common.errors import InputError
 from moe.data.text import content
+from moe.data.text.known import KnownTable
 from moe.data.write.convert import convert
 from tests.unit.data.conftest import make_texts, write_parquet
 
@@ -122,13 +122,12 @@ def test_a_full_temporary_folder_is_told_and_not_taken_for_a_damaged_record(
     tmp_path, make_request, sampled, monkeypatch
 ):
     convert(make_request())
-    real = sqlite3.connect
+    real = KnownTable.__init__
 
-    def full(*args, **kwargs):
-        rows = real(*args, **kwargs)
-        rows.execute("PRAGMA max_page_count=1")
-        return rows
+    def full(self):
+        real(self)
+        self._rows.execute("PRAGMA query_only=1")  # as an error of the disk: sqlite3.OperationalError
 
-    monkeypatch.setattr(sqlite3, "connect", full)
-    with pytest.raises(InputError, match=r"files that were read before cannot be written to .*full.*TMPDIR"):
+    monkeypatch.setattr(KnownTable, "__init__", full)
+    with pytest.raises(InputError, match=r"files that were read before cannot be written to .*TMPDIR"):
         convert(make_request())
