@@ -26,7 +26,7 @@ from moe.train.distributed.ranks import RANK, WORLD_SIZE, agreed
 from moe.train.distributed.sharding import shard_transformer
 from moe.train.eval_tasks import find_eval_tasks
 from moe.train.inputs import Inputs
-from moe.train.loaders import build_evaluators, build_train_spec
+from moe.train.loaders import build_evaluators, build_train_spec, check_shared_memory
 from moe.train.lost_processes import interrupted_by_lost_processes
 from moe.train.microbatch import choose_microbatch, microbatch_size
 from moe.train.plan_summary import print_plan
@@ -65,6 +65,7 @@ def fit(
         return _nothing_left(config, folder, start, steps)
 
     agreed(wait_for_sizes, here=RANK == 0)
+    check_shared_memory(config)
     users = build_user_callbacks(config)
     model = build_model(config, inputs, on_meta=config.parallelism.fsdp2)
     if model.transformer.compiled:

@@ -260,8 +260,7 @@ def _check_folder(
             f"({meta.tokenizer}); set tokenizer to that, or convert the text again"
         )
     if data.split not in meta.samples:
-        there = ", ".join(meta.samples)
-        raise InputError(f"{key}.split ({data.split}): {data.local} has no such split; there are {there}")
+        raise InputError(f"{key}.split ({data.split}): {data.local} has {', '.join(meta.samples)}; give one of these")
     full = full and data.remote is None
     if full:
         report(f"verifying the hashes of {data.local}/{data.split} ...")
@@ -273,9 +272,8 @@ def _check_folder(
         )
     found = meta.samples.get(data.split, 0)
     if found < samples:
-        fewer = (
-            f"holds {found} sequences of {meta.seq_len} tokens in {data.split}, fewer than the {samples} of one batch"
-        )
+        held = f"holds {found} sequences of {meta.seq_len} tokens in {data.split}"
+        fewer = f"{held}, fewer than the {samples} of one batch"
         fix = "convert more text, or lower global_train_batch_size"
         if samples == 1:
             fewer, fix = f"holds no sequence in {data.split}", "convert more text, with a larger --val-fraction"
@@ -287,7 +285,7 @@ def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
     """Copies a small file from the remote to where the shards will be cached, once on each machine: Streaming's copy of
     a folder has one temporary name for all processes.
     """
-    from streaming.base.storage import CloudDownloader
+    from moe.data.read.stock import CloudDownloader
 
     if (folder / name).exists():
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from moe.config import Config
 from moe.config.steps import Steps
 from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_text_loader, build_train_loader
 from moe.data.meta import Vocabulary
+from moe.data.read.shared_memory import refuse_little
 from moe.model.documents import document_ends
-from moe.train.distributed.ranks import RANK, WORLD_SIZE
+from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, RANK, WORLD_SIZE, on_each
 from moe.train.inputs import Inputs
 
 
@@ -36,6 +38,12 @@ def build_train_spec(config: Config, inputs: Inputs, world_size: int) -> DataSpe
         **_contents(config, inputs),
     )
     return _train_spec(loader, transforms)
+
+
+def check_shared_memory(config: Config) -> None:
+    """Raises InputError on every rank where a machine's /dev/shm has too little room for what the loaders put there."""
+    tokens = config.global_train_batch_size * config.max_seq_len // MACHINES
+    on_each(partial(refuse_little, tokens, config.num_workers), here=LOCAL_RANK == 0)
 
 
 def batch_transforms(config: Config, meta: Vocabulary, *, on_gpu: bool) -> Callable[[Any], Any]:

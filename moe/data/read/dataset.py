@@ -17,7 +17,6 @@ from time import monotonic, time_ns
 from typing import Any
 
 import numpy as np
-from streaming.base.world import World
 
 from moe.common.errors import DataError, InputError
 from moe.common.units import say
@@ -25,6 +24,7 @@ from moe.data.read.fetching import FetchingDataset
 from moe.data.read.maps import Maps
 from moe.data.read.order import NAME, Order, window_of
 from moe.data.read.spans import small_spanner
+from moe.data.read.stock import World
 from moe.data.read.verify import ENCODING
 from moe.data.read.work import Place, Work
 

@@ -13,11 +13,8 @@ from pathlib import Path
 from time import sleep, time_ns
 from typing import Any
 
-from streaming import StreamingDataset
-from streaming.base.constant import TICK
-from streaming.base.dataset import _Iterator, _ShardState
-
 from moe.common.errors import DataError
+from moe.data.read.stock import TICK, StreamingDataset, _Iterator, _ShardState
 
 
 def let_go(it: _Iterator) -> None:

@@ -14,9 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from streaming import StreamingDataLoader
-from streaming.base.constant import DEFAULT_TIMEOUT
-from streaming.base.world import World
 from torch.utils.data import DataLoader
 
 from moe.common.errors import InputError
@@ -24,6 +21,7 @@ from moe.data.read.batches import Collate, eval_batches, start_worker
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.shared_prefix import one_prefix, with_a_free_number
+from moe.data.read.stock import DEFAULT_TIMEOUT, StreamingDataLoader, World
 from moe.data.read.stream import TokenStream
 from moe.data.read.verify import verify_split
 from moe.data.read.waiting import WaitingLoader

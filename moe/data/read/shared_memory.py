@@ -1,4 +1,4 @@
-"""Remove what a killed run left in /dev/shm, and nothing else.
+"""What readers take of /dev/shm; what a killed run left there is removed, and nothing else.
 
 StreamingDataset names its segments NNNNNN_<what>; NNNNNN_locals holds the folders it reads. A prefix is removed when
 those are among the given folders and no living process has that segment mapped: another run, on this data or other,
@@ -11,13 +11,39 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
-from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS
-from streaming.base.shared.prefix import _unpack_locals
+from moe.common.errors import InputError
+from moe.common.units import size
+from moe.data.read.stock import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, _unpack_locals
 
 SHM = Path("/dev/shm")
+SEGMENTS = 2 << 20  # bytes: Streaming's own, 0.15 MB and 9 bytes a shard, and the semaphores of loader workers
+
+
+def needed_bytes(batch_tokens: int, num_workers: int) -> int:
+    """Of a machine's /dev/shm: each loader worker has two batches on their way, tokens and labels as int64.
+
+    batch_tokens: of one step, of this machine's ranks together. num_workers: of each rank.
+    """
+    return SEGMENTS + 2 * num_workers * batch_tokens * 2 * 8
+
+
+def refuse_little(batch_tokens: int, num_workers: int) -> None:
+    """Raises InputError where /dev/shm has less free than `needed_bytes`: its owner dies of a bus error, or hangs."""
+    if not SHM.is_dir():
+        return
+    free, needed = shutil.disk_usage(SHM).free, needed_bytes(batch_tokens, num_workers)
+    if free < needed:
+        raise InputError(f"{SHM} has {size(free)} free, about {size(needed)} are needed; {more_room(num_workers)}")
+
+
+def more_room(num_workers: int) -> str:
+    """How to get it."""
+    fewer = f", or lower num_workers ({num_workers})" if num_workers else ""
+    return f"free some, or mount more (docker run --shm-size=1g){fewer}"
 
 
 def mapped_segments() -> set[str]:

@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from streaming.base import dataset as stock
-from streaming.base.constant import LOCALS, SHM_TO_CLEAN
-from streaming.base.shared import SharedMemory, _get_path
-from streaming.base.shared import prefix as stock_prefix
-from streaming.base.world import World
+
+from moe.data.read.stock import LOCALS, SHM_TO_CLEAN, SharedMemory, World, _get_path, stock_prefix
+from moe.data.read.stock import stock_dataset as stock
 
 TRIES = 30
 T = TypeVar("T")

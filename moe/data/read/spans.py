@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from streaming.base import dataset as stock
+
+from moe.data.read.stock import stock_dataset as stock
 
 
 class Spans:

@@ -10,16 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from streaming import Stream
-from streaming.base.constant import TICK
-from streaming.base.format.base import FileInfo, Reader
-from streaming.base.format.mds import MDSReader
-from streaming.base.util import wait_for_file_to_exist
-from streaming.base.world import World
-
 from moe.common.errors import InputError
 from moe.data.folders import LocalFolder
 from moe.data.read.index import Shard, read_index
+from moe.data.read.stock import TICK, FileInfo, MDSReader, Reader, Stream, World, wait_for_file_to_exist
 
 INDEX = "index.json"
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from moe.common.errors import DataError, InputError
 from moe.data.read.batches import Collate, eval_batches, start_worker
 from moe.data.read.lanes import START, Position, TextJob, lane_rows, validation_rows
+from moe.data.read.stock import World
 from moe.data.read.text_plan import TextPlan, in_keys
 from moe.data.read.waiting import WaitingLoader
 from moe.data.shared_value import SharedValue

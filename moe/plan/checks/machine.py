@@ -20,9 +20,7 @@ from moe.plan.checks.result import Result
 from moe.plan.estimate import gpu_memory, largest_microbatch
 
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
-SHM = "/dev/shm"
 MOST_PER_CORE = 2  # loader processes; beyond, they take turns
-STREAMING_SHM = 16 << 20  # small segments of Streaming
 
 
 def check_versions() -> Result:
@@ -122,8 +120,9 @@ def check_shared_memory(config: Config, *, shared_order: int = 0) -> Result:
 
     shared_order: sequences of an epoch whose order is an array that processes share; 0 for the order of new runs.
     """
-    batch = config.global_train_batch_size * config.max_seq_len * 2 * 8
-    needed = STREAMING_SHM + 2 * config.num_workers * batch  # each worker of each rank has 2 on their way
+    from moe.data.read.shared_memory import SHM, more_room, needed_bytes
+
+    needed = needed_bytes(config.global_train_batch_size * config.max_seq_len, config.num_workers)
     of_order = 2 * 8 * shared_order if config.num_workers else 0
     needed += of_order
     try:
@@ -134,11 +133,7 @@ def check_shared_memory(config: Config, *, shared_order: int = 0) -> Result:
     if of_order:
         text += f", {size(of_order)} of them for the order that this run began with (py1e; a new run takes none)"
     if free < needed:
-        return Result(
-            "shared memory",
-            "fail",
-            f"{text}; mount more (docker run --shm-size=1g), or lower num_workers ({config.num_workers})",
-        )
+        return Result("shared memory", "fail", f"{text}; {more_room(config.num_workers)}")
     return Result("shared memory", "pass", text)
 
 

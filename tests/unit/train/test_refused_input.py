@@ -74,3 +74,13 @@ def test_a_missing_or_truncated_shard_is_named_before_training(tiny: Path, tmp_p
     shard.unlink()
     assert train(tiny, tmp_path, f"train_data.local={tmp_path / 'data'}")[0] == 2
     assert f"{shard}: missing" in capsys.readouterr().err
+
+
+def test_too_little_shared_memory_is_told_before_a_loader_dies_of_it(
+    tiny: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Streaming died of a bus error, torch's loader with a traceback."""
+    monkeypatch.setattr("moe.data.read.shared_memory.needed_bytes", lambda *_: 1 << 60)
+    code, _ = train(tiny, tmp_path, "num_workers=2")
+    told = capsys.readouterr().err
+    assert code == 2 and "/dev/shm has" in told and "lower num_workers (2)" in told and "Traceback" not in told

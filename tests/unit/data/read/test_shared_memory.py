@@ -4,13 +4,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from streaming.base.constant import SHM_TO_CLEAN
 from streaming.base.shared.prefix import _pack_locals, _unpack_locals
 
+from moe.common.errors import InputError
 from moe.data import clean_stale_shared_memory
-from moe.data.read.shared_memory import SHM, folders_of
+from moe.data.read.shared_memory import SHM, folders_of, refuse_little
 from tests.starts import popen
 from tests.unit.data.read.loaders import train_loader
 
@@ -104,3 +106,13 @@ def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
     finally:
         for other in others:
             other.unlink(missing_ok=True)
+
+
+def test_too_little_room_is_refused_with_the_keys_that_need_less(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 << 20))
+    refuse_little(1 << 15, num_workers=8)  # 2 + 8 MB
+    with pytest.raises(InputError, match=r"has 10\.5 MB free, about 18\.9 MB are needed; .*lower num_workers \(8\)"):
+        refuse_little(1 << 16, num_workers=8)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(InputError, match=r"mount more \(docker run --shm-size=1g\)$"):
+        refuse_little(1 << 16, num_workers=0)

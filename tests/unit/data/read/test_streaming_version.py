@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import subprocess
+import sys
 from functools import partial
 from importlib.metadata import version
 
@@ -53,3 +55,23 @@ def test_what_holds_eight_bytes_a_sample_is_not_made(token_folder):
     from streaming.base import dataset as stock
 
     assert stock.Spanner.__module__.startswith("streaming."), "stock's datasets keep theirs"
+
+
+ASKED_FOR = """
+import sys, moe.data.read.loader, streaming
+heavy = {"streaming.text", "streaming.vision", "streaming.multimodal", "torchvision"} & set(sys.modules)
+assert not heavy, heavy
+assert streaming.text.StreamingC4.__module__ == "streaming.text.c4" and "torchvision" not in sys.modules
+import streaming.vision
+assert streaming.vision.StreamingImageNet is streaming.vision.imagenet.StreamingImageNet
+try:
+    streaming.nothing
+except AttributeError:
+    print("fine")
+"""
+
+
+def test_its_datasets_for_text_and_pictures_are_imported_only_when_asked_for():
+    """They are half of the time that a reader takes to start."""
+    done = subprocess.run([sys.executable, "-c", ASKED_FOR], capture_output=True, text=True, check=False)
+    assert done.stdout == "fine\n", done.stderr

@@ -264,8 +264,8 @@ def test_tiny_shared_memory(check: Check, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("order", "state", "text"),
     [
-        (None, "pass", "about 16.8 MB"),
-        ({"name": "window-1", "window": 32}, "pass", "about 16.8 MB"),
+        (None, "pass", "about 2.1 MB"),
+        ({"name": "window-1", "window": 32}, "pass", "about 2.1 MB"),
         ("none", "fail", "31.25 GB of them for the order that this run began with (py1e; a new run takes none)"),
     ],
 )
