@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.sparse_bucket import BUCKET, SparseBucket  # noqa: E402
+from moe.common.units import short  # noqa: E402
 from moe.data.meta import read_meta  # noqa: E402
 from moe.data.write.shards import ShardFormat  # noqa: E402
 from tests.tiny import tiny_config, write_config, write_text, write_tokenizer  # noqa: E402
@@ -265,7 +266,7 @@ def main() -> None:
             streams = 0 if args.only_bucket else STREAMS
             five = [large_data(small, folder / f"s{i}", int(args.tokens) // STREAMS) for i in range(streams)]
             print(f"S={seq_len}: {shards:,} shards, {int(args.tokens) // seq_len:,} samples", flush=True)
-            name = f"{args.tokens / 1e9:,.0f}B tokens, S = {seq_len:,}, {shards:,} shards"
+            name = f"{short(args.tokens)} tokens, S = {seq_len:,}, {shards:,} shards"
             run = train(small, folder, seq_len, args.tree, "small")
             base = load([["", str(small), None, {}]], folder, seq_len, args.tree, 0.0, 1)
             little = f"{read_meta(small).tokens['train'] / 1e6:.1f}M tokens, S = {seq_len:,}"
