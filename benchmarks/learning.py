@@ -88,13 +88,13 @@ def stages(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
 
 def pending(results: Results) -> tuple[list[Run], int]:
     """Runs that can be made now, the first first, and how many stages wait for them."""
-    runs, waiting = [], 0
+    runs, waiting = dict[Run, None](), 0
     for _, known in stages(results):
         if known is None:
             waiting += 1
         else:
-            runs += [run for run in known if results.get(run) is None and run not in runs]
-    return runs, waiting
+            runs |= dict.fromkeys(run for run in known if results.get(run) is None)
+    return list(runs), waiting
 
 
 def work(results: Results, data: Path, shards: Path) -> None:

@@ -19,6 +19,7 @@ import math
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Run:
     n_kv_heads: int = 0
     n_shared_experts: int = 0
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What it is, in a file's name: optimizer, rate, seed, and whatever differs from the defaults."""
         parts = [self.optimizer, f"lr{self.lr:g}"]

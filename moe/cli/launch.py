@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit_at_once)
     config = load_config(args.config, args.settings)  # what is wrong with it is said once
     from composer.cli import launcher
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     sys.argv = ["moe launch", *arguments(args)]
     launcher.CLEANUP_TIMEOUT = timedelta(seconds=patience(config))
-    signal.signal(signal.SIGTERM, _end_ranks)
+    signal.signal(signal.SIGTERM, _stop_ranks)
     end(launcher.main())
 
 
@@ -66,12 +66,12 @@ def patience(config: Config) -> float:
     return parse_seconds(config.stop_grace) + SPARE_S
 
 
-def _end(number: int, frame: object) -> NoReturn:
+def _exit_at_once(number: int, frame: object) -> NoReturn:
     """While there are no ranks. Without it process 1 of a container would hear nothing."""
     os._exit(CODES[signal.SIGTERM])
 
 
-def _end_ranks(number: int, frame: object) -> NoReturn:
+def _stop_ranks(number: int, frame: object) -> NoReturn:
     """As at Ctrl+C, which the launcher tells in a line; a scheduler's second SIGTERM must not cut the save short."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt

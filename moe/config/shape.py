@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 from moe.config.balance import BALANCE_RULES, BalanceName
 from moe.config.bounds import DIMENSIONS, brief
-
-SHAPE = (
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "n_experts",
-    "top_k",
-    "head_dim",
-    "qk_norm",
-    "partial_rotary_factor",
-    "balance",
-    "first_k_dense_replace",
-)
 
 
 def shape_errors(
@@ -73,3 +61,6 @@ def shape_errors(
                 f"{turned}; it must be an even number of them from 2"
             )
     return errors
+
+
+SHAPE = tuple(inspect.signature(shape_errors).parameters)

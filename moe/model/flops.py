@@ -124,10 +124,13 @@ def count_parameters(
     )
 
 
+SIZES = tuple(inspect.signature(count_parameters).parameters)
+
+
 def model_shape(settings: Any, vocab_size: int) -> dict[str, Any]:
     """What `count_parameters` and `flops_per_token` need to know of a dataclass with the model's settings."""
-    names = inspect.signature(count_parameters).parameters
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k in names} | {"vocab_size": vocab_size}
+    fields = {field.name for field in dataclasses.fields(settings)}
+    return {name: getattr(settings, name) for name in SIZES if name in fields} | {"vocab_size": vocab_size}
 
 
 def experts_in_words(settings: Any) -> str:

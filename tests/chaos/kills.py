@@ -304,7 +304,7 @@ def run(
 ) -> list[Kill]:
     """`kinds`: how to kill trainings of that many ranks, which share the model or not, one kill after the other.
 
-    Without `new` their starts are forked; those of the uninterrupted ones, which they are compared with, are not.
+    Without `new` starts are forked, but for that of the first uninterrupted one, which killed ones are compared with.
 
     Raises AssertionError where anything differs or is left.
     """
@@ -312,7 +312,7 @@ def run(
     done: list[Kill] = []
     for (ranks, sharded), planned in kinds.items():
         rng, name = random.Random(f"{seed}/{ranks}"), f"{ranks}{'-sharded' * sharded}"
-        reference = Training(folder, f"whole-{name}", ranks, sharded)
+        reference = Training(folder, f"whole-{name}", ranks, sharded, new or not done)
         reference.finish()
         check_epochs(samples(reference.events()), steps, epoch_steps)
         report(f"{ranks} rank(s){', FSDP2' * sharded}: uninterrupted, {steps} steps, {steps / epoch_steps:.1f} epochs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from moe.cli.train import main
 from moe.common.units import short
 from moe.data.meta import read_meta
+from tests import starts
 from tests.tiny import tiny_config, write_config
 from tests.unit.train.runs import rows
 
@@ -30,7 +30,7 @@ def test_ranks_change_neither_the_evaluation_nor_the_samples(tiny: Path, tmp_pat
     assert main([str(config), *overrides, "run_name=one"]) == 0
     one = capsys.readouterr().out
     command = [COMPOSER, "-n", "2", str(ROOT / "train.py"), str(config), *overrides, "run_name=two"]
-    two = subprocess.run(command, capture_output=True, text=True)
+    two = starts.run(command, text=True)
     assert two.returncode == 0, two.stdout + two.stderr
     tokens = read_meta(tiny / "data").samples["val"] * 32
     assert tokens % (16 * 32), "the last batch is filled with padding"

@@ -53,11 +53,12 @@ def made_up(run: Run) -> dict:
 
 
 def finish(results: Results, most: int = 1000) -> list[Run]:
-    """Makes up what is pending, one after another, as the driver would; returns the runs in their order."""
+    """Makes up all that is pending, again and again, as several drivers would; returns the runs in their order."""
     made: list[Run] = []
-    while (runs := learning.pending(results)[0]) and len(made) < most:
-        results.put(runs[0], made_up(runs[0]))
-        made.append(runs[0])
+    while runs := learning.pending(results)[0][: most - len(made)]:
+        for run in runs:
+            results.put(run, made_up(run))
+        made += runs
     return made
 
 
