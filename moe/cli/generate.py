@@ -6,6 +6,8 @@ import argparse
 
 from moe.common.units import note, show
 
+MOST_NEW = 10_000_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="run folder or step folder, e.g. checkpoints/demo")
@@ -32,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if not prompts:
         raise InputError('give a text to continue: moe generate RUN "Once upon a time"')
     heat = args.temperature
-    if args.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens ({args.max_new_tokens}) must be at least 1")
+    if not 1 <= args.max_new_tokens <= MOST_NEW:
+        raise InputError(f"--max-new-tokens ({args.max_new_tokens:.15g}) must be at least 1 and at most {MOST_NEW:,}")
     if heat != 0 and not 1e-3 <= heat <= 1e3:
         raise InputError(f"--temperature ({heat}) must be 0, or from 0.001 to 1,000")
     if not 0 < args.top_p <= 1:

@@ -9,6 +9,7 @@ import errno
 import platform
 import sys
 from importlib import import_module, metadata
+from shlex import quote
 
 from moe import __version__
 from moe.common.environment import settle
@@ -71,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         note(parser.format_help())
         return 2
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        near = difflib.get_close_matches(argv[0].lower(), COMMANDS, n=1)
         fix = f"did you mean moe {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
-        note(f"error: there is no command moe {argv[0]}; {fix}")
+        note(f"error: there is no command moe {quote(argv[0][:40])}; {fix}")
         return 2
     name = parser.parse_args(argv[:1]).command
     command = import_module(f"moe.cli.{name}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from moe.common.errors import InputError
@@ -67,10 +68,15 @@ def run(args: argparse.Namespace) -> int:
     tree = chosen_keys(after, begun_with, before)
     text = as_text(tree, notes(config, fit, wanted, vocab_size), head=_head(args, config, fit, wanted, out))
     write_new(out, text.encode())
-    load_config(out)
+    try:
+        load_config(out)
+    except InputError:
+        out.unlink()
+        raise
     show(f"{out} is written")
     if args.data is not None and not (Path(args.data) / "meta.json").is_file():
-        show(f"{args.data} holds no converted data yet; before the run: moe convert --out {args.data}")
+        flags = f"--tokenizer {quote(config.tokenizer)} --seq-len {config.max_seq_len} --out {quote(args.data)}"
+        show(f"{args.data} holds no converted data yet; before the run: moe convert {flags}")
     show()
     return _estimate(out, wanted, args.vocab_size)
 

@@ -1,4 +1,4 @@
-"""Settings that are null in the yaml and follow from others, and a value that has two names."""
+"""What follows from several settings: those that are null in the yaml, a value that has two names."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def with_derived(config: Config) -> Config:
         rate = rule.rates[Steps.of(config).total < FEW_STEPS]
     norm = "head" if model.qk_norm is True else model.qk_norm
     return replace(config, model=replace(model, balance_loss=weight, balance_rate=rate, qk_norm=norm))
+
+
+def reads_converted(config: Config) -> bool:
+    """Whether any of its data were converted, and are not text that is tokenised as it is read."""
+    return any(data is not None and not data.text for data in (config.train_data, config.eval_data))

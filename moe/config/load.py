@@ -93,14 +93,14 @@ def _parse_override(keys: list[str], text: str) -> Any:
 def _read_yaml(path: Path) -> dict:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(str(path), [f"there is no such file; {_yamls_in(path.parent)}"]) from None
     except IsADirectoryError:
         raise ConfigError(str(path), [f"is a folder; {_yamls_in(path)}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split()).replace('in "<unicode string>", line', "at line")
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
         raise ConfigError(str(path), [f"is not valid yaml: {reason}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError(str(path), ["holds no settings; write key: value lines"])
@@ -172,7 +172,7 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
-WANTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "one value"}
+WANTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 STAND_INS: dict[Any, Any] = {str: "1ba", int: 1}  # of any other number 1.0
 
 
@@ -261,7 +261,8 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
     if get_origin(_hint_at(path)) is list and not isinstance(value, list):
         return f"{dotted}: is {'null' if value is None else value!r}; write a list, as [...]; [] is an empty one"
     found = "null" if value is None else repr(value)
-    return f"{dotted}: is {found}; {_wanted(_hint_at(path)) or str(error).splitlines()[0]}"
+    reason = str(error).splitlines()[0]
+    return f"{dotted}: is {found}; {_wanted(_hint_at(path)) or reason[0].lower() + reason[1:]}"
 
 
 def _wanted(hint: Any) -> str | None:
@@ -269,4 +270,6 @@ def _wanted(hint: Any) -> str | None:
     kinds = [part for part in get_args(hint) if part is not NoneType] if is_union(hint) else [hint]
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     words = [WANTED[kind] for kind in kinds if kind in WANTED]
+    if words and str in kinds and len(kinds) > 1:
+        return "write a value that docs/configuration.md lists"
     return f"write {' or '.join(words + choices)}" if words or choices else None

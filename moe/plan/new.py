@@ -49,6 +49,10 @@ class Wanted:
 
 def with_data(config: Config, folder: str) -> Config:
     """The same on converted data in `folder`; its sequences and tokenizer, where it is there already."""
+    if "://" in folder:
+        raise InputError(f"--data ({folder}) must be a folder of this machine; then set train_data.remote in the yaml")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"--data ({folder}) is a file; give the folder that `moe convert` wrote")
     assert config.eval_data is not None
     tokens_per_step = config.global_train_batch_size * config.max_seq_len
     config = replace(

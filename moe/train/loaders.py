@@ -12,6 +12,7 @@ from composer.utils import dist, get_device
 from torch.utils.data import DataLoader
 
 from moe.config import Config
+from moe.config.derived import reads_converted
 from moe.config.steps import Steps
 from moe.data import TextPlan, build_eval_loader, build_text_eval_loader, build_text_loader, build_train_loader
 from moe.data.meta import Vocabulary
@@ -43,7 +44,8 @@ def build_train_spec(config: Config, inputs: Inputs, world_size: int) -> DataSpe
 def check_shared_memory(config: Config) -> None:
     """Raises InputError on every rank where a machine's /dev/shm has too little room for what the loaders put there."""
     tokens = config.global_train_batch_size * config.max_seq_len // MACHINES
-    on_each(partial(refuse_little, tokens, config.num_workers), here=LOCAL_RANK == 0)
+    refuse = partial(refuse_little, tokens, config.num_workers, converted=reads_converted(config))
+    on_each(refuse, here=LOCAL_RANK == 0)
 
 
 def batch_transforms(config: Config, meta: Vocabulary, *, on_gpu: bool) -> Callable[[Any], Any]:

@@ -20,22 +20,25 @@ from moe.common.units import size
 from moe.data.read.stock import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, _unpack_locals
 
 SHM = Path("/dev/shm")
-SEGMENTS = 2 << 20  # bytes: Streaming's own, 0.15 MB and 9 bytes a shard, and the semaphores of loader workers
+SEGMENTS = 1 << 19  # bytes: Streaming's own, 0.15 MB and 9 bytes a shard, and the semaphores of loader workers
 
 
-def needed_bytes(batch_tokens: int, num_workers: int) -> int:
-    """Of a machine's /dev/shm: each loader worker has two batches on their way, tokens and labels as int64.
+def needed_bytes(batch_tokens: int, num_workers: int, *, converted: bool) -> int:
+    """Of a machine's /dev/shm: each loader worker has two batches on their way while one is trained on, tokens and
+    labels as int64.
 
-    batch_tokens: of one step, of this machine's ranks together. num_workers: of each rank.
+    batch_tokens: of one step, of this machine's ranks together. num_workers: of each rank. converted: whether
+    converted data are read, and not text alone, as it goes.
     """
-    return SEGMENTS + 2 * num_workers * batch_tokens * 2 * 8
+    batches = 2 * num_workers + 1 if num_workers else 0
+    return batches * batch_tokens * 2 * 8 + (SEGMENTS if num_workers or converted else 0)
 
 
-def refuse_little(batch_tokens: int, num_workers: int) -> None:
+def refuse_little(batch_tokens: int, num_workers: int, *, converted: bool) -> None:
     """Raises InputError where /dev/shm has less free than `needed_bytes`: its owner dies of a bus error, or hangs."""
     if not SHM.is_dir():
         return
-    free, needed = shutil.disk_usage(SHM).free, needed_bytes(batch_tokens, num_workers)
+    free, needed = shutil.disk_usage(SHM).free, needed_bytes(batch_tokens, num_workers, converted=converted)
     if free < needed:
         raise InputError(f"{SHM} has {size(free)} free, about {size(needed)} are needed; {more_room(num_workers)}")
 

@@ -31,15 +31,22 @@ class KnownTable:
 
         Raises:
             InputError: no room for it in the temporary folder.
-            sqlite3.Error: a version that is no text.
+            TypeError: a version that is no text.
         """
         with _room(), self._rows:
-            found = ((_key((kind, *stat)), version) for kind, version, stat in files if stat)
+            found = ((_key((kind, *stat)), _text(version)) for kind, version, stat in files if stat)
             self._rows.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", found)
 
     def get(self, key: tuple[Any, ...], /) -> str | None:
-        row = self._rows.execute("SELECT version FROM known WHERE key = ?", [_key(key)]).fetchone()
+        with _room():
+            row = self._rows.execute("SELECT version FROM known WHERE key = ?", [_key(key)]).fetchone()
         return row and row[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is no text")
+    return value
 
 
 @contextmanager

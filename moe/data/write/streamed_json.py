@@ -42,14 +42,11 @@ def read_streamed(file: BinaryIO, rows: Collection[str]) -> Iterator[tuple[str, 
     """
     first = file.readline()
     try:
-        head = json.loads(first.removesuffix(b",\n") + b"}") if first.endswith(b",\n") else None
+        head = _parsed(first.removesuffix(b",\n") + b"}") if first.endswith(b",\n") else None
     except ValueError:
         head = None
     if head is None:
-        try:
-            whole = json.loads(first + file.read())
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
+        whole = _parsed(first + file.read())
         whole = whole if isinstance(whole, dict) else {}
         lists = [name for name in rows if isinstance(whole.get(name), list)]
         yield "", {name: value for name, value in whole.items() if name not in lists}
@@ -76,16 +73,24 @@ def read_streamed(file: BinaryIO, rows: Collection[str]) -> Iterator[tuple[str, 
         raise ValueError("it is cut short")
 
 
+def _parsed(text: bytes) -> Any:
+    """Raises ValueError for whatever is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _row_of(line: bytes) -> tuple[list[Any], bytes]:
     """The row of a line, none where its list ends before it, and what ends the list behind it."""
     if line in (b"],", b"]}"):
         return [], line
     try:
-        return [json.loads(line.removesuffix(b","))], b""
+        return [_parsed(line.removesuffix(b","))], b""
     except ValueError:  # no JSON: the end of a list stands behind it
         if not line.endswith((b"],", b"]}")):
             raise
-        return [json.loads(line[:-2])], line[-2:]
+        return [_parsed(line[:-2])], line[-2:]
 
 
 class Packed:

@@ -8,7 +8,6 @@ fixed. Of a hub dataset the commit is recorded, and a resumed run takes that one
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -84,7 +83,7 @@ class Work:
                 learn(known, folder, name)
             except InputError:  # no room, or not to be read
                 raise
-            except (ValueError, TypeError, sqlite3.Error):  # damaged: reported where it decides
+            except (ValueError, TypeError):  # damaged: reported where it decides
                 continue
         return known
 

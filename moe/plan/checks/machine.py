@@ -14,6 +14,7 @@ from moe.common.environment import number
 from moe.common.errors import InputError
 from moe.common.units import size
 from moe.config import Config
+from moe.config.derived import reads_converted
 from moe.model.memory import step_memory
 from moe.model.step import make_step
 from moe.plan.checks.result import Result
@@ -121,14 +122,16 @@ def check_shared_memory(config: Config, *, shared_order: int = 0) -> Result:
     shared_order: sequences of an epoch whose order is an array that processes share; 0 for the order of new runs.
     """
     from moe.data.read.shared_memory import SHM, more_room, needed_bytes
+    from moe.train.distributed.ranks import MACHINES
 
-    needed = needed_bytes(config.global_train_batch_size * config.max_seq_len, config.num_workers)
+    tokens = config.global_train_batch_size * config.max_seq_len // MACHINES
+    needed = needed_bytes(tokens, config.num_workers, converted=reads_converted(config))
     of_order = 2 * 8 * shared_order if config.num_workers else 0
     needed += of_order
     try:
         free = shutil.disk_usage(SHM).free
     except OSError:
-        return Result("shared memory", "warn", f"{SHM} is not there; loader processes need it: num_workers=0 does not")
+        return Result("shared memory", "warn", f"{SHM} is not there; converted data and loader processes need it")
     text = f"{SHM} has {size(free)} free, about {size(needed)} are needed"
     if of_order:
         text += f", {size(of_order)} of them for the order that this run began with (py1e; a new run takes none)"

@@ -29,7 +29,7 @@ from moe.data.hub_client import carefully
 from moe.data.text.kept_tokenizer import keep_tokenizer
 from moe.data.text.tokenizer import is_hub_name, load_tokenizer, vocab_size
 from moe.model.families.table import complete
-from moe.train.checkpointing.checkpoints import TOKENIZER, folder_name, step_folders
+from moe.train.checkpointing.checkpoints import MANIFEST, TOKENIZER, folder_name, step_folders
 from moe.use.export import first_layers
 from moe.use.export.folders import written_aside
 from moe.use.export.hf_weights import HubWeights, check_sizes, not_read, opened
@@ -121,7 +121,8 @@ def _folder(source: str) -> Path:
     """The folder of that name, or what the hub has under it."""
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
-            own = f"; to continue a run of this trainer: load_path={source}" if step_folders(Path(source)) else ""
+            ours = step_folders(Path(source)) or (Path(source) / MANIFEST).is_file()
+            own = f"; to continue a run of this trainer: load_path={source}" if ours else ""
             raise InputError(f"--from-hf ({source}): holds no config.json, so it is not a Hugging Face folder{own}")
         return Path(source)
     if not is_hub_name(source):

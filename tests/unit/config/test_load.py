@@ -41,7 +41,7 @@ def test_all_errors_are_reported_at_once_each_with_path_value_and_mend(path: Pat
         ("model.head_dim=x", "model.head_dim: is 'x'; write a whole number"),
         ("model.dropout=x", "model.dropout: is 'x'; write a number"),
         ("autoresume=3x", "autoresume: is '3x'; write true or false"),
-        ("run_name=[1, 2]", "run_name: is [1, 2]; write one value"),
+        ("run_name=[1, 2]", "run_name: is [1, 2]; write text"),
         ("optimizer.name=sgd", "optimizer.name: is 'sgd'; write muon or adamw"),
     ],
 )
@@ -329,7 +329,7 @@ def test_what_loads_experts_evenly_has_defaults_that_follow_from_the_rule(path: 
         (["model.dense_hidden=64"], "model.dense_hidden (64) needs model.first_k_dense_replace above 0; remove it"),
         (["model.first_k_dense_replace=1", "model.dense_hidden=0"], "model.dense_hidden (0) must be at least 1"),
         (["model.qk_norm=layer"], "model.qk_norm (layer) must be head, full or false"),
-        (["model.qk_norm=null"], "model.qk_norm: is null; write "),
+        (["model.qk_norm=null"], "model.qk_norm: is null; write a value that docs/configuration.md lists"),
     ],
 )
 def test_errors_of_routing_and_balance_are_refused_by_name(path: Path, overrides: list[str], expected: str) -> None:

@@ -110,7 +110,15 @@ def test_data_that_are_there_decide_sequences_and_tokenizer(elsewhere: Path) -> 
 
 def test_data_that_are_not_there_yet_are_told(elsewhere: Path, capsys) -> None:
     assert main(["new", "--tokens", "1B", "--params", "50M", "--data", "later", "--out", "mine.yaml"]) == 0
-    assert "later holds no converted data yet; before the run: moe convert --out later" in capsys.readouterr().out
+    words = "--tokenizer openai-community/gpt2 --seq-len 2048 --out later"
+    assert f"later holds no converted data yet; before the run: moe convert {words}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", ["s3://b/x", "mine.txt"])
+def test_data_that_are_no_folder_are_refused_and_leave_no_file(elsewhere: Path, capsys, data: str) -> None:
+    (elsewhere / "mine.txt").write_text("text")
+    assert main(["new", "--tokens", "1B", "--params", "50M", "--data", data, "--out", "mine.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --data ({data}) ") and not (elsewhere / "mine.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from moe.cli.main import main
 from moe.runs.charts import Marks, charts, loss_chart, other_charts, smooth, thin
-from moe.runs.heats import expert_heats
+from moe.runs.heats import Heat, expert_heats
 from moe.runs.reading import read_run
 from moe.runs.scales import log_ticks, number, ticks
 from tests.unit.runs.folders import KILLED, TOKENS_PER_STEP, make_run, row
@@ -161,3 +161,18 @@ def test_each_throughput_says_what_it_is(tmp_path: Path) -> None:
     assert "<b>4.1k</b><em>tokens/s, median of the last 20 rows" in page
     assert "<th>tokens/s, median of the last 20 rows</th>" in page
     assert "the number beside a name is the last one" in page
+
+
+@pytest.mark.parametrize(
+    ("experts", "shown"), [(3, ["0", "1", "2"]), (64, ["0", "8", "16", "24", "32", "40", "48", "56"])]
+)
+def test_the_picture_numbers_the_rows_of_a_heat_map(experts: int, shown: list[str]) -> None:
+    from matplotlib.figure import Figure
+
+    from moe.runs.png import _heat
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    values: list[list[float | None]] = [[1.0, 2.0]] * experts
+    _heat(figure, axes, Heat("Layer 0", "expert", list(range(experts)), [10.0, 20.0], values, True), "")
+    assert [label.get_text() for label in axes.get_yticklabels()] == shown

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe.config import load_config
+from moe.train import loaders
 from tests.unit.train.runs import train
 
 
@@ -80,7 +82,17 @@ def test_too_little_shared_memory_is_told_before_a_loader_dies_of_it(
     tiny: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     """Streaming died of a bus error, torch's loader with a traceback."""
-    monkeypatch.setattr("moe.data.read.shared_memory.needed_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr("moe.data.read.shared_memory.needed_bytes", lambda *_, **__: 1 << 60)
     code, _ = train(tiny, tmp_path, "num_workers=2")
     told = capsys.readouterr().err
     assert code == 2 and "/dev/shm has" in told and "lower num_workers (2)" in told and "Traceback" not in told
+
+
+def test_a_machine_needs_room_for_its_own_share_of_a_batch(tiny: Path, monkeypatch) -> None:
+    asked: list[tuple[int, int, bool]] = []
+    monkeypatch.setattr(loaders, "MACHINES", 4)
+    monkeypatch.setattr(loaders, "on_each", lambda call, here: call())
+    monkeypatch.setattr(loaders, "refuse_little", lambda *sizes, converted: asked.append((*sizes, converted)))
+    config = load_config(tiny / "tiny.yaml", ["num_workers=2", "global_train_batch_size=64", "max_seq_len=32"])
+    loaders.check_shared_memory(config)
+    assert asked == [(64 * 32 // 4, 2, True)]

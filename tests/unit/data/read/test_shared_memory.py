@@ -110,9 +110,10 @@ def test_other_datasets_of_the_machine_are_not_kept_open(token_folder):
 
 def test_too_little_room_is_refused_with_the_keys_that_need_less(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 << 20))
-    refuse_little(1 << 15, num_workers=8)  # 2 + 8 MB
-    with pytest.raises(InputError, match=r"has 10\.5 MB free, about 18\.9 MB are needed; .*lower num_workers \(8\)"):
-        refuse_little(1 << 16, num_workers=8)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    refuse_little(1 << 15, num_workers=8, converted=True)  # 0.5 MB, and 17 batches of 0.5 MB
+    with pytest.raises(InputError, match=r"has 10\.5 MB free, about 18\.4 MB are needed; .*lower num_workers \(8\)"):
+        refuse_little(1 << 16, num_workers=8, converted=True)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 18))
     with pytest.raises(InputError, match=r"mount more \(docker run --shm-size=1g\)$"):
-        refuse_little(1 << 16, num_workers=0)
+        refuse_little(1 << 16, num_workers=0, converted=True)
+    refuse_little(1 << 16, num_workers=0, converted=False)  # text alone, read in the trainer itself

@@ -131,3 +131,14 @@ def test_a_full_temporary_folder_is_told_and_not_taken_for_a_damaged_record(
     monkeypatch.setattr(KnownTable, "__init__", full)
     with pytest.raises(InputError, match=r"files that were read before cannot be written to .*TMPDIR"):
         convert(make_request())
+
+
+@pytest.mark.parametrize("row", ['["a", 111111111111111111111111111111]', '["a", 1.5]', "[" * 100_000])
+def test_a_damaged_row_of_a_record_is_no_traceback(tmp_path, make_request, sampled, row):
+    convert(make_request())
+    out = make_request().out
+    record = (out / "conversion.json").read_text()
+    first = record.index("[", record.index('"files"') + 9)
+    (out / "conversion.json").write_text(record[:first] + row + record[record.index("\n", first) - 1 :])
+    with pytest.raises(InputError, match=r"conversion\.json"):
+        convert(make_request())

@@ -257,15 +257,15 @@ def test_many_more_loader_processes_than_cores(check: Check, monkeypatch) -> Non
 
 
 def test_tiny_shared_memory(check: Check, monkeypatch) -> None:
-    free(monkeypatch, "/dev/shm", 1 << 20)
+    free(monkeypatch, "/dev/shm", 1 << 18)
     assert_told(check, ["num_workers=2"], "shared memory", "fail", "--shm-size", "lower num_workers (2)")
 
 
 @pytest.mark.parametrize(
     ("order", "state", "text"),
     [
-        (None, "pass", "about 2.1 MB"),
-        ({"name": "window-1", "window": 32}, "pass", "about 2.1 MB"),
+        (None, "pass", "about 0.5 MB"),
+        ({"name": "window-1", "window": 32}, "pass", "about 0.5 MB"),
         ("none", "fail", "31.25 GB of them for the order that this run began with (py1e; a new run takes none)"),
     ],
 )
