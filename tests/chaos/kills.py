@@ -155,13 +155,15 @@ class Training:
 def session_members(session: int) -> list[int]:
     """Processes, zombies apart, of the session that a start opened."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
+            fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile; a glob for the files would look again, and raise
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
+            found.append(int(name))
     return found
 
 
