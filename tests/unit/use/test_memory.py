@@ -38,9 +38,8 @@ def mapped_too():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
-def peak(action, counted=anonymous, before=None):
-    before = counted() if before is None else before
-    seen, stop = [], threading.Event()
+def peak(action, counted=anonymous):
+    before, seen, stop = counted(), [], threading.Event()
     def watch():
         while not stop.is_set():
             seen.append(counted())
@@ -62,17 +61,9 @@ first_layers.MOST = hf_weights.MOST_MAPPED = parts.MOST_MAPPED = 1 << 23
 recipe = Recipe(copies=2, pieces=2)
 export(str(small), out=folder / "small-hf", say=quiet)  # first, for the pages of libraries that its code is in
 import_folder(str(folder / "small-hf"), recipe=recipe, out=folder / "small-up", say=quiet)
-
-def least(source, name, **settings):
-    # of three, over what there was before the first: how much of a file the kernel maps with one page differs
-    before, found = mapped_too(), []
-    for n in range(3):
-        given = {"out": folder / f"{name}{n}", "say": said.append if n == 0 else quiet, **settings}
-        found.append(peak(lambda: import_folder(str(folder / source), **given), mapped_too, before))
-    return min(found)
-
-back = least("hf", "back")
-up = least("dense-hf", "up", recipe=recipe)
+back = peak(lambda: import_folder(str(folder / "hf"), out=folder / "back", say=said.append), mapped_too)
+hf = str(folder / "dense-hf")
+up = peak(lambda: import_folder(hf, recipe=recipe, out=folder / "up", say=said.append), mapped_too)
 print(json.dumps([there, again, back, up, [line for line in said if line.startswith("verified")]]))
 """
 FILE, ZERO = 30_000_000, folder_name(0)
@@ -106,5 +97,5 @@ def test_memory_does_not_grow_with_the_model(make_run: Callable, tmp_path: Path)
     ]
     for path in sorted((tmp_path / "hf").glob("*.safetensors")):
         assert filecmp.cmp(path, tmp_path / "again" / path.name, shallow=False), "whatever the checkpoint's format"
-    before, after = (load_weights(read_checkpoint(path)) for path in (run / "step-00000010", tmp_path / "back0" / ZERO))
+    before, after = (load_weights(read_checkpoint(path)) for path in (run / "step-00000010", tmp_path / "back" / ZERO))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
