@@ -48,7 +48,7 @@ demo: setup
 	$(BIN)/moe demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-wheel: setup
 	requirements/test_wheel.sh
@@ -74,7 +74,7 @@ NEWEST := torch torchvision transformers>=5 datasets>=4 numpy>=2
 	@touch $@
 
 test-newest: .venv-newest/ready
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
+	.venv-newest/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/unit
 
 check: setup
 	$(BIN)/ruff check .
