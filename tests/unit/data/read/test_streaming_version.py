@@ -2,15 +2,18 @@
 
 import hashlib
 import inspect
+import re
 import subprocess
 import sys
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _Iterator
 
+import moe
 from moe.data.read.dataset import TokenDataset
 from moe.data.read.shared_prefix import with_a_free_number
 
@@ -75,3 +78,9 @@ def test_its_datasets_for_text_and_pictures_are_imported_only_when_asked_for():
     """They are half of the time that a reader takes to start."""
     done = subprocess.run([sys.executable, "-c", ASKED_FOR], capture_output=True, text=True, check=False)
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_one_file_imports_it():
+    files = [path for path in Path(moe.__file__).parent.rglob("*.py") if path.name != "stock.py"]
+    own = [path.name for path in files if re.search(r"^\s*(from|import) streaming\b", path.read_text(), re.MULTILINE)]
+    assert files and own == []
