@@ -9,13 +9,16 @@
   another order.
 - Validation is the same tokens for every run, a part of them on the way and all at the end; the token after an EOS is
   no target of it, whatever was trained.
-- A result names the commit of the code that made it.
+- A result names the commit of the code that made it, and the library that was loaded before all others, if one was:
+  MKL gives AMD's CPUs kernels of half the speed, and one line of C takes that back (docs/learning.md). Losses differ in
+  rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -254,4 +257,5 @@ def train(run: Run, data: Data, order: np.ndarray | None = None, model: Transfor
         "expert_load": [round(float(load_LE.min()), 3), round(float(load_LE.max()), 3)],
         "cpu_seconds": round(time.process_time() - began, 1),
         "torch": torch.__version__,
+        "preload": Path(os.environ.get("LD_PRELOAD", "")).name,
     }
