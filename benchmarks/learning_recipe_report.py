@@ -2,8 +2,8 @@
 
 - Differences are taken seed by seed; the intervals of B are Dunnett's: several arms against one base, 95% for all of
   them together, with the error that all arms share once arm and seed are taken out.
-- Token ratio: exp(difference / slope), the slope being what base gains from half of the tokens to all, in nats a
-  natural logarithm. Below 1 an arm needs fewer tokens for base's loss.
+- Token ratio: the arm's tokens over those with which base ends at the arm's loss, exp(difference / slope) where it has
+  base's; the slope is what base gains from half of the tokens to all, in nats a natural logarithm.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from learning_matrix import Results
 from learning_recipe import KV_HEADS, LESS, SEEDS, bundle, bundled, check, screen, single_arms
 from learning_run import Run
 
+PICTURE = "![Each arm's final loss against base's, and the tokens it needs](learning-recipe.png)"
 GOAL = 0.0  # nats above base at which the bundle ends, on LESS of the tokens
 
 
@@ -95,31 +97,63 @@ def check_rows(results: Results) -> list[list[str]]:
     return [row(results, name, runs, arms["base"]) for name, runs in arms.items()] if "base" in arms else []
 
 
-def decided(results: Results) -> tuple[list[list[str]], str]:
-    """B's rows, and its verdict once the bundle is there."""
+@dataclass(frozen=True)
+class Decision:
+    """Stage B. gains: nats of each arm's mean against base's, and `half` the width of their interval. tokens: of each
+    arm over base's. slope: nats that base gains where its tokens are e times as many.
+    """
+
+    arms: dict[str, list[Run]]
+    gains: dict[str, float]
+    tokens: dict[str, float]
+    half: float
+    slope: float
+
+    def ratios(self, name: str) -> tuple[float, float, float]:
+        """Tokens of the arm over those with which base ends at the arm's loss; least, mean, most of the interval."""
+        ends = (self.gains[name] - self.half, self.gains[name], self.gains[name] + self.half)
+        least, mean, most = (self.tokens[name] * math.exp(end / self.slope) for end in ends)
+        return least, mean, most
+
+
+def decide(results: Results) -> Decision | None:
+    """None while base, base on half of the tokens or every other arm is missing."""
     arms = arms_of(results, single_arms, SEEDS["B"])
     if (found := bundle(results)) is not None:
         arms |= arms_of(results, lambda seed: bundled(found, seed), SEEDS["B"])
     half_way = arms.pop("base, half of the tokens", None)
     if "base" not in arms or half_way is None or len(arms) < 2:
-        return [], ""
+        return None
     losses = {name: losses_of(results, runs) for name, runs in arms.items()}
-    slope = statistics.mean(losses_of(results, half_way)) - statistics.mean(losses["base"])
-    slope /= math.log(2)
+    means = {name: statistics.mean(values) for name, values in losses.items()}
     error, freedom = pooled_error(list(losses.values()))
-    half = dunnett(len(arms) - 1, freedom) * error * math.sqrt(2 / len(SEEDS["B"]))
-    rows, gains = [], {}
-    for name, runs in arms.items():
-        gains[name] = statistics.mean(losses[name]) - statistics.mean(losses["base"])
-        ends = [math.exp(value / slope) for value in (gains[name] - half, gains[name], gains[name] + half)]
-        ratio = "" if name == "base" else f"{ends[1]:.2f} ({ends[0]:.2f} to {ends[2]:.2f})"
-        rows.append(row(results, name, runs, arms["base"], "" if name == "base" else f"± {half:.4f}", ratio))
-    less = next((name for name in gains if name.startswith("bundle,")), None)
-    better = [name for name in gains if name != "base" and name != less and gains[name] + half < 0]
-    lines = [f"Better than base, the entire interval: {', '.join(better) or 'none'}. Slope {slope:.3f} nats."]
-    if less is not None:
-        met = "met" if gains[less] <= GOAL else "not met"
-        lines.append(f"The bundle on {LESS} of the tokens ends {gains[less]:+.4f} nats against base: goal {met}.")
+    return Decision(
+        arms=arms,
+        gains={name: mean - means["base"] for name, mean in means.items()},
+        tokens={name: runs[0].tokens / arms["base"][0].tokens for name, runs in arms.items()},
+        half=dunnett(len(arms) - 1, freedom) * error * math.sqrt(2 / len(SEEDS["B"])),
+        slope=(statistics.mean(losses_of(results, half_way)) - means["base"]) / math.log(2),
+    )
+
+
+def decided(results: Results) -> tuple[list[list[str]], str]:
+    """B's rows, and its verdict once the bundle is there."""
+    found = decide(results)
+    if found is None:
+        return [], ""
+    rows, base = [], found.arms["base"]
+    for name, runs in found.arms.items():
+        least, mean, most = found.ratios(name)
+        more = ["", ""] if name == "base" else [f"± {found.half:.4f}", f"{mean:.2f} ({least:.2f} to {most:.2f})"]
+        rows.append(row(results, name, runs, base, *more))
+    better = [name for name, gain in found.gains.items() if found.tokens[name] == 1 and gain + found.half < 0]
+    lines = [f"Better than base, the entire interval: {', '.join(better) or 'none'}. Slope {found.slope:.3f} nats."]
+    for name in found.gains:
+        if found.tokens[name] < 1:
+            met = "met" if found.gains[name] <= GOAL else "not met"
+            lines.append(
+                f"The bundle on {LESS} of the tokens ends {found.gains[name]:+.4f} nats against base: goal {met}."
+            )
     return rows, " ".join(lines)
 
 
@@ -129,11 +163,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def recipe_part(results: Results) -> str:
     rows, verdict = decided(results)
-    parts = []
+    parts = [PICTURE] if screen_rows(results) else []
     for stage, head, found in (
         ("A", HEAD, screen_rows(results)),
         ("B", [*HEAD, "interval", "token ratio"], rows),
         ("C", HEAD, check_rows(results)),
     ):
         parts.append(f"Stage {stage}:\n\n{table(head, found)}" if found else f"Stage {stage}: not run yet.")
-    return "\n\n".join([*parts, verdict]).rstrip()
+        if stage == "B" and verdict:
+            parts.append(verdict)
+    return "\n\n".join(parts)

@@ -244,6 +244,7 @@ def missing(results: Results) -> str:
 
 def write_report(results: Results, docs: Path) -> None:
     from learning_picture import draw
+    from learning_recipe_picture import draw_recipe
     from learning_rule_picture import draw_rule
 
     parts = {
@@ -267,3 +268,4 @@ def write_report(results: Results, docs: Path) -> None:
     path.write_text(page, encoding="utf-8")
     draw(results, docs / "learning.png")
     draw_rule(results, docs / "learning-rule.png")
+    draw_recipe(results, docs / "learning-recipe.png")

@@ -12,7 +12,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import learning_recipe as recipe
 from learning_matrix import Results
 from learning_parts import init_by_fan_in
-from learning_recipe_report import dunnett, pooled_error, recipe_part
+from learning_recipe_picture import draw_recipe
+from learning_recipe_report import decide, dunnett, pooled_error, recipe_part
 from learning_run import SEQ_LEN, Data, Run, build, train
 
 from moe.model.flops import flops_per_token
@@ -96,6 +97,21 @@ def test_the_bundle_is_what_helped_and_waits_for_the_stage_that_says_so(tmp_path
     assert "goal met" in page and "not run yet" not in page
     better = next(line for line in page.splitlines() if line.startswith("Better than base"))
     assert "64 experts, top 8" in better and "bundle" in better and "linear" not in better
+    draw_recipe(results, tmp_path / "recipe.png")
+    assert 10_000 < (tmp_path / "recipe.png").stat().st_size < 200_000
+
+
+def test_the_token_ratio_is_of_the_tokens_that_an_arm_had(tmp_path):
+    """Base on half of the tokens ends 0.2 nats above: an arm that ends 0.2 below needs half of base's, one that ends
+    there on 0.75 of the tokens 0.375.
+    """
+    results = Results(tmp_path)
+    gains = {"64 experts, top 8": -0.2, "base, half of the tokens": 0.2, "bundle": -0.2}
+    fill(results, gains | {"bundle, 0.75 of the tokens": -0.2})
+    found = decide(results)
+    assert found.ratios("64 experts, top 8")[1] == pytest.approx(0.5, abs=0.01)
+    least, mean, most = found.ratios("bundle, 0.75 of the tokens")
+    assert least < mean < most and mean == pytest.approx(0.375, abs=0.01)
 
 
 def test_nothing_that_helped_leaves_the_recipe_as_it_is(tmp_path):
