@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py --text FOLDER      trains what is missing (parquet in FineWeb's schema, or a hub name)
     python benchmarks/learning.py --plan             what is done and what is not
-    python benchmarks/learning.py --report           docs/learning.md and its pictures from the results alone
+    python benchmarks/learning.py --report           docs/learning*.md and their pictures from the results alone
 
 - One run is a few minutes on one core. Its result is one JSON in benchmarks/results/learning, kept in git: nothing is
   retrained, and whoever starts this resumes where it stopped. A run that was killed starts over.
@@ -168,7 +168,7 @@ def main() -> int:
     add("--results", type=Path, default=ROOT / "benchmarks" / "results" / "learning")
     add("--jobs", type=int, default=2, help="runs at a time, one thread each")
     add("--plan", action="store_true", help="show what is done and what is not, train nothing")
-    add("--report", action="store_true", help="write docs/learning.md and docs/learning.png, train nothing")
+    add("--report", action="store_true", help="write docs/learning*.md and their pictures, train nothing")
     args = parser.parse_args()
     results = Results(args.results)
     if args.plan:

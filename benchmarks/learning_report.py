@@ -1,4 +1,4 @@
-"""docs/learning.md's tables and docs/learning.png, from the result files of benchmarks/learning.py alone.
+"""The tables and pictures of docs/learning.md and docs/learning-older.md, from the result files of benchmarks/learning.py alone.
 
 A row that was not run says so; a row of one seed has no interval.
 """
@@ -32,6 +32,7 @@ from learning_rule_report import rule_part
 from learning_run import BATCH, SEQ_LEN, Run
 from learning_stats import differences, interval, over_seeds, recipe_rows, token_shares
 
+PAGES = ("learning.md", "learning-older.md")
 NOT_RUN = "not run"
 NAMES = {"adamw": "AdamW", "muon": "Muon"}
 GOAL_TOKENS, GOAL_RATE, GOAL_NATS = 0.75, 1e-3, 0.02
@@ -258,14 +259,15 @@ def write_report(results: Results, docs: Path) -> None:
         "recipe": recipe_table(results),
         "missing": missing(results),
     }
-    path = docs / "learning.md"
-    page = path.read_text(encoding="utf-8")
-    for name, text in parts.items():
-        before, begin, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        assert begin and end, f"{path} has no place for {name}"
-        page = f"{before}{begin}{text}\n{end}{after}"
-    path.write_text(page, encoding="utf-8")
+    for path in (docs / name for name in PAGES):
+        page = path.read_text(encoding="utf-8")
+        for name in [name for name in parts if f"<!-- {name} -->" in page]:
+            before, begin, rest = page.partition(f"<!-- {name} -->\n")
+            _, end, after = rest.partition(f"<!-- /{name} -->")
+            assert begin and end, f"{path} has no place for {name}"
+            page = f"{before}{begin}{parts.pop(name)}\n{end}{after}"
+        path.write_text(page, encoding="utf-8")
+    assert not parts, f"{', '.join(PAGES)} have no place for {', '.join(parts)}"
     draw(results, docs / "learning.png")
     draw_rule(results, docs / "learning-rule.png")
     draw_recipe(results, docs / "learning-recipe.png")

@@ -11,7 +11,7 @@
 | norms                               | AdamW without weight decay | the same     |
 
 - The router under Muon too, as in GLM-4.5 (arXiv 2508.06471): its loss is that under AdamW, its experts are loaded more
-  evenly (docs/learning.md).
+  evenly (docs/learning-older.md).
 - w13 is a group of its own, because each of its matrices is two (gate and up).
 - By parameter name: the names are the checkpoint's contract already. A parameter without gradient requirement is left
   out.

@@ -8,7 +8,7 @@
     warmup         min(0.1 S, max(0.01 S, 100 steps))
     AdamW alone    0.65 lr, warmup min(0.4 S, max(0.01 S, 400 steps))
 
-- Where it comes from: a fit to 13 points. Three are this project's own optima (docs/learning.md); the others are
+- Where it comes from: a fit to 13 points. Three are this project's own optima (docs/learning-older.md); the others are
   published: Moonlight's fits at 0.4B and 1.5B (arXiv 2502.16982), a law of the Marin project for its MoE models
   (github.com/marin-community/marin, issues 5951 and 7856), a sweep at 4.7B, and the rates of large public runs. The
   free fit gives d^-0.827, T^-0.333 and B^0.46; the exponents are the simple fractions near them. Without one of the

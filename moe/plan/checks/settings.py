@@ -12,7 +12,7 @@ from moe.plan.checks.result import Result
 from moe.plan.estimate import find_rates, find_work
 
 TOO_HIGH, TOO_LOW = 3.0, 1 / 20  # times the rule
-FEW_STEPS, TOO_HIGH_OF_FEW = 1000, 4.0  # in few steps 4 times the best rate was no worse (docs/learning.md)
+FEW_STEPS, TOO_HIGH_OF_FEW = 1000, 4.0  # in few steps 4 times the best rate was no worse (docs/learning-older.md)
 UNSCALED = 20.0  # optimizer.adjust_lr_fn original wants about 0.02 where match_rms_adamw wants about 0.001
 
 
