@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -72,9 +73,10 @@ def screen(seed: int) -> dict[str, Run]:
 
 
 def gain(results: Results, runs: list[Run], bases: list[Run]) -> float | None:
-    """Mean difference of the final losses, seed by seed; None while one is missing."""
+    """Mean difference of the final losses, seed by seed, infinite where an arm diverged; None while one is missing."""
     mine, other = [[results.final(run) for run in group] for group in (runs, bases)]
     pairs = [(one, two) for one, two in zip(mine, other, strict=True) if one is not None and two is not None]
+    assert all(math.isfinite(base) for _, base in pairs), "base diverged: nothing can be judged by it"
     return statistics.mean(one - two for one, two in pairs) if len(pairs) == len(runs) else None
 
 
@@ -122,11 +124,16 @@ def bundle(results: Results) -> Change | None:
 
 
 def bundled(change: Change, seed: int) -> dict[str, Run]:
+    """Stage B's last arms; none where nothing helped."""
+    if not change:
+        return {}
     return {"bundle": run_of(DECIDE, seed, change), "bundle, 0.75 of the tokens": run_of(LESS * DECIDE, seed, change)}
 
 
 def check(change: Change, seed: int) -> dict[str, Run]:
-    """Stage C."""
+    """Stage C; nothing where there is no bundle."""
+    if not change:
+        return {}
     wide = {**change, "n_kv_heads": 4} if "n_kv_heads" in change else change
     return {"base": run_of(DECIDE, seed, {}, wide=True), "bundle": run_of(DECIDE, seed, wide, wide=True)}
 
@@ -138,11 +145,8 @@ def recipe_matrix(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
     singles = [run for seed in SEEDS["B"] for run in single_arms(seed).values()]
     yield "recipe B, 12.6M tokens", singles if known else None
     found = bundle(results) if known else None
-    yield (
-        "recipe B, the bundle",
-        None if found is None else [run for seed in SEEDS["B"] for run in bundled(found, seed).values()],
-    )
-    yield (
-        "recipe C, width 128",
-        None if found is None else [run for seed in SEEDS["C"] for run in check(found, seed).values()],
-    )
+    for name, make, seeds in (
+        ("recipe B, the bundle", bundled, SEEDS["B"]),
+        ("recipe C, width 128", check, SEEDS["C"]),
+    ):
+        yield name, None if found is None else [run for seed in seeds for run in make(found, seed).values()]

@@ -3,7 +3,9 @@
 - Differences are taken seed by seed; the intervals of B are Dunnett's: several arms against one base, 95% for all of
   them together, with the error that all arms share once arm and seed are taken out.
 - Token ratio: the arm's tokens over those with which base ends at the arm's loss, exp(difference / slope) where it has
-  base's; the slope is what base gains from half of the tokens to all, in nats a natural logarithm.
+  base's; the slope is what base gains from half of the tokens to all, in nats a natural logarithm. Its own error is not
+  in the interval.
+- A bundle that is one of B's other arms is not counted twice.
 """
 
 from __future__ import annotations
@@ -14,43 +16,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from learning_matrix import Results
-from learning_recipe import KV_HEADS, LESS, SEEDS, bundle, bundled, check, screen, single_arms
+from learning_recipe import (
+    KV_HEADS,
+    LESS,
+    SEEDS,
+    Change,
+    bundle,
+    bundled,
+    check,
+    recipe_matrix,
+    screen,
+    single_arms,
+)
 from learning_run import Run
+from learning_stats import dunnett, interval, made_by, pooled_error
 
 PICTURE = "![Each arm's final loss against base's, and the tokens it needs](learning-recipe.png)"
 GOAL = 0.0  # nats above base at which the bundle ends, on LESS of the tokens
-
-
-def dunnett(arms: int, freedom: int, level: float = 0.95) -> float:
-    """Two-sided critical value for `arms` means against one of as many observations (Dunnett, JASA 50, 1955)."""
-    z = torch.linspace(-8, 8, 401, dtype=torch.float64)
-    density = (-(z**2) / 2).exp() / math.sqrt(2 * math.pi) * (z[1] - z[0])
-    ratio = torch.linspace(1e-3, 4, 400, dtype=torch.float64)  # of the error's estimate to the error
-    weight = ((freedom - 1) * ratio.log() - freedom * ratio**2 / 2).softmax(0)  # chi / sqrt(freedom)
-
-    def within(bound: float) -> float:
-        edge = math.sqrt(2) * bound * ratio[:, None]
-        inside = (torch.special.ndtr(z + edge) - torch.special.ndtr(z - edge)) ** arms
-        return float(weight @ (inside @ density))
-
-    low, high = 1.0, 10.0
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < level else (low, middle)
-    return high
-
-
-def pooled_error(losses: list[list[float]]) -> tuple[float, int]:
-    """Standard deviation of one loss once its arm and its seed are taken out, and its degrees of freedom. losses: of
-    each arm, over the same seeds.
-    """
-    table = np.array(losses)
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-    return math.sqrt(float((rest**2).sum()) / freedom), freedom
+HALF_WAY, DIVERGED = "base, half of the tokens", "diverged"
 
 
 def arms_of(results: Results, make: Callable[[int], dict[str, Run]], seeds: tuple[int, ...]) -> dict[str, list[Run]]:
@@ -67,18 +51,21 @@ def losses_of(results: Results, runs: list[Run]) -> list[float]:
 def row(results: Results, name: str, runs: list[Run], base: list[Run], *more: str) -> list[str]:
     """What an arm is, costs and ends at, its costs over base's."""
 
-    def kept(field: str, of: list[Run]) -> float:
+    def kept(of: list[Run], *fields: str) -> float:
         found: list[dict[str, Any]] = [one for run in of if (one := results.get(run)) is not None]
-        return statistics.mean(one[field] for one in found)
+        return statistics.mean(sum(one[field] for field in fields) for one in found)
 
-    costs = [f"{kept(field, runs) / kept(field, base):.2f}" for field in ("parameters", "flops", "cpu_seconds")]
+    costs = [
+        f"{kept(runs, *fields) / kept(base, *fields):.2f}"
+        for fields in (["parameters"], ["flops"], ["flops", "optimizer_flops"], ["cpu_seconds"])
+    ]
     losses = losses_of(results, runs)
     difference = statistics.mean(a - b for a, b in zip(losses, losses_of(results, base), strict=True))
-    against = "" if runs == base else f"{difference:+.4f}"
-    return [name, *costs, str(len(runs)), f"{statistics.mean(losses):.4f}", against, *more]
+    ends = [f"{statistics.mean(losses):.4f}", "" if runs == base else f"{difference:+.4f}"]
+    return [name, *costs, str(len(runs)), *(ends if math.isfinite(difference) else [DIVERGED, DIVERGED]), *more]
 
 
-HEAD = ["arm", "parameters", "FLOPs", "CPU seconds", "seeds", "final loss", "against base"]
+HEAD = ["arm", "parameters", "FLOPs", "with Muon's", "CPU seconds", "seeds", "final loss", "against base"]
 
 
 def screen_rows(results: Results) -> list[list[str]]:
@@ -91,10 +78,18 @@ def screen_rows(results: Results) -> list[list[str]]:
     return rows
 
 
-def check_rows(results: Results) -> list[list[str]]:
+def checked(results: Results) -> tuple[list[list[str]], str]:
+    """C's rows and what they say."""
     found = bundle(results)
-    arms = {} if found is None else arms_of(results, lambda seed: check(found, seed), SEEDS["C"])
-    return [row(results, name, runs, arms["base"]) for name, runs in arms.items()] if "base" in arms else []
+    arms = {} if not found else arms_of(results, lambda seed: check(found, seed), SEEDS["C"])
+    if len(arms) < 2:
+        return [], "There is no bundle to check." if found == {} else ""
+    base = losses_of(results, arms["base"])
+    mean, half = interval([a - b for a, b in zip(losses_of(results, arms["bundle"]), base, strict=True)])
+    more = {"base": "", "bundle": f"± {half:.4f}"}
+    rows = [row(results, name, runs, arms["base"], more[name]) for name, runs in arms.items()]
+    said = "above base's: a contradiction" if mean > 0 else "not above base's: no contradiction"
+    return rows, f"The bundle's mean is {said}."
 
 
 @dataclass(frozen=True)
@@ -116,44 +111,58 @@ class Decision:
         return least, mean, most
 
 
+def all_arms(change: Change | None, seed: int) -> dict[str, Run]:
+    """B's arms as far as they are known, each once."""
+    arms = single_arms(seed)
+    more = {} if change is None else bundled(change, seed)
+    return arms | {name: run for name, run in more.items() if run not in arms.values()}
+
+
 def decide(results: Results) -> Decision | None:
     """None while base, base on half of the tokens or every other arm is missing."""
-    arms = arms_of(results, single_arms, SEEDS["B"])
-    if (found := bundle(results)) is not None:
-        arms |= arms_of(results, lambda seed: bundled(found, seed), SEEDS["B"])
-    half_way = arms.pop("base, half of the tokens", None)
+    found = bundle(results)
+    arms = arms_of(results, lambda seed: all_arms(found, seed), SEEDS["B"])
+    half_way = arms.pop(HALF_WAY, None)
     if "base" not in arms or half_way is None or len(arms) < 2:
         return None
     losses = {name: losses_of(results, runs) for name, runs in arms.items()}
     means = {name: statistics.mean(values) for name, values in losses.items()}
+    assert math.isfinite(means["base"]), "base diverged: nothing can be judged by it"
     error, freedom = pooled_error(list(losses.values()))
+    compared = sum(map(math.isfinite, means.values())) - 1
     return Decision(
         arms=arms,
         gains={name: mean - means["base"] for name, mean in means.items()},
         tokens={name: runs[0].tokens / arms["base"][0].tokens for name, runs in arms.items()},
-        half=dunnett(len(arms) - 1, freedom) * error * math.sqrt(2 / len(SEEDS["B"])),
+        half=dunnett(compared, freedom) * error * math.sqrt(2 / len(SEEDS["B"])),
         slope=(statistics.mean(losses_of(results, half_way)) - means["base"]) / math.log(2),
     )
 
 
 def decided(results: Results) -> tuple[list[list[str]], str]:
-    """B's rows, and its verdict once the bundle is there."""
-    found = decide(results)
+    """B's rows and what they say."""
+    found, change = decide(results), bundle(results)
     if found is None:
         return [], ""
     rows, base = [], found.arms["base"]
     for name, runs in found.arms.items():
         least, mean, most = found.ratios(name)
-        more = ["", ""] if name == "base" else [f"± {found.half:.4f}", f"{mean:.2f} ({least:.2f} to {most:.2f})"]
-        rows.append(row(results, name, runs, base, *more))
+        more = [f"± {found.half:.4f}", f"{mean:.2f} ({least:.2f} to {most:.2f})"]
+        rows.append(row(results, name, runs, base, *(more if name != "base" and math.isfinite(mean) else ["", ""])))
     better = [name for name, gain in found.gains.items() if found.tokens[name] == 1 and gain + found.half < 0]
     lines = [f"Better than base, the entire interval: {', '.join(better) or 'none'}. Slope {found.slope:.3f} nats."]
-    for name in found.gains:
+    if change is None or len(found.arms) < len(all_arms(change, SEEDS["B"][0])) - 1:
+        lines.insert(0, "Open, as arms are missing.")
+    if change == {}:
+        lines.append("Nothing helped: there is no bundle.")
+    elif change is not None and "bundle" not in found.arms:
+        first = bundled(change, SEEDS["B"][0])["bundle"]
+        same = [name for name, runs in found.arms.items() if runs[0] == first]
+        lines += [f"The bundle is '{name}' alone, chosen and judged by the same runs." for name in same]
+    for name, gain in found.gains.items():
         if found.tokens[name] < 1:
-            met = "met" if found.gains[name] <= GOAL else "not met"
-            lines.append(
-                f"The bundle on {LESS} of the tokens ends {found.gains[name]:+.4f} nats against base: goal {met}."
-            )
+            met = "met" if gain <= GOAL else "not met"
+            lines.append(f"The bundle on {LESS} of the tokens ends {gain:+.4f} nats against base: goal {met}.")
     return rows, " ".join(lines)
 
 
@@ -162,14 +171,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def recipe_part(results: Results) -> str:
-    rows, verdict = decided(results)
-    parts = [PICTURE] if screen_rows(results) else []
-    for stage, head, found in (
-        ("A", HEAD, screen_rows(results)),
-        ("B", [*HEAD, "interval", "token ratio"], rows),
-        ("C", HEAD, check_rows(results)),
+    screened = screen_rows(results)
+    parts = [PICTURE] if screened else []
+    runs = [run for _, known in recipe_matrix(results) for run in known or []]
+    for stage, head, (rows, said) in (
+        ("A", HEAD, (screened, "")),
+        ("B", [*HEAD, "interval", "token ratio"], decided(results)),
+        ("C", [*HEAD, "interval"], checked(results)),
     ):
-        parts.append(f"Stage {stage}:\n\n{table(head, found)}" if found else f"Stage {stage}: not run yet.")
-        if stage == "B" and verdict:
-            parts.append(verdict)
+        made = made_by(results, [run for run in runs if run.seed in SEEDS[stage]])
+        parts += [f"Stage {stage}:", table(head, rows)] if rows else [f"Stage {stage}: not complete yet."]
+        parts += [text for text in (said, made) if text]
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/learning.md and docs/learning-older.md, from the result files of benchmarks/learning.py alone.
+"""Tables and pictures of docs/learning.md and docs/learning-older.md, from the results of benchmarks/learning.py alone.
 
 A row that was not run says so; a row of one seed has no interval.
 """

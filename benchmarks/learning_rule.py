@@ -1,7 +1,8 @@
 """The runs that judge the rule for rates (moe/optim/rule.py), of which none was part of its making.
 
 - Seven cells, far from each other in tokens, batch, width, depth and experts. In each, the rule's rate, half and twice
-  of it, and Moonlight's; where the best of the three lies at an edge, one more factor of 2 beyond.
+  of it, and Moonlight's; where the best of the three (by the mean over the cell's seeds) lies at an edge, one more
+  factor of 2 beyond.
 - Only the rate differs within a cell: warmup and weight decay are the rule's own in all its runs.
 - What has to come out was written into docs/learning.md before the first run. If it does not, FITTED are the cells that
   a constant and one exponent are fitted to, and the others judge them.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from learning_matrix import Results
@@ -45,17 +47,20 @@ def rounded(value: float) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell for one optimizer and seed; its runs by their rate, which is a factor of the rule's or "moonlight"."""
+    """One cell for one optimizer; its runs by their rate, which is a factor of the rule's or "moonlight", and seed."""
 
     name: str
     optimizer: str = "muon"
-    seed: int = 0
 
-    def run(self, factor: float | str) -> Run:
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (0, 1) if self.optimizer == "muon" and self.name in SHORT else (0,)
+
+    def run(self, factor: float | str, seed: int = 0) -> Run:
         base = Run(
             optimizer=self.optimizer,
             lr=0,
-            seed=self.seed,
+            seed=seed,
             router="muon" if self.optimizer == "muon" else "adamw",
             **CELLS[self.name],
         )
@@ -71,26 +76,34 @@ class Cell:
             return replace(base, lr=rounded(moonlight_rate(flops)))
         return replace(base, lr=rounded(rate * factor))
 
+    def losses(self, results: Results, factor: float | str) -> list[float] | None:
+        """Final losses over all seeds; None while one is missing."""
+        found = [results.final(self.run(factor, seed)) for seed in self.seeds]
+        known = [loss for loss in found if loss is not None]
+        return known if len(known) == len(found) else None
+
     def factors(self, results: Results) -> list[float]:
-        """The rule's and its neighbours, and one more beyond an edge that was best."""
-        best = results.best([self.run(factor) for factor in FACTORS])
-        edge = [BEYOND[factor] for factor in BEYOND if best == self.run(factor)]
-        return [*FACTORS, *edge]
+        """The rule's and its neighbours; and one more beyond an edge that was best, by the mean over all seeds."""
+        means = {factor: mean(found) for factor in FACTORS if (found := self.losses(results, factor)) is not None}
+        best = min(means, key=lambda factor: means[factor]) if len(means) == len(FACTORS) else None
+        return [*FACTORS, *(BEYOND[factor] for factor in BEYOND if factor == best)]
 
-    def runs(self, results: Results) -> list[Run]:
+    def runs(self, results: Results, seed: int) -> list[Run]:
         """Twice and half of the rule's before Moonlight's, which no other cell's next run waits for."""
-        moonlight = [self.run("moonlight")] if self.optimizer == "muon" else []
-        return [*(self.run(factor) for factor in self.factors(results)), *moonlight]
+        moonlight = [self.run("moonlight", seed)] if self.optimizer == "muon" else []
+        return [*(self.run(factor, seed) for factor in self.factors(results)), *moonlight]
 
 
-def rule_cells() -> list[Cell]:
-    first = [Cell(name) for name in (*SHORT, *LONGER[:2])]
-    adamw = [Cell(name, optimizer="adamw") for name in ADAMW]
-    return [*first, adamw[0], *(Cell(name, seed=1) for name in SHORT), Cell(LONGER[2]), adamw[1]]
+def rule_cells() -> list[tuple[Cell, int]]:
+    """Each cell with each of its seeds, in the order in which they are run."""
+    first = [(Cell(name), 0) for name in (*SHORT, *LONGER[:2])]
+    second = [(Cell(name), 1) for name in SHORT]
+    adamw = [(Cell(name, "adamw"), 0) for name in ADAMW]
+    return [*first, adamw[0], *second, (Cell(LONGER[2]), 0), adamw[1]]
 
 
 def rule_matrix(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
     """As learning_matrix.matrix; no stage waits for another."""
-    for cell in rule_cells():
+    for cell, seed in rule_cells():
         optimizer = ", AdamW" if cell.optimizer == "adamw" else ""
-        yield f"the rule: {cell.name}{optimizer}, seed {cell.seed}", cell.runs(results)
+        yield f"the rule: {cell.name}{optimizer}, seed {seed}", cell.runs(results, seed)

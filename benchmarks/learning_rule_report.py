@@ -1,10 +1,11 @@
 """What came out of the runs that judge the rule for rates: the table, the verdict and its interval.
 
-- A cell counts where the three rates around the rule's and Moonlight's are there for every seed that has any; its
-  losses are means over those seeds.
+- A cell counts where every rate is there for every seed that it is to have; its losses are means over those seeds.
 - Regret: nats above the cell's best, over all rates that were run there.
 - The constant is read off between the two rates around it, over the logarithm of the rate.
-- The interval of a sum of differences: Student's 95%, by the spread between the seeds of the cells that have two.
+- The interval of a sum of differences is Student's 95%. A run's own error is what is left of the losses of the cells
+  with two seeds once rate and seed are taken out; each loss counts by its weight in the sum, so that a constant that is
+  nearly the rule's own rate adds nearly nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from dataclasses import dataclass
 
 from learning_matrix import Results
 from learning_rule import ADAMW, CELLS, CONSTANT, FACTORS, Cell, rule_matrix
+from learning_stats import dunnett, made_by, pooled_error
 
-STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom
 NEAR, FAR, SUFFICIENT, ADAMW_NEAR = 0.02, 0.05, 6, 0.05  # nats, nats, cells, nats: as the page says before the runs
 PICTURE = "![Nats above each cell's best by the rate over the rule's](learning-rule.png)"
 EDGE = 0.02  # share by which the constant may lie beyond the last rate that was run
 
+Weights = dict[float | str, float]  # of a cell's losses, by what the rate is
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell's final losses by rate, and by what the rate is, each a list over `seeds`."""
+    """A cell's final losses by rate, and by what the rate is, each a list over its seeds."""
 
     name: str
     rates: dict[float | str, float]
@@ -40,9 +43,11 @@ class Outcome:
     def regret(self, factor: float | str) -> float:
         return self.mean(factor) - self.mean(self.best)
 
-    def constants(self) -> list[float] | None:
-        """Losses at the constant rate, seed by seed; None where it lies beyond the rates that were run."""
-        by_rate = sorted((rate, self.losses[factor]) for factor, rate in self.rates.items())
+    def constant(self) -> Weights | None:
+        """The loss at the constant rate as a mean of the two beside it; None where it lies beyond the rates that were
+        run.
+        """
+        by_rate = sorted((rate, factor) for factor, rate in self.rates.items())
         least, most = by_rate[0][0], by_rate[-1][0]
         if not least / (1 + EDGE) <= CONSTANT <= most * (1 + EDGE):
             return None
@@ -50,22 +55,26 @@ class Outcome:
         place = next(i for i in range(1, len(by_rate)) if rate <= by_rate[i][0])
         (low, below), (high, above) = by_rate[place - 1], by_rate[place]
         part = math.log(rate / low) / math.log(high / low)
-        return [(1 - part) * one + part * other for one, other in zip(below, above, strict=True)]
+        return {below: 1 - part, above: part}
+
+    def weighted(self, weights: Weights) -> float:
+        return sum(weight * self.mean(factor) for factor, weight in weights.items() if weight)
+
+
+def against_rule(weights: Weights) -> Weights:
+    return {**weights, 1.0: weights.get(1.0, 0.0) - 1.0}
 
 
 def outcome(results: Results, name: str, optimizer: str = "muon") -> Outcome | None:
-    """None while a rate is missing."""
-    cells = [Cell(name, optimizer, seed) for seed in (0, 1)]
-    begun = [cell for cell in cells if all(results.final(cell.run(factor)) is not None for factor in FACTORS)]
-    if not begun:
-        return None
-    factors: list[float | str] = [*begun[0].factors(results), *(["moonlight"] if optimizer == "muon" else [])]
-    found = {factor: [results.final(cell.run(factor)) for cell in begun] for factor in factors}
-    complete = [i for i in range(len(begun)) if all(losses[i] is not None for losses in found.values())]
-    if not complete:
-        return None
-    losses = {factor: [loss for i in complete if (loss := values[i]) is not None] for factor, values in found.items()}
-    return Outcome(name, {factor: begun[0].run(factor).lr for factor in factors}, losses)
+    """None while a run is missing."""
+    cell = Cell(name, optimizer)
+    factors: list[float | str] = [*cell.factors(results), *(["moonlight"] if optimizer == "muon" else [])]
+    losses = {factor: found for factor in factors if (found := cell.losses(results, factor)) is not None}
+    return (
+        Outcome(name, {factor: cell.run(factor).lr for factor in factors}, losses)
+        if len(losses) == len(factors)
+        else None
+    )
 
 
 def outcomes(results: Results, optimizer: str = "muon") -> list[Outcome]:
@@ -73,14 +82,16 @@ def outcomes(results: Results, optimizer: str = "muon") -> list[Outcome]:
     return [found for name in names if (found := outcome(results, name, optimizer)) is not None]
 
 
-def summed(differences: list[list[float]]) -> tuple[float, float | None]:
-    """Sum over the cells of the mean over seeds, and half its interval; None where no cell has two seeds."""
-    total = sum(map(statistics.mean, differences))
-    spread = [statistics.variance(values) for values in differences if len(values) > 1]
-    if not spread:
+def summed(found: list[Outcome], weights: list[Weights]) -> tuple[float, float | None]:
+    """Sum over the cells of their weighted losses, and half its interval; None where no cell has two seeds."""
+    total = sum(one.weighted(own) for one, own in zip(found, weights, strict=True))
+    error, freedom = pooled_error(*(list(one.losses.values()) for one in found if len(one.losses[1.0]) > 1))
+    if not freedom:
         return total, None
-    variance = statistics.mean(spread)
-    return total, STUDENT_95[len(spread)] * math.sqrt(sum(variance / len(values) for values in differences))
+    squares = sum(
+        weight**2 / len(one.losses[1.0]) for one, own in zip(found, weights, strict=True) for weight in own.values()
+    )
+    return total, dunnett(1, freedom) * error * math.sqrt(squares)
 
 
 def rule_table(results: Results) -> str:
@@ -90,9 +101,8 @@ def rule_table(results: Results) -> str:
     for optimizer in ("muon", "adamw"):
         for found in outcomes(results, optimizer):
             beyond = [factor for factor in found.rates if factor not in (*FACTORS, "moonlight")]
-            constants = found.constants()
-            constant = None if constants is None else statistics.mean(constants) - found.mean(found.best)
-            muon = optimizer == "muon"
+            weights, muon = found.constant(), optimizer == "muon"
+            constant = None if weights is None else found.weighted(weights) - found.mean(found.best)
             rows.append(
                 [found.name + ("" if muon else ", AdamW"), str(len(found.losses[1.0])), f"{found.rates[1.0]:.3g}",
                  *(f"{found.mean(factor):.3f}" for factor in (0.5, 1.0, 2.0)),
@@ -116,12 +126,14 @@ def verdict(results: Results) -> str:
             f"{max(one.regret(1.0) for one in found):.3f} above it."
         )
     clear = []
-    for name, others in (("Moonlight's rate", _moonlight(found)), (f"a constant {CONSTANT:g}", _constants(found))):
-        if not others:
+    moonlight = [(one, against_rule({"moonlight": 1.0})) for one in found]
+    constant = [(one, against_rule(weights)) for one in found if (weights := one.constant()) is not None]
+    for name, pairs in (("Moonlight's rate", moonlight), (f"a constant {CONSTANT:g}", constant)):
+        if not pairs:
             continue
-        total, half = summed(others)
+        total, half = summed(*map(list, zip(*pairs, strict=True)))
         text = "no interval: no cell has two seeds yet" if half is None else f"± {half:.3f}"
-        lines.append(f"Summed over {len(others)} cells, {name} ends {total:+.3f} nats against the rule ({text}).")
+        lines.append(f"Summed over {len(pairs)} cells, {name} ends {total:+.3f} nats above the rule's ({text}).")
         clear.append(None if half is None or abs(total) <= half else total > 0)
     far = any(one.regret(1.0) > FAR for one in found)
     if len(found) < len(CELLS):
@@ -137,15 +149,6 @@ def verdict(results: Results) -> str:
     return "\n".join([*lines, "", f"**Verdict: {state}.**"])
 
 
-def _moonlight(found: list[Outcome]) -> list[list[float]]:
-    return [[mine - rule for mine, rule in zip(one.losses["moonlight"], one.losses[1.0], strict=True)] for one in found]
-
-
-def _constants(found: list[Outcome]) -> list[list[float]]:
-    both = [(one.constants(), one.losses[1.0]) for one in found]
-    return [[mine - rule for mine, rule in zip(made, rules, strict=True)] for made, rules in both if made is not None]
-
-
 def adamw_verdict(results: Results) -> str:
     found = outcomes(results, "adamw")
     if not found:
@@ -157,23 +160,22 @@ def adamw_verdict(results: Results) -> str:
 
 
 def missing(results: Results) -> str:
-    cells = [Cell(name) for name in CELLS]
-    left = [f"{cell.name} ({sum(results.final(run) is not None for run in cell.runs(results))} of "
-            f"{len(cell.runs(results))} runs)" for cell in cells if outcome(results, cell.name) is None]  # fmt: skip
+    left = []
+    for cell in map(Cell, CELLS):
+        runs = [run for seed in cell.seeds for run in cell.runs(results, seed)]
+        done = sum(results.final(run) is not None for run in runs)
+        left += [f"{cell.name} ({done} of {len(runs)} runs)"] if done < len(runs) else []
     return "Not run yet: " + "; ".join(left) + "." if left else ""
-
-
-def made_by(results: Results) -> str:
-    """The code that made the runs: one commit, or it is said that they are several."""
-    runs = [run for _, known in rule_matrix(results) for run in known or []]
-    commits = sorted({found["commit"] for run in runs if (found := results.get(run)) is not None})
-    if not commits:
-        return ""
-    several = "" if len(commits) == 1 else ", which are several: differences between their runs may be the code's"
-    return f"{sum(results.get(run) is not None for run in runs)} runs, made by commit {', '.join(commits)}{several}."
 
 
 def rule_part(results: Results) -> str:
     picture = PICTURE if outcomes(results) else ""
-    parts = [picture, rule_table(results), verdict(results), adamw_verdict(results), missing(results), made_by(results)]
+    parts = [
+        picture,
+        rule_table(results),
+        verdict(results),
+        adamw_verdict(results),
+        missing(results),
+        made_by(results, [run for _, known in rule_matrix(results) for run in known or []]),
+    ]
     return "\n\n".join(part for part in parts if part)

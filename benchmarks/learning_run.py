@@ -215,7 +215,7 @@ def train(run: Run, data: Data, order: np.ndarray | None = None, model: Transfor
     base_rates = [group["lr"] for group in optimizer.param_groups]
     order = data_order(len(data.train), run.steps * run.batch, run.seed) if order is None else order
     balance = Balance(run.balance, model)
-    microbatch = min(run.batch, BATCH if run.balance == "lagged" else MICROBATCH)
+    microbatch = min(run.batch, BATCH if run.balance in ("lagged", "quantile") else MICROBATCH)
     evaluate_at = {round(run.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
     curve: list[list[float]] = []
     late_counts_LE = torch.zeros(run.n_layers, run.n_experts)

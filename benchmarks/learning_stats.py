@@ -4,6 +4,9 @@
   over the logarithm of the budget, seed by seed.
 - Differences are taken seed by seed (same initial weights where the shapes are equal, same order of the data), and
   their 95% interval is Student's over the seeds.
+- Where several arms have the same seeds, they share one error: what is left of the losses once arm and seed are taken
+  out. Dunnett's value covers all arms against one base; for one arm it is Student's.
+- A run that diverged has an infinite loss, and no part in an error.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import math
 import statistics
 from dataclasses import replace
 
+import numpy as np
+import torch
 from learning_matrix import (
     ABLATIONS,
     DENSE_ACTIVE,
@@ -45,6 +50,40 @@ def differences(results: Results, run: Run, base: Run) -> list[float]:
     return [mine[seed] - other[seed] for seed in mine if seed in other]
 
 
+def dunnett(arms: int, freedom: int, level: float = 0.95) -> float:
+    """Two-sided critical value for `arms` means against one of as many observations (Dunnett, JASA 50, 1955)."""
+    z = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    density = (-(z**2) / 2).exp() / math.sqrt(2 * math.pi) * (z[1] - z[0])
+    ratio = torch.linspace(1e-3, 4, 2000, dtype=torch.float64)  # of the error's estimate to the error
+    weight = ((freedom - 1) * ratio.log() - freedom * ratio**2 / 2).softmax(0)  # chi / sqrt(freedom)
+
+    def within(bound: float) -> float:
+        edge = math.sqrt(2) * bound * ratio[:, None]
+        inside = (torch.special.ndtr(z + edge) - torch.special.ndtr(z - edge)) ** arms
+        return float(weight @ (inside @ density))
+
+    low, high = 1.0, 100.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < level else (low, middle)
+    return high
+
+
+def pooled_error(*tables: list[list[float]]) -> tuple[float, int]:
+    """Standard deviation of one loss once arm and seed are taken out, and its degrees of freedom; NaN with none.
+
+    tables: losses of each arm over the same seeds; arms and seeds of one table are not those of another.
+    """
+    squares, freedom = 0.0, 0
+    for losses in tables:
+        table = np.array([arm for arm in losses if all(map(math.isfinite, arm))])
+        if len(table) > 1:
+            rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+            squares += float((rest**2).sum())
+            freedom += (table.shape[0] - 1) * (table.shape[1] - 1)
+    return (math.sqrt(squares / freedom) if freedom else math.nan), freedom
+
+
 def crossing(points: list[tuple[float, float]], target: float) -> float:
     """Share of the tokens at which the loss falls to the target; 0 below the least share, infinite if never reached."""
     points = sorted(points)
@@ -69,6 +108,18 @@ def token_shares(results: Results, compared: Comparison | None) -> list[float]:
         if target is not None and len(known) == len(points):
             found.append(crossing(known, target))
     return found
+
+
+def made_by(results: Results, runs: list[Run]) -> str:
+    """By which code runs were made: one commit, or it is said that they are several; "" where none was made."""
+    found = [one for run in runs if (one := results.get(run)) is not None]
+    if not found:
+        return ""
+    commits = sorted({one["commit"] for one in found})
+    several = "" if len(commits) == 1 else ", which are several: differences between their runs may be the code's"
+    preloads = sorted({name for one in found if (name := one.get("preload"))})
+    more = f", with {', '.join(preloads)}" if preloads else ""
+    return f"{len(found)} runs, made by commit {', '.join(commits)}{several}{more}."
 
 
 def recipe_rows(results: Results) -> dict[str, Run]:

@@ -13,8 +13,9 @@ import learning_recipe as recipe
 from learning_matrix import Results
 from learning_parts import init_by_fan_in
 from learning_recipe_picture import draw_recipe
-from learning_recipe_report import decide, dunnett, pooled_error, recipe_part
-from learning_run import SEQ_LEN, Data, Run, build, train
+from learning_recipe_report import decide, recipe_part
+from learning_run import SEQ_LEN, Data, Run, build, evaluate, train
+from learning_stats import dunnett, pooled_error
 
 from moe.model.flops import flops_per_token
 
@@ -30,7 +31,7 @@ EVERYTHING = {
 
 
 def put(results: Results, run: Run, final: float) -> None:
-    costs = {"parameters": 1, "flops": 1.0, "cpu_seconds": 1.0}
+    costs = {"parameters": 1, "flops": 1.0, "optimizer_flops": 0.2, "cpu_seconds": 1.0, "commit": "abc"}
     results.put(run, {**dataclasses.asdict(run), **costs, "final": final, "data": "d"})
 
 
@@ -53,7 +54,9 @@ def test_every_arm_costs_the_flops_of_its_base_but_for_the_routers():
 def test_seeds_of_one_stage_are_not_those_of_another_and_names_tell_all_runs_apart():
     seeds = [seed for stage in recipe.SEEDS.values() for seed in stage]
     assert len(seeds) == len(set(seeds))
-    runs = [run for seed in seeds for run in [*recipe.screen(seed).values(), *recipe.single_arms(seed).values()]]
+    makes = [recipe.screen, recipe.single_arms]
+    makes += [lambda seed, make=make: make(EVERYTHING, seed) for make in (recipe.bundled, recipe.check)]
+    runs = [run for seed in seeds for make in makes for run in make(seed).values()]
     assert len({run.name for run in runs}) == len(runs)
 
 
@@ -94,7 +97,8 @@ def test_the_bundle_is_what_helped_and_waits_for_the_stage_that_says_so(tmp_path
     assert recipe.bundle(results) == {"n_shared_experts": 1, "init": "fan_in", "n_experts": 64, "top_k": 7}
     assert all(runs is not None for _, runs in recipe.recipe_matrix(results))
     page = recipe_part(results)
-    assert "goal met" in page and "not run yet" not in page
+    assert "goal met" in page and "not complete yet" not in page and "Open" not in page
+    assert page.count("runs, made by commit abc.") == 3 and "not above base's: no contradiction" in page
     better = next(line for line in page.splitlines() if line.startswith("Better than base"))
     assert "64 experts, top 8" in better and "bundle" in better and "linear" not in better
     draw_recipe(results, tmp_path / "recipe.png")
@@ -124,7 +128,44 @@ def test_nothing_that_helped_leaves_the_recipe_as_it_is(tmp_path):
         },
     )
     assert recipe.bundle(results) == {}
-    assert "Better than base, the entire interval: none" in recipe_part(results)
+    page = recipe_part(results)
+    assert "Better than base, the entire interval: none" in page and "Nothing helped: there is no bundle." in page
+    assert "There is no bundle to check." in page and "| bundle" not in page
+    assert [len(runs) for _, runs in recipe.recipe_matrix(results)] == [21, 20, 0, 0]
+
+
+def test_a_bundle_of_one_arm_is_that_arm_and_is_counted_once(tmp_path):
+    results = Results(tmp_path)
+    rest = {name: 0.02 for name in {**recipe.PARTS, **recipe.EXPERTS, **recipe.DECAY}}
+    fill(results, {**rest, "64 experts, top 8": -0.05, "base, half of the tokens": 0.2})
+    assert recipe.bundle(results) == recipe.EXPERTS["64 experts, top 8"]
+    assert [*decide(results).arms] == [
+        "base", "32 experts, top 4", "64 experts, top 8", "linear decay to 0.05", "bundle, 0.75 of the tokens"
+    ]  # fmt: skip
+    assert "The bundle is '64 experts, top 8' alone, chosen and judged by the same runs." in recipe_part(results)
+
+
+def test_an_arm_that_diverged_is_said_to_have_and_spoils_no_other(tmp_path):
+    results = Results(tmp_path)
+    fill(results, {"64 experts, top 8": -0.05, "base, half of the tokens": 0.2, "bundle": -0.08})
+    half = decide(results).half
+    run = recipe.single_arms(recipe.SEEDS["B"][0])["32 experts, top 4"]
+    put(results, run, None)
+    results.read.pop(run.name)
+    found = decide(results)
+    assert found.half == pytest.approx(half, rel=0.5) and found.gains["32 experts, top 4"] == float("inf")
+    page = recipe_part(results)
+    assert "| 4 | diverged | diverged |  |  |" in page
+    assert "64 experts, top 8" in next(line for line in page.splitlines() if line.startswith("Better than base"))
+
+
+def test_what_says_how_b_ends_is_open_until_all_arms_are_there(tmp_path):
+    results = Results(tmp_path)
+    for seed in recipe.SEEDS["B"]:
+        for name, run in recipe.single_arms(seed).items():
+            if name in ("base", "base, half of the tokens", "linear decay to 0.05"):
+                put(results, run, 4.0 + 0.2 * ("half" in name) + 0.01 * (seed % 3))
+    assert "Open, as arms are missing." in recipe_part(results)
 
 
 def test_dunnetts_values_are_those_of_the_tables():
@@ -158,7 +199,7 @@ def test_wider_initial_weights_are_the_same_draws_by_fan_in():
 def test_every_part_trains(change):
     run = Run(optimizer="muon", lr=0.01, share=3 / 384, n_layers=2, router="muon", expert_hidden=32, **change)
     first, again = train(run, DATA), train(run, DATA)
-    assert first["final"] == again["final"] and first["final"] < 3.8
+    assert first["final"] == again["final"] < evaluate(build(run, DATA), DATA)
     plain = train(Run(optimizer="muon", lr=0.01, share=3 / 384, n_layers=2, router="muon", expert_hidden=32), DATA)
     assert first["final"] != plain["final"]
 

@@ -43,9 +43,10 @@ def test_the_cells_are_those_of_the_page():
         "width 128, 8 layers": (128, 8, 3_145_728, 4096, 8),
         "32 experts, top 4": (64, 4, 3_145_728, 2048, 32),
     }
-    seeds = [(cell.name, cell.seed) for cell in rule_cells() if cell.optimizer == "muon"]
+    seeds = [(cell.name, seed) for cell, seed in rule_cells() if cell.optimizer == "muon"]
     assert sorted(seeds) == sorted([(name, 0) for name in CELLS] + [(name, 1) for name in SHORT])
-    assert [cell.name for cell in rule_cells() if cell.optimizer == "adamw"] == list(ADAMW)
+    assert [cell.name for cell, _ in rule_cells() if cell.optimizer == "adamw"] == list(ADAMW)
+    assert all(seed in cell.seeds for cell, seed in rule_cells())
     assert {*SHORT, *LONGER} == {*CELLS}
 
 
@@ -64,16 +65,26 @@ def test_only_the_rate_differs_within_a_cell_and_follows_the_rule():
 
 def test_a_best_rate_at_an_edge_asks_for_one_more_beyond_it_and_no_more(tmp_path):
     cell, results = Cell("width 128"), Results(tmp_path)
-    assert len(cell.runs(results)) == 4
+    assert len(cell.runs(results, 0)) == 4
     for factor, final in ((1.0, 3.0), (2.0, 2.9), (0.5, 3.1)):
         put(results, cell.run(factor), final)
-    assert cell.factors(results) == [1.0, 2.0, 0.5, 4.0] and cell.run(4.0) in cell.runs(results)
+    assert cell.factors(results) == [1.0, 2.0, 0.5, 4.0] and cell.run(4.0) in cell.runs(results, 0)
     put(results, cell.run(4.0), 2.8)
     assert cell.factors(results) == [1.0, 2.0, 0.5, 4.0]
-    inner = Cell("width 256")
+    inner = Cell("12.6M tokens")
     for factor in (1.0, 2.0, 0.5):
         put(results, inner.run(factor), 3.0 + abs(math.log2(factor)))
     assert inner.factors(results) == [1.0, 2.0, 0.5]
+
+
+def test_of_two_seeds_the_mean_has_the_edge_and_both_run_the_rate_beyond_it(tmp_path):
+    cell, results = Cell("512 tokens a step"), Results(tmp_path)
+    for factor, first, second in ((1.0, 3.00, 3.10), (2.0, 3.50, 3.50), (0.5, 3.01, 3.00)):
+        put(results, cell.run(factor, 0), first)
+        assert cell.factors(results) == [1.0, 2.0, 0.5], "the seed that is there decides nothing"
+        put(results, cell.run(factor, 1), second)
+    assert cell.factors(results) == [1.0, 2.0, 0.5, 0.25]
+    assert all(cell.run(0.25, seed) in cell.runs(results, seed) for seed in (0, 1))
 
 
 def test_no_two_runs_are_the_same(tmp_path):
