@@ -6,20 +6,23 @@
 
 - Each run is `moe train` of the yaml as it stands, but for the seed, the data's place, the evaluation (all of the
   validation split, at the end) and, by `auto`, the four keys of KEYS.
-- A run that ended is not made again: its result stays in benchmarks/results/learning_yamls.
+- A run that ended is not made again: its result stays in benchmarks/results/learning_yamls, with the commit that made it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from learning_run import commit
 from learning_stats import interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +31,8 @@ KEYS = ("optimizer.lr", "optimizer.weight_decay", "optimizer.adamw.lr", "schedul
 WORSE = 0.02  # nats: by which auto may end above the rate set by hand
 
 
-def train(name: str, auto: bool, seed: int, data: Path, tokenizer: str) -> float:
-    """Final validation loss in nats a token."""
+def train(name: str, auto: bool, seed: int, data: Path, tokenizer: str) -> dict[str, Any]:
+    """Final validation loss in nats a token, and what made it."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "seed": seed, "run_name": f"{name}-{seed}", "save_folder": folder, "tokenizer": tokenizer,
@@ -39,15 +42,17 @@ def train(name: str, auto: bool, seed: int, data: Path, tokenizer: str) -> float
         words = [f"{key}={value}" for key, value in settings.items()]
         subprocess.run([sys.executable, ROOT / "train.py", ROOT / f"yamls/{name}.yaml", *words], check=True)
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics/eval/loss"] for row in rows if "metrics/eval/loss" in row][-1]
+    losses = [row["metrics/eval/loss"] for row in rows if "metrics/eval/loss" in row]
+    return {"loss": losses[-1], "commit": commit(), "preload": Path(os.environ.get("LD_PRELOAD", "")).name}
 
 
 def report() -> str:
     lines = ["| yaml | seeds | by hand | by auto | difference | no worse |", "| --- | --- | --- | --- | --- | --- |"]
     for path in sorted(RESULTS.glob("*.json")):
         found = json.loads(path.read_text())
-        pairs = [(found["hand"][seed], found["auto"][seed]) for seed in found["hand"] if seed in found["auto"]]
-        mean, half = interval([auto - hand for hand, auto in pairs])
+        hand, auto = found["hand"], found["auto"]
+        pairs = [(hand[seed]["loss"], auto[seed]["loss"]) for seed in hand if seed in auto]
+        mean, half = interval([other - one for one, other in pairs])
         values = [statistics.mean(values) for values in zip(*pairs, strict=True)]
         difference = f"{mean:+.3f}" + ("" if half is None else f" ± {half:.3f}")
         shown = " | ".join(f"{value:.3f}" for value in values)
