@@ -6,7 +6,7 @@
 
 - Each run is `moe train` of the yaml as it stands, but for the seed, the data's place, the evaluation (all of the
   validation split, at the end) and, by `auto`, the four keys of KEYS.
-- A run that ended is not made again: its result stays in benchmarks/results/learning_yamls, with the commit that made it.
+- A run that ended is not made again: its result stays in benchmarks/results/learning_yamls, with the code's commit.
 """
 
 from __future__ import annotations
