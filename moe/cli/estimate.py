@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GB = 1e9
 CHINCHILLA = 20  # tokens a parameter of a dense model, for a fixed amount of compute (arXiv 2203.15556)
 MINUTE = 59.5  # seconds; what is rounded to one
-LEAST_MFU, MOST_PRICE, MOST_TOKENS = 0.01, 1_000_000, 100_000_000
+LEAST_MFU, MOST_PRICE = 0.01, 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,28 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from moe.common.errors import InputError
     from moe.config import load_config
-    from moe.config.bounds import brief
     from moe.optim.auto import resolve
     from moe.plan import estimate as plan
-    from moe.plan.gpus import GPUS, find_gpu, own_gpu
+    from moe.plan.gpus import GPUS, chosen_gpu
     from moe.plan.vocabulary import find_vocab_size
 
-    config, _ = resolve(load_config(args.config, args.overrides))
+    config, chosen = resolve(load_config(args.config, args.overrides))
     if args.mfu is not None and not LEAST_MFU <= args.mfu <= 1:
         raise InputError(f"--mfu ({args.mfu}) must be at least {LEAST_MFU} and at most 1, as 0.3")
     mfu = plan.MFU if args.mfu is None else args.mfu
-    if args.vocab_size is not None and not 1 <= args.vocab_size <= MOST_TOKENS:
-        raise InputError(f"--vocab-size ({brief(args.vocab_size)}) must be at least 1 and at most {MOST_TOKENS:,}")
-    vocab_size, source = (args.vocab_size, "--vocab-size") if args.vocab_size else find_vocab_size(config)
-    if (args.gpu_memory is None) != (args.gpu_tflops is None):
-        raise InputError(
-            f"--gpu-memory ({args.gpu_memory}) and --gpu-tflops ({args.gpu_tflops}) describe a card together; give both"
-        )
-    if args.gpu_memory is not None:
-        gpu = own_gpu(args.gpu, args.gpu_memory, args.gpu_tflops)
-        gpus = (*(known for known in GPUS if known.name != gpu.name), gpu)
-    else:
-        gpu, gpus = find_gpu(args.gpu), GPUS
+    vocab_size, source = find_vocab_size(config, args.vocab_size)
+    gpu = chosen_gpu(args.gpu, args.gpu_memory, args.gpu_tflops)
+    gpus = GPUS if gpu in GPUS else (*(known for known in GPUS if known.name != gpu.name), gpu)
     prices = _prices(args.price, gpus)
     fits = plan.find_fits(config, vocab_size, mfu=mfu, prices=prices, gpus=gpus)
     memory = plan.find_memory(config, vocab_size, gpu)
@@ -83,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     for part in (
         _parameters(config, vocab_size, source),
         _work(config, vocab_size),
-        _rates(config, vocab_size),
+        [*_rates(config, vocab_size), *([f"  auto: {', '.join(map(str, chosen))}"] if chosen else [])],
         _memory(config, memory, gpu),
         [*_fits(config, fits, mfu, bool(prices), gpus), *(_span(fits, gpu, mfu) if args.mfu is None else [])],
         *([_dense_twin(config, vocab_size, gpu, mfu)] if config.model.n_experts > 1 else []),

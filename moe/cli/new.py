@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING
+from shlex import join, quote
+from typing import TYPE_CHECKING, Any
 
 from moe.common.errors import InputError
 from moe.common.parser import Parser
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from moe.plan.new import Wanted
     from moe.plan.sizing import Fit
 
-LETTERS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-MOST_COUNT, MOST_HOURS = 10**15, 24 * 366 * 10
+NODE = 8  # GPUs of a machine, at most
 BASE = "500m"  # begun with where --like names none
 
 
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--active", help="parameters that one token meets, as 170M")
     size.add_argument("--like", metavar="NAME", help="the shape of one of the yamls, as 500m: `moe yaml` lists them")
     add("--gpu", default="H100", help="the card, as `moe estimate` knows it (default: H100)")
+    add("--gpu-memory", metavar="SIZE", help="of a --gpu that is not known, e.g. 48GB")
+    add("--gpu-tflops", type=float, help="its peak, dense, in bf16, e.g. 180")
     add("--gpus", type=int, default=1, help="how many of them (default: 1)")
     add("--hours", type=float, help="the most that the run may take")
     add("--data", metavar="FOLDER", help="the converted data (default: that of the yaml it begins with)")
@@ -46,27 +48,30 @@ def run(args: argparse.Namespace) -> int:
     from moe.common.paths import local_path
     from moe.config import load_config, to_yaml
     from moe.config.checks import RUN_NAME
-    from moe.plan.new import make, notes, with_data
-    from moe.plan.vocabulary import find_vocab_size
+    from moe.plan.new import make, notes
+    from moe.plan.refusal import refusal
     from moe.plan.yaml_text import as_text, chosen_keys
 
-    wanted, out = _wanted(args), local_path(args.out, "--out")
+    out = local_path(args.out, "--out")
+    args.data = None if args.data is None else local_path(args.data, "--data")
     if out.exists():
         raise InputError(f"{out} is there already; remove it, or choose another file with --out")
     if re.fullmatch(RUN_NAME, out.stem) is None:
         raise InputError(f"--out ({out}): its name is the run's, of letters, digits, '.', '_' and '-'; choose another")
     path = named_yaml(args.like or BASE)
     like = load_config(path)
-    base = like if args.data is None else with_data(like, args.data)
-    vocab_size = args.vocab_size or find_vocab_size(base)[0]
-    config, fit = make(base, wanted, vocab_size)
+    wanted = _wanted(args, like)
+    config, fit = make(wanted)
+    if not wanted.met(fit):
+        other = replace(wanted, **_begun_with(args, load_config(named_yaml(BASE))))
+        raise InputError(refusal(wanted, other, config, fit))
     begun_with, before, after = (
         yaml.safe_load(text) for text in (path.read_text(encoding="utf-8"), to_yaml(like), to_yaml(config))
     )
     after["run_name"] = out.stem
     after["save_folder"] = begun_with["save_folder"]
     tree = chosen_keys(after, begun_with, before)
-    text = as_text(tree, notes(config, fit, wanted, vocab_size), head=_head(args, config, fit, wanted, out))
+    text = as_text(tree, notes(config, wanted.vocab_size), head=_head(args, config, fit, wanted, out))
     write_new(out, text.encode())
     try:
         load_config(out)
@@ -74,20 +79,27 @@ def run(args: argparse.Namespace) -> int:
         out.unlink()
         raise
     show(f"{out} is written")
-    if args.data is not None and not (Path(args.data) / "meta.json").is_file():
-        flags = f"--tokenizer {quote(config.tokenizer)} --seq-len {config.max_seq_len} --out {quote(args.data)}"
+    if args.data is not None and not (args.data / "meta.json").is_file():
+        flags = f"--tokenizer {quote(config.tokenizer)} --seq-len {config.max_seq_len} --out {quote(str(args.data))}"
         show(f"{args.data} holds no converted data yet; before the run: moe convert {flags}")
     show()
-    return _estimate(out, wanted, args.vocab_size)
+    return _estimate(args, out, wanted)
 
 
-def _estimate(out: Path, wanted: Wanted, vocab_size: int | None) -> int:
+def _estimate(args: argparse.Namespace, out: Path, wanted: Wanted) -> int:
     from moe.cli import estimate
 
     parser = Parser()
     estimate.add_arguments(parser)
-    own = [] if vocab_size is None else ["--vocab-size", str(vocab_size)]
-    return estimate.run(parser.parse_args([str(out), "--gpu", wanted.gpu.name, *own]))
+    given = ("vocab_size", "gpu_memory", "gpu_tflops")
+    words = [f"--{key.replace('_', '-')}={value}" for key in given if (value := getattr(args, key)) is not None]
+    if wanted.n_gpus > 1:
+        words += [f"--gpus={wanted.n_gpus}", f"--per-node={_per_node(wanted.n_gpus)}"]
+    return estimate.run(parser.parse_args([str(out), f"--gpu={wanted.gpu.name}", *words]))
+
+
+def _per_node(n_gpus: int) -> int:
+    return max(n for n in range(1, NODE + 1) if n_gpus % n == 0)
 
 
 def _head(args: argparse.Namespace, config: Config, fit: Fit, wanted: Wanted, out: Path) -> list[str]:
@@ -96,23 +108,44 @@ def _head(args: argparse.Namespace, config: Config, fit: Fit, wanted: Wanted, ou
     from moe.plan.estimate import MFU
 
     tokens = parse_time(config.max_duration).to_tokens(config.global_train_batch_size * config.max_seq_len)
-    asked = [f"--{key} {value}" for key, value in vars(args).items() if value is not None and key not in ("out",)]
-    cards = f"{wanted.n_gpus} x {wanted.gpu.name}"
+    asked = [
+        word
+        for key, value in vars(args).items()
+        if value is not None and key not in ("out", "run")
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    cards, each = f"{wanted.n_gpus} x {wanted.gpu.name}", _per_node(wanted.n_gpus)
+    start = f"moe launch -n {each} {quote(str(out))}"
+    if wanted.n_gpus == 1:
+        start = f"moe train {quote(str(out))}"
+    elif wanted.n_gpus > each:
+        start += f" --nodes {wanted.n_gpus // each} ... (docs/cluster.md)"
     return [
         f"A run of {short(tokens)} tokens for {cards}: {clock(fit.seconds)} at {MFU:.0%} of the peak (computed),",
-        f"microbatch {fit.microbatch}. Written by: moe new {' '.join(asked).replace('vocab_size', 'vocab-size')}",
+        f"microbatch {fit.microbatch}. Written by: moe new {join(asked)}",
         "",
-        f"  moe check {out.name}",
-        f"  {'moe train' if wanted.n_gpus == 1 else f'composer -n {wanted.n_gpus} train.py'} {out.name}",
+        f"  moe check {quote(str(out))}",
+        f"  {start}",
         "",
         "docs/configuration.md lists every key.",
     ]
 
 
-def _wanted(args: argparse.Namespace) -> Wanted:
+def _begun_with(args: argparse.Namespace, like: Config) -> dict[str, Any]:
+    """Of Wanted: the yaml, on the data, and its vocabulary."""
+    from moe.plan.scaling import with_data
+    from moe.plan.vocabulary import find_vocab_size
+
+    like = like if args.data is None else with_data(like, args.data)
+    return {"like": like, "vocab_size": find_vocab_size(like, args.vocab_size)[0]}
+
+
+def _wanted(args: argparse.Namespace, like: Config) -> Wanted:
     from moe.config.bounds import brief
-    from moe.plan.gpus import find_gpu
-    from moe.plan.new import MOST_GPUS, Wanted
+    from moe.plan.counts import read_count
+    from moe.plan.gpus import chosen_gpu
+    from moe.plan.new import Wanted
+    from moe.plan.refusal import MOST_GPUS, MOST_HOURS
 
     if args.tokens is None and args.like is None:
         raise InputError("give --tokens, as --tokens 10B, or --like NAME for those of one of the yamls")
@@ -120,28 +153,15 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         raise InputError(f"--gpus ({brief(args.gpus)}) must be at least 1 and at most {MOST_GPUS:,}")
     if args.hours is not None and not 0 < args.hours <= MOST_HOURS:
         raise InputError(f"--hours ({args.hours}) must be above 0 and at most {MOST_HOURS:,}")
-    if args.vocab_size is not None and not 2 <= args.vocab_size <= 100_000_000:
-        raise InputError(f"--vocab-size ({brief(args.vocab_size)}) must be at least 2 and at most 100,000,000")
+    given = {key: text for key in ("tokens", "params", "active") if (text := getattr(args, key)) is not None}
+    counts = {key: read_count(f"--{key}", text) for key, text in given.items()}
     return Wanted(
-        tokens=_count("--tokens", args.tokens),
-        gpu=find_gpu(args.gpu),
+        **_begun_with(args, like),
+        tokens=counts.get("tokens"),
+        params=counts.get("params"),
+        active=counts.get("active"),
+        gpu=chosen_gpu(args.gpu, args.gpu_memory, args.gpu_tflops),
         n_gpus=args.gpus,
-        params=_count("--params", args.params),
-        active=_count("--active", args.active),
         hours=args.hours,
         shape_free=args.like is None,
     )
-
-
-def _count(flag: str, text: str | None) -> int | None:
-    """10B -> 10,000,000,000."""
-    from moe.config.bounds import brief
-
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,12})?)([kmbt]?)", text.strip().replace("_", ""), re.IGNORECASE)
-    count = round(float(found[1]) * LETTERS[found[2].lower()]) if found else 0
-    if not 1 <= count <= MOST_COUNT:
-        most = f"{MOST_COUNT // LETTERS['t']:,}T"
-        raise InputError(f"{flag} ({brief(text)}): write a number from 1 to {most}, such as 10B, 500M or 600000")
-    return count

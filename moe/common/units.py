@@ -21,6 +21,8 @@ UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 def short(count: float) -> str:
     """1234567 -> '1.23M'."""
     count = float(f"{count:.3g}")  # first: 999,700,000 is 1B and not 1e+03M
+    if count >= 1e15:
+        return f"{count / 1e12:,.0f}T"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 
 
 def number(value: float | Literal["auto"]) -> float:

@@ -131,6 +131,9 @@ def read_meta(folder: str | Path) -> Meta:
     try:
         version = parse_json(text, _Versioned)["format"]
         content: Any = {**parse_json(text, _Counts), **parse_json(text, Meta)} if version == FORMAT else {}
+        for name in ("seq_len", "vocab_size") if content else ():
+            if content[name] < 2:
+                raise ValueError(f"{name} is {content[name]}; at least 2 is needed")
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}): {fix}") from None
     if version != FORMAT:

@@ -64,19 +64,19 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     lr = choose(
         "optimizer.lr",
         optimizer.lr,
-        lambda: _rounded(
+        lambda: rounded(
             rule.learning_rate(d_model=d_model, tokens=tokens, batch=tokens_per_step, optimizer=optimizer.name)
         ),
         follows=False,
     )
     decay = choose(
-        "optimizer.weight_decay", optimizer.weight_decay, lambda: _rounded(rule.weight_decay(lr, steps=steps))
+        "optimizer.weight_decay", optimizer.weight_decay, lambda: rounded(rule.weight_decay(lr, steps=steps))
     )
     own = choose("optimizer.adamw.lr", optimizer.adamw.lr, lambda: lr)
     embedding = choose(
         "optimizer.adamw.embedding_lr",
         optimizer.adamw.embedding_lr,
-        lambda: None if tied else _rounded(rule.embedding_rate(lr, d_model=d_model, tied=tied)),
+        lambda: None if tied else rounded(rule.embedding_rate(lr, d_model=d_model, tied=tied)),
     )
     warmup = choose(
         "scheduler.t_warmup",
@@ -121,7 +121,8 @@ def describe(chosen: list[Choice], steps: Steps, *, d_model: int, flops: float) 
     return lines
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To the three digits that are reported."""
     return float(f"{value:.3g}")
 
 

@@ -18,6 +18,7 @@ from moe.model.flops import ParameterCount, count_parameters, flops_per_token, m
 from moe.model.memory import Step, StepMemory, imbalance_bytes, optimizer_bytes, step_memory
 from moe.model.step import make_step
 from moe.optim import rule
+from moe.optim.auto import rounded
 from moe.plan.gpus import GPUS, Gpu
 
 SLACK = 0.08  # of the step's peak: blocks that the caching allocator has rounded up or cannot reuse
@@ -111,15 +112,16 @@ class Rates:
 
 
 def find_rates(config: Config, vocab_size: int) -> Rates:
-    """The decay is that of the rule's own rate."""
-    work, name = find_work(config, vocab_size), config.optimizer.name
-    size = {"d_model": config.model.d_model, "tokens": work.tokens, "batch": work.tokens_per_step}
-    lr = rule.learning_rate(**size, optimizer=name)
+    """Rounded as `auto` rounds them; the decay is that of the rule's own rate."""
+    run, name = Steps.of(config), config.optimizer.name
+    steps = run.tokens / run.tokens_per_step
+    size = {"d_model": config.model.d_model, "tokens": run.tokens, "batch": run.tokens_per_step}
+    lr = rounded(rule.learning_rate(**size, optimizer=name))
     return Rates(
         lr=lr,
-        weight_decay=rule.weight_decay(lr, steps=work.steps),
-        warmup_steps=round(rule.warmup_steps(work.steps, optimizer=name)),
-        moonlight=rule.moonlight_rate(work.flops),
+        weight_decay=rounded(rule.weight_decay(lr, steps=steps)),
+        warmup_steps=round(rule.warmup_steps(steps, optimizer=name)),
+        moonlight=rule.moonlight_rate(find_work(config, vocab_size).flops),
         outside=rule.outside(**size),
     )
 

@@ -63,6 +63,19 @@ def own_gpu(name: str, memory: str, tflops: float) -> Gpu:
     return Gpu(name, int(float(found[1]) * unit) >> 20, tflops, given=tflops)
 
 
+def chosen_gpu(name: str, memory: str | None, tflops: float | None) -> Gpu:
+    """A card of the table or, with `memory` and `tflops`, one of its owner's.
+
+    Raises:
+        InputError: as `own_gpu` and `find_gpu`, or one of the two is missing.
+    """
+    if memory is not None and tflops is not None:
+        return own_gpu(name, memory, tflops)
+    if memory is not None or tflops is not None:
+        raise InputError(f"--gpu-memory ({memory}) and --gpu-tflops ({tflops}) describe a card together; give both")
+    return find_gpu(name)
+
+
 def find_gpu(name: str, gpus: tuple[Gpu, ...] = GPUS) -> Gpu:
     """The first whose name holds `name`, without regard to case and blanks.
 
@@ -70,7 +83,7 @@ def find_gpu(name: str, gpus: tuple[Gpu, ...] = GPUS) -> Gpu:
         InputError: there is none; lists those there are.
     """
     wanted = name.lower().replace(" ", "")
-    found = next((gpu for gpu in gpus if wanted in gpu.name.lower().replace(" ", "")), None)
+    found = next((gpu for gpu in gpus if wanted and wanted in gpu.name.lower().replace(" ", "")), None)
     if found is None:
         raise InputError(
             f"GPU ({name}) is not known; there are {', '.join(gpu.name for gpu in gpus)}. For another card give "

@@ -80,12 +80,20 @@ def _shape(model: ModelConfig, width: int, expert_hidden: int) -> ModelConfig:
     )
 
 
+def least_seconds(config: Config, vocab_size: int, gpu: Gpu, n_gpus: int) -> float:
+    """What a run takes that computes no block again."""
+    peak = 1e12 * (gpu.fp32 if config.precision == "fp32" else gpu.bf16)
+    return find_work(config, vocab_size).flops / (n_gpus * peak * MFU)
+
+
 def find_fit(config: Config, vocab_size: int, gpu: Gpu, n_gpus: int) -> Fit:
-    """The way that costs least: each GPU the model, else divided, else with blocks computed again."""
-    batch = config.global_train_batch_size // n_gpus
-    flops = find_work(config, vocab_size).flops
-    seconds = flops / (n_gpus * (gpu.fp32 if config.precision == "fp32" else gpu.bf16) * 1e12 * MFU)
+    """The way that costs least: each GPU the model, else divided, else with blocks computed again; never less of these
+    than the config asks for.
+    """
+    batch, seconds = config.global_train_batch_size // n_gpus, least_seconds(config, vocab_size, gpu, n_gpus)
     for checkpointing, sharded in ((False, False), (False, True), (True, False), (True, True)):
+        if config.activation_checkpointing > checkpointing or (config.parallelism.fsdp2 and n_gpus > 1) > sharded:
+            continue  # asked for by the config
         if sharded and n_gpus == 1:
             continue
         step = make_step(config, vocab_size, n_gpus=n_gpus if sharded else 1, microbatch=1)
@@ -106,11 +114,13 @@ def sizes(most: float) -> Iterator[int]:
 
 def largest(
     build: Callable[[int], Config], vocab_size: int, gpu: Gpu, n_gpus: int, *, most: float, seconds: float | None
-) -> tuple[Config, Fit] | None:
+) -> Config | None:
     """The largest that fits; None where none does. build: the config with about so many parameters."""
     for wanted in sizes(most):
         config = build(wanted)
+        if seconds is not None and least_seconds(config, vocab_size, gpu, n_gpus) > seconds:
+            continue
         fit = find_fit(config, vocab_size, gpu, n_gpus)
         if fit.microbatch and (seconds is None or fit.seconds <= seconds):
-            return config, fit
+            return config
     return None

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from moe.common.errors import InputError
 from moe.config import Config
+from moe.config.bounds import brief
 
+MOST_TOKENS = 100_000_000
 KNOWN = {"openai-community/gpt2": 50257, "gpt2": 50257}
 
 
-def find_vocab_size(config: Config) -> tuple[int, str]:
-    """The size, and where it was found: the converted data, else the tokenizer's folder, else a table.
+def find_vocab_size(config: Config, given: int | None = None) -> tuple[int, str]:
+    """The size, and where it was found: `given` (--vocab-size), else the converted data, else the tokenizer's folder,
+    else a table.
 
     Raises:
-        InputError: none of them has it.
+        InputError: none of them has it, or it is no size that a vocabulary can have.
     """
+    if given is not None:
+        if not 2 <= given <= MOST_TOKENS:
+            raise InputError(f"--vocab-size ({brief(given)}) must be at least 2 and at most {MOST_TOKENS:,}")
+        return given, "--vocab-size"
     data = config.train_data
     for folder in [data.local] if data.local is not None else [stream.local for stream in data.streams.values()]:
         path = Path(folder) / "meta.json"
@@ -42,6 +49,9 @@ def _of_tokenizer(content: dict) -> int:
 
 def _read(path: Path, find) -> int:
     try:
-        return find(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        size = find(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}); give --vocab-size") from None
+    if not 2 <= size <= MOST_TOKENS:
+        raise InputError(f"{path}: gives a vocabulary of {size} tokens; convert again, or give --vocab-size")
+    return size

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from moe.common.units import printable
+
 WIDTH = 120
 SECTIONS = {
     "model": ("max_seq_len", "tokenizer", "model"),
@@ -54,7 +56,7 @@ def chosen_keys(full: dict[str, Any], begun_with: dict[str, Any], defaults: dict
 
 def as_text(tree: dict[str, Any], comments: dict[str, str], *, head: list[str]) -> str:
     """head: the lines of the comment at the top. comments: by dotted key."""
-    lines = [f"# {line}".rstrip() for line in head] + [""]
+    lines = [f"# {printable(line)}".rstrip() for line in head] + [""]
     first = [key for key in ("run_name", "seed") if key in tree]
     named = {key for keys in SECTIONS.values() for key in keys} | {*first}
     sections = {**SECTIONS, LAST: tuple(key for key in tree if key not in named)}
@@ -69,7 +71,7 @@ def as_text(tree: dict[str, Any], comments: dict[str, str], *, head: list[str]) 
 def _lines(tree: dict[str, Any], comments: dict[str, str], path: str) -> Iterator[str]:
     indent = "  " * path.count(".")
     for key, value in tree.items():
-        comment = f" # {comments[path + key]}" if path + key in comments else ""
+        comment = f" # {printable(comments[path + key])}" if path + key in comments else ""
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:{comment}"
             yield from _lines(value, comments, f"{path}{key}.")

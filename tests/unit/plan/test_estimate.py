@@ -145,7 +145,7 @@ def test_the_vocabulary_is_that_of_the_data_then_the_tokenizer_then_the_flag(tin
         (["--vocab-size", "0"], "--vocab-size (0)"),
         (["--mfu", "40"], "--mfu (40.0)"),
         (["--mfu", "1e-300"], "--mfu (1e-300) must be at least 0.01"),
-        (["--vocab-size", "9999999999"], "--vocab-size (9999999999) must be at least 1 and at most 100,000,000"),
+        (["--vocab-size", "9999999999"], "--vocab-size (9999999999) must be at least 2 and at most 100,000,000"),
         (["--price", "1e300"], "--price (1e300) is not a price from 0 to 1,000,000"),
         (["--gpu", "Voodoo"], "RTX 3080"),
         (["--price", "cheap"], "--price (cheap)"),
