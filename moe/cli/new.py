@@ -112,7 +112,7 @@ def _head(args: argparse.Namespace, config: Config, fit: Fit, wanted: Wanted, ou
         word
         for key, value in vars(args).items()
         if value is not None and key not in ("out", "run")
-        for word in (f"--{key.replace('_', '-')}", str(value))
+        for word in (f"--{key.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value))
     ]
     cards, each = f"{wanted.n_gpus} x {wanted.gpu.name}", _per_node(wanted.n_gpus)
     start = f"moe launch -n {each} {quote(str(out))}"

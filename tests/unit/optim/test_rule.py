@@ -70,8 +70,8 @@ def test_moonlights_fit():
 
 
 def test_what_was_not_measured_is_named():
-    assert outside(d_model=64, tokens=1e6, batch=2048) == []
-    assert outside(d_model=768, tokens=1e6, batch=524_288)[0] == "d_model 768 (64 to 128)"
+    assert outside(d_model=64, tokens=1e6, batch=2048) == outside(d_model=256, tokens=12.6e6, batch=512) == []
+    assert outside(d_model=768, tokens=1e6, batch=524_288)[0] == "d_model 768 (64 to 256)"
     assert len(outside(d_model=768, tokens=1e10, batch=524_288)) == 3
 
 

@@ -44,7 +44,7 @@ def test_parts_add_up_and_the_page_shows_them(capsys) -> None:
         "1.14 G a token",
         "58.5 active, 19.6 total",
         "0.001       0.00109   Moonlight's fit: 0.00102",
-        "d_model 768 (64 to 128), tokens 10B",
+        "d_model 768 (64 to 256), tokens 10B",
         "RTX 3080",
         "B200",
     ):

@@ -72,7 +72,7 @@ def test_the_yaml_says_what_it_was_made_of_and_prints_its_estimate(elsewhere: Pa
     fit = find_fit(config, 50257, find_gpu("4090"), 1)
     assert 20 * 3600 < fit.seconds <= 24 * 3600 and fit.microbatch, "the largest that a day allows"
     assert f"model: # {total:,} parameters, {active:,} active per token" in text
-    assert "Written by: moe new --tokens 10B --gpu 4090 --gpus 1 --hours 24" in text
+    assert "Written by: moe new --tokens 10B --gpu 4090 --gpus 1 --hours 24\n" in text
     assert "mine.yaml is written" in shown and "MEMORY of one RTX 4090 24GB" in shown
     assert (config.global_train_batch_size, config.run_name) == (256, "mine")
     rate = learning_rate(d_model=config.model.d_model, tokens=10e9, batch=524_288)
