@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     args.data = None if args.data is None else local_path(args.data, "--data")
     if out.exists():
         raise InputError(f"{out} is there already; remove it, or choose another file with --out")
-    if re.fullmatch(RUN_NAME, out.stem) is None:
+    run_name = out.name.removesuffix(".yaml").removesuffix(".yml")
+    if re.fullmatch(RUN_NAME, run_name) is None:
         raise InputError(f"--out ({out}): its name is the run's, of letters, digits, '.', '_' and '-'; choose another")
     path = named_yaml(args.like or BASE)
     like = load_config(path)
@@ -68,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     begun_with, before, after = (
         yaml.safe_load(text) for text in (path.read_text(encoding="utf-8"), to_yaml(like), to_yaml(config))
     )
-    after["run_name"] = out.stem
+    after["run_name"] = run_name
     after["save_folder"] = begun_with["save_folder"]
     tree = chosen_keys(after, begun_with, before)
-    text = as_text(tree, notes(config, wanted.vocab_size), head=_head(args, config, fit, wanted, out))
+    text = as_text(tree, notes(config, wanted), head=_head(args, config, fit, wanted, out))
     write_new(out, text.encode())
     try:
         load_config(out)
@@ -112,7 +113,7 @@ def _head(args: argparse.Namespace, config: Config, fit: Fit, wanted: Wanted, ou
         word
         for key, value in vars(args).items()
         if value is not None and key not in ("out", "run")
-        for word in (f"--{key.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value))
+        for word in (f"--{key.replace('_', '-')}", f"{value:.10g}" if isinstance(value, float) else str(value))
     ]
     cards, each = f"{wanted.n_gpus} x {wanted.gpu.name}", _per_node(wanted.n_gpus)
     start = f"moe launch -n {each} {quote(str(out))}"
@@ -144,8 +145,7 @@ def _wanted(args: argparse.Namespace, like: Config) -> Wanted:
     from moe.config.bounds import brief
     from moe.plan.counts import read_count
     from moe.plan.gpus import chosen_gpu
-    from moe.plan.new import Wanted
-    from moe.plan.refusal import MOST_GPUS, MOST_HOURS
+    from moe.plan.new import MOST_GPUS, MOST_HOURS, Wanted
 
     if args.tokens is None and args.like is None:
         raise InputError("give --tokens, as --tokens 10B, or --like NAME for those of one of the yamls")

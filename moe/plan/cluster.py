@@ -41,7 +41,7 @@ from moe.config import Config
 from moe.model.memory import optimizer_bytes
 from moe.model.split import expert_dim, expert_shapes, is_padded
 from moe.model.step import Step, make_step
-from moe.plan.estimate import GpuMemory, find_work, gpu_memory, largest_microbatch, rank_batch
+from moe.plan.estimate import NCCL, GpuMemory, find_work, gpu_memory, largest_microbatch, rank_batch
 from moe.plan.gpus import Gpu
 
 PLANS = ("DDP", "FSDP2", "HSDP")
@@ -140,11 +140,8 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
     step = make_step(config, vocab_size, n_gpus=shards, microbatch=1)
     parts, spread = step.count, _padded(config.model.n_experts, shards)
     padding, apart = _experts(step, shards)
-    width = 2.0 if step.bf16 else 4.0  # bytes of one that is gathered for a product
-    extra = BUCKETS * parts.total if name == "DDP" and ranks > 1 else 0
-    state = 2 * 4.0 + optimizer_bytes(step) / parts.total  # weights and gradients with it
-    if shards > 1:  # the ranks with an expert have all of it; two blocks are there, and a gradient
-        extra += int(padding * (state / shards + (2 * width + 4.0) / config.model.n_layers))
+    width = _gathered_width(step)
+    extra = shared_bytes(step, shards, ranks)
     asked = config.device_train_microbatch_size
     microbatch = largest_microbatch(step, gpu.memory - extra, batch) if asked == "auto" else min(int(asked), batch)
     found: GpuMemory = gpu_memory(replace(step, microbatch=max(1, microbatch), accumulated=microbatch < batch))
@@ -191,6 +188,22 @@ def _plan(name: str, shards: int, config: Config, vocab_size: int, gpu: Gpu, mac
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint / DISK,
     )
+
+
+def shared_bytes(step: Step, shards: int, ranks: int) -> int:
+    """What each of `ranks` GPUs takes beside the step's own memory, because the model is divided among `shards` of them
+    or, with one, held by each (DDP).
+    """
+    if shards == 1:
+        return BUCKETS * step.count.total + NCCL if ranks > 1 else 0
+    padding, _ = _experts(step, shards)
+    state = 2 * 4.0 + optimizer_bytes(step) / step.count.total  # weights and gradients with it
+    return int(padding * (state / shards + (2 * _gathered_width(step) + 4.0) / step.n_layers))  # two blocks, a gradient
+
+
+def _gathered_width(step: Step) -> float:
+    """Bytes of a parameter that is gathered for a product."""
+    return 2.0 if step.bf16 else 4.0
 
 
 def _padded(rows: int, ranks: int) -> float:

@@ -26,4 +26,4 @@ def read_count(flag: str, text: str) -> int:
 def exactly(count: int) -> str:
     """With a letter where that loses nothing: `read_count` gives it back."""
     text = short(count)
-    return text if "e" not in text and read_count("", text) == count else str(count)
+    return text if "," not in text and read_count("", text) == count else str(count)

@@ -59,6 +59,8 @@ def own_gpu(name: str, memory: str, tflops: float) -> Gpu:
         raise InputError(f"--gpu-memory ({memory}) is not a size; write 48GB, or 45GiB as nvidia-smi counts")
     if not 0 < tflops <= MOST_TFLOPS:
         raise InputError(f"--gpu-tflops ({tflops}) must be above 0 and at most {MOST_TFLOPS:,}")
+    if not name.strip():
+        raise InputError("--gpu names the card that --gpu-memory and --gpu-tflops describe; give it a name")
     unit = 1 << 30 if (found[2] or "").lower() == "gib" else 10**9
     return Gpu(name, int(float(found[1]) * unit) >> 20, tflops, given=tflops)
 

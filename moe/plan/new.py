@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from moe.common.errors import InputError
 from moe.common.units import short
 from moe.config import Config, parse_time
+from moe.config.steps import Steps
 from moe.plan.estimate import find_rates, find_work, parameters
 from moe.plan.gpus import Gpu
-from moe.plan.scaling import for_tokens, with_rates
+from moe.plan.scaling import NEAR, batch_by_law, for_tokens, with_rates
 from moe.plan.sizing import SMALLEST, TOKENS_PER_PARAMETER, Fit, find_fit, largest, shape_for
 
+MOST_GPUS, MOST_HOURS = 4096, 24 * 366 * 10
 MOST_MISSED = 0.1  # of the number of parameters that was asked for
 
 
@@ -78,9 +80,11 @@ def _check_met(config: Config, asked: int, wanted: Wanted) -> None:
         raise InputError(f"{flag} ({short(asked)}): the nearest shape has {short(found)}; ask for about that")
 
 
-def notes(config: Config, vocab_size: int) -> dict[str, str]:
+def notes(config: Config, wanted: Wanted) -> dict[str, str]:
     """Where each number came from, by its key."""
+    vocab_size = wanted.vocab_size
     work, rates, count = find_work(config, vocab_size), find_rates(config, vocab_size), parameters(config, vocab_size)
+    law = round(batch_by_law(wanted.like, Steps.of(config).tokens))
     batch, length = config.global_train_batch_size, config.max_seq_len
     warmup = parse_time(config.scheduler.t_warmup, zero=True).to_tokens(work.tokens_per_step)
     assert config.eval_data is not None
@@ -92,7 +96,8 @@ def notes(config: Config, vocab_size: int) -> dict[str, str]:
         "eval_data.max_batches": f"{config.eval_data.max_batches} x {work.tokens_per_step:,} tokens per evaluation",
         "max_duration": f"{work.tokens_per_parameter:.3g} tokens a parameter, "
         f"{work.tokens_per_active_parameter:.3g} an active one; {work.flops:.3g} FLOPs",
-        "global_train_batch_size": f"{batch} x {length} = {work.tokens_per_step:,} tokens a step, {work.steps:,} steps",
+        "global_train_batch_size": f"{batch} x {length} = {work.tokens_per_step:,} tokens a step, {work.steps:,} steps"
+        + (f"; {wanted.n_gpus} GPUs divide it, the law gives {law}" if abs(batch / law - 1) > NEAR else ""),
         "optimizer.lr": f"the peak; the rule gives {rates.lr:.3g}, Moonlight's fit {rates.moonlight:.3g}. "
         "Loss spikes: halve it",
         "optimizer.weight_decay": f"the rule gives {rates.weight_decay:.3g}",

@@ -13,10 +13,8 @@ from moe.config.steps import Steps
 from moe.plan.counts import exactly, read_count
 from moe.plan.estimate import parameters
 from moe.plan.gpus import GPUS
-from moe.plan.new import Wanted, make
+from moe.plan.new import MOST_GPUS, MOST_HOURS, Wanted, make
 from moe.plan.sizing import Fit, sizes
-
-MOST_GPUS, MOST_HOURS = 4096, 24 * 366 * 10
 
 
 def refusal(wanted: Wanted, other: Wanted, config: Config, fit: Fit) -> str:
@@ -34,7 +32,7 @@ def refusal(wanted: Wanted, other: Wanted, config: Config, fit: Fit) -> str:
     would = [] if smallest else [*_smaller(wanted, other, config)]
     alone = [*_hours(fit), *_gpus(wanted, config), *_another_gpu(wanted)]
     would += alone or [*_two(wanted, config)]
-    end = f"it would with {', or '.join(would)}" if would else "no number of any known card holds it"
+    end = f"it would with {', or '.join(would)}" if would else "no other hours, GPUs or size that were tried are enough"
     what = f"{short(count)} parameters" + ", the smallest shape," * smallest
     return f"a run of {what} on {short(tokens)} tokens {text}; {end}"
 
@@ -52,6 +50,8 @@ def _smaller(wanted: Wanted, other: Wanted, config: Config) -> Iterator[str]:
     """The largest size that fits, as it can be typed."""
     tokens, instead = "", ""
     if not wanted.shape_free:
+        if (other.like.tokenizer, other.like.max_seq_len) != (wanted.like.tokenizer, wanted.like.max_seq_len):
+            return  # it would be a run on other data
         instead = " in the place of --like"
         if wanted.tokens is None:
             total = Steps.of(config).tokens
@@ -89,7 +89,7 @@ def _gpus(wanted: Wanted, config: Config) -> Iterator[str]:
 def _another_gpu(wanted: Wanted) -> Iterator[str]:
     for gpu in GPUS:
         if _fit(replace(wanted, gpu=gpu)):
-            yield f"--gpu '{gpu.name}'"
+            yield f"--gpu '{gpu.name}'{_instead_of_own(wanted)}"
             return
 
 
@@ -101,5 +101,10 @@ def _two(wanted: Wanted, config: Config) -> Iterator[str]:
             found = [] if fit is None else [*_hours(fit)]
             if found:
                 kind = "" if gpu == wanted.gpu else f"--gpu '{gpu.name}' "
-                yield f"{kind}--gpus {n_gpus}" + f" {found[0]}" * (wanted.hours is not None)
+                hours = f" {found[0]}" * (wanted.hours is not None)
+                yield f"{kind}--gpus {n_gpus}{hours}{_instead_of_own(wanted) if kind else ''}"
                 return
+
+
+def _instead_of_own(wanted: Wanted) -> str:
+    return "" if wanted.gpu in GPUS else " in the place of --gpu-memory and --gpu-tflops"

@@ -22,7 +22,7 @@ from moe.data.meta import read_meta
 from moe.optim.auto import resolve
 
 BATCH_GROWTH, NEAR = 0.383, 0.1  # NEAR: of the batch wanted, as a share
-MOST_INTERVAL, MANY_STEPS = 500, 10_000
+INTERVALS, MANY_STEPS = (1, 5, 10, 50, 100, 500), 10_000
 LEAST_STEPS = 10
 MOST_EVALUATED = 0.1  # of the run's tokens
 
@@ -50,17 +50,22 @@ def with_data(config: Config, folder: Path) -> Config:
     return replace(config, max_seq_len=meta.seq_len, tokenizer=meta.tokenizer, global_train_batch_size=batch)
 
 
+def batch_by_law(like: Config, tokens: int) -> float:
+    """Sequences of a step of a run of `tokens` that begins with `like`."""
+    own = parse_time(like.max_duration).to_tokens(like.global_train_batch_size * like.max_seq_len)
+    return like.global_train_batch_size * (tokens / own) ** BATCH_GROWTH
+
+
 def for_tokens(like: Config, tokens: int | None, n_gpus: int) -> Config:
     """`like` for another number of tokens: batch, rates and intervals follow. Its own number, on GPUs that divide its
     batch, leaves all as it is.
     """
-    own_batch = like.global_train_batch_size * like.max_seq_len
-    own_tokens = parse_time(like.max_duration).to_tokens(own_batch)
+    own_tokens = parse_time(like.max_duration).to_tokens(like.global_train_batch_size * like.max_seq_len)
     same = tokens in (None, own_tokens) and like.global_train_batch_size % n_gpus == 0
     tokens = tokens or own_tokens
 
     def batch_for(tokens: int) -> int:
-        return _rounded_batch(own_batch * (tokens / own_tokens) ** BATCH_GROWTH / like.max_seq_len, n_gpus)
+        return _rounded_batch(batch_by_law(like, tokens), n_gpus)
 
     batch = like.global_train_batch_size if same else batch_for(tokens)
     tokens_per_step = batch * like.max_seq_len
@@ -70,22 +75,20 @@ def for_tokens(like: Config, tokens: int | None, n_gpus: int) -> Config:
         while (more := LEAST_STEPS * batch_for(enough) * like.max_seq_len) > enough:  # with the tokens the batch grows
             enough = more
         raise InputError(
-            f"--tokens ({short(tokens)}) makes {steps} steps of {batch} x {like.max_seq_len} tokens; give at least "
-            f"{_at_least(enough)}"
+            f"--tokens ({short(tokens)}) makes {steps} step{'s' * (steps > 1)} of {batch} x {like.max_seq_len} tokens; "
+            f"give at least {_at_least(enough)}"
         )
-    interval = _interval(steps)
+    most = max(1, int(MOST_EVALUATED * tokens / tokens_per_step))  # batches
+    evaluate, times = next((i, -(-steps // i)) for i in INTERVALS if -(-steps // i) <= most and i >= _interval(steps))
     assert like.eval_data is not None
-    wanted = like.eval_data.max_batches * own_batch
-    most = MOST_EVALUATED * tokens / -(-steps // interval)
+    wanted = like.eval_data.max_batches * like.global_train_batch_size * like.max_seq_len
     config = replace(
         like,
         max_duration=f"{tokens}tok",
         global_train_batch_size=batch,
-        eval_data=replace(
-            like.eval_data, max_batches=max(1, min(-(-wanted // tokens_per_step), int(most / tokens_per_step)))
-        ),
-        save_interval=f"{interval}ba",
-        eval_interval=f"{interval}ba",
+        eval_data=replace(like.eval_data, max_batches=min(-(-wanted // tokens_per_step), most // times)),
+        save_interval=f"{_interval(steps)}ba",
+        eval_interval=f"{evaluate}ba",
         keep_every=f"{tokens // 10}tok" if steps >= MANY_STEPS else None,
     )
     return config if same else with_rates(config)
@@ -122,8 +125,8 @@ def _rounded_batch(sequences: float, n_gpus: int) -> int:
 
 
 def _interval(steps: int) -> int:
-    """The largest of 1, 5, 10, 50, 100, 500 steps that goes into the run twice."""
-    return max(step for step in (1, 5, 10, 50, 100, MOST_INTERVAL) if step <= max(1, steps // 2))
+    """The largest that goes into the run twice."""
+    return max(interval for interval in INTERVALS if interval <= max(1, steps // 2))
 
 
 def _at_least(count: int) -> str:

@@ -15,10 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from moe.config import Config, ModelConfig
 from moe.model.flops import count_parameters, model_shape
 from moe.model.step import make_step
+from moe.plan.cluster import shared_bytes
 from moe.plan.estimate import MFU, find_work, gpu_memory, largest_microbatch
 from moe.plan.gpus import Gpu
 
@@ -41,6 +43,7 @@ class Fit:
     seconds: float
 
 
+@lru_cache(maxsize=4096)
 def shape_for(model: ModelConfig, vocab_size: int, wanted: int, *, active: bool) -> ModelConfig:
     """`model` in the shape whose parameters, all or those active per token, are nearest to `wanted`."""
 
@@ -98,8 +101,9 @@ def find_fit(config: Config, vocab_size: int, gpu: Gpu, n_gpus: int) -> Fit:
             continue
         step = make_step(config, vocab_size, n_gpus=n_gpus if sharded else 1, microbatch=1)
         step = replace(step, activation_checkpointing=checkpointing, accumulated=batch > 1)
-        memory = gpu_memory(step).total
-        if microbatch := largest_microbatch(step, gpu.memory, batch):
+        shared = shared_bytes(step, n_gpus if sharded else 1, n_gpus)
+        memory = gpu_memory(step).total + shared
+        if microbatch := largest_microbatch(step, gpu.memory - shared, batch):
             return Fit(microbatch, checkpointing, sharded, memory, seconds * (4 / 3 if checkpointing else 1))
     return Fit(0, checkpointing, sharded, memory, seconds)
 
@@ -116,8 +120,12 @@ def largest(
     build: Callable[[int], Config], vocab_size: int, gpu: Gpu, n_gpus: int, *, most: float, seconds: float | None
 ) -> Config | None:
     """The largest that fits; None where none does. build: the config with about so many parameters."""
+    last = None
     for wanted in sizes(most):
         config = build(wanted)
+        if config.model == last:
+            continue  # the shapes are coarser than the sizes, and have a smallest
+        last = config.model
         if seconds is not None and least_seconds(config, vocab_size, gpu, n_gpus) > seconds:
             continue
         fit = find_fit(config, vocab_size, gpu, n_gpus)
