@@ -5,7 +5,7 @@
     python benchmarks/learning_yamls.py --report      docs/learning.md's table from the results alone
 
 - Each run is `moe train` of the yaml as it stands, but for the seed, the data's place, the evaluation (all of the
-  validation split, at the end) and, by `auto`, the four keys of KEYS.
+  validation split, at the end) and, by hand, the four keys of `hand`.
 - A run that ended is not made again: its result stays in benchmarks/results/learning_yamls, with the code's commit.
 """
 
@@ -27,8 +27,14 @@ from learning_stats import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning_yamls"
-KEYS = ("optimizer.lr", "optimizer.weight_decay", "optimizer.adamw.lr", "scheduler.t_warmup")
+HAND = {"optimizer.lr": "8.0e-3", "optimizer.weight_decay": "0.1", "optimizer.adamw.lr": "null"}
+HAND_WARMUP = {"demo": "60000tok", "quick": "100000tok"}
 WORSE = 0.02  # nats: by which auto may end above the rate set by hand
+
+
+def hand(name: str) -> dict[str, str]:
+    """What the yaml had before it had `auto`."""
+    return {**HAND, "scheduler.t_warmup": HAND_WARMUP[name]}
 
 
 def train(name: str, auto: bool, seed: int, data: Path, tokenizer: str) -> dict[str, Any]:
@@ -37,7 +43,8 @@ def train(name: str, auto: bool, seed: int, data: Path, tokenizer: str) -> dict[
         settings = {
             "seed": seed, "run_name": f"{name}-{seed}", "save_folder": folder, "tokenizer": tokenizer,
             "train_data.local": data, "eval_data.local": data, "eval_data.max_batches": -1, "eval_interval": "100000ba",
-            "save_interval": "100000ba", **({key: "auto" for key in KEYS} if auto else {}),
+            "save_interval": "100000ba",
+            **{key: "auto" if auto else value for key, value in hand(name).items()},
         }  # fmt: skip
         words = [f"{key}={value}" for key, value in settings.items()]
         subprocess.run([sys.executable, ROOT / "train.py", ROOT / f"yamls/{name}.yaml", *words], check=True)

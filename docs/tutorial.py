@@ -28,7 +28,6 @@ FIRST, LAST = 18, 7  # lines of a longer output that are kept
 WIDTH = 118  # characters of a line
 TINY = {  # each has to be found in the page
     "250000tok": "8ba",
-    "25000tok": "1ba",
     "d_model: 128": "d_model: 32",
     "n_layers: 2": "n_layers: 1",
     "# Ctrl+C at step 30": "log_interval=1ba # Ctrl+C at step 3",

@@ -134,10 +134,11 @@ def _head(args: argparse.Namespace, config: Config, fit: Fit, wanted: Wanted, ou
 
 def _begun_with(args: argparse.Namespace, like: Config) -> dict[str, Any]:
     """Of Wanted: the yaml, on the data, and its vocabulary."""
+    from moe.optim.auto import resolve
     from moe.plan.scaling import with_data
     from moe.plan.vocabulary import find_vocab_size
 
-    like = like if args.data is None else with_data(like, args.data)
+    like, _ = resolve(like if args.data is None else with_data(like, args.data))
     return {"like": like, "vocab_size": find_vocab_size(like, args.vocab_size)[0]}
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from moe.config import Config, load_config
+from moe.config import Config, load_config, parse_time
 from moe.model.families.table import family_of
 from moe.model.flops import count_parameters, flops_per_token, model_shape
+from moe.optim.auto import resolve
 
 ABOVE_THE_FITS = ("demo", "own_text", "quick")  # a few hundred steps
 YAMLS = sorted((Path(__file__).resolve().parents[3] / "yamls").glob("*.yaml"))
@@ -53,17 +54,21 @@ def test_a_yaml_that_says_so_follows_the_fits(path: Path) -> None:
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_batch_and_warmup_are_what_their_comments_say(path: Path) -> None:
-    text, config = path.read_text(), load_config(path)
+    text, (config, _) = path.read_text(), resolve(load_config(path))
     tokens_per_step, total = config.global_train_batch_size * config.max_seq_len, compute(config)[1]
     batch = BATCH.search(text)
     assert batch is not None
     assert (number(batch[1]), number(batch[2])) == (config.global_train_batch_size, config.max_seq_len)
     assert number(batch[3]) == tokens_per_step
     assert batch[4] is None or number(batch[4]) == -(-total // tokens_per_step)
-    warmup = re.search(r"t_warmup: (\d+)tok # (\d+)% of the run, (\d+) steps", text)
+    warmup = re.search(r"t_warmup: (?:\d+tok|auto) # (\d+)% of the run, (\d+) steps", text)
     assert warmup is not None
-    assert number(warmup[1]) == total * number(warmup[2]) / 100
-    assert number(warmup[3]) == round(number(warmup[1]) / tokens_per_step)
+    tokens = parse_time(config.scheduler.t_warmup).to_tokens(tokens_per_step)
+    assert tokens == pytest.approx(total * number(warmup[1]) / 100, abs=tokens_per_step / 2)
+    assert number(warmup[2]) == round(tokens / tokens_per_step)
+    told = re.search(r"lr: auto # .*batch: ([\d.]+?)\.?(?: |$)", text, re.MULTILINE)
+    assert (told is not None) == (path.stem in ABOVE_THE_FITS)
+    assert told is None or number(told[1]) == pytest.approx(config.optimizer.lr, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["500m_fine", "500m_fine_shared"])
