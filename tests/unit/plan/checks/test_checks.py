@@ -193,11 +193,12 @@ def test_a_rate_that_the_learning_page_advises_for_few_steps_is_no_warning(check
 
 def test_the_learning_rates_of_the_yamls_are_usual(monkeypatch) -> None:
     from moe.config import load_config
+    from moe.optim.auto import resolve
     from moe.plan.checks.settings import check_settings
 
     root = Path(__file__).resolve().parents[4]
     for path in sorted((root / "yamls").glob("*.yaml")):
-        found = check_settings(load_config(path), vocab_size=50257, world_size=1)
+        found = check_settings(resolve(load_config(path))[0], vocab_size=50257, world_size=1)
         assert [result.state for result in found] == ["pass"], found
 
 
