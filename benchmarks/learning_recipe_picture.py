@@ -26,7 +26,7 @@ def draw_screen(axes: Axes, differences: dict[str, list[float]]) -> None:
         color = GOOD if mean <= HELPS else MUON
         axes.plot(values, [place] * len(values), "o", color=color, markersize=4, alpha=0.5)
         axes.plot(mean, place, "|", color=color, markersize=18, markeredgewidth=3)
-        write(axes, f"{mean:+.3f}", mean, place)
+        write(axes, f"{mean:+.4f}", mean, place)
     axes.set(title="A, screen: dots are seeds, dashed is what goes on", xlabel="nats above (+) or below (−) base")
     name_rows(axes, [*differences])
 
