@@ -340,7 +340,7 @@ def test_two_runs_that_take_the_same_shared_memory_at_once_both_start(token_fold
     made = loader.build_eval_loader(
         StreamSpec(str(token_folder), None, "val"), device_batch_size=4, rank=0, world_size=1, max_batches=1, **COMMON
     )
-    assert len(tries) == 3 and len(next(iter(made))["tokens"]) == 4
+    assert len(tries) >= 3 and len(next(iter(made))["tokens"]) == 4, "more where another test took a number meanwhile"
 
 
 def test_a_cache_limit_never_deletes_data_that_has_no_remote_copy(token_folder: Path) -> None:
