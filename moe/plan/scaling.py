@@ -115,8 +115,8 @@ def with_rates(config: Config) -> Config:
 
 
 def _rounded_batch(sequences: float, n_gpus: int) -> int:
-    """The nearest number of sequences that `n_gpus` divide, and 64 or 8 where one is within NEAR."""
-    for unit in (64, 8, 1):
+    """The nearest number of sequences that `n_gpus` and the largest power of two up to 64 divide, within NEAR."""
+    for unit in (64, 32, 16, 8, 4, 2, 1):
         unit = math.lcm(unit, n_gpus)
         batch = max(unit, round(sequences / unit) * unit)
         if abs(batch / sequences - 1) <= NEAR:
