@@ -39,6 +39,7 @@ EXPERTS: dict[str, Change] = {
     "32 experts, top 4": {"n_experts": 32, "top_k": 4},
     "64 experts, top 8": {"n_experts": 64, "top_k": 8},
 }
+HALF_WAY = "base, half of the tokens"
 DECAY: dict[str, Change] = {"linear decay to 0.05": {"schedule": "linear"}}
 
 
@@ -72,6 +73,11 @@ def screen(seed: int) -> dict[str, Run]:
     return found | heads
 
 
+def base_of(name: str) -> str:
+    """The arm of stage A that another is held against: that of its own width."""
+    return KV_HEADS[2] if name in KV_HEADS.values() else "base"
+
+
 def gain(results: Results, runs: list[Run], bases: list[Run]) -> float | None:
     """Mean difference of the final losses, seed by seed, infinite where an arm diverged; None while one is missing."""
     mine, other = [[results.final(run) for run in group] for group in (runs, bases)]
@@ -89,8 +95,7 @@ def screened(results: Results) -> Change | None:
     changes = {**PARTS, KV_HEADS[4]: {"n_kv_heads": 2}}
     gains = {}
     for name in changes:
-        base = KV_HEADS[2] if name == KV_HEADS[4] else "base"
-        found = gain(results, [arms[name] for arms in by_seed], [arms[base] for arms in by_seed])
+        found = gain(results, [arms[name] for arms in by_seed], [arms[base_of(name)] for arms in by_seed])
         if found is None:
             return None
         gains[name] = found
@@ -101,7 +106,7 @@ def screened(results: Results) -> Change | None:
 def single_arms(seed: int) -> dict[str, Run]:
     """Stage B but for the bundle. Base on half of the tokens gives the slope that turns nats into tokens."""
     arms = {name: run_of(DECIDE, seed, change) for name, change in {"base": {}, **EXPERTS, **DECAY}.items()}
-    return arms | {"base, half of the tokens": run_of(DECIDE / 2, seed, {})}
+    return arms | {HALF_WAY: run_of(DECIDE / 2, seed, {})}
 
 
 def bundle(results: Results) -> Change | None:

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from learning_matrix import Results
 from learning_picture import GREY, MUON, STYLE
-from learning_recipe import HELPS, KV_HEADS, SEEDS, screen
+from learning_recipe import HELPS, SEEDS, base_of, screen
 from learning_recipe_report import Decision, arms_of, decide, losses_of
 from matplotlib.axes import Axes
 
@@ -59,11 +59,10 @@ def name_rows(axes: Axes, names: list[str]) -> None:
 def draw_recipe(results: Results, path: Path) -> None:
     """Nothing while no arm of A has all its seeds."""
     arms = arms_of(results, screen, SEEDS["A"])
-    bases = {name: KV_HEADS[2] if name in KV_HEADS.values() else "base" for name in arms}
     differences = {
-        name: [a - b for a, b in zip(losses_of(results, runs), losses_of(results, arms[bases[name]]), strict=True)]
+        name: [a - b for a, b in zip(losses_of(results, runs), losses_of(results, arms[base_of(name)]), strict=True)]
         for name, runs in arms.items()
-        if bases[name] in arms and name != bases[name]
+        if base_of(name) in arms and name != base_of(name)
     }
     if not differences:
         return

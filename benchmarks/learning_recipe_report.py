@@ -18,10 +18,11 @@ from typing import Any
 
 from learning_matrix import Results
 from learning_recipe import (
-    KV_HEADS,
+    HALF_WAY,
     LESS,
     SEEDS,
     Change,
+    base_of,
     bundle,
     bundled,
     check,
@@ -34,7 +35,7 @@ from learning_stats import dunnett, interval, made_by, pooled_error
 
 PICTURE = "![Each arm's final loss against base's, and the tokens it needs](learning-recipe.png)"
 GOAL = 0.0  # nats above base at which the bundle ends, on LESS of the tokens
-HALF_WAY, DIVERGED = "base, half of the tokens", "diverged"
+DIVERGED = "diverged"
 
 
 def arms_of(results: Results, make: Callable[[int], dict[str, Run]], seeds: tuple[int, ...]) -> dict[str, list[Run]]:
@@ -70,12 +71,7 @@ HEAD = ["arm", "parameters", "FLOPs", "with Muon's", "CPU seconds", "seeds", "fi
 
 def screen_rows(results: Results) -> list[list[str]]:
     arms = arms_of(results, screen, SEEDS["A"])
-    rows = []
-    for name, runs in arms.items():
-        base = KV_HEADS[2] if name in KV_HEADS.values() else "base"
-        if base in arms:
-            rows.append(row(results, name, runs, arms[base]))
-    return rows
+    return [row(results, name, runs, arms[base_of(name)]) for name, runs in arms.items() if base_of(name) in arms]
 
 
 def checked(results: Results) -> tuple[list[list[str]], str]:

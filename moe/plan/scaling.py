@@ -20,6 +20,7 @@ from moe.config import Config, parse_time
 from moe.config.auto import AUTO
 from moe.data.meta import read_meta
 from moe.optim.auto import resolve
+from moe.plan.counts import at_least
 
 BATCH_GROWTH, NEAR = 0.383, 0.1  # NEAR: of the batch wanted, as a share
 INTERVALS, MANY_STEPS = (1, 5, 10, 50, 100, 500), 10_000
@@ -76,7 +77,7 @@ def for_tokens(like: Config, tokens: int | None, n_gpus: int) -> Config:
             enough = more
         raise InputError(
             f"--tokens ({short(tokens)}) makes {steps} step{'s' * (steps > 1)} of {batch} x {like.max_seq_len} tokens; "
-            f"give at least {_at_least(enough)}"
+            f"give at least {at_least(enough)}"
         )
     most = max(1, int(MOST_EVALUATED * tokens / tokens_per_step))  # batches
     evaluate, times = next((i, -(-steps // i)) for i in INTERVALS if -(-steps // i) <= most and i >= _interval(steps))
@@ -127,13 +128,3 @@ def _rounded_batch(sequences: float, n_gpus: int) -> int:
 def _interval(steps: int) -> int:
     """The largest that goes into the run twice."""
     return max(interval for interval in INTERVALS if interval <= max(1, steps // 2))
-
-
-def _at_least(count: int) -> str:
-    """In letters, to four digits, never less."""
-    digits = max(0, len(str(count)) - 4)
-    count = -(-count // 10**digits) * 10**digits
-    for letter, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.10g}{letter}"
-    return str(count)
