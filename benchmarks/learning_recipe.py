@@ -1,9 +1,11 @@
-"""Which recipe learns more from each token: stage A screens, B decides, C checks the sign at twice the width.
+"""Which recipe learns more from each token: stage A screens, B decides, C checks the sign at twice the width, D takes
+B's finer experts at base's size.
 
 - Every run has the rule's rate, warmup and weight decay for its own width, tokens and batch (moe/optim/rule.py).
 - All arms of a stage cost the same FLOPs a token, but for the routers', which are counted: where a part is added, the
   experts' width pays.
-- Seeds are fresh in each stage: what a stage has chosen is not judged by the numbers that chose it.
+- Seeds are fresh in A, B and C: what a stage has chosen is not judged by the numbers that chose it. D chooses nothing
+  and has B's seeds, whose base it is held against.
 - What has to come out stands in docs/learning.md, written down before the first of these runs.
 """
 
@@ -39,6 +41,7 @@ EXPERTS: dict[str, Change] = {
     "32 experts, top 4": {"n_experts": 32, "top_k": 4},
     "64 experts, top 8": {"n_experts": 64, "top_k": 8},
 }
+EQUAL_SIZE: dict[str, Change] = {"16 experts, top 4": {"n_experts": 16, "top_k": 4}}  # base's number of parameters
 HALF_WAY = "base, half of the tokens"
 DECAY: dict[str, Change] = {"linear decay to 0.05": {"schedule": "linear"}}
 
@@ -143,6 +146,11 @@ def check(change: Change, seed: int) -> dict[str, Run]:
     return {"base": run_of(DECIDE, seed, {}, wide=True), "bundle": run_of(DECIDE, seed, wide, wide=True)}
 
 
+def equal_size(seed: int) -> dict[str, Run]:
+    """Stage D."""
+    return {name: run_of(DECIDE, seed, change) for name, change in EQUAL_SIZE.items()}
+
+
 def recipe_matrix(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
     """As learning_matrix.matrix: a stage whose arms an earlier one decides is None until then."""
     yield "recipe A, 3.1M tokens", [run for seed in SEEDS["A"] for run in screen(seed).values()]
@@ -155,3 +163,4 @@ def recipe_matrix(results: Results) -> Iterator[tuple[str, list[Run] | None]]:
         ("recipe C, width 128", check, SEEDS["C"]),
     ):
         yield name, None if found is None else [run for seed in seeds for run in make(found, seed).values()]
+    yield "recipe D, equal size", [run for seed in SEEDS["B"] for run in equal_size(seed).values()] if known else None

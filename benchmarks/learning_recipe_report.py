@@ -1,7 +1,8 @@
-"""What came out of the runs of learning_recipe.py: a table for each stage, the interval of B and its verdict.
+"""What came out of the runs of learning_recipe.py: a table for each stage, the intervals of B and D and their verdict.
 
 - Differences are taken seed by seed; the intervals of B are Dunnett's: several arms against one base, 95% for all of
-  them together, with the error that all arms share once arm and seed are taken out.
+  them together, with the error that all arms share once arm and seed are taken out. D's one arm has 95% for itself,
+  with the error of B's arms and its own.
 - Token ratio: the arm's tokens over those with which base ends at the arm's loss, exp(difference / slope) where it has
   base's; the slope is what base gains from half of the tokens to all, in nats a natural logarithm. Its own error is not
   in the interval.
@@ -26,6 +27,7 @@ from learning_recipe import (
     bundle,
     bundled,
     check,
+    equal_size,
     recipe_matrix,
     screen,
     single_arms,
@@ -67,6 +69,7 @@ def row(results: Results, name: str, runs: list[Run], base: list[Run], *more: st
 
 
 HEAD = ["arm", "parameters", "FLOPs", "with Muon's", "CPU seconds", "seeds", "final loss", "against base"]
+JUDGED = [*HEAD, "interval", "token ratio"]
 
 
 def screen_rows(results: Results) -> list[list[str]]:
@@ -116,23 +119,60 @@ def all_arms(change: Change | None, seed: int) -> dict[str, Run]:
 
 def decide(results: Results) -> Decision | None:
     """None while base, base on half of the tokens or every other arm is missing."""
-    found = bundle(results)
-    arms = arms_of(results, lambda seed: all_arms(found, seed), SEEDS["B"])
-    half_way = arms.pop(HALF_WAY, None)
-    if "base" not in arms or half_way is None or len(arms) < 2:
+    return _decision(results, arms_of(results, lambda seed: all_arms(bundle(results), seed), SEEDS["B"]))
+
+
+def decide_equal_size(results: Results) -> Decision | None:
+    """D; None while B's or its own arms are missing."""
+    return _decision(
+        results,
+        arms_of(results, equal_size, SEEDS["B"]),
+        arms_of(results, lambda seed: all_arms(bundle(results), seed), SEEDS["B"]),
+    )
+
+
+def _decision(
+    results: Results, arms: dict[str, list[Run]], others: dict[str, list[Run]] | None = None
+) -> Decision | None:
+    """others: arms over the same seeds that share base and error, and are not judged."""
+    every = {**(others or {}), **arms}
+    half_way = every.pop(HALF_WAY, None)
+    names = ["base", *(name for name in arms if name in every and name != "base")]
+    if "base" not in every or half_way is None or len(names) < 2:
         return None
-    losses = {name: losses_of(results, runs) for name, runs in arms.items()}
-    means = {name: statistics.mean(values) for name, values in losses.items()}
+    losses = {name: losses_of(results, runs) for name, runs in every.items()}
+    means = {name: statistics.mean(losses[name]) for name in names}
     assert math.isfinite(means["base"]), "base diverged: nothing can be judged by it"
     error, freedom = pooled_error(list(losses.values()))
     compared = sum(map(math.isfinite, means.values())) - 1
     return Decision(
-        arms=arms,
+        arms={name: every[name] for name in names},
         gains={name: mean - means["base"] for name, mean in means.items()},
-        tokens={name: runs[0].tokens / arms["base"][0].tokens for name, runs in arms.items()},
+        tokens={name: every[name][0].tokens / every["base"][0].tokens for name in names},
         half=dunnett(compared, freedom) * error * math.sqrt(2 / len(SEEDS["B"])),
         slope=(statistics.mean(losses_of(results, half_way)) - means["base"]) / math.log(2),
     )
+
+
+def judged_rows(results: Results, found: Decision) -> list[list[str]]:
+    rows = []
+    for name, runs in found.arms.items():
+        least, mean, most = found.ratios(name)
+        more = [f"± {found.half:.4f}", f"{mean:.2f} ({least:.2f} to {most:.2f})"]
+        shown = more if name != "base" and math.isfinite(mean) else ["", ""]
+        rows.append(row(results, name, runs, found.arms["base"], *shown))
+    return rows
+
+
+def better(found: Decision) -> str:
+    names = [name for name, gain in found.gains.items() if found.tokens[name] == 1 and gain + found.half < 0]
+    return f"Better than base, the entire interval: {', '.join(names) or 'none'}."
+
+
+def of_equal_size(results: Results) -> tuple[list[list[str]], str]:
+    """D's rows and what they say."""
+    found = decide_equal_size(results)
+    return ([], "") if found is None else (judged_rows(results, found), better(found))
 
 
 def decided(results: Results) -> tuple[list[list[str]], str]:
@@ -140,13 +180,7 @@ def decided(results: Results) -> tuple[list[list[str]], str]:
     found, change = decide(results), bundle(results)
     if found is None:
         return [], ""
-    rows, base = [], found.arms["base"]
-    for name, runs in found.arms.items():
-        least, mean, most = found.ratios(name)
-        more = [f"± {found.half:.4f}", f"{mean:.2f} ({least:.2f} to {most:.2f})"]
-        rows.append(row(results, name, runs, base, *(more if name != "base" and math.isfinite(mean) else ["", ""])))
-    better = [name for name, gain in found.gains.items() if found.tokens[name] == 1 and gain + found.half < 0]
-    lines = [f"Better than base, the entire interval: {', '.join(better) or 'none'}. Slope {found.slope:.3f} nats."]
+    lines = [better(found), f"Slope {found.slope:.3f} nats."]
     if change is None or len(found.arms) < len(all_arms(change, SEEDS["B"][0])) - 1:
         lines.insert(0, "Open, as arms are missing.")
     if change == {}:
@@ -159,7 +193,7 @@ def decided(results: Results) -> tuple[list[list[str]], str]:
         if found.tokens[name] < 1:
             met = "met" if gain <= GOAL else "not met"
             lines.append(f"The bundle on {LESS} of the tokens ends {gain:+.4f} nats against base: goal {met}.")
-    return rows, " ".join(lines)
+    return judged_rows(results, found), " ".join(lines)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -169,13 +203,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def recipe_part(results: Results) -> str:
     screened = screen_rows(results)
     parts = [PICTURE] if screened else []
-    runs = [run for _, known in recipe_matrix(results) for run in known or []]
     for stage, head, (rows, said) in (
         ("A", HEAD, (screened, "")),
-        ("B", [*HEAD, "interval", "token ratio"], decided(results)),
+        ("B", JUDGED, decided(results)),
         ("C", [*HEAD, "interval"], checked(results)),
+        ("D", JUDGED, of_equal_size(results)),
     ):
-        made = made_by(results, [run for run in runs if run.seed in SEEDS[stage]])
+        runs = [
+            run for name, known in recipe_matrix(results) if name.startswith(f"recipe {stage}") for run in known or []
+        ]
+        made = made_by(results, runs)
         parts += [f"Stage {stage}:", table(head, rows)] if rows else [f"Stage {stage}: not complete yet."]
         parts += [text for text in (said, made) if text]
     return "\n\n".join(parts)

@@ -13,11 +13,11 @@ import learning_recipe as recipe
 from learning_matrix import Results
 from learning_parts import init_by_fan_in
 from learning_recipe_picture import draw_recipe
-from learning_recipe_report import decide, recipe_part
+from learning_recipe_report import decide, decide_equal_size, recipe_part
 from learning_run import SEQ_LEN, Data, Run, build, evaluate, train
 from learning_stats import dunnett, pooled_error
 
-from moe.model.flops import flops_per_token
+from moe.model.flops import count_parameters, flops_per_token
 
 DATA = Data(*(np.random.default_rng(0).integers(1, 40, (n, SEQ_LEN)).astype(np.uint16) for n in (24, 4)), 40, 0)
 EVERYTHING = {
@@ -45,6 +45,7 @@ def test_every_arm_costs_the_flops_of_its_base_but_for_the_routers():
         (recipe.screen(0)[recipe.KV_HEADS[2]], [recipe.screen(0)[name] for name in recipe.KV_HEADS.values()]),
         (recipe.single_arms(10)["base"], [*recipe.single_arms(10).values(), *recipe.bundled(EVERYTHING, 10).values()]),
         (recipe.check(EVERYTHING, 20)["base"], [*recipe.check(EVERYTHING, 20).values()]),
+        (recipe.single_arms(10)["base"], [*recipe.equal_size(10).values()]),
     ]:
         for run in arms:
             routers = 6 * run.n_layers * run.d_model * (run.n_experts - base.n_experts)
@@ -54,7 +55,7 @@ def test_every_arm_costs_the_flops_of_its_base_but_for_the_routers():
 def test_seeds_of_one_stage_are_not_those_of_another_and_names_tell_all_runs_apart():
     seeds = [seed for stage in recipe.SEEDS.values() for seed in stage]
     assert len(seeds) == len(set(seeds))
-    makes = [recipe.screen, recipe.single_arms]
+    makes = [recipe.screen, recipe.single_arms, recipe.equal_size]
     makes += [lambda seed, make=make: make(EVERYTHING, seed) for make in (recipe.bundled, recipe.check)]
     runs = [run for seed in seeds for make in makes for run in make(seed).values()]
     assert len({run.name for run in runs}) == len(runs)
@@ -65,7 +66,7 @@ def fill(results: Results, gains: dict[str, float]) -> None:
     while True:
         stages = [(recipe.screen, recipe.SEEDS["A"])]
         if recipe.screened(results) is not None:
-            stages.append((recipe.single_arms, recipe.SEEDS["B"]))
+            stages += [(recipe.single_arms, recipe.SEEDS["B"]), (recipe.equal_size, recipe.SEEDS["B"])]
         if (found := recipe.bundle(results)) is not None:
             stages += [
                 (lambda seed, found=found: recipe.bundled(found, seed), recipe.SEEDS["B"]),
@@ -86,7 +87,7 @@ def fill(results: Results, gains: dict[str, float]) -> None:
 
 def test_the_bundle_is_what_helped_and_waits_for_the_stage_that_says_so(tmp_path):
     results = Results(tmp_path)
-    assert [runs is None for _, runs in recipe.recipe_matrix(results)] == [False, True, True, True]
+    assert [runs is None for _, runs in recipe.recipe_matrix(results)] == [False, True, True, True, True]
     gains = {
         "init by fan-in": -0.02, "shared expert": -0.03, "sigmoid scores, quantile bias": 0.01,
         recipe.KV_HEADS[4]: -0.004, "32 experts, top 4": -0.01, "64 experts, top 8": -0.05,
@@ -98,7 +99,7 @@ def test_the_bundle_is_what_helped_and_waits_for_the_stage_that_says_so(tmp_path
     assert all(runs is not None for _, runs in recipe.recipe_matrix(results))
     page = recipe_part(results)
     assert "goal met" in page and "not complete yet" not in page and "Open" not in page
-    assert page.count("runs, made by commit abc.") == 3 and "not above base's: no contradiction" in page
+    assert page.count("runs, made by commit abc.") == 4 and "not above base's: no contradiction" in page
     better = next(line for line in page.splitlines() if line.startswith("Better than base"))
     assert "64 experts, top 8" in better and "bundle" in better and "linear" not in better
     draw_recipe(results, tmp_path / "recipe.png")
@@ -118,6 +119,23 @@ def test_the_token_ratio_is_of_the_tokens_that_an_arm_had(tmp_path):
     assert least < mean < most and mean == pytest.approx(0.375, abs=0.01)
 
 
+def test_experts_of_bases_size_are_judged_with_the_error_of_all_arms_and_alone(tmp_path):
+    """By hand: the value for one arm, with the degrees of freedom of all, times the pooled error of a difference."""
+    results = Results(tmp_path)
+    fill(results, {"base, half of the tokens": 0.2, "16 experts, top 4": -0.05, "32 experts, top 4": -0.07})
+    run, base = [arms[0] for arms in (list(make(10).values()) for make in (recipe.equal_size, recipe.single_arms))]
+    sizes = [count_parameters(**arm.shape(2048)).total for arm in (run, base)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.003), "its routers' alone are more"
+    found, whole = decide_equal_size(results), decide(results)
+    assert [*found.arms] == ["base", "16 experts, top 4"] and found.slope == whole.slope
+    losses = [[results.final(run) for run in runs] for runs in (*whole.arms.values(), found.arms["16 experts, top 4"])]
+    error, freedom = pooled_error(losses)
+    assert freedom == 3 * (len(losses) - 1)
+    assert found.half == pytest.approx(dunnett(1, freedom) * error / 2**0.5) and found.half < whole.half * 1.2
+    part = recipe_part(results).partition("Stage D:")[2]
+    assert "entire interval: 16 experts, top 4." in part and "4 runs, made by" in part and "32 experts" not in part
+
+
 def test_nothing_that_helped_leaves_the_recipe_as_it_is(tmp_path):
     results = Results(tmp_path)
     fill(
@@ -131,7 +149,7 @@ def test_nothing_that_helped_leaves_the_recipe_as_it_is(tmp_path):
     page = recipe_part(results)
     assert "Better than base, the entire interval: none" in page and "Nothing helped: there is no bundle." in page
     assert "There is no bundle to check." in page and "| bundle" not in page
-    assert [len(runs) for _, runs in recipe.recipe_matrix(results)] == [21, 20, 0, 0]
+    assert [len(runs) for _, runs in recipe.recipe_matrix(results)] == [21, 20, 0, 0, 4]
 
 
 def test_a_bundle_of_one_arm_is_that_arm_and_is_counted_once(tmp_path):
