@@ -139,7 +139,7 @@ class RemoteFolder:
         self._try(f"write {name}", lambda: client().put_object(Bucket=self.bucket, Key=self._key(name), Body=content))
 
     def rename(self, name: str, new_name: str) -> None:
-        """Copies and deletes: for small files."""
+        """Copies, on the server, and deletes."""
         source = {"Bucket": self.bucket, "Key": self._key(name)}
         self._try(f"write {new_name}", lambda: client().copy(source, self.bucket, self._key(new_name)))
         self.delete([name])

@@ -13,6 +13,7 @@ from moe.common.s3 import RemoteFolder
 from moe.common.typed_json import parse_json
 
 RUN_FILE = "run.json"
+LOGS_MISSING = "logs_missing"  # in it: a start has it from the remote, and the logs are not here yet
 
 
 class Record(TypedDict):
@@ -26,7 +27,8 @@ class Record(TypedDict):
 
 
 def read_record(path: Path, store: RemoteFolder | None) -> tuple[dict[str, Any], bool]:
-    """run.json, and whether it is the remote's: another machine has trained this run since, or this one never has.
+    """run.json, and whether it is the remote's: another machine has trained this run since, this one never has, or a
+    start here has ended before it had the logs.
 
     Raises:
         InputError: it is damaged.
@@ -39,7 +41,7 @@ def read_record(path: Path, store: RemoteFolder | None) -> tuple[dict[str, Any],
     if store is None or content is None:
         return mine, store is not None and not mine
     there = _checked(content, f"{store.url}/{RUN_FILE}")
-    if mine and there.get("session") in (None, mine.get("session")):
+    if mine and LOGS_MISSING not in mine and there.get("session") in (None, mine.get("session")):
         return mine, False
     return there, True
 

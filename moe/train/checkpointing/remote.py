@@ -4,7 +4,7 @@ Training works in a local folder; after each checkpoint its files are uploaded, 
 
 Decisions:
 - A remote checkpoint is complete when its manifest.json is there; what is fetched is verified by it before use.
-- One that does not verify, or that the run went back behind, stays, with its manifest renamed: no start takes it again.
+- One that does not verify, or that the run went back behind, stays: moe/train/checkpointing/hidden.py.
 - A start changes nothing here before `claim`: looking, and fetching a checkpoint, only read.
 - There is no lock on s3. Each start writes its own `session` into run.json; a process that finds another's there before
   an upload has been replaced, and stops without touching anything.
@@ -43,6 +43,7 @@ from moe.train.checkpointing.checkpoints import (
     set_aside,
     step_folders,
 )
+from moe.train.checkpointing.hidden import hide, make_way
 from moe.train.checkpointing.record import RUN_FILE
 from moe.train.checkpointing.retention import remove_checkpoint, steps_to_remove
 
@@ -160,12 +161,7 @@ class RemoteRun:
         """Checkpoints later than `after` are no part of the run any more."""
         for step in self.steps():
             if step > after:
-                self.hide(step, "left-behind")
-
-    def hide(self, step: int, why: str) -> None:
-        """No start takes this checkpoint again."""
-        name = folder_name(step)
-        self.store.rename(f"{name}/{MANIFEST}", f"{name}/{why}-{MANIFEST}")
+                hide(self.store, folder_name(step), "left-behind")
 
     def claim(self, record: dict[str, Any]) -> None:
         """From here on this process is the one that writes: `record`, with its session, is the remote's run.json."""
@@ -186,6 +182,7 @@ class RemoteRun:
     def announce(self, step: int, files: Sequence[str]) -> None:
         """Marks the place of a checkpoint of which several ranks upload a file each. Raises as `push` does."""
         self._check_session()
+        make_way(self.store, folder_name(step))
         self.store.write(f"{folder_name(step)}/{ownership.MARK}", ownership.mark(KIND, [*files]))
 
     def complete(self, folder: Path, step: int, files: Sequence[str]) -> None:
@@ -240,6 +237,7 @@ class RemoteRun:
     def upload(self, checkpoint: Path) -> None:
         """One checkpoint: its mark, the files that its manifest lists, the manifest last."""
         files = list(read_checkpoint(checkpoint, hashes=False).manifest["files"])
+        make_way(self.store, checkpoint.name)
         self.store.write(f"{checkpoint.name}/{ownership.MARK}", ownership.mark(KIND, files))
         for name in [*files, MANIFEST]:
             self.store.upload(checkpoint / name, f"{checkpoint.name}/{name}")

@@ -28,7 +28,7 @@ from moe.train.checkpointing.find_run import Found, find_run
 from moe.train.checkpointing.folder_lock import lock_folder, state_of, take_away
 from moe.train.checkpointing.history import History, now
 from moe.train.checkpointing.left_behind import leave_behind, leave_behind_remote, set_broken_aside
-from moe.train.checkpointing.record import RUN_FILE, write_record
+from moe.train.checkpointing.record import LOGS_MISSING, RUN_FILE, write_record
 from moe.train.checkpointing.remote import RemoteRun, Replaced
 from moe.train.checkpointing.retention import clear_unfinished
 
@@ -117,6 +117,7 @@ class RunFolder:
         assert self.found is not None
         with folder_errors(self.path, self.remote):
             self.take(report)
+            clear_unfinished(self.path, report)  # first: what was caught in its replacement has its name back
             # before run.json says so: a kill may come
             if self.remote is not None:
                 leave_behind_remote(self.found, self.remote)
@@ -128,13 +129,16 @@ class RunFolder:
             if self.remote is not None:
                 self.remote.claim(self.record)
             self.recorded = self.history.mine = True
-            self.note()
+            fetches = self.remote is not None and self.found.logs_are_remote
+            self.record.pop(LOGS_MISSING, None)
+            self.note(**{LOGS_MISSING: True} if fetches else {})  # until they are here
             sign(self.lock)
-            clear_unfinished(self.path, report)
-            set_broken_aside(self.found, self._made, report)
+            set_broken_aside(self.path, self.found, self._made, report)
             if self.remote is not None:
-                if self.found.logs_are_remote:
+                if fetches:
                     self.remote.fetch_logs()
+                    del self.record[LOGS_MISSING]
+                    self.note()
                 self.remote.push_logs()
 
     def finish_again(self, report: Callable[[str], None]) -> None:
