@@ -5,7 +5,8 @@ Decisions:
   one.
 - Only a second SIGINT is a second Ctrl+C (exit 130 at once): on one Ctrl+C the launcher sends SIGTERM as well.
 - Before training there is nothing to save: the process ends at once, with 75.
-- A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch; where there is none
+- A step that has not ended PATIENCE seconds after the signal is abandoned at the next microbatch, by several ranks at
+  the same one: one alone would leave the others in a collective. In long steps they ask each other. Where there is none
   before the launcher would kill (a hung collective, a slow step of one microbatch), a thread ends the process, which
   says so first. Either way a resume replays the step. Without a launcher nobody kills: the step may take its time.
 - These seconds are counted in looks, not by a clock: a process that was suspended has not had them.
@@ -18,6 +19,7 @@ Decisions:
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 import signal
@@ -39,6 +41,7 @@ EXIT_STOPPED, EXIT_AT_ONCE = 75, 130
 TEMPORARY = "temporary folder"  # in its mark
 PATIENCE, LAST_RESORT = 15.0, 25.0  # of `stop_grace`'s default
 LOOK = 0.5  # seconds
+ASKS = 2.0  # seconds between two times that ranks ask each other within a step
 ALL_SIGNALS = 128  # more than there are
 
 
@@ -74,6 +77,9 @@ class StopSignal:
         self._interrupts = 0
         self._may_save = threading.Event()
         self._asked: tuple[int, int] | None = None  # the rank that wanted to stop, and its signal's number
+        self._microbatch = 0  # of the step that runs
+        self._step_began = 0.0
+        self._pace, self._agreed_pace = 0, 0  # microbatches between two times; 0: more than a step has
         self._noted = self._handled = 0  # signals: by the kernel, and those that were acted on
         self._lock = threading.RLock()  # a signal is acted on once; a second one may interrupt the handler of the first
         self._handled_by_thread: list[int] = []  # acted on by the thread; the handler is still to run
@@ -189,16 +195,41 @@ class StopSignal:
             self.dead = self.peers.lost(error)
 
     def agreed(self, device: Any) -> bool:
-        """Whether any rank wants to stop; every rank gets the same answer. `device`: where collectives run."""
-        import torch  # not at the top: the handlers stand before anything heavy is imported
+        """Whether any rank wants to stop; every rank gets the same answer. Between two steps alone. `device`: where
+        collectives run.
+        """
+        self._microbatch = 0
+        return self._any(self.wanted, device)
+
+    def abandons(self, device: Any) -> bool:
+        """Whether the step is given up, as it is overdue on a rank; every rank gets the same answer. Before each
+        microbatch; all ranks have as many.
+        """
+        from composer.utils import dist  # not at the top: the handlers stand before anything heavy is imported
+
+        if dist.get_world_size() == 1:
+            return self.overdue
+        now = time.monotonic()
+        if self._microbatch == 0:
+            self._step_began = now
+        else:
+            self._pace = math.ceil(ASKS * self._microbatch / max(now - self._step_began, 1e-9))
+        self._microbatch += 1
+        asks = self._agreed_pace and self._microbatch % self._agreed_pace == 0
+        return bool(asks) and self._any(self.overdue, device)
+
+    def _any(self, mine: bool, device: Any) -> bool:
+        """Whether it is so on any rank, which is noted with its signal."""
+        import torch
         from composer.utils import dist
 
         if dist.get_world_size() == 1:
-            return self.wanted
-        mine = (dist.get_global_rank() + 1) * ALL_SIGNALS + (self.received or 0) if self.wanted else 0
-        flag = torch.tensor([mine], device=device)
+            return mine
+        asks = (dist.get_global_rank() + 1) * ALL_SIGNALS + (self.received or 0) if mine else 0
+        flag = torch.tensor([asks, self._pace], device=device)
         dist.all_reduce(flag, reduce_operation="MAX")
-        if asked := int(flag.item()):
+        asked, self._agreed_pace = flag.tolist()
+        if asked:
             self._asked = (asked // ALL_SIGNALS - 1, asked % ALL_SIGNALS)
         return asked > 0
 

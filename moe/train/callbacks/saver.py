@@ -93,9 +93,8 @@ class CheckpointSaver(Callback):
         self.stop.training = True
 
     def before_forward(self, state: State, logger: Logger) -> None:
-        # weights are still those before the step: they can be saved as they are; sharded ones only by all ranks at
-        # once, and a collective for every microbatch would be dear
-        if self.stop.overdue and not state.fsdp_enabled:
+        # weights are still those before the step: they can be saved as they are; sharded ones may be gathered just now
+        if not state.fsdp_enabled and self.stop.abandons(state.device._device):
             self.stop_here(state, logger)
 
     def batch_end(self, state: State, logger: Logger) -> None:

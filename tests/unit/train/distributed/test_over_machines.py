@@ -157,6 +157,47 @@ def test_a_stop_tells_which_rank_was_asked_and_by_what(monkeypatch) -> None:
     on_ranks(2, asked)
 
 
+@pytest.mark.parametrize("microbatches", [8, 1])
+def test_a_long_step_is_abandoned_by_all_ranks_at_the_same_microbatch(monkeypatch, microbatches: int) -> None:
+    """The rank that had the signal left alone; the others waited for it in the gradients' all-reduce until they were
+    killed, and nothing was saved. One of a single microbatch is finished.
+    """
+    import torch
+    from composer.utils import dist
+
+    from moe.train import stop as module
+    from moe.train.callbacks.saver import CheckpointSaver
+    from moe.train.stop import Stopped, StopSignal
+
+    monkeypatch.setattr(module, "ASKS", 0.05, raising=False)
+
+    def run(rank: int) -> None:
+        stop, place = StopSignal(), []
+
+        def stop_here(*_: object) -> None:
+            dist.all_reduce(torch.zeros(1))  # as the save's barrier
+            raise Stopped
+
+        saver = SimpleNamespace(stop=stop, stop_here=stop_here)
+        state = SimpleNamespace(fsdp_enabled=False, device=SimpleNamespace(_device="cpu"))
+        with pytest.raises(Stopped):
+            for step in range(4):
+                for microbatch in range(microbatches):
+                    place = [step, microbatch]
+                    if rank == 1 and step == 2 and microbatch == microbatches // 2:
+                        stop.received, stop.waited = signal.SIGTERM, 1e9
+                    CheckpointSaver.before_forward(saver, state, None)  # type: ignore[arg-type]
+                    time.sleep(0.02 * (1 + rank))
+                dist.all_reduce(torch.zeros(1))  # the gradients
+                if stop.agreed("cpu"):
+                    stop_here()
+        assert place[0] == 2 and place[1] == (0 if microbatches == 1 else place[1]) and stop._asked == (1, signal.SIGTERM)
+        both = dist.all_gather_object(place)
+        assert both[0] == both[1] and (microbatches == 1 or microbatches // 2 <= place[1] < microbatches - 1)
+
+    on_ranks(2, run)
+
+
 def test_moe_launch_waits_as_long_as_stop_grace_says(tmp_path: Path, tiny: Path) -> None:
     from moe.cli import launch
     from moe.config import load_config

@@ -208,14 +208,15 @@ def test_a_save_that_only_rank_0_knows_to_have_failed_is_repeated_by_all_who_mus
 
 
 @pytest.mark.parametrize("fsdp2", [False, True])
-def test_a_step_is_abandoned_only_where_one_rank_can_save_alone(fsdp2) -> None:
+def test_a_step_is_abandoned_only_where_one_rank_can_save_alone(fsdp2: bool) -> None:
     from moe.train.callbacks.saver import CheckpointSaver
 
     stopped = []
     saver = types.SimpleNamespace(
-        stop=types.SimpleNamespace(overdue=True), stop_here=lambda *args: stopped.append(args)
+        stop=types.SimpleNamespace(abandons=lambda device: True), stop_here=lambda *args: stopped.append(args)
     )
-    CheckpointSaver.before_forward(saver, types.SimpleNamespace(fsdp_enabled=fsdp2), None)
+    state = types.SimpleNamespace(fsdp_enabled=fsdp2, device=types.SimpleNamespace(_device="cpu"))
+    CheckpointSaver.before_forward(saver, state, None)
     assert bool(stopped) != fsdp2
 
 
