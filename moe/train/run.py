@@ -57,6 +57,7 @@ def train(config: Config, stop: StopSignal) -> int:
     from moe.train.compiling import check_compiler
     from moe.train.distributed.joining import join
     from moe.train.fit import fit
+    from moe.train.same_start import check_same_start
     from moe.train.temporary_folder import temporary_folder
     from moe.train.tf32 import forbid_tf32
 
@@ -67,6 +68,7 @@ def train(config: Config, stop: StopSignal) -> int:
     check_compiler(config.compile)
     if WORLD_SIZE > 1:
         stop.peers = join(config, on_gpu=on_gpu)
+        check_same_start(config, inputs)
     folder, start = open_folder(config, inputs)
     continued = start.load.manifest["config"] if start.load is not None and not start.weights_only else None
     config, chosen = resolve(config, continued)

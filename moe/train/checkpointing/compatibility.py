@@ -89,9 +89,9 @@ def check_continues(
         InputError: every setting that must not change, with both values.
     """
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
-    known = _compared(checkpoint.manifest["data"]) in map(_compared, (data_fingerprint, *former))
-    if not known or _other_bytes(checkpoint.manifest["data"], data_fingerprint):
-        refused.append(_data_difference(checkpoint.manifest["data"], data_fingerprint))
+    saved = checkpoint.manifest["data"]
+    if not same_data(saved, data_fingerprint, former):
+        refused.append(data_difference(checkpoint.manifest["data"], data_fingerprint))
     refused += _other_tokenizer(checkpoint, config, tokenizer)
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
@@ -105,6 +105,11 @@ def check_continues(
         report(f"changed since the checkpoint: {line}")
 
 
+def same_data(saved: str, current: str, former: tuple[str, ...] = ()) -> bool:
+    """Whether two fingerprints are those of the same training data. former: names that `current` had."""
+    return _compared(saved) in map(_compared, (current, *former)) and not _other_bytes(saved, current)
+
+
 def _compared(fingerprint: str) -> str:
     """Of text what stands before the list of its files, which only tells what changed (moe/data/read/text_plan.py)."""
     return fingerprint.split(" | ")[0] if fingerprint.startswith("text ") else fingerprint
@@ -116,7 +121,7 @@ def _other_bytes(saved: str, current: str) -> bool:
     return bool(was and is_ and was != is_)
 
 
-def _data_difference(saved: str, current: str) -> str:
+def data_difference(saved: str, current: str) -> str:
     """Both fingerprints; of a mixture only the streams that differ, of text its files, a line for each."""
     if saved.startswith("text ") and current.startswith("text "):
         (was, *old), (is_, *new) = saved.split(" | "), current.split(" | ")

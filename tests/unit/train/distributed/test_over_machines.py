@@ -191,7 +191,9 @@ def test_a_long_step_is_abandoned_by_all_ranks_at_the_same_microbatch(monkeypatc
                 dist.all_reduce(torch.zeros(1))  # the gradients
                 if stop.agreed("cpu"):
                     stop_here()
-        assert place[0] == 2 and place[1] == (0 if microbatches == 1 else place[1]) and stop._asked == (1, signal.SIGTERM)
+        assert (
+            place[0] == 2 and place[1] == (0 if microbatches == 1 else place[1]) and stop._asked == (1, signal.SIGTERM)
+        )
         both = dist.all_gather_object(place)
         assert both[0] == both[1] and (microbatches == 1 or microbatches // 2 <= place[1] < microbatches - 1)
 
