@@ -1,7 +1,7 @@
 """Train, or resume where the run stopped, as `train.py` does; several GPUs: composer -n N -c moe train CONFIG.yaml
 
-Exit codes: 0 done (also: already complete), 1 failed, 2 invalid input, 75 stopped early (run the same command
-again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
+Exit codes: 0 done (also: already complete), 1 failed, 2 invalid input, 75 stopped early, or s3 does not answer (run the
+same command again), 130 second Ctrl+C. Under several ranks only rank 0 speaks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import faulthandler
 import os
 
 from moe.common.environment import settle
-from moe.common.errors import InputError, RunFailed
+from moe.common.errors import InputError, RunFailed, Unreachable
 from moe.common.units import complain, ready, say, show
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     except (InputError, RunFailed) as error:
         if LOCAL_RANK == 0:
             complain(str(error))
+        if isinstance(error, Unreachable):
+            return EXIT_STOPPED
         return 2 if isinstance(error, InputError) else 1
     except Stopped:
         return EXIT_STOPPED

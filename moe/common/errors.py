@@ -19,6 +19,10 @@ class RunFailed(RuntimeError):
     """Training cannot continue, and the input is valid. The message says why and the fix. Exit code 1."""
 
 
+class Unreachable(RunFailed):
+    """A start needs what does not answer now and may later. The message names it. Exit code 75: the same command again."""
+
+
 @contextmanager
 def library_errors(library: str, about: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Makes one message of whatever `library` raises within it; an error out of our own code stays what it is.

@@ -87,6 +87,25 @@ class RemoteError(OSError):
     """The remote cannot be used; the message names the address and the cause."""
 
 
+class RemoteAway(RemoteError):
+    """It does not answer, or is too busy: it may later."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether the same request may do later: no connection, a timeout, an error of the server's own."""
+    from botocore import exceptions
+
+    while error is not None:  # what boto3 raises of transfers stands before the cause
+        if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
+            return not isinstance(error, exceptions.SSLError)
+        response = getattr(error, "response", None) or {}
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status >= 500 or status == 429:
+            return True
+        error = error.__context__
+    return False
+
+
 class RemoteFolder:
     """One folder on s3: names are relative to `url`, `/` between their parts."""
 
@@ -103,7 +122,8 @@ class RemoteFolder:
         try:
             return call()
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise RemoteError(f"{self.url}: cannot {what}: {reason_and_fix(error)}") from None
+            kind = RemoteAway if may_pass(error) else RemoteError
+            raise kind(f"{self.url}: cannot {what}: {reason_and_fix(error)}") from None
 
     def list(self, under: str = "") -> dict[str, int]:
         """Names and bytes of all files whose name starts with `under`. Whoever may write to the bucket chose the

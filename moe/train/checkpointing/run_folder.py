@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe.common.errors import InputError
+from moe.common.errors import InputError, Unreachable
 from moe.common.locks import sign
-from moe.common.s3 import RemoteError
+from moe.common.s3 import RemoteAway, RemoteError
 from moe.train.checkpointing.checkpoints import Checkpoint, folder_name, read_checkpoint, step_folders
 from moe.train.checkpointing.find_run import Found, find_run
 from moe.train.checkpointing.folder_lock import lock_folder, state_of, take_away
@@ -255,11 +255,12 @@ def open_run_folder(
 
 @contextlib.contextmanager
 def folder_errors(path: Path, remote: RemoteRun | None):
-    """Raises: InputError where the folder or its remote cannot be used."""
+    """Raises: InputError where the folder or its remote cannot be used, Unreachable where that may pass."""
     try:
         yield
     except RemoteError as error:
-        raise InputError(f"save_folder ({remote.store.url if remote else path}) cannot be used: {error}") from None
+        kind = Unreachable if isinstance(error, RemoteAway) else InputError
+        raise kind(f"save_folder ({remote.store.url if remote else path}) cannot be used: {error}") from None
     except OSError as error:
         raise InputError(
             f"save_folder ({path}) cannot be used: {error.strerror or error} ({error.filename or path}); "

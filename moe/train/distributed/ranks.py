@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moe.common.environment import number
-from moe.common.errors import InputError
+from moe.common.errors import InputError, Unreachable
+from moe.common.s3 import RemoteAway
 
 T = TypeVar("T")
 RANK, LOCAL_RANK, WORLD_SIZE = number("RANK", 0), number("LOCAL_RANK", 0), number("WORLD_SIZE", 1)
@@ -22,19 +23,21 @@ def on_each(call: Callable[[], T], *, here: bool) -> list[T]:
     """What `call` gives on each rank; None on one that is not `here`.
 
     Raises:
-        InputError: on every rank alike, where it failed on one.
+        InputError, Unreachable: on every rank alike, where it failed on one.
     """
     from composer.utils import dist
 
-    reason = result = None
+    refusal: InputError | Unreachable | None = None
+    result = None
     if here:
         try:
             result = call()
-        except InputError as error:
-            reason = str(error)
+        except (InputError, Unreachable) as error:
+            refusal = Unreachable(str(error)) if isinstance(error, Unreachable) else InputError(str(error))
         except OSError as error:  # RemoteError among them
-            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    answers: list[Any] = dist.all_gather_object((reason, result))
-    if errors := [found for found, _ in answers if found is not None]:
-        raise InputError(errors[0])
+            kind = Unreachable if isinstance(error, RemoteAway) else InputError
+            refusal = kind(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    answers: list[Any] = dist.all_gather_object((refusal, result))
+    if refusals := [found for found, _ in answers if found is not None]:
+        raise refusals[0]
     return [result for _, result in answers]
