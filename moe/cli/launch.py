@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _exit_at_once)
+    words = arguments(args)
     config = load_config(args.config, args.settings)  # what is wrong with it is said once
     from composer.cli import launcher
 
     from moe.train.run import end
 
-    sys.argv = ["moe launch", *arguments(args)]
+    sys.argv = ["moe launch", *words]
     launcher.CLEANUP_TIMEOUT = timedelta(seconds=patience(config))
     signal.signal(signal.SIGTERM, _stop_ranks)
     end(launcher.main())
@@ -46,8 +47,11 @@ def arguments(args: argparse.Namespace) -> list[str]:
     """The command line of Composer's launcher.
 
     Raises:
-        InputError: several machines, and not all that they meet by.
+        InputError: no rank, or several machines and not all that they meet by.
     """
+    for flag, count in (("-n", args.nproc), ("--nodes", args.nodes)):
+        if count is not None and count < 1:
+            raise InputError(f"{flag} ({count}) must be at least 1")
     given: list[str] = []
     if args.nproc is not None:
         given += ["-n", str(args.nproc)]

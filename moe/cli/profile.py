@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from moe.plan.profile import profile_run
+    from moe.train.microbatch import LESS_MEMORY
     from moe.train.start import with_precision
 
     config = with_precision(config, torch.cuda.is_available())
@@ -59,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
             balanced=args.balanced,
         )
     except torch.OutOfMemoryError as error:
-        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        raise InputError(f"{str(error).splitlines()[0]}; {fix}") from None
+        raise InputError(f"{str(error).splitlines()[0]}; {LESS_MEMORY}") from None
     dealt = ", tokens dealt out evenly" * args.balanced
     show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
     if args.trace is not None:

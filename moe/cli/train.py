@@ -15,7 +15,7 @@ from moe.common.errors import InputError, RunFailed, Unreachable
 from moe.common.units import complain, ready, say, show
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
-from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, WORLD_SIZE
+from moe.train.distributed.ranks import LOCAL_RANK, MACHINES, RANK, WORLD_SIZE
 from moe.train.run import end, train
 from moe.train.stop import EXIT_STOPPED, Stopped, StopSignal
 
@@ -51,7 +51,9 @@ def main(argv: list[str]) -> int:
         stop.time_limit = parse_seconds(config.time_limit) if config.time_limit else None
         return train(config, stop)
     except (InputError, RunFailed) as error:
-        if LOCAL_RANK == 0:
+        if isinstance(error, RunFailed) and error.of_one_rank and WORLD_SIZE > 1:
+            complain(f"rank {RANK}: {error}")
+        elif LOCAL_RANK == 0:
             complain(str(error))
         if isinstance(error, Unreachable):
             return EXIT_STOPPED

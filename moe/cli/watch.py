@@ -110,11 +110,13 @@ def first_look(reader: RunReader, every: float, wait: Wait) -> Run | None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything to read: a folder is there, with more in it than a start puts there at once."""
+    """Whether there is anything to read: a folder is there, with more in it than a start puts there before run.json:
+    its lock, W&B's folder, a checkpoint from s3.
+    """
     if "://" in str(path) or str(path).startswith("s3:"):
         return True  # reported by who reads it
     try:
-        return any(not one.name.startswith(".") for one in path.iterdir())
+        return any(not one.name.startswith((".", "step-")) and one.name != "wandb" for one in path.iterdir())
     except NotADirectoryError:
         return True
     except OSError:

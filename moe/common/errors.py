@@ -16,11 +16,16 @@ class InputError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """Training cannot continue, and the input is valid. The message says why and the fix. Exit code 1."""
+    """Training cannot continue, and the input is valid. The message says why and the fix. Exit code 1.
+
+    of_one_rank: the others have not met it.
+    """
+
+    of_one_rank = False
 
 
 class Unreachable(RunFailed):
-    """A start needs what does not answer now and may later. The message names it. Exit code 75: the same command again."""
+    """A start needs what does not answer now and may later. The message names it. Exit code 75: run it again."""
 
 
 @contextmanager
@@ -49,6 +54,8 @@ def library_errors(library: str, about: str, but: tuple[type[Exception], ...] = 
 
 class DataError(RunFailed):
     """Training data that is missing, damaged or not what it says, met while reading it. The message names the file."""
+
+    of_one_rank = True
 
     def __init__(self, text: str) -> None:
         # a loader worker's error comes wrapped in its traceback, as text: its last line is the message

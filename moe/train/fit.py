@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from composer import Trainer
 
 from moe.common.errors import RunFailed
@@ -28,7 +29,7 @@ from moe.train.eval_tasks import find_eval_tasks
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_evaluators, build_train_spec, check_shared_memory
 from moe.train.lost_processes import interrupted_by_lost_processes
-from moe.train.microbatch import choose_microbatch, microbatch_size
+from moe.train.microbatch import LESS_MEMORY, OutOfMemory, choose_microbatch, microbatch_size
 from moe.train.plan_summary import print_plan
 from moe.train.recording import record_start
 from moe.train.start import Start
@@ -142,6 +143,8 @@ def _train(
             assert end is not None
             if more_steps and trainer.state.timestamp.get(end.unit) < end:  # else a callback has stopped it
                 trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"{str(error).splitlines()[0]}; {LESS_MEMORY}, and run the same command again") from error
     except RuntimeError as error:
         if not any(words in str(error) for words in REFUSED):
             raise

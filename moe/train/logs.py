@@ -79,9 +79,9 @@ class RunLog(LoggerDestination):
             self._write(state, self.of_users)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        kept = [name for name in self.pending if name.startswith("metrics/") or name in self.of_users]
-        self.pending = {name: self.pending[name] for name in kept}
-        self._write(state)
+        self._write(state, [name for name in self.pending if name.startswith("metrics/") or name in self.of_users])
+        # what else waits for its row would have another step's; a save is told in the next row, whatever its step
+        self.pending = {name: value for name, value in self.pending.items() if name.startswith("checkpoint/")}
 
     def close(self, state: State, logger: Logger) -> None:
         self._write(state, self.of_users)  # what was logged after the last row

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from moe.common.errors import RunFailed
 from moe.common.units import say
 from moe.config import Config
 from moe.model.step import Step
@@ -20,7 +21,14 @@ from moe.train.composer_model import MoEModel
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.microbatch_trial import expected_bytes, find_microbatch
 
+LESS_MEMORY = "lower device_train_microbatch_size, then set activation_checkpointing=true"
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
+
+
+class OutOfMemory(RunFailed):
+    """A step does not fit the GPU's memory."""
+
+    of_one_rank = True
 
 
 def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:

@@ -97,6 +97,8 @@ def with_what_is_due(config: Config, inputs: Inputs, folder: RunFolder, start: S
     from moe.train.logs import evaluated_at, logged_at
 
     step, steps = start.step, Steps.of(config)
+    if step > steps.total:  # nothing is left, an evaluation of it neither
+        return start
     eval_first = score_first = False
     if config.eval_data is not None and (steps.every(config.eval_interval).due(step) if step else config.eval_first):
         names = inputs.eval_streams or [""]

@@ -263,7 +263,8 @@ def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) 
     """A checkpoint that a user named: a step folder, the state.pt in it, or a run folder for its newest.
 
     Raises:
-        CheckpointError: nothing there that can be used.
+        CheckpointError: nothing there that can be used, or the newest does not verify: an older one is not what was
+            meant, unless it is named.
     """
     folder = Path(path).parent if Path(path).name == STATE else Path(path)
     if not folder.is_dir():
@@ -275,6 +276,8 @@ def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) 
     found, errors = newest_checkpoint(step_folders(folder), read)
     if found is None:
         raise CheckpointError("no checkpoint verifies: " + "; ".join(map(str, errors)))
+    if errors:
+        raise CheckpointError(f"{errors[0]}. The newest that verifies is {found.path}: give that, or restore the newer")
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from moe.cli.main import main
+from moe.cli.watch import is_there
 from moe.runs import lines
 from moe.runs.frame import CURVES, frame, sparkline
 from moe.runs.reading import RunReader, read_run
@@ -229,6 +230,14 @@ def test_a_folder_that_is_not_there_yet_is_waited_for_and_q_leaves(tmp_path: Pat
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)
     assert b"step 60/100" in rest.partition(LEAVES)[2] and b"Traceback" not in rest
+
+
+def test_what_a_start_makes_before_run_json_is_waited_for(tmp_path: Path) -> None:
+    for name in (".lock", "wandb", "step-00000100"):
+        (tmp_path / name).mkdir()
+        assert not is_there(tmp_path), name
+    (tmp_path / "notes.txt").touch()
+    assert is_there(tmp_path), "what it is can be told"
 
 
 def test_q_ends_the_wait_for_a_folder(tmp_path: Path) -> None:

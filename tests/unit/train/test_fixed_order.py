@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from moe.cli import train as command
 from moe.common.errors import RunFailed
+from moe.config import load_config
 from moe.train import fit
 from moe.train.callbacks import build
 from moe.train.callbacks.console import Console
@@ -71,6 +74,32 @@ def test_an_operation_that_knows_no_such_way_ends_the_run_with_the_setting(monke
     said = "deterministic: put_ does not have a deterministic implementation; set deterministic=false"
     with pytest.raises(RunFailed, match=f"^{said}$"):
         fit._train(OneStep(), None, eval_first=True, scores=None, more_steps=False)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_step_that_does_not_fit_the_gpu_ends_the_run_with_the_fix_on_the_rank_that_met_it(
+    monkeypatch, capsys, rank: int
+) -> None:
+    config = load_config(str(Path(__file__).parents[3] / "yamls/quick.yaml"), [])
+
+    class OneStep:
+        engine = type("", (), {"close": staticmethod(lambda: None)})
+        state = type("", (), {"max_duration": 1})
+
+        def eval(self):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore words")
+
+    def train(config, stop):
+        fit._train(OneStep(), None, eval_first=True, scores=None, more_steps=False)
+
+    monkeypatch.setattr(fit, "interrupted_by_lost_processes", lambda watchdog: torch.no_grad())
+    monkeypatch.setattr(command, "train", train)
+    monkeypatch.setattr(command, "load_config", lambda *_: config)
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setattr(command, name, value)
+    assert command.main(["c.yaml"]) == 1
+    said = "CUDA out of memory. Tried to allocate 2 GiB.; lower device_train_microbatch_size, then set"
+    assert f"rank {rank}: {said}" in capsys.readouterr().err
 
 
 def test_cublas_is_told_before_the_first_product_of_a_run() -> None:

@@ -5,12 +5,15 @@ import math
 import mmap
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from moe.config import Every, parse_time
 from moe.train.callbacks.throughput import memory_gb
+from moe.train.logs import RunLog
 from moe.train.stop import StopSignal
 from tests.conftest import ROOT
 from tests.unit.train.runs import die_after, rows, train
@@ -226,3 +229,20 @@ def test_between_two_rows_nothing_waits_for_the_device_and_a_row_waits_twice(
         watched(owner, hook, ends)
     assert train(tiny, tmp_path, *SHORT, "log_interval=3ba", "eval_data=null")[0] == 0
     assert waits == {1: 1, 3: 2, 6: 2}
+
+
+def test_what_a_save_cost_is_told_in_the_next_row_where_an_evaluation_lies_between() -> None:
+    rows: list[tuple[int, dict]] = []
+    log = RunLog([lambda step, row: rows.append((step, dict(row)))], every=Every(parse_time("30ba"), 1, 10_000))
+
+    def at(step: int) -> SimpleNamespace:
+        return SimpleNamespace(timestamp=SimpleNamespace(batch=step))
+
+    log.log_metrics({"checkpoint/blocked_seconds": 0.5, "checkpoint/copy_seconds": 0.25, "loss/other": 2.0}, step=500)
+    log.batch_end(at(500), None)
+    log.log_metrics({"metrics/eval/loss": 3.0}, step=500)
+    log.eval_end(at(500), None)
+    log.log_metrics({"loss/other": 1.0}, step=510)
+    log.batch_end(at(510), None)
+    save = {"checkpoint/blocked_seconds": 0.5, "checkpoint/copy_seconds": 0.25}
+    assert rows == [(500, {"metrics/eval/loss": 3.0}), (510, {**save, "loss/other": 1.0})]

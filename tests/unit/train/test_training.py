@@ -94,6 +94,21 @@ def test_a_duration_before_the_saved_step_is_told_as_that(tiny: Path, reference:
     assert "complete:" not in out
 
 
+def test_a_duration_before_the_saved_step_evaluates_nothing(
+    tiny: Path, reference: Path, tmp_path: Path, capsys
+) -> None:
+    """Where the saved step's evaluation was not made it was, at that step, and the run was called done at another."""
+    folder = shutil.copytree(reference, tmp_path / "run")
+    rows = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if "metrics/eval" not in line]
+    (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    before = (folder / "config.yaml").read_bytes()
+    path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
+    assert main([str(path), f"save_folder={folder}", "max_duration=12ba", "scheduler.t_warmup=2ba"]) == 0
+    out = capsys.readouterr().out
+    assert "max_duration (12ba) lies before step 40" in out and "done:" not in out
+    assert (folder / "config.yaml").read_bytes() == before
+
+
 def test_a_longer_duration_and_another_rate_go_on_and_are_told(tiny: Path, tmp_path: Path, capsys) -> None:
     folder = train(tiny, tmp_path, "max_duration=10ba", "scheduler.t_warmup=2ba")[1]
     code, _ = train(tiny, tmp_path, "max_duration=14ba", "scheduler.t_warmup=2ba", "optimizer.lr=1e-3")

@@ -158,6 +158,18 @@ def test_named_checkpoints_are_found_by_folder_file_or_run_and_errors_are_told(t
         find_named(str(tmp_path / folder_name(2)))
 
 
+def test_a_run_named_for_its_newest_is_no_older_one_without_a_word(tmp_path: Path) -> None:
+    """An export of a run whose newest was damaged gave the weights of the step before, and said nothing."""
+    older = write(tmp_path, 1)
+    flip_a_byte(write(tmp_path, 2) / "state.pt")
+    with pytest.raises(CheckpointError) as error:
+        find_named(str(tmp_path))
+    assert "step-00000002" in str(error.value) and str(error.value).endswith(
+        f"The newest that verifies is {older}: give that, or restore the newer"
+    )
+    assert find_named(str(older)).step == 1
+
+
 @pytest.mark.parametrize(
     "broken", ['{"files": {}, ' + '"step": 1}', '{"files": []}', '{"files": {"state.pt": {}}}', "[1]", "{", ""]
 )

@@ -219,6 +219,9 @@ def test_moe_launch_waits_as_long_as_stop_grace_says(tmp_path: Path, tiny: Path)
     assert "--world_size 8 --node_rank 1 --master_addr a --master_port 9" in " ".join(line(*two))
     with pytest.raises(InputError, match=r"--nodes \(2\) needs -n, --master-addr and --master-port"):
         line("-n", "4", "--nodes", "2")
+    for flag in ("-n", "--nodes"):
+        with pytest.raises(InputError, match=rf"^{flag} \(0\) must be at least 1$"):
+            line(flag, "0")
     with pytest.raises(InputError, match=r"--node-rank \(2\) must be 0 to 1"):
         line(*two, "--node-rank", "2")
 
