@@ -37,6 +37,13 @@ export PYTHONDONTWRITEBYTECODE =
 
 setup: .venv/ready
 
+# a Python that is named, or one that is gone, is looked at though nothing else has changed
+ifneq ($(PYTHON)$(if $(wildcard .venv/bin/python),,gone),)
+.PHONY: look
+look:
+.venv/ready: look
+endif
+
 .venv/ready: setup.py pyproject.toml requirements/constraints.txt requirements/setup.sh
 	@PYTHON='$(PYTHON)' requirements/setup.sh
 	@touch $@

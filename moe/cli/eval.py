@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe.cli.output import check_writable
+from moe.cli.output import RESULT_BEGINS, check_writable
 from moe.common.errors import InputError
 from moe.common.paths import local_path
 from moe.common.units import note, redraw, show
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, flag) is not None:
             setattr(args, flag, local_path(getattr(args, flag), f"--{flag.replace('_', '-')}"))
     if args.output is not None:
-        check_writable("--output", args.output)
+        check_writable("--output", args.output, RESULT_BEGINS)
     note("starting ...")
     if args.data:
         measure_data(args)

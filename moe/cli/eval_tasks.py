@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,9 @@ def measure_tasks(args: argparse.Namespace) -> None:
 def _write(path: Path | None, kept: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
+        aside = path.with_name(f".{path.name}.tmp")
+        aside.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
+        os.replace(aside, path)
 
 
 def _suite(name: str | None, fewshot: int | None) -> tuple[SuiteTask, ...]:

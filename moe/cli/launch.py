@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a yaml, as for `moe train`")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the yaml's")
     parser.add_argument("-n", "--nproc", type=int, help="ranks on this machine (default: one for each GPU, else 1)")
-    parser.add_argument("--nodes", type=int, default=1, help="machines (default: 1), each with this command")
-    parser.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--nodes", type=int, help="machines (default: 1), each with this command")
+    parser.add_argument("--node-rank", type=int, help="number of this machine, from 0")
     parser.add_argument("--master-addr", help="name or address of machine 0")
     parser.add_argument("--master-port", type=int, help="a port that is free on machine 0, the same for all machines")
 
@@ -55,13 +55,20 @@ def arguments(args: argparse.Namespace) -> list[str]:
     given: list[str] = []
     if args.nproc is not None:
         given += ["-n", str(args.nproc)]
+    place = {"--node-rank": args.node_rank, "--master-addr": args.master_addr, "--master-port": args.master_port}
+    if args.nodes is None:
+        if alone := [flag for flag, value in place.items() if value is not None]:
+            raise InputError(f"{alone[0]} ({place[alone[0]]}) is for several machines; give --nodes, on all alike")
+        return [*given, "-m", "moe.cli.main", "train", args.config, *args.settings]
+    node = args.node_rank or 0
+    if not 0 <= node < args.nodes:
+        raise InputError(f"--node-rank ({node}) must be 0 to {args.nodes - 1} with --nodes {args.nodes}")
     if args.nodes > 1:
         if args.nproc is None or args.master_addr is None or args.master_port is None:
             raise InputError(f"--nodes ({args.nodes}) needs -n, --master-addr and --master-port, on all alike")
-        if not 0 <= args.node_rank < args.nodes:
-            raise InputError(f"--node-rank ({args.node_rank}) must be 0 to {args.nodes - 1} with --nodes {args.nodes}")
-        given += ["--world_size", str(args.nproc * args.nodes), "--node_rank", str(args.node_rank)]
-        given += ["--master_addr", args.master_addr, "--master_port", str(args.master_port)]
+        given += ["--world_size", str(args.nproc * args.nodes), "--node_rank", str(node)]
+    for flag, value in (("--master_addr", args.master_addr), ("--master_port", args.master_port)):
+        given += [flag, str(value)] if value is not None else []
     return [*given, "-m", "moe.cli.main", "train", args.config, *args.settings]
 
 

@@ -13,7 +13,7 @@ from shlex import quote
 
 from moe import __version__
 from moe.common.environment import settle
-from moe.common.errors import InputError
+from moe.common.errors import InputError, RunFailed
 from moe.common.parser import Parser
 from moe.common.units import drop, flush, note, ready, show
 
@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         note(f"error: {error}")
         return 2
+    except RunFailed as error:
+        note(f"error: {error}")
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `moe ... | head` has read enough

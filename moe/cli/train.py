@@ -11,7 +11,7 @@ import faulthandler
 import os
 
 from moe.common.environment import settle
-from moe.common.errors import InputError, RunFailed, Unreachable
+from moe.common.errors import InputError, RunFailed
 from moe.common.units import complain, ready, say, show
 from moe.config import ConfigError, load_config, parse_seconds
 from moe.config.checks import check_ranks
@@ -55,9 +55,7 @@ def main(argv: list[str]) -> int:
             complain(f"rank {RANK}: {error}")
         elif LOCAL_RANK == 0:
             complain(str(error))
-        if isinstance(error, Unreachable):
-            return EXIT_STOPPED
-        return 2 if isinstance(error, InputError) else 1
+        return 2 if isinstance(error, InputError) else error.exit_code
     except Stopped:
         return EXIT_STOPPED
     except RuntimeError as error:

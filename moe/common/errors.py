@@ -22,10 +22,13 @@ class RunFailed(RuntimeError):
     """
 
     of_one_rank = False
+    exit_code = 1
 
 
 class Unreachable(RunFailed):
     """A start needs what does not answer now and may later. The message names it. Exit code 75: run it again."""
+
+    exit_code = 75
 
 
 @contextmanager

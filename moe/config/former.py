@@ -24,7 +24,7 @@ def with_present_settings(config: dict[str, Any]) -> dict[str, Any]:
     """
     if not config:
         return {}
-    settings: dict[str, Any] = json.loads(json.dumps(_with_defaults(config, Config)))
+    settings: dict[str, Any] = json.loads(json.dumps(_with_defaults(config, Config), default=str))
     model = settings.get("model")
     return {**settings, "model": model_settings(model)} if isinstance(model, dict) else settings
 

@@ -136,6 +136,13 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
+def plain_yaml(text: str | bytes) -> Any:
+    """As `yaml.safe_load`, of a file that somebody else may have written. Raises one of BAD_YAML."""
+    value = yaml.safe_load(text)
+    _refuse_loops(value, (), itertools.count(1))
+    return value
+
+
 def _refuse_loops(node: Any, above: tuple[int, ...], seen: Iterator[int]) -> None:
     """Also what aliases of aliases make of a few lines: more values than can be gone through."""
     if next(seen) > MOST_VALUES:

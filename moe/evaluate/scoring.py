@@ -71,7 +71,9 @@ def cut(question: Question, most: int) -> Question:
 
 
 def rows_of(questions: Sequence[Question], most: int) -> list[Row]:
-    """Each question once, in rows of at most `most` tokens, the longest first."""
+    """Each question once, in rows of at most `most` tokens, the longest first. One with a mask is no longer than
+    MASKED_SPAN, or twice its context.
+    """
     behind: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for question in questions:
         behind.setdefault(question.context, {})[question.answer] = None
@@ -79,7 +81,8 @@ def rows_of(questions: Sequence[Question], most: int) -> list[Row]:
     for context, answers in behind.items():
         taken: list[tuple[int, ...]] = []
         for answer in answers:
-            if taken and Row(context, (*taken, answer)).length > most:
+            longer = Row(context, (*taken, answer))
+            if taken and longer.length > (min(most, max(MASKED_SPAN, 2 * len(context))) if longer.branches else most):
                 rows.append(Row(context, tuple(taken)))
                 taken = []
             taken.append(answer)

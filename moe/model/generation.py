@@ -35,8 +35,9 @@ def generate(
     new = list(tokens)
     for _ in range(max_new_tokens):
         with torch.compiler.set_stance("force_eager"):  # the keys' length changes at every token
-            logits_BSV = model(torch.tensor([new], device=device), caches=caches)
-        logits_V = logits_BSV[0, -1].float().cpu()
+            last_N = torch.tensor([len(new) - 1], device=device)
+            logits_NV = model(torch.tensor([new], device=device), caches=caches, at_N=last_N)
+        logits_V = logits_NV[0].float().cpu()
         token = int(logits_V.argmax()) if temperature == 0 else _sample(logits_V / temperature, top_p, generator)
         if token == model.eos_id:
             return

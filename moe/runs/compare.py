@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from moe.common.errors import InputError
 from moe.config.former import with_present_settings
+from moe.data.read.fingerprint import meta_of
 from moe.runs.changes import changes
 from moe.runs.reading import Run
+from moe.runs.text import clean_all
 
 ABSENT = "-"
 OF_DATA = ("dataset", "config", "split", "revision", "tokenizer", "tokenizer_fingerprint", "vocab_size", "seq_len")
@@ -46,19 +48,18 @@ def data(run: Run) -> dict[str, str]:
 
 
 def metas(run: Run) -> dict[str, dict[str, Any]]:
-    """meta.json of each stream of the training data ("" for the only one); those that are on this machine."""
+    """meta.json of each stream of the training data ("" for the only one), as far as that is here and is still what the
+    run was trained on.
+    """
     spec = run.config.get("train_data")
     spec = spec if isinstance(spec, dict) else {}
     streams = spec.get("streams")
     found = {}
     for name, stream in (streams if isinstance(streams, dict) and streams else {"": spec}).items():
         folder = stream.get("local") if isinstance(stream, dict) else None
-        try:
-            meta = json.loads((Path(str(folder or "")) / "meta.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(meta, dict):
-            found[name] = meta
+        meta = meta_of(folder, str(run.manifest.get("data"))) if isinstance(folder, str) else None
+        if meta is not None:
+            found[name] = clean_all(asdict(meta))
     return found
 
 
@@ -83,7 +84,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict) and value:
             found |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
     return found
 
 

@@ -124,18 +124,19 @@ def _heat(figure: Any, axes: Any, heat: Heat, name: str) -> None:
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     values = [[float("nan") if value is None else value for value in row] for row in heat.values]
-    low, high = heat.xs[0], heat.xs[-1]
-    place = {"aspect": "auto", "interpolation": "nearest", "extent": (low, max(high, low + 1), len(values), 0)}
+    edges = [0.0, *heat.xs]  # a column ends where its last row of metrics was written
+    place = [edges, [*range(len(values) + 1)], values]
     if heat.ratio:
         norm = BoundaryNorm([0, *RATIO_BOUNDS, 1e9], len(RATIOS))
-        image = axes.imshow(values, cmap=ListedColormap(RATIOS), norm=norm, **place)
+        image = axes.pcolormesh(*place, cmap=ListedColormap(RATIOS), norm=norm)
         bar = figure.colorbar(image, ax=axes, ticks=[0.25, 0.7, 1.43, 4.0], pad=0.01)
         bar.ax.set_yticklabels(["¼", "0.7", "1.4", "4"])
     else:
-        bar = figure.colorbar(axes.imshow(values, cmap="viridis", **place), ax=axes, pad=0.01)
+        bar = figure.colorbar(axes.pcolormesh(*place, cmap="viridis"), ax=axes, pad=0.01)
         if heat.only is not None:
             bar.set_ticks([heat.only], labels=[number(heat.only)])
     bar.outline.set_visible(False)
+    axes.invert_yaxis()
     axes.set_title(_plain(f"{heat.title} (by {heat.rows})" + (f", {name}" if name else "")))
     shown = range(0, len(heat.labels), -(-len(heat.labels) // MOST_LABELS))
     axes.set_yticks([row + 0.5 for row in shown], labels=[str(heat.labels[row]) for row in shown])

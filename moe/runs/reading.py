@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe.common.errors import InputError
 from moe.common.locks import has_locks, held_by
 from moe.common.paths import expanded, refuse_irregular
 from moe.common.units import clean_line
 from moe.config import parse_time
-from moe.config.values import BAD_YAML
+from moe.config.values import BAD_YAML, plain_yaml
 from moe.runs.columns import MOST_STEPS, Columns
 from moe.runs.lines import Lines, json_object
 from moe.runs.text import clean_all
@@ -230,7 +228,7 @@ def _instead(path: Path) -> str:
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         refuse_irregular(path)
-        content = clean_all(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = clean_all(plain_yaml(path.read_text(encoding="utf-8")))
     except (OSError, *BAD_YAML):
         return {}
     return content if isinstance(content, dict) else {}

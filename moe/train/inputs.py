@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from moe.common.errors import InputError
 from moe.common.paths import refuse_irregular
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
-from moe.config.values import BAD_YAML
-from moe.data.locations import open_folder
+from moe.config.values import BAD_YAML, plain_yaml
 from moe.data.meta import SPLITS, Meta, read_meta
-from moe.data.read.index import read_index
+from moe.data.read.fingerprint import data_fingerprint, shards_fingerprint
 from moe.data.read.mixture import StreamSpec, epoch_samples
 from moe.data.read.verify import verify_split
 from moe.data.text.kept_tokenizer import KeptTokenizer, keep_tokenizer
@@ -114,7 +109,7 @@ def _was_started_with(folder: Path, name: str) -> bool:
     """Whether the run of this folder was last started with the tokenizer of this name, and has kept it."""
     try:
         refuse_irregular(folder / "config.yaml")
-        settings = yaml.safe_load((folder / "config.yaml").read_bytes())
+        settings = plain_yaml((folder / "config.yaml").read_bytes())
     except (OSError, *BAD_YAML):
         return False
     return (folder / "tokenizer").is_dir() and isinstance(settings, dict) and settings.get("tokenizer") == name
@@ -177,39 +172,6 @@ def _of_all(specs: dict[str, StreamSpec], of: Callable[[str], str]) -> str:
     if "" in specs:
         return of(specs[""].local)
     return "; ".join(f"{name} {of(spec.local)} {spec.split}{spec.weight}" for name, spec in specs.items())
-
-
-def shards_fingerprint(folder: str | Path) -> str:
-    """Names converted data by its tokens: their shape, EOS and tokenizer, and each shard's sequences, bytes and hash.
-    Who made it, of files called what, with which versions, is no part of it.
-
-    Raises InputError for an index.json that does not say so.
-    """
-    meta = read_meta(folder)
-    content: dict[str, Any] = {
-        "seq_len": meta.seq_len,
-        "dtype": meta.dtype,
-        "eos_id": meta.eos_id,
-        "tokenizer": meta.tokenizer_fingerprint,
-    }
-    for split in SPLITS:
-        path = Path(folder) / split / "index.json"
-        content[split] = None
-        try:
-            there = path.exists()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); make it readable") from None
-        if there:
-            shards = read_index(open_folder(path.parent))
-            if unnamed := [shard.name for shard in shards if shard.xxh64 is None]:
-                raise InputError(f"{path}: holds no xxh64 of {unnamed[0]}; restore it, or convert again")
-            content[split] = [[shard.samples, shard.bytes, shard.xxh64] for shard in shards]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def data_fingerprint(folder: str | Path) -> str:
-    """As earlier versions named converted data, by what made it: sha256 of its meta.json."""
-    return hashlib.sha256((Path(folder) / "meta.json").read_bytes()).hexdigest()[:16]
 
 
 def _describe(

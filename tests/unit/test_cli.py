@@ -1,6 +1,7 @@
 import pytest
 
 from moe.cli.main import COMMANDS, main
+from moe.common.errors import RunFailed, Unreachable
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -71,3 +72,13 @@ def test_the_recorded_command_has_no_folder_of_the_machine(
 
     monkeypatch.setattr("sys.argv", [program, "train", "c.yaml", "run_name=a b"])
     assert command() == f"{recorded} train c.yaml 'run_name=a b'"
+
+
+@pytest.mark.parametrize(("error", "code"), [(RunFailed("it broke"), 1), (Unreachable("it is away"), 75)])
+def test_what_ends_the_work_of_any_command_is_one_message(monkeypatch, capsys, error: RunFailed, code: int) -> None:
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("moe.cli.diff.run", run)
+    assert main(["diff", "a", "b"]) == code
+    assert capsys.readouterr().err == f"error: {error}\n"

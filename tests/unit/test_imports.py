@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data": {"common", "config"},
     "model": {"common", "config"},
     "optim": {"common", "config"},
-    "runs": {"common", "config"},
+    "runs": {"common", "config", "data"},
     "evaluate": PARTS,
     "train": PARTS | {"evaluate"},
     "plan": PARTS | {"evaluate", "train"},

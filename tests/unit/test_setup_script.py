@@ -1,5 +1,6 @@
 """requirements/setup.sh: which Python it takes, and what it says where none can be had. All it calls is played."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -148,3 +149,20 @@ def test_the_constraints_are_names_and_versions_that_hold_what_is_asked_for() ->
         assert found, f"{name} is not in constraints.txt: make constraints"
         for one in found:
             assert Requirement(name + specifier).specifier.contains(next(iter(one.specifier)).version)
+
+
+@pytest.mark.parametrize(("python", "gone"), [("python3.12", False), ("", True), ("", False)])
+def test_make_setup_looks_at_a_python_that_is_named_or_gone(tmp_path: Path, python: str, gone: bool) -> None:
+    """A .venv that was ready was all that counted: `make setup PYTHON=...` did nothing, with 0."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("setup.py", "pyproject.toml", "requirements/constraints.txt", "requirements/setup.sh", ".venv/ready"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if not gone:
+        (tmp_path / ".venv/bin").mkdir()
+        (tmp_path / ".venv/bin/python").touch()
+    (tmp_path / ".venv/ready").touch()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON" and "MAKE" not in name}
+    command = ["make", "-n", "setup", *[f"PYTHON={python}"] * bool(python)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and ("requirements/setup.sh" in done.stdout) == bool(python or gone), done.stdout

@@ -260,13 +260,11 @@ def set_aside(folder: Path) -> Path:
 
 
 def find_named(path: str, read: Callable[[Path], Checkpoint] = read_checkpoint) -> Checkpoint:
-    """A checkpoint that a user named: a step folder, the state.pt in it, or a run folder for its newest.
-
-    Raises:
-        CheckpointError: nothing there that can be used, or the newest does not verify: an older one is not what was
-            meant, unless it is named.
+    """A checkpoint that a user named: a step folder, the state.pt in it, or a run folder for its newest. Raises
+    CheckpointError where nothing there can be used, or the newest does not verify: an older one has to be named.
     """
     folder = Path(path).parent if Path(path).name == STATE else Path(path)
+    folder = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder  # the run's is found by its name
     if not folder.is_dir():
         raise CheckpointError(f"{path}: is {'a file' if folder.exists() else 'not there'}; {GIVE_A_RUN}")
     if (folder / MANIFEST).exists() or (folder / STATE).exists():

@@ -14,11 +14,11 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
-from moe.common.errors import InputError
 from moe.common.typed_json import parse_json
 from moe.common.units import short
 from moe.config.former import model_settings
-from moe.data.meta import Meta, read_meta
+from moe.data.meta import Meta
+from moe.data.read.fingerprint import meta_of
 from moe.model.flops import count_parameters
 from moe.train.checkpointing.checkpoints import Checkpoint
 from moe.use.export.card_tasks import tasks_section
@@ -60,7 +60,7 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
     config = checkpoint.manifest["config"]
     rows = read_rows(checkpoint.path.parent / "metrics.jsonl", checkpoint.step)
     pictured = draw_curves(folder / CURVES, rows, config)
-    metas = _metas(config.get("train_data", {}))
+    metas = _metas(config.get("train_data", {}), checkpoint.manifest["data"])
     sections = [_front(metas), _head(checkpoint), _data(checkpoint, metas)]
     if "max_duration" in config:
         sections += [_recipe(checkpoint), *_other_changes(checkpoint)]
@@ -123,16 +123,11 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], config: dict[str, Any]) 
     return True
 
 
-def _metas(train_data: dict[str, Any]) -> list[Meta]:
-    """The descriptions of the training data, as far as they are still where the run read them."""
+def _metas(train_data: dict[str, Any], trained_on: str) -> list[Meta]:
+    """The descriptions of the training data, as far as these are still where the run read them."""
     streams = list((train_data.get("streams") or {"": train_data}).values())
-    found = []
-    for folder in [stream["local"] for stream in streams if stream.get("local")]:
-        try:
-            found.append(read_meta(folder))
-        except InputError:
-            continue
-    return found
+    found = [meta_of(stream["local"], trained_on) for stream in streams if stream.get("local")]
+    return [meta for meta in found if meta is not None]
 
 
 def _front(metas: list[Meta]) -> str:

@@ -38,7 +38,11 @@ from moe.use.export.verify import verify_logits, verify_tensors, verify_tokenize
 from moe.use.inference import build_skeleton, find_checkpoint, load_weights
 
 SHARD_BYTES = 5 * 10**9
-SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # the defaults of `moe generate`
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.8,
+    "top_p": 0.95,
+}  # the defaults of `moe generate`, which knows no top-k
 
 
 def export(
@@ -78,7 +82,9 @@ def export(
         parts = hf_tensors(complete_weights if family.dense else _with_head(complete_weights, folder), family)
         write_weights(folder, parts, shard_bytes=shard_bytes, say=say)
         _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", {**special, "pad_token_id": manifest["eos_id"], **SAMPLING})
+        # top_k: all, as transformers takes 50 where there is none, and SGLang no 0
+        sampling = {"pad_token_id": manifest["eos_id"], **SAMPLING, "top_k": manifest["vocab_size"]}
+        _write_json(folder / "generation_config.json", {**special, **sampling})
         write_tokenizer(folder, tokenizer, max_seq_len)
         write_card(folder, checkpoint)
         say("reading it back, loading it with transformers and comparing ids and logits ...")

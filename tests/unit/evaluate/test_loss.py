@@ -177,10 +177,15 @@ def test_the_place_for_results_is_tried_before_the_work(tmp_path: Path, capsys) 
         assert f"--output ({path})" in told and cause in told
     assert main(["eval", "nowhere", "--tasks", "arc", "--output", "/proc/x/y.json"]) == 2
     assert "--output (/proc/x/y.json) cannot be written" in capsys.readouterr().err
-    from moe.cli.output import check_writable
+    assert main(["eval", "nowhere", "--tasks", "arc", "--output", str(tmp_path / "file")]) == 2
+    assert "file) is there and holds something else; give another file" in capsys.readouterr().err
+    from moe.cli.eval_tasks import _write
+    from moe.cli.output import RESULT_BEGINS, check_writable
 
-    check_writable("--output", tmp_path / "new" / "deeper" / "x.json")
-    check_writable("--output", tmp_path / "file")
+    _write(tmp_path / "earlier.json", {"step": 3, "results": {}})
+    for name in ("new/deeper/x.json", "earlier.json"):
+        check_writable("--output", tmp_path / name, RESULT_BEGINS)
+    (tmp_path / "earlier.json").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
 
 

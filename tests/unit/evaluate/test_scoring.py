@@ -95,6 +95,16 @@ def test_rows_with_a_mask_share_a_batch_only_where_they_are_short(monkeypatch: p
     assert [len(batch) for batch in batches_of(plain, 48)] == [3]
 
 
+def test_a_row_with_a_mask_is_no_longer_than_that_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 short answers behind one EOS made a row of max_seq_len tokens, and a mask of its square."""
+    asked = [Question((0,), (n, *range(14))) for n in range(3000)]
+    assert max(row.length for row in rows_of(asked, 40_960)) <= 512
+    long = [Question(tuple(range(1000)), (n, 1)) for n in range(3000)]
+    assert 1000 < max(row.length for row in rows_of(long, 40_960)) <= 2000
+    single = [Question((0,), (n,)) for n in range(3000)]
+    assert len(rows_of(single, 40_960)) == 1, "needs no mask"
+
+
 def test_contexts_lose_their_beginning_and_an_answer_that_does_not_fit_is_told() -> None:
     long = Question(tuple(range(30)), (1, 2, 3))
     assert cut(long, 10) == Question(tuple(range(22, 30)), (1, 2, 3))

@@ -50,3 +50,19 @@ def test_generation_ends_before_eos(build):
     model.eos_id = free[4]
     ended = list(generate(model, [5, 6], max_new_tokens=12, temperature=0))
     assert ended == free[: free.index(free[4])]
+
+
+def test_a_prompt_costs_the_logits_of_one_place(build, monkeypatch):
+    """Those of all its tokens were made, 20 GB for a long one of a large vocabulary, and one row was used."""
+    model = build(document_mask=False).eval()
+    rows = []
+    plain = torch.nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        if weight.shape[0] == model.embed.weight.shape[0]:
+            rows.append(x.numel() // x.shape[-1])
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    new = list(generate(model, [5, 6, 7, 8], max_new_tokens=3, temperature=0))
+    assert new and set(rows) == {1}

@@ -176,3 +176,16 @@ def test_the_picture_numbers_the_rows_of_a_heat_map(experts: int, shown: list[st
     values: list[list[float | None]] = [[1.0, 2.0]] * experts
     _heat(figure, axes, Heat("Layer 0", "expert", list(range(experts)), [10.0, 20.0], values, True), "")
     assert [label.get_text() for label in axes.get_yticklabels()] == shown
+
+
+def test_a_column_of_the_picture_is_as_wide_as_its_tokens(tmp_path: Path) -> None:
+    """Rows that were logged more often took more of the axis: an expert idle at first was shown idle for half a run."""
+    from matplotlib.figure import Figure
+
+    from moe.runs.png import _heat
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    _heat(figure, axes, Heat("Layer 0", "expert", [0, 1], [1.0, 2.0, 100.0], [[0.0, 0.0, 1.0]] * 2, True), "")
+    edges = axes.collections[0].get_coordinates()
+    assert edges[0, :, 0].tolist() == [0, 1, 2, 100] and axes.get_ylim() == (2, 0), "as on the page, the first on top"

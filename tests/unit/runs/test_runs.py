@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from moe.cli.main import main
+from moe.data.read.fingerprint import data_fingerprint
 from moe.runs import lines
 from moe.runs.listing import list_runs, table
+from tests.unit.plan.test_new import write_meta
 from tests.unit.runs.folders import ALARM, CHANGED, make_run, row, training_in
 
 GONE = 2**22 + 1  # no process has such a number
@@ -135,8 +137,7 @@ def test_control_characters_of_files_reach_neither_terminal_nor_page(
 
 def test_diff_shows_config_data_and_versions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = tmp_path / "data"
-    data.mkdir()
-    (data / "meta.json").write_text(json.dumps({"dataset": "fineweb", "seq_len": 128, "tokens": {"train": 1000}}))
+    write_meta(data, dataset="fineweb", seq_len=128, tokens={"train": 1000, "val": 1})
     first = make_run(tmp_path / "a")
     second = make_run(
         tmp_path / "b",
@@ -144,6 +145,8 @@ def test_diff_shows_config_data_and_versions(tmp_path: Path, capsys: pytest.Capt
         train_data={"local": str(data)},
         versions={"torch": "2.7.0", "numpy": "2.1.3"},
     )
+    for manifest in tmp_path.glob("*/step-*/manifest.json"):
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "data": data_fingerprint(data)}))
     assert main(["diff", str(first), str(second)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "optimizer.lr 0.001 -> 0.005" in lines

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from moe.common.errors import InputError, RunFailed
 from moe.use.export import to_hf
@@ -87,7 +87,11 @@ def test_names_are_per_expert_and_the_config_says_what_either_transformers_needs
         "eos_token_id": 0,
     }
     assert expected == {key: config[key] for key in expected}
-    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == 0
+    sampling = GenerationConfig.from_pretrained(tmp_path / "hf")
+    assert (sampling.eos_token_id, sampling.temperature, sampling.top_p) == (0, 0.8, 0.95)
+    assert sampling.top_k == config["vocab_size"], (
+        "transformers takes 50 where nothing is said; `moe generate` takes all"
+    )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert tokenizer.model_max_length == 64 and tokenizer("the model")["input_ids"]
 
@@ -290,11 +294,13 @@ def test_the_lines_of_python_on_the_card_work(make_run: Callable, tmp_path: Path
 def test_the_card_describes_the_data_of_every_stream_that_is_still_there(
     make_run: Callable, tmp_path: Path, tiny: Path
 ) -> None:
+    from moe.data.read.fingerprint import shards_fingerprint
     from moe.use.export.card import write_card
     from moe.use.inference import find_checkpoint
 
     checkpoint = find_checkpoint(str(make_run()))
     config, data = checkpoint.manifest["config"], str(tiny / "data")
+    checkpoint.manifest["data"] = shards_fingerprint(data)
     alone, lost, text = (
         {"local": data},
         {"local": str(tmp_path / "gone")},

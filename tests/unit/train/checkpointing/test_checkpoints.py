@@ -158,6 +158,13 @@ def test_named_checkpoints_are_found_by_folder_file_or_run_and_errors_are_told(t
         find_named(str(tmp_path / folder_name(2)))
 
 
+@pytest.mark.parametrize("name", [".", "state.pt", "../step-00000002/."])
+def test_from_within_its_folder_a_checkpoint_knows_its_run(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(write(tmp_path, 2))
+    found = find_named(name)
+    assert found.path.name == "step-00000002" and found.path.parent.resolve() == tmp_path
+
+
 def test_a_run_named_for_its_newest_is_no_older_one_without_a_word(tmp_path: Path) -> None:
     """An export of a run whose newest was damaged gave the weights of the step before, and said nothing."""
     older = write(tmp_path, 1)

@@ -219,6 +219,13 @@ def test_moe_launch_waits_as_long_as_stop_grace_says(tmp_path: Path, tiny: Path)
     assert "--world_size 8 --node_rank 1 --master_addr a --master_port 9" in " ".join(line(*two))
     with pytest.raises(InputError, match=r"--nodes \(2\) needs -n, --master-addr and --master-port"):
         line("-n", "4", "--nodes", "2")
+    for flag, value in (("--node-rank", "1"), ("--master-addr", "a"), ("--master-port", "9")):
+        with pytest.raises(InputError, match=rf"^{flag} \({value}\) is for several machines; give --nodes"):
+            line("-n", "8", flag, value)  # each machine trained a run of its own
+    with pytest.raises(InputError, match=r"--node-rank \(7\) must be 0 to 0 with --nodes 1"):
+        line("-n", "8", "--nodes", "1", "--node-rank", "7")
+    one = line("-n", "4", "--nodes", "1", "--node-rank", "0", "--master-addr", "a", "--master-port", "9")
+    assert one[:6] == ["-n", "4", "--master_addr", "a", "--master_port", "9"]
     for flag in ("-n", "--nodes"):
         with pytest.raises(InputError, match=rf"^{flag} \(0\) must be at least 1$"):
             line(flag, "0")
