@@ -46,12 +46,15 @@ def convert(request: Request) -> Meta | None:
         return None
     plan = make_plan(request, space)
     if plan is None:
-        say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
-        return read_meta(request.out)
+        return nothing_to_do(request)
     full = request.verify == "full"
-    shared = request.num_shards is not None
-    with space.lock(plan.identity, plan.source.files, shared=shared, full=full):
-        if request.num_shards is not None and not request.merge_only:
+    is_shard = request.num_shards is not None and not request.merge_only
+    with space.lock(plan.identity, plan.source.files, shared=is_shard, full=full):
+        if space.is_complete(plan.identity, plan.source.files, full=full):  # by another process, since
+            if not is_shard:
+                space.discard_own(plan.identity)
+            return nothing_to_do(request)
+        if is_shard:
             make_shard(plan, space)
             return None
         left_out = make_units(plan, space)
@@ -60,6 +63,11 @@ def convert(request: Request) -> Meta | None:
     for line in summary(meta, request.out, report):
         say(line)
     return meta
+
+
+def nothing_to_do(request: Request) -> Meta:
+    say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
+    return read_meta(request.out)
 
 
 def foresee(request: Request, space: Workspace) -> None:

@@ -10,6 +10,7 @@ of this conversion.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from moe.common.paths import path_or_address, refuse_unwritable
 from moe.common.units import say
 from moe.data.folders import LocalFolder
 from moe.data.locations import open_folder
+from moe.data.meta import SPLITS
 from moe.data.s3 import S3Folder, remove_dead_scratch
 from moe.data.text.files import SourceFile
 from moe.data.write.journal import Journal
@@ -93,7 +95,16 @@ class LocalWorkspace(Work):
         journal.begin()
 
     def publish(self) -> None:
-        """Let the merged folder become <out>, and remove the work."""
+        """Let the merged folder become <out>, and remove the work.
+
+        Raises InputError where it is not complete, or where <out> appeared meanwhile and nobody asked to replace it.
+        """
+        self._check_merged()
+        if not self._overwrite and not self.out.is_empty():
+            raise InputError(
+                f"--out {self.out}: appeared while this worked and is left as it is; the work is kept in "
+                f"{self.partial}: move the other away and run the same command again, or --overwrite to replace it"
+            )
         old = self._partial / "replaced"
         shutil.rmtree(old, ignore_errors=True)
         if self._out.exists():
@@ -102,6 +113,21 @@ class LocalWorkspace(Work):
         os.rename(self._partial / "merged", self._out)
         sync_folder(self._out.parent)  # before the units go
         self.discard()
+
+    def _check_merged(self) -> None:
+        there = self.merged.sizes()
+        indexes = [f"{split}/index.json" for split in SPLITS]
+        missing = [name for name in ("meta.json", "conversion.json", *indexes) if name not in there]
+        for index in set(indexes) - set(missing):
+            for entry in json.loads(self.merged.read(index) or "")["shards"]:
+                shard = f"{index.removesuffix('index.json')}{entry['raw_data']['basename']}"
+                if there.get(shard) != entry["raw_data"]["bytes"]:
+                    missing.append(shard)
+        if missing:
+            raise InputError(
+                f"{self.merged}: {missing[0]} is missing or cut short, as where two processes merge at once; end the "
+                "other one and run the same command again: the units are kept"
+            )
 
 
 class BucketWorkspace(Work):
