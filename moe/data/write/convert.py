@@ -89,6 +89,7 @@ def foresee(request: Request, space: Workspace) -> None:
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     """Every unit the request needs. Returns the files skipped. Raises InputError for them without --skip-bad-files."""
     request, left_out = plan.request, dict(plan.bad)
+    limited = bool(request.max_documents or request.max_tokens)
     make = partial(run, groups=plan.groups, engine=request.engine, workers=request.workers)
     if request.merge_only:
         plan.planning.all()
@@ -102,7 +103,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
                 f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
             )
     else:
-        if not (request.max_documents or request.max_tokens) and plan.planning.looked_at < len(plan.source.files):
+        if not limited and plan.planning.looked_at < len(plan.source.files):
             with Ahead(plan.planning) as ahead:
                 errors = make(plan.job, plan.units, space.units, left_out=set(left_out), ahead=ahead)
             left_out |= {error.file: error.reason for error in errors} | plan.bad
@@ -113,9 +114,9 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
                 break
             left_out |= plan.bad
-    if request.max_documents or request.max_tokens:  # what lies behind the limit is no concern of this run
+    if limited and limit_is_reached(plan.job, plan.units, space.units, set(left_out)):
         last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
-        if last:
+        if last:  # what lies behind the limit is no concern of this run
             needed = {file.name for file in plan.source.files[: last[0][1].file_index + 1]}
             left_out = {file: reason for file, reason in left_out.items() if file in needed}
     if left_out and not request.skip_bad_files:

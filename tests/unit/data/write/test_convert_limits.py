@@ -1,5 +1,7 @@
 """--max-documents and --max-tokens take whole documents, in order."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -48,3 +50,21 @@ def test_limit_that_falls_elsewhere_once_a_file_is_mended_gives_the_bytes_of_a_c
     (tmp_path / "text" / "0.parquet").write_bytes(whole)
     convert(make_request(max_documents=150))
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("limit", [{"max_documents": 1000}, {"max_tokens": 10**6}])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b'{"text": "some words here"}\n' * 999)[:-20]])
+def test_files_at_the_end_count_where_the_text_ends_before_the_limit(tmp_path, make_request, limit, content):
+    """They were taken for files behind the limit: exit code 0 without a word, and nothing in meta.json."""
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(40))
+    (tmp_path / "text" / "b.jsonl.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"b\.jsonl\.gz"):
+        convert(make_request(**limit))
+    meta = convert(make_request(skip_bad_files=True, **limit))
+    assert list(meta.left_out) == ["b.jsonl.gz"]
+
+
+def test_files_behind_a_limit_that_is_reached_are_no_concern(tmp_path, make_request):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(40))
+    (tmp_path / "text" / "b.jsonl").write_bytes(b"")
+    assert not convert(make_request(max_documents=30)).left_out
