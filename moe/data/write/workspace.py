@@ -15,6 +15,7 @@ from moe.common.errors import InputError
 from moe.common.ownership import refuse_strangers
 from moe.common.units import say
 from moe.data.folders import Folder
+from moe.data.text.errors import WITHOUT_A_FILE
 from moe.data.text.files import SourceFile
 from moe.data.text.known import KnownTable
 from moe.data.write.differences import (
@@ -212,10 +213,13 @@ class Work:
             return [f"{cause}; {SAME}"]
         changed = differences(old.request, identity)
         cause = "started with other settings" if changed else "started with other files"
+        fix = "Run it as it was started, or --overwrite to start again."
         if not changed and old.files != len(files):
             then = list(rows(self.partial, "plan.json", "files"))
             there = [[[name, "there"] for name, _ in part] for part in (then, versions(files))]
             changed = file_differences(*there)
+            if len(files) < old.files:
+                fix = f"Put back what is gone, or {WITHOUT_A_FILE}; or --overwrite to start again."
         if not changed:
             for file, name in self._done(files):
                 if (before := self.units.mark(name)["file_version"]) != file.version:
@@ -227,7 +231,6 @@ class Work:
         if not changed:
             return []
         typed = asked_differences(old.request, identity)
-        fix = "Run it as it was started, or --overwrite to start again."
         return [
             cause,
             *changed[:6],

@@ -126,3 +126,26 @@ def test_less_text_than_a_block_is_refused(tmp_path, make_request):
     write_parquet(tmp_path / "text" / "a.parquet", ["short"])
     with pytest.raises(InputError, match=r"\d+ tokens are less than one block of --seq-len 4096"):
         convert(make_request(seq_len=4096))
+
+
+@pytest.mark.parametrize("bad", [b"", b"PAR1 no table PAR1"])
+def test_a_file_that_was_removed_after_the_start_can_be_done_without(tmp_path, make_request, bad):
+    """The advice was to delete it, and the same command was then refused for it."""
+    for name in "abc":
+        write_parquet(tmp_path / "text" / f"{name}.parquet", make_texts(60, seed=ord(name)))
+    removed = tmp_path / "text" / "b.parquet"
+    removed.write_bytes(bad)
+    convert(make_request(out=tmp_path / "skipped", skip_bad_files=True))
+    with pytest.raises(InputError, match=r"b\.parquet") as caught:
+        convert(make_request())
+    assert "delete" not in str(caught.value) and "--skip-bad-files" in str(caught.value)
+    removed.unlink()
+    with pytest.raises(InputError, match=r"not there now\n.*an empty file in its place.*--skip-bad-files"):
+        convert(make_request())
+    removed.touch()
+    meta = convert(make_request(skip_bad_files=True))
+    assert list(meta.left_out) == ["b.parquet"]
+    there, expected = (folder_bytes(tmp_path / name) for name in ("out", "skipped"))
+    assert {name: there[name] for name in there if name != "meta.json"} == {
+        name: expected[name] for name in expected if name != "meta.json"
+    }
