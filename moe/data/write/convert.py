@@ -21,13 +21,13 @@ from moe.data.text.errors import BadFileError, errors_text
 from moe.data.write.differences import FORMAT, file_rows
 from moe.data.write.forecast import forecast
 from moe.data.write.gather import Gathered, document_keys, gather, length_statistics
-from moe.data.write.items import share_of
 from moe.data.write.journal import Journal
 from moe.data.write.merge import merge_split, threshold_for_one_block
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
 from moe.data.write.report import Report, summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
+from moe.data.write.sharded import made_by_shards, make_shard
 from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.streamed_json import streamed
 from moe.data.write.unit import Job
@@ -92,16 +92,7 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     limited = bool(request.max_documents or request.max_tokens)
     make = partial(run, groups=plan.groups, engine=request.engine, workers=request.workers)
     if request.merge_only:
-        plan.planning.all()
-        if any(space.units.done(unit) is None for unit in plan.units):
-            plan.planning.open_rest()  # those of files that cannot be read are no units
-        left_out |= plan.bad  # found by the shards too, which may have ended without a word of it
-        pending = [unit for unit in plan.units if space.units.done(unit) is None]
-        if pending:
-            raise InputError(
-                f"--merge-only: {len(pending)} of {len(plan.units)} units are not done, the first is {pending[0].name} "
-                f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
-            )
+        left_out |= made_by_shards(plan, space)
     else:
         if not limited and plan.planning.looked_at < len(plan.source.files):
             with Ahead(plan.planning) as ahead:
@@ -123,36 +114,6 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
         every = [BadFileError(file, reason) for file, reason in left_out.items()]
         raise InputError(errors_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     return left_out
-
-
-def make_shard(plan: Plan, space: Workspace) -> None:
-    """The units of one shard of a sharded run; the merge comes when all are done."""
-    request = plan.request
-    assert request.num_shards is not None and request.shard_index is not None
-    share_of(plan.planning, plan.groups, request.shard_index, request.num_shards)
-    make = partial(
-        run,
-        plan.job,
-        plan.units,
-        space.units,
-        groups=plan.groups,
-        engine=request.engine,
-        workers=request.workers,
-        left_out=set(plan.bad),
-        all_of_them=True,
-    )
-    if plan.planning.looked_at == len(plan.source.files):
-        errors = make()
-    else:
-        with Ahead(plan.planning) as ahead:
-            errors = make(ahead=ahead)
-    found = [*errors, *(error for error in plan.planning.bad if error.file not in {reason.file for reason in errors})]
-    if found and not request.skip_bad_files:
-        raise InputError(errors_text(found, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
-    say(
-        f"shard {request.shard_index} of {request.num_shards} is done: {len(plan.units)} units; "
-        "when all shards are, run once with --merge-only"
-    )
 
 
 def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job, Gathered]:

@@ -35,7 +35,7 @@ from moe.data.write.unit_store import UnitStore
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
 WORK = re.compile(
-    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\d+"
+    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|failed|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\d+"
 )
 UNIT = re.compile(
     r"units[^/]*/\.?\d{5,}-\d{13}(-[0-9a-f]{16})?(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
@@ -44,6 +44,7 @@ MERGED = re.compile(
     rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\d+"
     r"|(train|val)/\.(shard|index)\.\w+(/(shard|index\.json))?)"
 )
+FAILED = re.compile(r"failed/\.?\d+-of-\d+\.json(\.\w+)?")
 META_KEYS = frozenset({"dataset", "dtype", "seq_len", "tokenizer_fingerprint", "vocab_size"})  # in that of any version
 
 SAME = "the same command with --overwrite starts again"
@@ -105,7 +106,7 @@ class Work:
         refuse_strangers(
             self.partial,
             names,
-            lambda name: any(ours.fullmatch(name) for ours in (WORK, UNIT, MERGED)),
+            lambda name: any(ours.fullmatch(name) for ours in (WORK, UNIT, MERGED, FAILED)),
             f"--out {self.out}",
         )
         plan = self._records.look(self.partial, "plan.json").keys
