@@ -28,7 +28,7 @@ from moe.data.text.rows import Skipped, clean, document_hashes
 from moe.data.write.packing import BlockWriter, Packer, Writer
 from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
-from moe.data.write.unit_store import MARK
+from moe.data.write.unit_store import MARK, save_array
 
 Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
 
@@ -87,8 +87,8 @@ def convert_unit(job: Job, unit: Unit, folder: Folder, report: Report) -> None:
         writers = {split: BlockWriter(aside, split, job.layout) for split in SPLITS}
         mark, lengths, hashes = make_unit(job, unit, writers, report)
         mark["splits"] = {split: {"shards": w.shards, "rest": w.finish()} for split, w in writers.items()}
-        np.save(aside / "lengths.npy", lengths)
-        np.save(aside / "hashes.npy", hashes)
+        save_array(aside / "lengths.npy", lengths)
+        save_array(aside / "hashes.npy", hashes)
         (aside / MARK).write_text(json.dumps(mark, sort_keys=True))
         folder.adopt(aside, unit.name, MARK)
 
