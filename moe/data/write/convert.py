@@ -76,6 +76,7 @@ def foresee(request: Request, space: Workspace) -> None:
     if space.is_complete(looked_up[2], looked_up[1].files, full=request.verify == "full"):
         say(f"{request.out} is complete; there would be nothing to do (--overwrite makes it again)")
         return
+    space.refuse_unplanned()
     plan = plan_of(request, space, *looked_up)
     for line in forecast(plan):
         say(line)

@@ -35,18 +35,20 @@ from moe.data.write.unit_store import UnitStore
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
 WORK = re.compile(
-    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|failed|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\d+"
+    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|failed|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\w+"
 )
 UNIT = re.compile(
     r"units[^/]*/\.?\d{5,}-\d{13}(-[0-9a-f]{16})?(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
 )
 MERGED = re.compile(
-    rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\d+"
+    rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\w+"
     r"|(train|val)/\.(shard|index)\.\w+(/(shard|index\.json))?)"
 )
 FAILED = re.compile(r"failed/\.?\d+-of-\d+\.json(\.\w+)?")
+NOT_BEGUN = re.compile(r"\.lock|\.plan\.json\.\w+")  # is there before the first plan is
 META_KEYS = frozenset({"dataset", "dtype", "seq_len", "tokenizer_fingerprint", "vocab_size"})  # in that of any version
 
+WHOSE = ("publishing", "plan.json")  # in this order: the plan goes last
 SAME = "the same command with --overwrite starts again"
 
 
@@ -95,10 +97,16 @@ class Work:
             self._check_result()
         names = self._work_names()
         refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
-        if names - {".lock"} and "plan.json" not in names:
-            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
-        if names - {".lock"}:
+        if "plan.json" in names:
             self._check_work()
+
+    def refuse_unplanned(self) -> None:
+        """Raises InputError where <out>.partial holds work, and not the plan that says whose it is. Not asked where
+        <out> is complete: the plan of finished work may be gone.
+        """
+        names = {name for name in self._work_names() if not NOT_BEGUN.fullmatch(name)}
+        if names and "plan.json" not in names:
+            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
 
     def _check_work(self) -> None:
         """By content: others call their files so, too."""
@@ -249,8 +257,10 @@ class Work:
 
     def discard(self) -> None:
         """Remove the work, and nothing that another has put beside it."""
-        names = self.partial.sizes()
-        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
+        names = [name for name in self.partial.sizes() if WORK.fullmatch(name.split("/")[0])]
+        self.partial.delete([name for name in names if name not in WHOSE])
+        for name in WHOSE:  # a kill in between leaves what says whose the rest is
+            self.partial.delete([name])
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""

@@ -19,7 +19,7 @@ from moe.data import s3
 from moe.data.locations import open_folder
 from moe.data.read.shared_prefix import with_a_free_number
 from moe.data.text import planning
-from moe.data.write import merge, unit
+from moe.data.write import merge, state, unit
 from moe.data.write.convert import convert
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit import Job
@@ -129,6 +129,37 @@ def test_merge_that_was_cut_off_is_done_again(bucket, local, make_request, monke
     monkeypatch.setattr(merge.ShardSequence, "finish", finish)
     convert(make_request(out=OUT))
     assert bucket.dataset("corpus", "sets/tiny") == local
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2, 9, -2, -1])
+def test_a_conversion_that_is_killed_while_it_removes_its_work_is_complete(
+    bucket, local, make_request, monkeypatch, capsys, removed
+):
+    """The plan went before other objects: what was complete was then refused."""
+    publish = state.BucketWorkspace.publish
+
+    def killed(space):
+        left = removed % len(space.partial.sizes())
+
+        def delete(folder, names=None):
+            nonlocal left
+            for name in names:
+                if not left:
+                    raise KeyboardInterrupt
+                left -= 1
+                real(folder, [name])
+
+        real = s3.S3Folder.delete
+        with monkeypatch.context() as killing:
+            killing.setattr(s3.S3Folder, "delete", delete)
+            publish(space)
+
+    monkeypatch.setattr(state.BucketWorkspace, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(make_request(out=OUT))
+    convert(make_request(out=OUT))
+    assert "nothing to do" in capsys.readouterr().out
+    assert bucket.dataset("corpus", "sets/tiny") == local and bucket.files("corpus", "sets/tiny.partial") == {}
 
 
 def test_three_shards_and_a_merge_from_machines_that_share_only_the_bucket(bucket, local, make_request):
