@@ -35,7 +35,7 @@ from moe.data.write.unit_store import UnitStore
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
 WORK = re.compile(
-    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|failed|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\w+"
+    r"plan\.json|publishing|merging\.json|\.lock|\.plan\.lock|merged|replaced|failed|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\w+"
 )
 UNIT = re.compile(
     r"units[^/]*/\.?\d{5,}-\d{13}(-[0-9a-f]{16})?(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
@@ -45,7 +45,7 @@ MERGED = re.compile(
     r"|(train|val)/\.(shard|index)\.\w+(/(shard|index\.json))?)"
 )
 FAILED = re.compile(r"failed/\.?\d+-of-\d+\.json(\.\w+)?")
-NOT_BEGUN = re.compile(r"\.lock|\.plan\.json\.\w+")  # is there before the first plan is
+NOT_BEGUN = re.compile(r"\.lock|\.plan\.lock|\.plan\.json\.\w+")  # is there before the first plan is
 META_KEYS = frozenset({"dataset", "dtype", "seq_len", "tokenizer_fingerprint", "vocab_size"})  # in that of any version
 
 WHOSE = ("publishing", "plan.json")  # in this order: the plan goes last
@@ -118,6 +118,8 @@ class Work:
             f"--out {self.out}",
         )
         plan = self._records.look(self.partial, "plan.json").keys
+        if plan is None and "plan.json" not in self._work_names():  # removed since: another process begins
+            return
         damaged = plan is None and any(UNIT.fullmatch(name) for name in names)
         if not damaged and not {"request", "files"} <= (plan or set()):
             raise InputError(
@@ -197,8 +199,11 @@ class Work:
         how = f"column {name!r}, by their text where there is none" if name else "their text"
         return name, f"documents are identified by {how}, as when this was started"
 
-    def _open_plan(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool) -> None:
-        """Resume from what <out>.partial holds if the same request began it."""
+    def _at_work(self) -> InputError:
+        return InputError(f"{self.partial}: another conversion is at work there; wait for it, or choose another --out")
+
+    def _open_plan(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool, alone: bool) -> None:
+        """Resume from what <out>.partial holds if the same request began it. alone: nobody else is at work there."""
         if (file := self.partial.open("plan.json")) is not None:
             file.close()
             try:
@@ -207,6 +212,8 @@ class Work:
                 changed = [str(error)]
             if changed and not self._overwrite:
                 raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
+            if changed and not alone:
+                raise self._at_work()
             if changed:
                 self._clear()
                 self.units = UnitStore(self.units.folder)

@@ -1,13 +1,18 @@
 """Several processes that convert into one place at once: none harms what another makes."""
 
+import contextlib
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from moe.common.errors import InputError
+from moe.data.folders import LocalFolder
 from moe.data.write import state
 from moe.data.write.convert import convert
+from moe.data.write.plan import Plan, make_plan
 from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
 
@@ -103,3 +108,68 @@ def test_a_dataset_that_appeared_meanwhile_is_replaced_only_when_asked(text, mak
     convert(make_request(overwrite=True))
     convert(make_request(out=tmp_path / "alone"))
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "alone")
+
+
+@pytest.fixture
+def begun(text, make_request, tmp_path):
+    """Work of an earlier conversion with another seed."""
+    convert(make_request(shard_index=0, num_shards=2, seed=5))
+    return tmp_path / "out.partial/units"
+
+
+def opened(request) -> tuple[state.LocalWorkspace, Plan]:
+    space = state.open_workspace(request.out, overwrite=request.overwrite)
+    plan = make_plan(request, space)
+    assert plan is not None
+    return space, plan
+
+
+def test_shards_that_start_at_the_same_moment_replace_old_work_once(begun, make_request, tmp_path, monkeypatch):
+    """An array with --overwrite: both saw the old plan and removed its work, one under the feet of the other."""
+    cleared: list[object] = []
+    both = threading.Barrier(2)
+    changed, clear = state.LocalWorkspace._changed, state.LocalWorkspace._clear
+
+    def see(space, *given, **more):
+        found = changed(space, *given, **more)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return found
+
+    monkeypatch.setattr(state.LocalWorkspace, "_changed", see)
+    monkeypatch.setattr(state.LocalWorkspace, "_clear", lambda space: cleared.append(space) or clear(space))
+    starts = [opened(make_request(shard_index=index, num_shards=2, overwrite=True)) for index in range(2)]
+
+    def start(space: state.LocalWorkspace, plan: Plan) -> int:
+        with space.lock(plan.identity, plan.source.files, shared=True):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(1)  # both are at work
+            return sum(space.units.done(unit) is not None for unit in plan.units)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda given: start(*given), starts)) == [0, 0]
+    assert len(cleared) == 1 and not begun.exists()
+
+
+def test_work_that_shards_are_at_is_not_replaced(begun, make_request):
+    """--overwrite with other settings removed it, however many were at it."""
+    space, plan = opened(make_request(shard_index=1, num_shards=2, seed=5))
+    with space.lock(plan.identity, plan.source.files, shared=True):
+        with pytest.raises(InputError, match="another conversion is at work there"):
+            convert(make_request(shard_index=0, num_shards=2, overwrite=True))
+        convert(make_request(shard_index=0, num_shards=2, seed=5, overwrite=True))  # the same one
+    assert list(begun.iterdir())
+    convert(make_request(shard_index=0, num_shards=2, overwrite=True))
+
+
+def test_writers_of_one_file_may_have_one_process_number(tmp_path):
+    """In containers most have: the slower one ended in FileNotFoundError."""
+    folder = LocalFolder(tmp_path)
+
+    def slowly():
+        yield b"sl"
+        folder.write("plan.json", b"fast")
+        yield b"ow"
+
+    folder.write("plan.json", slowly())
+    assert folder.read("plan.json") == b"slow" and len(list(tmp_path.iterdir())) == 1
