@@ -183,11 +183,19 @@ class BucketWorkspace(Work):
         self._open_plan(identity, files, full=full, alone=True)
         yield
 
+    def _clear(self) -> None:
+        if self._is_begun() and self.out.read("meta.json") is None:
+            self._remove_result()  # before the mark that says whose it is
+        super()._clear()
+
+    def _remove_result(self) -> None:
+        self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
+
     def begin_merge(self, journal: Journal) -> None:
         self.partial.write("publishing", b"")
         self.out.delete(["meta.json"])
         if not journal.resumed:
-            self.out.delete([name for name in self.out.sizes() if RESULT.fullmatch(name)])
+            self._remove_result()
         journal.begin()
 
     def publish(self) -> None:

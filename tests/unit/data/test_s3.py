@@ -131,6 +131,33 @@ def test_merge_that_was_cut_off_is_done_again(bucket, local, make_request, monke
     assert bucket.dataset("corpus", "sets/tiny") == local
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_half_merged_result_goes_with_the_work_it_is_of(
+    bucket, text, make_request, tmp_path, monkeypatch, overwrite, complete
+):
+    """The mark of it went alone: what was left in <out> was then nobody's, and the same command refused."""
+    with monkeypatch.context() as killed:
+        if complete:  # killed after meta.json, before the work was removed
+            killed.setattr(state.BucketWorkspace, "publish", lambda space: 1 / 0)
+        else:
+            killed.setattr(merge.ShardSequence, "finish", lambda shards: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(make_request(out=OUT))
+    before = bucket.dataset("corpus", "sets/tiny")
+    assert before and ("meta.json" in before) == complete
+    with monkeypatch.context() as killed:
+        killed.setattr("moe.data.write.convert.settle", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(make_request(out=OUT, seed=5, overwrite=True))
+    assert bucket.dataset("corpus", "sets/tiny") == (before if complete else {}), (
+        "what is complete stays till the merge"
+    )
+    convert(make_request(out=OUT, seed=5, overwrite=overwrite or complete))
+    convert(make_request(out=tmp_path / "local", seed=5))
+    assert bucket.dataset("corpus", "sets/tiny") == folder_bytes(tmp_path / "local")
+
+
 @pytest.mark.parametrize("removed", [0, 1, 2, 9, -2, -1])
 def test_a_conversion_that_is_killed_while_it_removes_its_work_is_complete(
     bucket, local, make_request, monkeypatch, capsys, removed
