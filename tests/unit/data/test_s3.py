@@ -210,6 +210,19 @@ def test_complete_and_foreign_folders_are_left_alone_and_overwrite_replaces_all(
         convert(make_request(out="s3://corpus/sets/thesis", overwrite=True))
 
 
+def test_folders_that_were_made_in_a_console_are_no_files(bucket, local, make_request, capsys):
+    """An object without content whose name ends in a slash: --out held "something else", or strangers."""
+    for name in ("tiny/", "tiny/train/", "tiny.partial/", "tiny.partial/units/"):
+        bucket.client().put_object(Bucket="corpus", Key=f"sets/{name}", Body=b"")
+    convert(make_request(out=OUT))
+    there = bucket.dataset("corpus", "sets/tiny")
+    assert {name: there[name] for name in there if not name.endswith("/") and name} == local
+    convert(make_request(out=OUT))
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["inspect", OUT]) == 0
+    convert(make_request(out=OUT, seed=5, overwrite=True))
+
+
 def test_inspect_reads_the_bucket(bucket, text, make_request, capsys):
     convert(make_request(out=OUT))
     capsys.readouterr()
