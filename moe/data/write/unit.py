@@ -111,13 +111,21 @@ def make_unit(
     lengths: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
     documents, tokens, text_bytes, seen, full = 0, 0, 0, 0, False
+
+    def is_reached() -> bool:
+        return (job.max_documents is not None and documents >= job.max_documents) or (
+            job.max_tokens is not None and tokens >= job.max_tokens
+        )
+
     for batch in read_batches(unit, job.text_column, id_column=job.id_column, separator=job.separator):
-        if job.max_documents is not None and documents >= job.max_documents:
+        if is_reached():
             full = True
             break
-        separators += batch.separators
-        texts, ids = clean(batch, file=unit.file.name, skipped=skipped)
+        bad = Skipped()
+        texts, ids, rows = clean(batch, file=unit.file.name, skipped=bad)
         if not len(texts):
+            separators += len(batch.separators)
+            skipped.merge(bad)
             report(0, batch.weight, 0)
             seen += batch.weight
             continue
@@ -148,6 +156,11 @@ def make_unit(
         lengths.append(sizes.astype(np.uint32))
         hashes.append(keys)
         named += 0 if ids is None else count - ids.null_count
+        if full or is_reached():  # what lies behind the last document is not counted
+            batch, bad = batch.until(int(rows[count - 1]) if count else -1), Skipped()
+            clean(batch, file=unit.file.name, skipped=bad)
+        separators += len(batch.separators)
+        skipped.merge(bad)
         seen += batch.weight
         report(int(sizes.sum()), batch.weight, count)
         if full:
