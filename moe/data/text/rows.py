@@ -132,6 +132,11 @@ def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringA
     return texts, ids, rows
 
 
+def have_ids(ids: pa.Array | None, count: int) -> np.ndarray:
+    """Which of `count` documents have an id: bool [count]. An empty one is none."""
+    return np.zeros(count, bool) if ids is None else np.array([bool(key) for key in key_bytes(ids)], bool)
+
+
 def document_hashes(texts: pa.LargeStringArray, ids: pa.Array | None, seed: int) -> np.ndarray:
     """xxh64 of each document's id (of its text where it has none), seeded: uint64 [documents]."""
     digest = xxhash.xxh64_intdigest
