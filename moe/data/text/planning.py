@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from moe.common.units import say
 from moe.data.text.columns import Column, text_column_of
-from moe.data.text.errors import BadFileError
+from moe.data.text.errors import NO_ROWS, BadFileError
 from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
 from moe.data.text.reading import looked_at, opened
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
@@ -76,7 +76,7 @@ def _units_and_rows(index: int, file: SourceFile, text_column: str) -> tuple[lis
         with open_parquet(file, block_bytes=FOOTER_BYTES) as parquet:
             column = text_column_of(parquet.schema_arrow, text_column, file.name)
             if parquet.metadata.num_rows == 0:
-                raise BadFileError(file.name, "the file has no rows; fetch it again")
+                raise BadFileError(file.name, NO_ROWS)
             units = [Unit(index, file, *cut) for cut in parquet_ranges(parquet.metadata, column)]
             return units, parquet.metadata.num_rows
     file = looked_at(file, text_column)

@@ -20,7 +20,7 @@ from moe.data.hub_proof import verified_against
 from moe.data.meta import SPLITS
 from moe.data.text.content import stat_of
 from moe.data.text.encoders import Encoder, build_encoder
-from moe.data.text.errors import BadFileError
+from moe.data.text.errors import NO_ROWS, BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.losses import Counting, Lossy
 from moe.data.text.reading import opened, read_batches
@@ -107,7 +107,7 @@ def make_unit(
     packer = Packer(writers, dtype=job.layout.dtype, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
     skipped = Skipped()
     counting = Counting(job.lossy, spec_json=job.spec_json, tokenizer_name=job.tokenizer, seed=job.seed ^ unit.key)
-    separators = 0
+    separators = met = 0
     named: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
@@ -122,6 +122,7 @@ def make_unit(
         if is_reached():
             full = True
             break
+        met += len(batch.texts) + len(batch.bad)
         bad = Skipped()
         texts, ids, rows = clean(batch, file=unit.file.name, skipped=bad)
         if not len(texts):
@@ -166,6 +167,8 @@ def make_unit(
         report(int(sizes.sum()), batch.weight, count)
         if full:
             break
+    if not met and unit.file.kind not in ("jsonl", "parquet"):  # looked at before; a part of these may have none
+        raise BadFileError(unit.file.name, NO_ROWS)
     if not full and not unit.file.remote:
         _refuse_changed(unit.file, before)
     report(0, unit.weight - seen, 0)
