@@ -6,10 +6,16 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from pathlib import Path
 from typing import IO, Any
 
 CANNOT = (errno.EINVAL, errno.ENOTSUP)  # what a file system says that syncs no folders
+
+
+def aside_of(path: Path) -> Path:
+    """Beside `path`, where it is written before it gets its name. No process number: containers share those."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def sync(file: IO[Any]) -> None:

@@ -58,6 +58,12 @@ def take_lock(path: Path, report: Callable[[str], None], *, shared: bool = False
         file.close()  # its holder ended, and took the file away, between open and lock
 
 
+def share(lock: TextIO) -> None:
+    """Let others that want it shared have it, too. For a moment nobody has it."""
+    with contextlib.suppress(OSError):  # a file system that has no locks
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
 def sign(lock: TextIO) -> None:
     """Writes into the lock file who holds it. A full disk is reported where it matters."""
     with contextlib.suppress(OSError):

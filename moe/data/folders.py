@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from moe.common.durable import make_folder, sync, sync_file, sync_folder, sync_tree
+from moe.common.durable import aside_of, make_folder, sync, sync_file, sync_folder, sync_tree
 from moe.common.errors import InputError
 
 SHARD_SCRATCH = "shard"  # what the merge calls its own, which is removed after a kill
@@ -105,7 +105,7 @@ class LocalFolder:
     def write(self, name: str, content: bytes | Iterator[bytes]) -> None:
         path = self.path / name
         make_folder(path.parent)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside = aside_of(path)
         try:
             with open(aside, "wb") as file:
                 file.writelines([content] if isinstance(content, bytes) else content)

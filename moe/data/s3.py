@@ -83,17 +83,22 @@ class S3Folder:
     def beside(self, suffix: str) -> S3Folder:
         return S3Folder(self.bucket, self.prefix + suffix)
 
-    def _pages(self, **limits: int) -> Iterator[dict]:
+    def _objects(self) -> Iterator[tuple[str, int]]:
+        """(name, bytes)"""
         with s3_errors(str(self)):
             pages = client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/", PaginationConfig=limits):
-                yield from page.get("Contents", [])
+            for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/"):
+                yield from ((entry["Key"][len(self.prefix) + 1 :], entry["Size"]) for entry in page.get("Contents", []))
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        """(name, bytes), without what consoles put there for folders: names that end in a slash."""
+        return ((name, size) for name, size in self._objects() if name and not name.endswith("/"))
 
     def is_empty(self) -> bool:
-        return next(self._pages(MaxItems=1), None) is None
+        return next(self._files(), None) is None
 
     def sizes(self) -> dict[str, int]:
-        return {entry["Key"][len(self.prefix) + 1 :]: entry["Size"] for entry in self._pages()}
+        return dict(self._files())
 
     def read(self, name: str) -> bytes | None:
         from botocore import exceptions
@@ -150,7 +155,7 @@ class S3Folder:
             client().copy_object(Bucket=self.bucket, Key=self._key(own_name), CopySource=origin)
 
     def delete(self, names: list[str] | None = None) -> None:
-        keys = [self._key(name) for name in (self.sizes() if names is None else names)]
+        keys = [self._key(name) for name in (dict(self._objects()) if names is None else names)]
         with s3_errors(str(self)):
             for start in range(0, len(keys), 1000):  # the most that one request may name
                 objects = [{"Key": key} for key in keys[start : start + 1000]]

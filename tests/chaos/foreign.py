@@ -100,7 +100,7 @@ def read_all(folder: Path) -> int:
     for unit in plan_units(source.files, "text")[0]:
         try:
             for batch in read_batches(unit, "text"):
-                texts, ids = clean(batch, file=unit.file.name, skipped=Skipped())
+                texts, ids, _ = clean(batch, file=unit.file.name, skipped=Skipped())
                 count += len(document_hashes(texts, ids, 1))
         except InputError:
             continue

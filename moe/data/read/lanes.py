@@ -100,7 +100,7 @@ def documents(job: TextJob, piece: Piece, *, split: str) -> Iterator[pa.LargeStr
     """The piece's documents of `train` or `val`, in order, some at a time. Raises BadFileError."""
     number = 0
     for batch in _batches(job, piece):
-        texts, ids = clean(batch, file=piece.unit.file.name, skipped=Skipped())
+        texts, ids, _ = clean(batch, file=piece.unit.file.name, skipped=Skipped())
         if not len(texts):
             continue
         in_val = document_hashes(texts, ids, job.val_seed) < np.uint64(job.val_threshold)

@@ -60,6 +60,8 @@ def is_key(kind: pa.DataType) -> bool:
     """Whether values of this type can be written as text."""
     try:
         key_bytes(pa.array([], kind))
+        if pa.types.is_timestamp(kind):
+            key_bytes(pa.nulls(1, kind))  # its zone is looked up for a value alone
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         return False
     return True

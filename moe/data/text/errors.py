@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from moe.common.errors import InputError
 
+NO_ROWS = "the file has no rows; fetch it again"
+# the places of files count: they are in the names of what is done
+WITHOUT_A_FILE = "do without it by an empty file in its place and --skip-bad-files"
+
 
 class BadFileError(InputError):
     """A file that cannot be read. The conversion makes the others' units and stops before the merge."""

@@ -86,7 +86,7 @@ class Unit:
 
     @property
     def key(self) -> int:
-        """64 bits that seed the shuffle of this unit's documents."""
+        """The number of this unit alone, which seeds the shuffle of its documents."""
         return self.file_index << 44 | self.begin
 
 

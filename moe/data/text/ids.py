@@ -72,7 +72,8 @@ def choose_id(units: Iterable[Unit], text_column: str) -> tuple[str | None, str]
         return None, "documents are identified by their text"
     file, ids = _first_ids(units, text_column)
     if not ids:
-        return ID_COLUMN, f"documents are identified by their text (no column '{ID_COLUMN}' in the files looked at)"
+        text = f"documents are identified by their text (no usable column '{ID_COLUMN}' in the files looked at)"
+        return ID_COLUMN, text
     distinct = len(set(ids))
     seen = f"{distinct:,} values in the first {len(ids):,} rows of {file}"
     if distinct < DISTINCT * len(ids):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,8 @@ from moe.data.text.streams import open_stream
 from moe.data.text.tables import BATCH_BYTES, BATCH_ROWS
 
 PEEK_ROWS = 1000
+PEEK_BYTES = 16 << 20  # of a line that is looked at: of a longer one the front has to name the text
+KEY = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
 
 Row = tuple[str | None, str | None, str | None]  # text, id, error
 
@@ -171,18 +172,33 @@ def read_jsonl(unit: Unit, text_column: str, id_column: str | None) -> Iterator[
 
 def peek_jsonl(file: SourceFile, text_column: str) -> None:
     """BadFileError when none of the first rows of the file has `text_column`, or none is a JSON object."""
-    with open_stream(file) as (unpacked, raw):
-        first = itertools.islice(_lines(unpacked, raw, Unit(0, file, 0, file.size, 0)), PEEK_ROWS)
-        lines = (line for _, line, _ in first if line.strip())
-        front = next(lines, b"")
-        seen = check_objects((_value(line) for line in itertools.chain([front], lines)), text_column)
+    long = False
+
+    def values() -> Iterator[Any]:
+        nonlocal front, long
+        for number in range(PEEK_ROWS):
+            line = unpacked.readline(PEEK_BYTES + 1)
+            line = line.removeprefix(BOM) if number == 0 else line
+            front = front or line.strip()[:1]
+            long = len(line) > PEEK_BYTES
+            yield _keys_of_front(line, text_column) if long else _value(line)
+            if long or not line:
+                return
+
+    front = b""
+    with open_stream(file) as (unpacked, _):
+        seen = check_objects(values(), text_column)
     if seen is None:
         return
     if not seen:
-        many = front.lstrip()[:1] in (b"[", b"{")
+        many = front in (b"[", b"{")
         fix = "; if it is JSON over many lines, `jq -c '.[]'` (of an array) or `jq -c .` makes jsonl" if many else ""
         raise BadFileError(file.name, f"its first lines are not JSON objects; one object a line is expected{fix}")
-    raise absent(file.name, text_column, seen)
+    error = absent(file.name, text_column, seen)
+    if long:
+        inside = f"if the rows lie inside of its line of more than {PEEK_BYTES >> 20} MB"
+        raise BadFileError(file.name, f"{error.reason}; {inside}, `jq -c '.{seen[-1]}[]'` makes jsonl")
+    raise error
 
 
 def _value(line: bytes) -> Any:
@@ -190,6 +206,25 @@ def _value(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def _keys_of_front(line: bytes, text_column: str) -> dict[str, None] | None:
+    """Of an object of which only the front is there: its keys so far. The text column is one of them where it may lie
+    inside of the last. None: it is no object.
+    """
+    text = line.decode("utf-8", "replace").lstrip()
+    if not text.startswith("{"):
+        return None
+    decode = json.JSONDecoder(object_pairs_hook=lambda pairs: None).raw_decode  # objects inside of it are not kept
+    keys: dict[str, None] = {}
+    at = 1
+    try:
+        while key := KEY.match(text, at):
+            keys[json.loads(key[1])] = None
+            at = decode(text, key.end())[1]
+    except (ValueError, RecursionError):  # the line is cut in this value
+        pass
+    return keys | {text_column: None} if any(text_column.startswith(f"{key}.") for key in keys) else keys
 
 
 def check_objects(values: Iterable[Any], text_column: str) -> list[str] | None:

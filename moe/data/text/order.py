@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+MASK = (1 << 64) - 1
+
 
 def splitmix64(values: np.ndarray) -> np.ndarray:
     """A 64-bit mix of each uint64 (Steele, Lea, Flood 2014)."""
@@ -20,8 +22,9 @@ def splitmix64(values: np.ndarray) -> np.ndarray:
 def shuffled_order(first_document: int, count: int, *, seed: int, unit: int) -> np.ndarray:
     """The order of `count` documents of a unit, the first of which is its `first_document`-th:
 
-    a permutation of range(count).
+    a permutation of range(count). unit: its key, of which the lower 64 bits count: from the 1,048,577th file on it is
+    longer, and two units of one order do no harm.
     """
     rows = np.arange(first_document, first_document + count, dtype=np.uint64)
-    key = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(unit))
+    key = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(unit & MASK))
     return np.argsort(splitmix64(rows ^ splitmix64(key)), kind="stable")

@@ -66,7 +66,8 @@ def read_txt(unit: Unit, separator: str | None) -> Iterator[Batch]:
     """Raises BadFileError where the file breaks."""
     pieces: list[bytes] = []
     rows: list[int] = []
-    row = before = held = marks = 0
+    marks: list[int] = []
+    row = before = held = 0
 
     def batch(now: int) -> Batch:
         return Batch(pa.array(pieces, pa.large_binary()), None, list(rows), now - before, separators=marks)
@@ -77,7 +78,7 @@ def read_txt(unit: Unit, separator: str | None) -> Iterator[Batch]:
         first = next(lines, "").removeprefix("\ufeff")
         for piece in _pieces(itertools.chain([first] if first else [], lines), separator):
             if piece is None:
-                marks += 1
+                marks.append(row)
                 continue
             pieces.append(piece.encode("utf-8", "surrogateescape"))
             rows.append(row)
@@ -85,5 +86,5 @@ def read_txt(unit: Unit, separator: str | None) -> Iterator[Batch]:
             held += len(piece)
             if held >= BATCH_BYTES:
                 yield batch(raw.tell())
-                before, held, marks, pieces, rows = raw.tell(), 0, 0, [], []
+                before, held, marks, pieces, rows = raw.tell(), 0, [], [], []
         yield batch(raw.tell())

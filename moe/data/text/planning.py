@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from moe.common.units import say
 from moe.data.text.columns import Column, text_column_of
-from moe.data.text.errors import BadFileError
+from moe.data.text.errors import NO_ROWS, BadFileError
 from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
 from moe.data.text.reading import looked_at, opened
 from moe.data.text.tables import FOOTER_BYTES, open_parquet
@@ -69,14 +69,14 @@ def file_units(index: int, file: SourceFile, text_column: str) -> list[Unit]:
 def _units_and_rows(index: int, file: SourceFile, text_column: str) -> tuple[list[Unit], int]:
     """As `file_units`, and the file's rows; 0 where only reading would tell."""
     if not (file.remote or os.path.exists(file.path)):
-        raise BadFileError(file.name, f"is a link to {file.path}, which is not there; fix it or delete it")
+        raise BadFileError(file.name, f"is a link to {file.path}, which is not there; fix the link")
     if file.size == 0:
-        raise BadFileError(file.name, "the file is empty (0 bytes); delete it or fetch it again")
+        raise BadFileError(file.name, "the file is empty (0 bytes); fetch it again")
     if file.kind == "parquet":
         with open_parquet(file, block_bytes=FOOTER_BYTES) as parquet:
             column = text_column_of(parquet.schema_arrow, text_column, file.name)
             if parquet.metadata.num_rows == 0:
-                raise BadFileError(file.name, "the file has no rows; delete it or fetch it again")
+                raise BadFileError(file.name, NO_ROWS)
             units = [Unit(index, file, *cut) for cut in parquet_ranges(parquet.metadata, column)]
             return units, parquet.metadata.num_rows
     file = looked_at(file, text_column)

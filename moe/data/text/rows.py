@@ -7,7 +7,8 @@ fewer values than names).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,19 @@ class Batch:
     rows: list[int] | range
     weight: int  # progress made, in the unit's own measure
     bad: list[tuple[str, int]] = field(default_factory=list)  # rows the reader itself gave up: reason, row
-    separators: int = 0  # lines of a .txt that ended a document
+    separators: list[int] = field(default_factory=list)  # of each line of a .txt that ended a document the next row
+
+    def until(self, row: int) -> Batch:
+        """What of it lies up to this row, and the line that ends that."""
+        count = bisect_right(self.rows, row)
+        return replace(
+            self,
+            texts=self.texts[:count],
+            ids=None if self.ids is None else self.ids[:count],
+            rows=self.rows[:count],
+            bad=[(reason, number) for reason, number in self.bad if number <= row],
+            separators=[following for following in self.separators if following <= row + 1],
+        )
 
 
 def _is_utf8(value: bytes) -> bool:
@@ -83,8 +96,8 @@ def _nul_mask(texts: pa.LargeStringArray) -> np.ndarray | None:
     return None if (few | (np.diff(bounds) == 0)).all() else few | (np.diff(bounds) == 0)
 
 
-def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringArray, pa.Array | None]:
-    """The documents of a batch and their ids, without the bad rows, which `skipped` gets."""
+def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringArray, pa.Array | None, np.ndarray]:
+    """The documents of a batch, their ids and rows, without the bad rows, which `skipped` gets."""
     ids, rows = batch.ids, np.asarray(batch.rows)
 
     def name(i: int) -> str:
@@ -116,7 +129,12 @@ def clean(batch: Batch, *, file: str, skipped: Skipped) -> tuple[pa.LargeStringA
     empty, blank = np.asarray(pc.equal(pc.binary_length(texts), 0)), np.asarray(pc.utf8_is_space(texts))
     if empty.any() or blank.any():
         texts = keep(texts, ~(empty | blank), {"empty": empty, "blank": blank & ~empty})
-    return texts, ids
+    return texts, ids, rows
+
+
+def have_ids(ids: pa.Array | None, count: int) -> np.ndarray:
+    """Which of `count` documents have an id: bool [count]. An empty one is none."""
+    return np.zeros(count, bool) if ids is None else np.array([bool(key) for key in key_bytes(ids)], bool)
 
 
 def document_hashes(texts: pa.LargeStringArray, ids: pa.Array | None, seed: int) -> np.ndarray:

@@ -64,7 +64,7 @@ def spread_documents(units: Sequence[Unit], text_column: str, *, separator: str 
                 if room > 0:
                     texts.append(text[:room])
                     room -= len(text)
-            separators += batch.separators
+            separators += len(batch.separators)
             if room <= 0 or sum(bad.counts.values()) >= PLACE_SKIPPED:
                 break
         skipped.merge(bad)

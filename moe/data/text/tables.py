@@ -12,10 +12,12 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
@@ -195,8 +197,8 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
     wanted = [text_column]
     if id_column is not None and id_column != text_column and names.count(id_column) == 1:
         wanted.append(id_column)
-    bad: list[tuple[str, int]] = []
-    seen = 0
+    bad: deque[tuple[str, int]] = deque()  # of what was parsed, and not yet of a batch
+    seen = passed = 0
 
     def skip(row: Any) -> str:
         bad.append(("bad_csv", (row.number or 2) - 2))  # numbered from 1, the header being the first
@@ -223,8 +225,11 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
             columns = ((part.column(0), part.column(1) if len(wanted) > 1 else None) for part in small)
             for batch in batches(columns, progress=raw.tell):
                 whole()
-                batch.bad, bad = bad, []
-                seen += len(batch.texts)
+                rows = np.asarray(batch.rows) + passed  # bad rows are in no part, and count in the file
+                while bad and bad[0][1] - len(batch.bad) <= rows[-1]:
+                    batch.bad.append(bad.popleft())
+                rows += np.searchsorted([row - place for place, (_, row) in enumerate(batch.bad)], rows, side="right")
+                batch.rows, seen, passed = rows.tolist(), seen + len(rows), passed + len(batch.bad)
                 yield batch
         except pa.ArrowException as error:
             whole()
@@ -236,4 +241,4 @@ def read_csv(unit: Unit, text_column: str, id_column: str | None) -> Iterator[Ba
             raise BadFileError(unit.file.name, f"not a readable csv file ({first_line(error)}) {fix}") from error
         whole()
         if bad:
-            yield Batch(pa.array([], pa.binary()), None, range(0), 0, bad)
+            yield Batch(pa.array([], pa.binary()), None, range(0), 0, list(bad))

@@ -15,6 +15,7 @@ import re
 import time
 from pathlib import Path
 
+from moe.common.durable import aside_of
 from moe.common.errors import InputError
 from moe.common.units import note
 from moe.data.hub_client import Answer, endpoint, nobody_there, report_line, request, url_of
@@ -151,7 +152,7 @@ def _get(name: str, file: str, patience_s: float | None) -> Answer:
 
 def _write(path: Path, content: bytes) -> None:
     """Complete or not at all: other processes fetch the same."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)

@@ -21,13 +21,13 @@ from moe.data.text.errors import BadFileError, errors_text
 from moe.data.write.differences import FORMAT, file_rows
 from moe.data.write.forecast import forecast
 from moe.data.write.gather import Gathered, document_keys, gather, length_statistics
-from moe.data.write.items import share_of
 from moe.data.write.journal import Journal
 from moe.data.write.merge import merge_split, threshold_for_one_block
 from moe.data.write.plan import Plan, asked_for, look_up, make_plan, plan_of
 from moe.data.write.report import Report, summary
 from moe.data.write.request import Request
 from moe.data.write.run_units import limit_is_reached, parts_of, run
+from moe.data.write.sharded import made_by_shards, make_shard
 from moe.data.write.state import Workspace, open_workspace
 from moe.data.write.streamed_json import streamed
 from moe.data.write.unit import Job
@@ -46,12 +46,15 @@ def convert(request: Request) -> Meta | None:
         return None
     plan = make_plan(request, space)
     if plan is None:
-        say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
-        return read_meta(request.out)
+        return nothing_to_do(request)
     full = request.verify == "full"
-    shared = request.num_shards is not None
-    with space.lock(plan.identity, plan.source.files, shared=shared, full=full):
-        if request.num_shards is not None and not request.merge_only:
+    is_shard = request.num_shards is not None and not request.merge_only
+    with space.lock(plan.identity, plan.source.files, shared=is_shard, full=full):
+        if space.is_complete(plan.identity, plan.source.files, full=full):  # by another process, since
+            if not is_shard:
+                space.discard_own(plan.identity)
+            return nothing_to_do(request)
+        if is_shard:
             make_shard(plan, space)
             return None
         left_out = make_units(plan, space)
@@ -62,12 +65,18 @@ def convert(request: Request) -> Meta | None:
     return meta
 
 
+def nothing_to_do(request: Request) -> Meta:
+    say(f"{request.out} is complete; nothing to do (--overwrite makes it again)")
+    return read_meta(request.out)
+
+
 def foresee(request: Request, space: Workspace) -> None:
     """Tells what a run would do; writes nothing. Raises InputError where it would be refused."""
     looked_up = look_up(request, space.recorded_commit(asked_for(request)), space.known_files())
     if space.is_complete(looked_up[2], looked_up[1].files, full=request.verify == "full"):
         say(f"{request.out} is complete; there would be nothing to do (--overwrite makes it again)")
         return
+    space.refuse_unplanned()
     plan = plan_of(request, space, *looked_up)
     for line in forecast(plan):
         say(line)
@@ -81,20 +90,12 @@ def foresee(request: Request, space: Workspace) -> None:
 def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
     """Every unit the request needs. Returns the files skipped. Raises InputError for them without --skip-bad-files."""
     request, left_out = plan.request, dict(plan.bad)
+    limited = bool(request.max_documents or request.max_tokens)
     make = partial(run, groups=plan.groups, engine=request.engine, workers=request.workers)
     if request.merge_only:
-        plan.planning.all()
-        if any(space.units.done(unit) is None for unit in plan.units):
-            plan.planning.open_rest()  # those of files that cannot be read are no units
-        left_out |= plan.bad  # found by the shards too, which may have ended without a word of it
-        pending = [unit for unit in plan.units if space.units.done(unit) is None]
-        if pending:
-            raise InputError(
-                f"--merge-only: {len(pending)} of {len(plan.units)} units are not done, the first is {pending[0].name} "
-                f"of {pending[0].file.name}; run the shards that miss them, or finish here without --merge-only"
-            )
+        left_out |= made_by_shards(plan, space)
     else:
-        if not (request.max_documents or request.max_tokens) and plan.planning.looked_at < len(plan.source.files):
+        if not limited and plan.planning.looked_at < len(plan.source.files):
             with Ahead(plan.planning) as ahead:
                 errors = make(plan.job, plan.units, space.units, left_out=set(left_out), ahead=ahead)
             left_out |= {error.file: error.reason for error in errors} | plan.bad
@@ -105,45 +106,15 @@ def make_units(plan: Plan, space: Workspace) -> dict[str, str]:
             if limit_is_reached(plan.job, plan.units, space.units, set(left_out)) or not plan.planning.more():
                 break
             left_out |= plan.bad
-    if request.max_documents or request.max_tokens:  # what lies behind the limit is no concern of this run
+    if limited and limit_is_reached(plan.job, plan.units, space.units, set(left_out)):
         last = parts_of(plan.job, plan.units, space.units, set(left_out))[-1:]
-        if last:
+        if last:  # what lies behind the limit is no concern of this run
             needed = {file.name for file in plan.source.files[: last[0][1].file_index + 1]}
             left_out = {file: reason for file, reason in left_out.items() if file in needed}
     if left_out and not request.skip_bad_files:
         every = [BadFileError(file, reason) for file, reason in left_out.items()]
         raise InputError(errors_text(every, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
     return left_out
-
-
-def make_shard(plan: Plan, space: Workspace) -> None:
-    """The units of one shard of a sharded run; the merge comes when all are done."""
-    request = plan.request
-    assert request.num_shards is not None and request.shard_index is not None
-    share_of(plan.planning, plan.groups, request.shard_index, request.num_shards)
-    make = partial(
-        run,
-        plan.job,
-        plan.units,
-        space.units,
-        groups=plan.groups,
-        engine=request.engine,
-        workers=request.workers,
-        left_out=set(plan.bad),
-        all_of_them=True,
-    )
-    if plan.planning.looked_at == len(plan.source.files):
-        errors = make()
-    else:
-        with Ahead(plan.planning) as ahead:
-            errors = make(ahead=ahead)
-    found = [*errors, *(error for error in plan.planning.bad if error.file not in {reason.file for reason in errors})]
-    if found and not request.skip_bad_files:
-        raise InputError(errors_text(found, skipping=False) + f"\nWhat is done is kept in {space.partial}.")
-    say(
-        f"shard {request.shard_index} of {request.num_shards} is done: {len(plan.units)} units; "
-        "when all shards are, run once with --merge-only"
-    )
 
 
 def settle(plan: Plan, space: Workspace, left_out: dict[str, str]) -> tuple[Job, Gathered]:

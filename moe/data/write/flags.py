@@ -21,7 +21,8 @@ from moe.common.units import note, ready, tell
 DEFAULT_DATASET, DEFAULT_CONFIG = "HuggingFaceFW/fineweb", "sample-10BT"
 SHOWN = " (default: %(default)s)"  # argparse's own way says it of flags without one too, as "None"
 
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+# EFBIG: more than `ulimit -f`, or the file system, lets a file grow
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 class Stopped(BaseException):

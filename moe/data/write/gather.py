@@ -150,8 +150,9 @@ def gather(units: Units, layout: ShardFormat) -> Gathered:
 
 
 def _loaded(units: Units) -> Iterator[tuple[UnitStore, Unit, dict[str, Any], np.ndarray, np.ndarray | None]]:
-    """Each unit with its done mark, lengths and, where documents have ids, hashes. Those that were made by themselves
-    are read by READERS at once: on a bucket each file takes a while.
+    """Each unit with its done mark, lengths and the hashes of documents with ids, if there are such.
+
+    Units that were made by themselves are read by READERS at once: on a bucket each file takes a while.
     """
     alone = [(store, unit) for store, unit in units if store.home(unit) == unit.name]
     with contextlib.closing(in_order(_load, alone, threads=READERS, ahead=2 * READERS)) as found:
@@ -163,7 +164,10 @@ def _loaded(units: Units) -> Iterator[tuple[UnitStore, Unit, dict[str, Any], np.
 def _load(part: tuple[UnitStore, Unit]) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
     store, unit = part
     mark = store.mark(unit.name)
-    hashes = store.array(unit, "hashes") if mark["counts"]["named"] else None
+    named = mark["counts"]["named"]
+    hashes = store.array(unit, "hashes") if named else None
+    if hashes is not None and "named_first" in mark:  # marks of before have all of them count
+        hashes = hashes[:named]
     return mark, store.array(unit, "lengths"), hashes
 
 

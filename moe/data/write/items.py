@@ -26,7 +26,7 @@ from moe.data.text.files import SMALL_BYTES, SourceFile, Unit
 from moe.data.text.planning import Planning
 from moe.data.write.packing import HeldTokens, TooManyTokensError
 from moe.data.write.unit import Job, Report, convert_unit, make_unit
-from moe.data.write.unit_store import MARK, item_marks
+from moe.data.write.unit_store import MARK, item_marks, save_array
 
 MANY = 1000  # small files
 ITEM_BYTES, ITEM_FILES = 8 << 20, 512
@@ -139,8 +139,8 @@ def convert_item(
                     report(*(sum(column) for column in zip(*made, strict=True)))
             together.finish(files)
         if together.marks:
-            np.save(aside / "lengths.npy", np.concatenate(together.lengths))
-            np.save(aside / "hashes.npy", np.concatenate(together.hashes))
+            save_array(aside / "lengths.npy", np.concatenate(together.lengths))
+            save_array(aside / "hashes.npy", np.concatenate(together.hashes))
             (aside / MARK).write_text(json.dumps({"units": together.marks}))
             folder.adopt(aside, item.name, MARK)
     return errors

@@ -70,6 +70,7 @@ def make_plan(request: Request, space: Workspace) -> Plan | None:
     if space.is_complete(identity, source.files, full=request.verify == "full"):
         space.discard_own(identity)  # killed after the last step but one
         return None
+    space.refuse_unplanned()
     return plan_of(request, space, tokenizer, source, identity)
 
 

@@ -27,7 +27,7 @@ from moe.common.errors import InputError
 from moe.data.folders import Folder
 from moe.data.shared_value import SharedValue
 from moe.data.text.encoders import settle_process
-from moe.data.text.errors import BadFileError
+from moe.data.text.errors import WITHOUT_A_FILE, BadFileError
 from moe.data.text.files import Unit
 from moe.data.write.items import Item, convert_item
 from moe.data.write.unit import Job
@@ -125,8 +125,8 @@ class _Worker:
             at = f" while it read {names[0]}" if names else ""
             return InputError(
                 f"a worker process was ended by {signal.Signals(number).name}{at}, most often by the library that "
-                "reads the file, at damaged bytes: fetch the file again, or remove it (--skip-bad-files cannot pass "
-                "over it), and run the same command again; what is done is kept"
+                "reads the file, at damaged bytes, which --skip-bad-files alone cannot pass over: fetch the file "
+                f"again, or {WITHOUT_A_FILE}, and run the same command; what is done is kept"
             )
         return InputError(
             "a worker process died, most often for lack of memory; what is done is kept: "

@@ -20,15 +20,15 @@ from moe.data.hub_proof import verified_against
 from moe.data.meta import SPLITS
 from moe.data.text.content import stat_of
 from moe.data.text.encoders import Encoder, build_encoder
-from moe.data.text.errors import BadFileError
+from moe.data.text.errors import NO_ROWS, BadFileError
 from moe.data.text.files import SourceFile, Unit
 from moe.data.text.losses import Counting, Lossy
 from moe.data.text.reading import opened, read_batches
-from moe.data.text.rows import Skipped, clean, document_hashes
+from moe.data.text.rows import Skipped, clean, document_hashes, have_ids
 from moe.data.write.packing import BlockWriter, Packer, Writer
 from moe.data.write.recorded import record_of
 from moe.data.write.shards import ShardFormat
-from moe.data.write.unit_store import MARK
+from moe.data.write.unit_store import MARK, save_array
 
 Report = Callable[[int, int, int], None]  # tokens, weight, documents made since the last call
 
@@ -87,8 +87,8 @@ def convert_unit(job: Job, unit: Unit, folder: Folder, report: Report) -> None:
         writers = {split: BlockWriter(aside, split, job.layout) for split in SPLITS}
         mark, lengths, hashes = make_unit(job, unit, writers, report)
         mark["splits"] = {split: {"shards": w.shards, "rest": w.finish()} for split, w in writers.items()}
-        np.save(aside / "lengths.npy", lengths)
-        np.save(aside / "hashes.npy", hashes)
+        save_array(aside / "lengths.npy", lengths)
+        save_array(aside / "hashes.npy", hashes)
         (aside / MARK).write_text(json.dumps(mark, sort_keys=True))
         folder.adopt(aside, unit.name, MARK)
 
@@ -97,7 +97,7 @@ def make_unit(
     job: Job, unit: Unit, writers: Mapping[str, Writer], report: Report
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """The unit's tokens go to the splits' writers. Returns its done mark without `splits`, and the lengths (uint32, EOS
-    included) and hashes (uint64) of its documents.
+    included) and hashes (uint64) of its documents, those with an id first.
 
     Raises BadFileError when its file cannot be read.
     """
@@ -107,17 +107,27 @@ def make_unit(
     packer = Packer(writers, dtype=job.layout.dtype, eos_id=job.eos_id, seed=job.seed, unit=unit.key)
     skipped = Skipped()
     counting = Counting(job.lossy, spec_json=job.spec_json, tokenizer_name=job.tokenizer, seed=job.seed ^ unit.key)
-    separators = named = 0
+    separators = met = 0
+    named: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     hashes: list[np.ndarray] = []
     documents, tokens, text_bytes, seen, full = 0, 0, 0, 0, False
+
+    def is_reached() -> bool:
+        return (job.max_documents is not None and documents >= job.max_documents) or (
+            job.max_tokens is not None and tokens >= job.max_tokens
+        )
+
     for batch in read_batches(unit, job.text_column, id_column=job.id_column, separator=job.separator):
-        if job.max_documents is not None and documents >= job.max_documents:
+        if is_reached():
             full = True
             break
-        separators += batch.separators
-        texts, ids = clean(batch, file=unit.file.name, skipped=skipped)
+        met += len(batch.texts) + len(batch.bad)
+        bad = Skipped()
+        texts, ids, rows = clean(batch, file=unit.file.name, skipped=bad)
         if not len(texts):
+            separators += len(batch.separators)
+            skipped.merge(bad)
             report(0, batch.weight, 0)
             seen += batch.weight
             continue
@@ -147,15 +157,28 @@ def make_unit(
         )
         lengths.append(sizes.astype(np.uint32))
         hashes.append(keys)
-        named += 0 if ids is None else count - ids.null_count
+        named.append(have_ids(ids, count))
+        if full or is_reached():  # what lies behind the last document is not counted
+            batch, bad = batch.until(int(rows[count - 1]) if count else -1), Skipped()
+            clean(batch, file=unit.file.name, skipped=bad)
+        separators += len(batch.separators)
+        skipped.merge(bad)
         seen += batch.weight
         report(int(sizes.sum()), batch.weight, count)
         if full:
             break
+    if not met and unit.file.kind not in ("jsonl", "parquet"):  # looked at before; a part of these may have none
+        raise BadFileError(unit.file.name, NO_ROWS)
     if not full and not unit.file.remote:
         _refuse_changed(unit.file, before)
     report(0, unit.weight - seen, 0)
     packer.flush()
+    with_id = np.concatenate(named) if named else np.empty(0, bool)
+    all_lengths = np.concatenate(lengths) if lengths else np.empty(0, np.uint32)
+    all_hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    if is_mixed := bool(with_id.any() and not with_id.all()):
+        order = np.argsort(~with_id, kind="stable")
+        all_lengths, all_hashes = all_lengths[order], all_hashes[order]
     mark: dict[str, Any] = {
         "file": unit.file.name,
         "file_version": unit.file.version,
@@ -166,17 +189,14 @@ def make_unit(
         "skipped": asdict(skipped),
         "counts": {
             **asdict(counting.result(encoder)),
-            "named": named,  # documents with an id
+            "named": int(with_id.sum()),  # documents with an id
             "separators": separators,
         },
         "limited": full,
         **({"proof": proof_of(unit)} if unit.file.remote else {}),
+        **({"named_first": True} if is_mixed else {}),
     }
-    return (
-        mark,
-        np.concatenate(lengths) if lengths else np.empty(0, np.uint32),
-        np.concatenate(hashes) if hashes else np.empty(0, np.uint64),
-    )
+    return mark, all_lengths, all_hashes
 
 
 def _refuse_changed(file: SourceFile, before: list[int] | None) -> None:

@@ -13,6 +13,7 @@ import io
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
@@ -73,6 +74,13 @@ def damaged(folder: Folder, name: str, error: str) -> InputError:
         f"{folder}/{name}: {error}, as after a power cut or on a damaged disk; remove {named}{more} and run the same "
         "command again: what is removed is made again, all else is kept"
     )
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """The bytes of np.save, of which a full disk is an OSError without a number. array: 1-dimensional, contiguous."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 class UnitStore:

@@ -15,6 +15,7 @@ from moe.common.errors import InputError
 from moe.common.ownership import refuse_strangers
 from moe.common.units import say
 from moe.data.folders import Folder
+from moe.data.text.errors import WITHOUT_A_FILE
 from moe.data.text.files import SourceFile
 from moe.data.text.known import KnownTable
 from moe.data.write.differences import (
@@ -34,17 +35,20 @@ from moe.data.write.unit_store import UnitStore
 # what a conversion writes: in <out>, at the top of <out>.partial, and anywhere in it
 RESULT = re.compile(r"meta\.json|conversion\.json|(train|val)/(index\.json|shard\.\d{5,}\.mds)")
 WORK = re.compile(
-    r"plan\.json|publishing|merging\.json|\.lock|merged|replaced|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\d+"
+    r"plan\.json|publishing|merging\.json|\.lock|\.plan\.lock|merged|replaced|failed|units(-[0-9a-f]{16})?(-cut-\w+-\w+)?|\.(plan|merging)\.json\.\w+"
 )
 UNIT = re.compile(
     r"units[^/]*/\.?\d{5,}-\d{13}(-[0-9a-f]{16})?(\.\w+)?(/(\.?done\.json|lengths\.npy|hashes\.npy|(train|val)\.(rest|\d{5,}\.mds)))?"
 )
 MERGED = re.compile(
-    rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\d+"
+    rf"(merged|replaced)/({RESULT.pattern}|train|val|\.(meta|conversion)\.json\.\w+"
     r"|(train|val)/\.(shard|index)\.\w+(/(shard|index\.json))?)"
 )
+FAILED = re.compile(r"failed/\.?\d+-of-\d+\.json(\.\w+)?")
+NOT_BEGUN = re.compile(r"\.lock|\.plan\.lock|\.plan\.json\.\w+")  # is there before the first plan is
 META_KEYS = frozenset({"dataset", "dtype", "seq_len", "tokenizer_fingerprint", "vocab_size"})  # in that of any version
 
+WHOSE = ("publishing", "plan.json")  # in this order: the plan goes last
 SAME = "the same command with --overwrite starts again"
 
 
@@ -93,10 +97,16 @@ class Work:
             self._check_result()
         names = self._work_names()
         refuse_strangers(self.partial, names, lambda name: bool(WORK.fullmatch(name)), f"--out {self.out}")
-        if names - {".lock"} and "plan.json" not in names:
-            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
-        if names - {".lock"}:
+        if "plan.json" in names:
             self._check_work()
+
+    def refuse_unplanned(self) -> None:
+        """Raises InputError where <out>.partial holds work, and not the plan that says whose it is. Not asked where
+        <out> is complete: the plan of finished work may be gone.
+        """
+        names = {name for name in self._work_names() if not NOT_BEGUN.fullmatch(name)}
+        if names and "plan.json" not in names:
+            raise InputError(f"{self.partial}: holds no plan.json of a conversion; remove it, or choose another --out")
 
     def _check_work(self) -> None:
         """By content: others call their files so, too."""
@@ -104,10 +114,12 @@ class Work:
         refuse_strangers(
             self.partial,
             names,
-            lambda name: any(ours.fullmatch(name) for ours in (WORK, UNIT, MERGED)),
+            lambda name: any(ours.fullmatch(name) for ours in (WORK, UNIT, MERGED, FAILED)),
             f"--out {self.out}",
         )
         plan = self._records.look(self.partial, "plan.json").keys
+        if plan is None and "plan.json" not in self._work_names():  # removed since: another process begins
+            return
         damaged = plan is None and any(UNIT.fullmatch(name) for name in names)
         if not damaged and not {"request", "files"} <= (plan or set()):
             raise InputError(
@@ -187,8 +199,11 @@ class Work:
         how = f"column {name!r}, by their text where there is none" if name else "their text"
         return name, f"documents are identified by {how}, as when this was started"
 
-    def _open_plan(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool) -> None:
-        """Resume from what <out>.partial holds if the same request began it."""
+    def _at_work(self) -> InputError:
+        return InputError(f"{self.partial}: another conversion is at work there; wait for it, or choose another --out")
+
+    def _open_plan(self, identity: dict[str, Any], files: Sequence[SourceFile], *, full: bool, alone: bool) -> None:
+        """Resume from what <out>.partial holds if the same request began it. alone: nobody else is at work there."""
         if (file := self.partial.open("plan.json")) is not None:
             file.close()
             try:
@@ -197,6 +212,8 @@ class Work:
                 changed = [str(error)]
             if changed and not self._overwrite:
                 raise InputError("\n".join([f"{self.partial}: {changed[0]}", *changed[1:]]))
+            if changed and not alone:
+                raise self._at_work()
             if changed:
                 self._clear()
                 self.units = UnitStore(self.units.folder)
@@ -212,10 +229,13 @@ class Work:
             return [f"{cause}; {SAME}"]
         changed = differences(old.request, identity)
         cause = "started with other settings" if changed else "started with other files"
+        fix = "Run it as it was started, or --overwrite to start again."
         if not changed and old.files != len(files):
             then = list(rows(self.partial, "plan.json", "files"))
             there = [[[name, "there"] for name, _ in part] for part in (then, versions(files))]
             changed = file_differences(*there)
+            if len(files) < old.files:
+                fix = f"Put back what is gone, or {WITHOUT_A_FILE}; or --overwrite to start again."
         if not changed:
             for file, name in self._done(files):
                 if (before := self.units.mark(name)["file_version"]) != file.version:
@@ -227,7 +247,6 @@ class Work:
         if not changed:
             return []
         typed = asked_differences(old.request, identity)
-        fix = "Run it as it was started, or --overwrite to start again."
         return [
             cause,
             *changed[:6],
@@ -245,8 +264,10 @@ class Work:
 
     def discard(self) -> None:
         """Remove the work, and nothing that another has put beside it."""
-        names = self.partial.sizes()
-        self.partial.delete([name for name in names if WORK.fullmatch(name.split("/")[0])])
+        names = [name for name in self.partial.sizes() if WORK.fullmatch(name.split("/")[0])]
+        self.partial.delete([name for name in names if name not in WHOSE])
+        for name in WHOSE:  # a kill in between leaves what says whose the rest is
+            self.partial.delete([name])
 
     def discard_own(self, identity: dict[str, Any]) -> None:
         """Remove the work where it is of this request."""

@@ -19,7 +19,7 @@ from moe.data import s3
 from moe.data.locations import open_folder
 from moe.data.read.shared_prefix import with_a_free_number
 from moe.data.text import planning
-from moe.data.write import merge, unit
+from moe.data.write import merge, state, unit
 from moe.data.write.convert import convert
 from moe.data.write.shards import ShardFormat
 from moe.data.write.unit import Job
@@ -131,6 +131,64 @@ def test_merge_that_was_cut_off_is_done_again(bucket, local, make_request, monke
     assert bucket.dataset("corpus", "sets/tiny") == local
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_half_merged_result_goes_with_the_work_it_is_of(
+    bucket, text, make_request, tmp_path, monkeypatch, overwrite, complete
+):
+    """The mark of it went alone: what was left in <out> was then nobody's, and the same command refused."""
+    with monkeypatch.context() as killed:
+        if complete:  # killed after meta.json, before the work was removed
+            killed.setattr(state.BucketWorkspace, "publish", lambda space: 1 / 0)
+        else:
+            killed.setattr(merge.ShardSequence, "finish", lambda shards: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(make_request(out=OUT))
+    before = bucket.dataset("corpus", "sets/tiny")
+    assert before and ("meta.json" in before) == complete
+    with monkeypatch.context() as killed:
+        killed.setattr("moe.data.write.convert.settle", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(make_request(out=OUT, seed=5, overwrite=True))
+    assert bucket.dataset("corpus", "sets/tiny") == (before if complete else {}), (
+        "what is complete stays till the merge"
+    )
+    convert(make_request(out=OUT, seed=5, overwrite=overwrite or complete))
+    convert(make_request(out=tmp_path / "local", seed=5))
+    assert bucket.dataset("corpus", "sets/tiny") == folder_bytes(tmp_path / "local")
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2, 9, -2, -1])
+def test_a_conversion_that_is_killed_while_it_removes_its_work_is_complete(
+    bucket, local, make_request, monkeypatch, capsys, removed
+):
+    """The plan went before other objects: what was complete was then refused."""
+    publish = state.BucketWorkspace.publish
+
+    def killed(space):
+        left = removed % len(space.partial.sizes())
+
+        def delete(folder, names=None):
+            nonlocal left
+            for name in names:
+                if not left:
+                    raise KeyboardInterrupt
+                left -= 1
+                real(folder, [name])
+
+        real = s3.S3Folder.delete
+        with monkeypatch.context() as killing:
+            killing.setattr(s3.S3Folder, "delete", delete)
+            publish(space)
+
+    monkeypatch.setattr(state.BucketWorkspace, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(make_request(out=OUT))
+    convert(make_request(out=OUT))
+    assert "nothing to do" in capsys.readouterr().out
+    assert bucket.dataset("corpus", "sets/tiny") == local and bucket.files("corpus", "sets/tiny.partial") == {}
+
+
 def test_three_shards_and_a_merge_from_machines_that_share_only_the_bucket(bucket, local, make_request):
     for index in (2, 0, 1):
         convert(make_request(out=OUT, shard_index=index, num_shards=3))
@@ -150,6 +208,19 @@ def test_complete_and_foreign_folders_are_left_alone_and_overwrite_replaces_all(
     bucket.client().put_object(Bucket="corpus", Key="sets/thesis/a.tex", Body=b"years of work")
     with pytest.raises(InputError, match="holds something else"):
         convert(make_request(out="s3://corpus/sets/thesis", overwrite=True))
+
+
+def test_folders_that_were_made_in_a_console_are_no_files(bucket, local, make_request, capsys):
+    """An object without content whose name ends in a slash: --out held "something else", or strangers."""
+    for name in ("tiny/", "tiny/train/", "tiny.partial/", "tiny.partial/units/"):
+        bucket.client().put_object(Bucket="corpus", Key=f"sets/{name}", Body=b"")
+    convert(make_request(out=OUT))
+    there = bucket.dataset("corpus", "sets/tiny")
+    assert {name: there[name] for name in there if not name.endswith("/") and name} == local
+    convert(make_request(out=OUT))
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["inspect", OUT]) == 0
+    convert(make_request(out=OUT, seed=5, overwrite=True))
 
 
 def test_inspect_reads_the_bucket(bucket, text, make_request, capsys):

@@ -75,7 +75,7 @@ def documents(folder, name, content, text_column="text", skipped=None, **how):
     found = []
     for unit in units:
         for batch in read_batches(unit, text_column, **how):
-            texts, ids = clean(batch, file=name, skipped=Skipped() if skipped is None else skipped)
+            texts, ids, _ = clean(batch, file=name, skipped=Skipped() if skipped is None else skipped)
             found += zip(texts.to_pylist(), [None] * len(texts) if ids is None else ids.to_pylist(), strict=True)
     return [(text, key.decode() if isinstance(key, bytes) else key) for text, key in found]
 

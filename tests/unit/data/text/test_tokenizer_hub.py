@@ -1,6 +1,7 @@
 """A tokenizer of the hub: fetched with the care that data gets, used from the cache where the hub is away."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -128,3 +129,17 @@ def test_a_folder_that_is_not_there_is_asked_of_nobody(name, monkeypatch, tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="that folder is a file"):
         load_tokenizer("./file")
+
+
+def test_a_file_of_the_cache_may_be_written_by_two_processes_of_one_number(tmp_path, monkeypatch):
+    """Containers that share a cache: the slower one was told that the file cannot be written."""
+    replace = os.replace
+
+    def behind_another(aside, path):
+        monkeypatch.setattr(os, "replace", replace)
+        tokenizer_hub._write(path, b"the same")
+        replace(aside, path)
+
+    monkeypatch.setattr(os, "replace", behind_another)
+    tokenizer_hub._write(tmp_path / "tokenizer.json", b"the same")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]

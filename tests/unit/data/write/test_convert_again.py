@@ -92,6 +92,34 @@ def test_work_that_only_has_our_names_is_never_removed(tmp_path, make_request, f
         assert (tmp_path / "out.partial" / name).read_text() == content
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("left", [[".lock", ".plan.json.4711"], [".plan.json.4711"], [".lock", ".plan.json.9a0b1c2d"]])
+def test_a_start_that_was_killed_while_it_wrote_its_first_plan_is_no_work(tmp_path, make_request, left, overwrite):
+    """Killed there, or another shard is at it in this moment: "holds no plan.json", with --overwrite too."""
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    (tmp_path / "out.partial").mkdir()
+    for name in left:
+        (tmp_path / "out.partial" / name).write_text('{"format": 2, "requ' * name.startswith(".plan"))
+    convert(make_request(overwrite=overwrite))
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("left", ["units/00000-0000000000000/done.json", "merging.json"])
+def test_work_without_its_plan_is_refused_unless_all_is_complete(tmp_path, make_request, capsys, left, dry_run):
+    write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
+    path = tmp_path / "out.partial" / left
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"out\.partial: holds no plan\.json of a conversion; remove it"):
+        convert(make_request(dry_run=dry_run))
+    shutil.move(tmp_path / "out.partial", tmp_path / "aside")
+    convert(make_request())
+    shutil.move(tmp_path / "aside", tmp_path / "out.partial")
+    convert(make_request(dry_run=dry_run))
+    assert "nothing to do" in capsys.readouterr().out and path.read_text() == "{}"
+
+
 def test_damaged_work_of_ours_is_still_replaced(tmp_path, make_request):
     write_parquet(tmp_path / "text" / "a.parquet", make_texts(60))
     (tmp_path / "text" / "b.parquet").write_bytes(b"broken")

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import pyarrow as pa
 import pytest
 
 from moe.common.errors import InputError
@@ -11,7 +12,6 @@ from tests.unit.data.conftest import folder_bytes, make_texts, write_parquet
 
 
 def test_bad_rows_are_counted_by_reason_and_named(tmp_path, make_request):
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     (tmp_path / "text").mkdir()
@@ -126,3 +126,56 @@ def test_less_text_than_a_block_is_refused(tmp_path, make_request):
     write_parquet(tmp_path / "text" / "a.parquet", ["short"])
     with pytest.raises(InputError, match=r"\d+ tokens are less than one block of --seq-len 4096"):
         convert(make_request(seq_len=4096))
+
+
+@pytest.mark.parametrize("bad", [b"", b"PAR1 no table PAR1"])
+def test_a_file_that_was_removed_after_the_start_can_be_done_without(tmp_path, make_request, bad):
+    """The advice was to delete it, and the same command was then refused for it."""
+    for name in "abc":
+        write_parquet(tmp_path / "text" / f"{name}.parquet", make_texts(60, seed=ord(name)))
+    removed = tmp_path / "text" / "b.parquet"
+    removed.write_bytes(bad)
+    convert(make_request(out=tmp_path / "skipped", skip_bad_files=True))
+    with pytest.raises(InputError, match=r"b\.parquet") as caught:
+        convert(make_request())
+    assert "delete" not in str(caught.value) and "--skip-bad-files" in str(caught.value)
+    removed.unlink()
+    with pytest.raises(InputError, match=r"not there now\n.*an empty file in its place.*--skip-bad-files"):
+        convert(make_request())
+    removed.touch()
+    meta = convert(make_request(skip_bad_files=True))
+    assert list(meta.left_out) == ["b.parquet"]
+    there, expected = (folder_bytes(tmp_path / name) for name in ("out", "skipped"))
+    assert {name: there[name] for name in there if name != "meta.json"} == {
+        name: expected[name] for name in expected if name != "meta.json"
+    }
+
+
+def write_arrow(path, kind):
+    table = pa.table({"text": pa.array([], pa.string())})
+    with kind(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("many", [1, 1 << 30], ids=["together", "alone"])
+def test_files_without_rows_are_named_whatever_their_kind(tmp_path, make_request, monkeypatch, many):
+    """Only parquet and JSON were: of the others came no document, and no word."""
+    monkeypatch.setattr("moe.data.write.items.MANY", many)
+    text = tmp_path / "text"
+    write_parquet(text / "a.parquet", make_texts(60))
+    (text / "b.csv").write_text("text,id\n")
+    (text / "c.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n\n"))
+    write_arrow(text / "d.arrow", pa.ipc.new_file)
+    write_arrow(text / "e.feather", pa.ipc.new_stream)
+    (text / "f.txt.gz").write_bytes(gzip.compress(b""))
+    (text / "g.txt").write_bytes(b"\xef\xbb\xbf")
+    (text / "h.json").write_text("[]")
+    (text / "i.jsonl").write_text("\n\n")
+    (text / "j.csv").write_text("text,id\n,1\n")  # a row, which is skipped and counted
+    names = [path.name for path in sorted(text.iterdir())][1:-1]
+    with pytest.raises(InputError) as caught:
+        convert(make_request())
+    assert [name for name in names if name not in str(caught.value)] == [] and "j.csv" not in str(caught.value)
+    meta = convert(make_request(skip_bad_files=True))
+    assert sorted(meta.left_out) == names
+    assert {meta.left_out[name] for name in names[:6]} == {"the file has no rows; fetch it again"}

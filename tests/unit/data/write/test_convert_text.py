@@ -99,6 +99,22 @@ def test_text_and_ids_of_any_arrow_type_give_one_split(tmp_path, make_request, k
         assert np.array_equal(read_rows(tmp_path / "out" / split), read_rows(tmp_path / "first" / split))
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_an_id_that_cannot_be_written_is_none(tmp_path, make_request, capsys, name):
+    """A11: times in a zone that nobody knows: a traceback, "Cannot locate or parse timezone"."""
+    (tmp_path / "text").mkdir()
+    ids = pa.array(range(60), pa.timestamp("us", "Mars/Base"))
+    table = pa.table({"text": make_texts(60), "id": ids})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / "text" / name)
+    else:
+        with pa.ipc.new_file(str(tmp_path / "text" / name), table.schema) as writer:
+            writer.write_table(table)
+    meta = convert(make_request())
+    assert meta.id_column is None and sum(meta.documents.values()) > 50
+    assert "identified by their text (no usable column 'id' in the files" in capsys.readouterr().out
+
+
 def test_later_duplicates_are_counted_and_the_choice_stands(tmp_path, make_request, monkeypatch):
     """A11: judged on the first rows, never re-decided."""
     monkeypatch.setattr(ids_module, "ID_ROWS", 100)

@@ -27,6 +27,22 @@ def test_ids_that_occur_in_several_files_are_counted(tmp_path, make_request):
     assert any("66.7% of the documents share their id with another (140 of 210)" in line for line in warnings_of(meta))
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_documents_without_an_id_have_none_of_another(tmp_path, make_request, monkeypatch, together):
+    """A11: in a unit with ids, others were counted by their text, as if that were one; so was an empty id."""
+    if together:
+        monkeypatch.setattr("moe.data.write.items.MANY", 1)
+    texts = make_texts(60)
+    ids = [f"n{i}" if i % 3 else None for i in range(60)]
+    write_parquet(tmp_path / "text" / "one.parquet", ["the same text"] * 20 + texts[20:], ids=ids)
+    ids = [f"n{i}" if i % 2 else "" for i in range(60)]
+    write_parquet(tmp_path / "text" / "two.parquet", ["the same text"] * 20 + texts[20:], ids=ids)
+    meta = convert(make_request())
+    documents = sum(meta.documents.values())
+    both = sum(1 for i in range(60) if i % 3 and i % 2 and (i < 20 or texts[i].strip()))
+    assert meta.id_column == "id" and documents > 100 and meta.duplicate_ids == both
+
+
 def test_many_ids_are_counted_by_a_sample_and_told_as_an_estimate(tmp_path, make_request, monkeypatch):
     """A11: constant memory, whatever lies between the two of a pair."""
     monkeypatch.setattr(doubled, "MOST", 4000)

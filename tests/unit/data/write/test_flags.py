@@ -2,12 +2,14 @@
 
 import argparse
 import errno
+import resource
 import signal
 from types import SimpleNamespace
 
 import pytest
 
 from moe.common.errors import InputError
+from moe.data.write import items
 from moe.data.write.convert import convert
 from moe.data.write.flags import add_convert_arguments, add_tokenizer_arguments, exit_code
 from tests.unit.data.conftest import make_texts, write_parquet
@@ -64,3 +66,29 @@ def test_full_disk_is_told_with_the_path_and_what_is_free_and_code_2(tmp_path, c
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert f"error: {out}: No space left on device (12,345 bytes free); fix that" in capsys.readouterr().err
+
+
+@pytest.fixture
+def at_most_20_000_bytes():
+    """No file of this process may grow further: as on a full disk, a write ends in its middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_an_array_that_does_not_fit_is_told_as_any_file(
+    tmp_path, make_request, capsys, monkeypatch, at_most_20_000_bytes
+):
+    """numpy's error (30000 requested and 7152 written) has no number: a traceback, exit code 1."""
+    monkeypatch.setattr("moe.data.text.tokenizer.spare_torch", lambda: None)
+    monkeypatch.setattr(items, "MANY", 1)
+    for number in range(2):
+        write_parquet(tmp_path / "text" / f"{number}.parquet", ["a"] * 1500, ids=list(range(1500)))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert exit_code(lambda: convert(make_request()), tmp_path / "out") == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    told = capsys.readouterr().err
+    assert "out: File too large (" in told and "fix that and run the same command: it resumes" in told

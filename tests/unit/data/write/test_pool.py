@@ -114,6 +114,8 @@ def test_a_worker_that_a_library_aborts_names_the_file_and_what_to_do(monkeypatc
     with pytest.raises(InputError, match=said) as raised:
         convert(work, units=[Item(tuple(units))], monkeypatch=monkeypatch)
     assert "fetch the file again" in str(raised.value) and "memory" not in str(raised.value)
+    assert "remove it" not in str(raised.value), "that is refused: the places of the others count"
+    assert "an empty file in its place and --skip-bad-files" in str(raised.value)
 
 
 def test_each_file_is_noted_before_it_is_read(make_request, tmp_path, monkeypatch):
