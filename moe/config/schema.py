@@ -62,7 +62,7 @@ class ModelConfig:
     balance_loss: float | None = None
     "Weight of each layer's load-balance loss (arXiv 2501.11873). null means 0.01, and 0 where `balance` moves a bias."
     router_z_loss: float = 0.001
-    "Weight of the router z-loss, per layer (arXiv 2202.08906)."
+    "Weight of the router z-loss, per layer (arXiv 2202.08906). A dense model (`n_experts: 1`) has none."
     z_loss: float = 0.0001
     "Weight of the z-loss on the output logits (arXiv 2204.02311)."
 

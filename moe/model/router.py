@@ -40,7 +40,8 @@ class RouterStats(NamedTuple):
 
     counts_E    int64, assignments per expert; they sum to T*K
     score_E     fp32, scores as shares of their sum over the experts; carries gradient (load balance)
-    z           fp32, squared logsumexp of the logits; carries gradient (arXiv 2202.08906)
+    z           fp32, squared logsumexp of the logits; carries gradient (arXiv 2202.08906). 0 where there is one expert:
+                its logit chooses nothing
     entropy     fp32, entropy of those shares in nats; detached
     logit_max   fp32, the largest logit; detached
     needed_EB   int64, in how many tokens an expert would be chosen from a bias in this bin of `bias_range` on; no bins
@@ -164,7 +165,7 @@ class Router(nn.Module):
             stats = RouterStats(
                 counts_E=counts_E,
                 score_E=share_TE.sum(0),
-                z=logsumexp_T.square().sum(),
+                z=logsumexp_T.square().sum() if self.n_experts > 1 else logsumexp_T.new_zeros(()),
                 entropy=entropy,
                 logit_max=watched_TE.max(),
                 needed_EB=needed_EB,
