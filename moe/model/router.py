@@ -44,8 +44,8 @@ class RouterStats(NamedTuple):
                 its logit chooses nothing
     entropy     fp32, entropy of those shares in nats; detached
     logit_max   fp32, the largest logit; detached
-    needed_EB   int64, in how many tokens an expert would be chosen from a bias in this bin of `bias_range` on; no bins
-                where no rule asks for them, nor in evaluation
+    needed_EB   int64, in how many tokens a bias in this bin of `bias_range` lifts an expert's score to the (K+1)th
+                biased one; no bins where no rule asks for them, nor in evaluation
     """
 
     counts_E: Tensor
@@ -173,7 +173,7 @@ class Router(nn.Module):
             return Routing(weight_TK, expert_TK, stats)
 
     def _needed(self, biased_TE: Tensor, score_TE: Tensor, bias_E: Tensor) -> Tensor:
-        """RouterStats.needed_EB: an expert is chosen where its bias lifts its score to the (K+1)th biased one."""
+        """RouterStats.needed_EB: from there on an expert that is chosen stays so; one that is not needs the Kth."""
         bins = self.bins if self.training else 0
         counts_N = torch.zeros(self.n_experts * bins, dtype=torch.int64, device=bias_E.device)
         if bins:
