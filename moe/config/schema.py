@@ -84,7 +84,7 @@ class OptimizerConfig:
     lr: float | Literal["auto"]
     "Peak learning rate. auto: by a rule, from width, tokens and batch (docs/learning.md)."
     name: Literal["muon", "adamw"] = "muon"
-    "`muon`: Muon for every matrix of the blocks, AdamW for embeddings, head and norms. `adamw`: AdamW for all."
+    "`muon`: Muon for the blocks' matrices, AdamW for embeddings, head, norms. `adamw`: for all, at `adamw.lr` if set."
     weight_decay: float | Literal["auto"] = 0.1
     "Decoupled weight decay; none on norms. auto: by a rule, from `lr` and the number of steps."
     momentum: float = 0.95

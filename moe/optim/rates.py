@@ -28,6 +28,15 @@ def schedule(config: dict[str, Any]) -> partial[float]:
     return partial(SCHEDULERS[scheduler["name"]], **settings)
 
 
+def main_rate(optimizer: dict[str, Any]) -> Any:
+    """The peak rate of the matrices: under AdamW alone `adamw.lr` where that is set, as `lr` trains nothing then.
+
+    optimizer: the section, as `dataclasses.asdict` gives it, or a manifest keeps it.
+    """
+    own = optimizer["adamw"]["lr"]
+    return own if optimizer.get("name") == "adamw" and own is not None else optimizer["lr"]
+
+
 def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
     """The peak rates of `config`, each times the schedule's factor in `step` (the first is 1)."""
     total = parse_time(config["max_duration"])
@@ -36,7 +45,7 @@ def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
     optimizer = config["optimizer"]
     own = optimizer["lr"] if optimizer["adamw"]["lr"] is None else optimizer["adamw"]["lr"]
     rates = {
-        "learning rate": optimizer["lr"] if optimizer["name"] == "muon" else own,
+        "learning rate": main_rate(optimizer),
         "AdamW's learning rate": own,
         "the embedding's learning rate": optimizer["adamw"].get("embedding_lr") or own,
     }

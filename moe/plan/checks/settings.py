@@ -8,6 +8,7 @@ from moe.config import Config
 from moe.config.auto import number
 from moe.config.checks import check_ranks
 from moe.model.families.table import engine_notes, hindrance_of
+from moe.optim.rates import main_rate
 from moe.plan.checks.result import Result
 from moe.plan.estimate import find_rates, find_work
 
@@ -33,11 +34,13 @@ def _learning_rate(config: Config, vocab_size: int) -> Result:
     """Peak rates against the rule (moe/optim/rule.py)."""
     optimizer, rule = config.optimizer, find_rates(config, vocab_size).lr
     highest = TOO_HIGH_OF_FEW if find_work(config, vocab_size).steps < FEW_STEPS else TOO_HIGH
+    main, own = main_rate(dataclasses.asdict(optimizer)), optimizer.adamw.lr
+    unused = optimizer.name == "adamw" and own is not None
     unscaled = optimizer.name == "muon" and optimizer.adjust_lr_fn == "original"
-    wanted = {"optimizer.lr": (number(optimizer.lr), rule * UNSCALED if unscaled else rule)}
-    if optimizer.adamw.lr is not None:
-        wanted["optimizer.adamw.lr"] = (number(optimizer.adamw.lr), rule)
-    for key, (rate, usual) in wanted.items():
+    peaks = [("optimizer.adamw.lr" if unused else "optimizer.lr", main, rule * UNSCALED if unscaled else rule)]
+    if own is not None and not unused:
+        peaks.append(("optimizer.adamw.lr", number(own), rule))
+    for key, rate, usual in peaks:
         if not TOO_LOW * usual < rate < highest * usual:
             return Result(
                 "learning rate",
@@ -45,5 +48,5 @@ def _learning_rate(config: Config, vocab_size: int) -> Result:
                 f"{key} ({rate:g}) is {rate / usual:.3g} times the {usual:.2g} that is usual for a run of this size "
                 f"(the rule for its width, tokens and batch: docs/learning.md); use about {usual:.1g}, or auto",
             )
-    usual = wanted["optimizer.lr"][1]
-    return Result("learning rate", "pass", f"{optimizer.lr:g}; usual for a run of this size: {usual:.2g}")
+    which = " (optimizer.adamw.lr; optimizer.lr is not used)" if unused else ""
+    return Result("learning rate", "pass", f"{main:g}{which}; usual for a run of this size: {peaks[0][2]:.2g}")

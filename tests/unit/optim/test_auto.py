@@ -15,8 +15,8 @@ LONG = "max_duration=6000ba"  # of 8 x 32 tokens
 SIZE = {"d_model": 32, "tokens": 6000 * 256, "batch": 256}
 ALL = [
     "optimizer.lr=auto",
-    "optimizer.weight_decay=auto",
     "optimizer.adamw.lr=auto",
+    "optimizer.weight_decay=auto",
     "optimizer.adamw.embedding_lr=auto",
     "scheduler.t_warmup=auto",
 ]
@@ -64,6 +64,21 @@ def test_a_rate_set_by_hand_stays_and_the_decay_is_that_of_it(load) -> None:
     config, chosen = resolve(load("optimizer.lr=0.02", "optimizer.weight_decay=auto"))
     assert config.optimizer.lr == 0.02 and [choice.key for choice in chosen] == ["optimizer.weight_decay"]
     assert config.optimizer.weight_decay == pytest.approx(max(0.05, 1 / (0.2 * 0.02 * 6000)), rel=5e-3)
+
+
+def test_under_adamw_alone_the_decay_follows_the_rate_that_trains(load) -> None:
+    """optimizer.adamw.lr, where it is set: optimizer.lr trains nothing then."""
+    words = ["optimizer.name=adamw", "optimizer.lr=0.0001", "optimizer.adamw.lr=0.01", "optimizer.weight_decay=auto"]
+    config, _ = resolve(load(*words))
+    assert config.optimizer.weight_decay == pytest.approx(weight_decay(0.01, steps=6000), rel=5e-3)
+    begun = {"name": "adamw", "lr": 0.0001, "weight_decay": 0.2, "adamw": {"lr": 0.01}}
+    kept = {"optimizer": begun, "scheduler": {"t_warmup": "77ba"}}
+    assert resolve(load(*words), kept)[0].optimizer.weight_decay == 0.2
+    unused, another = (
+        resolve(load(*words, "optimizer.lr=0.5"), kept),
+        resolve(load(*words, "optimizer.adamw.lr=1"), kept),
+    )
+    assert unused[0].optimizer.weight_decay == 0.2 != another[0].optimizer.weight_decay
 
 
 def test_without_auto_nothing_changes(load) -> None:
