@@ -18,6 +18,7 @@ from moe.common.units import short
 from moe.config import Config
 from moe.config.auto import AUTO
 from moe.config.checks import find_errors
+from moe.config.schedule import is_unscaled
 from moe.config.steps import Steps
 from moe.optim import rule
 from moe.optim.rates import main_rate
@@ -51,28 +52,39 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     tokens_per_step, tokens = run.tokens_per_step, run.tokens
     steps = tokens / tokens_per_step
 
-    def choose(key: str, setting: Any, by_rule: Callable[[], float | str | None], moved: bool = False) -> Any:
-        """moved: the rate that the number follows is not the kept one; then the number is not kept either."""
+    def choose(
+        key: str,
+        setting: Any,
+        by_rule: Callable[[], float | str | None],
+        moved: Callable[[dict[str, Any]], bool] = lambda kept: False,
+    ) -> Any:
+        """moved: whether the rate that the number follows is not the kept one; then the number is not kept either."""
         if setting != AUTO:
             return setting
         found = by_rule()
-        keeps = kept is not None and not moved
+        keeps = kept is not None and not moved(kept)
         choice = Choice(key, _get(kept, key) if keeps and kept is not None else found, found, keeps)
         chosen.append(choice)
         return choice.value
 
-    lr: Any = choose(
-        "optimizer.lr",
-        optimizer.lr,
-        lambda: rounded(
+    def rate_by_rule() -> float:
+        return rounded(
             rule.learning_rate(d_model=d_model, tokens=tokens, batch=tokens_per_step, optimizer=optimizer.name)
-        ),
-    )
+        )
+
+    lr: Any = choose("optimizer.lr", optimizer.lr, rate_by_rule)
+    unscaled = is_unscaled(optimizer)  # then lr is none for AdamW, whose rate does not follow it
     own = choose(
-        "optimizer.adamw.lr", optimizer.adamw.lr, lambda: lr, kept is not None and lr != _get(kept, "optimizer.lr")
+        "optimizer.adamw.lr",
+        optimizer.adamw.lr,
+        rate_by_rule if unscaled else lambda: lr,
+        lambda kept: not unscaled and lr != _get(kept, "optimizer.lr"),
     )
     main = main_rate({"name": optimizer.name, "lr": lr, "adamw": {"lr": own}})
-    main_moved = kept is not None and main != main_rate(kept["optimizer"])
+
+    def main_moved(kept: dict[str, Any]) -> bool:
+        return main != main_rate(kept["optimizer"])
+
     decay = choose(
         "optimizer.weight_decay",
         optimizer.weight_decay,

@@ -33,8 +33,12 @@ def main_rate(optimizer: dict[str, Any]) -> Any:
 
     optimizer: the section, as `dataclasses.asdict` gives it, or a manifest keeps it.
     """
-    own = optimizer["adamw"]["lr"]
-    return own if optimizer.get("name") == "adamw" and own is not None else optimizer["lr"]
+    return adamw_rate(optimizer) if optimizer.get("name") == "adamw" else optimizer["lr"]
+
+
+def adamw_rate(optimizer: dict[str, Any]) -> Any:
+    """The peak rate of AdamW's groups. optimizer: as in `main_rate`."""
+    return optimizer["lr"] if optimizer["adamw"]["lr"] is None else optimizer["adamw"]["lr"]
 
 
 def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
@@ -43,7 +47,7 @@ def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
     done = step if total.unit == "ba" else step * config["global_train_batch_size"] * config["max_seq_len"]
     factor = schedule(config)(min(done, total.value))
     optimizer = config["optimizer"]
-    own = optimizer["lr"] if optimizer["adamw"]["lr"] is None else optimizer["adamw"]["lr"]
+    own = adamw_rate(optimizer)
     rates = {
         "learning rate": main_rate(optimizer),
         "AdamW's learning rate": own,

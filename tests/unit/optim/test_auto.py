@@ -136,6 +136,16 @@ def test_auto_is_no_rule_for_updates_of_another_scale(load) -> None:
         load("optimizer.lr=auto", "optimizer.adjust_lr_fn=original")
 
 
+def test_under_original_adamws_auto_is_the_rules_rate_not_that_of_unscaled_updates(load) -> None:
+    words = ["optimizer.adjust_lr_fn=original", "optimizer.lr=0.02", "optimizer.adamw.lr=auto"]
+    assert resolve(load(*words))[0].optimizer.adamw.lr == pytest.approx(learning_rate(**SIZE), rel=5e-3)
+    kept = {"optimizer": {"name": "muon", "lr": 0.02, "adamw": {"lr": 0.02}}, "scheduler": {"t_warmup": "77ba"}}
+    for lr in ("0.02", "0.01"):
+        config, (choice,) = resolve(load(*words, f"optimizer.lr={lr}"), kept)
+        assert config.optimizer.adamw.lr == 0.02, "a run that had optimizer.lr goes on with it"
+        assert "kept; the rule gives 0.00633 now" in str(choice)
+
+
 @pytest.mark.parametrize(("typed", "value"), [("5e-4", 5e-4), ("1", 1.0), ("auto", "auto"), ('"auto"', "auto")])
 def test_numbers_are_read_as_before(load, typed: str, value: float | str) -> None:
     read = load(f"optimizer.lr={typed}").optimizer.lr
