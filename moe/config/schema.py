@@ -24,7 +24,7 @@ class ModelConfig:
     n_experts: int
     "Experts in each layer. 1 makes a dense model."
     top_k: int
-    "Experts that each token passes through."
+    "Experts that each token passes through. With 1 set `norm_topk_prob: false`, or the router learns nothing."
     expert_hidden: int
     "Hidden width of one expert (SwiGLU)."
     n_shared_experts: int = 0
@@ -52,7 +52,7 @@ class ModelConfig:
     scoring_func: Literal["softmax", "sigmoid"] = "softmax"
     "What makes scores of the router's logits: over all experts, or each expert alone (DeepSeek-V3)."
     norm_topk_prob: bool = True
-    "The weights of a token's experts are divided by their sum."
+    "The weights of a token's experts are divided by their sum; with `top_k: 1` that makes the one weight 1, always."
     routed_scaling_factor: float = 1.0
     "Factor on the routing weights, after `norm_topk_prob`."
     balance: BalanceName = "loss"

@@ -9,6 +9,7 @@ from moe.config import Config, OptimizerConfig
 from moe.config.auto import number
 from moe.config.checks import check_ranks
 from moe.config.schedule import is_unscaled
+from moe.config.shape import router_learns
 from moe.model.families.table import engine_notes, hindrance_of
 from moe.plan.checks.result import Result
 from moe.plan.estimate import find_rates, find_work
@@ -25,6 +26,11 @@ def check_settings(config: Config, *, vocab_size: int, world_size: int) -> list[
         found.append(Result("export", "fail", f"{hindrance}; only this project would run what is trained"))
     elif notes := engine_notes(model):
         found.append(Result("export", "warn", "; ".join(notes)))
+    chosen = {name: model[name] for name in ("n_experts", "top_k", "norm_topk_prob")}
+    if not router_learns(**chosen):
+        constant = "the weight of a token's one expert is always 1, so that the loss teaches the router nothing"
+        fix = "set model.norm_topk_prob=false in a new run"
+        found.append(Result("router", "warn", f"model.top_k (1) with model.norm_topk_prob (true): {constant}; {fix}"))
     if errors := check_ranks(config, world_size):
         found.append(Result("ranks", "fail", "; ".join(errors)))
     return found
