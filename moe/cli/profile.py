@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = check_data(config, report=say)
     import torch
 
+    from moe.plan.checks.memory import what_is_left
     from moe.plan.profile import profile_run
     from moe.train.start import with_precision
 
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             balanced=args.balanced,
         )
     except torch.OutOfMemoryError as error:
-        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        fix = what_is_left(config, config.device_train_microbatch_size, ranks=1)
+        if config.parallelism.fsdp2:
+            fix = "a profile holds the model undivided: give it fewer layers, as model.n_layers=4"
         raise InputError(f"{str(error).splitlines()[0]}; {fix}") from None
     dealt = ", tokens dealt out evenly" * args.balanced
     show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))

@@ -28,7 +28,7 @@ def check_memory(config: Config, *, vocab_size: int, ranks: int, launched: bool)
         step = _cpu_step(config, vocab_size)
         needed, there, where, hint = step_memory(step).total, _host_memory(), "this machine", ""
         who = ", undivided: the run's ranks share the model" if config.parallelism.fsdp2 else ""
-        fix = _fix(config, step.microbatch, ranks=1)
+        fix = what_is_left(config, step.microbatch, ranks=1)
     else:
         device, asked = torch.cuda.get_device_properties(0), config.device_train_microbatch_size
         there, where = device.total_memory, device.name
@@ -42,11 +42,26 @@ def check_memory(config: Config, *, vocab_size: int, ranks: int, launched: bool)
         needed = gpu_memory(step).total + shared
         hint = f"; the largest microbatch that fits is {most}" if most else ""
         who = _who(config, ranks, shards, launched)
-        fix = _fix(config, step.microbatch, ranks=ranks)
+        fix = what_is_left(config, step.microbatch, ranks=ranks)
     text = f"a step takes about {size(needed)} at microbatch {step.microbatch}{who} (computed)"
     if needed > there:
         return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {fix}")
     return Result("memory", "pass", f"{text}, of {size(there)}{hint}")
+
+
+def what_is_left(config: Config, microbatch: int | str, *, ranks: int) -> str:
+    """What a step that takes too much memory can still do without, in the order in which it costs.
+
+    microbatch: of that step; auto stands for 1.
+    """
+    fixes = ["lower device_train_microbatch_size"] if microbatch not in (1, "auto") else []
+    if not config.activation_checkpointing:
+        fixes.append("set activation_checkpointing=true")
+    if config.parallelism.fsdp2:
+        fixes.append("train on more ranks, which divide the model further (check=true with their launcher counts them)")
+    elif ranks > 1:
+        fixes.append("set parallelism.fsdp2=true, which divides the model among the ranks")
+    return ", then ".join(fixes) or "take a smaller model"
 
 
 def why_not_alone(config: Config, *, vocab_size: int) -> str | None:
@@ -95,15 +110,3 @@ def _who(config: Config, ranks: int, shards: int, launched: bool) -> str:
     if shards == 1:
         return each
     return f"{each}, which share the model" if shards == ranks else f"{each}, {shards} of which share the model"
-
-
-def _fix(config: Config, microbatch: int, *, ranks: int) -> str:
-    """What is left to do, in the order in which it costs."""
-    fixes = ["lower device_train_microbatch_size"] if microbatch > 1 else []
-    if not config.activation_checkpointing:
-        fixes.append("set activation_checkpointing=true")
-    if config.parallelism.fsdp2:
-        fixes.append("train on more ranks, which divide the model further (check=true with their launcher counts them)")
-    elif ranks > 1:
-        fixes.append("set parallelism.fsdp2=true, which divides the model among the ranks")
-    return ", then ".join(fixes) or "take a smaller model"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from moe.common.errors import InputError, RunFailed
 from moe.common.units import size
 from moe.config import Config
+from moe.plan.checks.memory import what_is_left
 from moe.plan.checks.result import Report, Result
 from moe.train.temporary_folder import own_temporary_folder
 
@@ -50,7 +51,7 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
         if config.parallelism.fsdp2:
             yield Result(name, "warn", f"left out: {reason}, undivided; the run divides the model among its ranks")
             return
-        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
+        fix = what_is_left(config, config.device_train_microbatch_size, ranks=1)
         yield Result(name, "fail", f"{reason}; {fix}")
     except RuntimeError as error:
         from moe.train.lost_processes import is_lost_worker

@@ -1,6 +1,7 @@
 """A run whose ranks share the model (parallelism.fsdp2): its memory is that of a share, and a step that one process
 cannot hold is left out."""
 
+import dataclasses
 from collections import namedtuple
 from pathlib import Path
 
@@ -103,3 +104,7 @@ def test_one_gpu_that_runs_out_of_memory_fails_only_a_run_that_does_not_share(
     (found,) = trial.try_step(config, inputs, place=tmp_path, report=lambda line: None)
     assert found.name == "step" and found.state == state and "CUDA out of memory" in found.text
     assert found.text.startswith("left out: ") == (state == "warn")
+    if state == "fail":
+        again = dataclasses.replace(config, activation_checkpointing=True, device_train_microbatch_size=1)
+        (found,) = trial.try_step(again, inputs, place=tmp_path, report=lambda line: None)
+        assert found.text.endswith("2 GiB; take a smaller model"), "no advice that is taken already"
