@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from moe.cli.estimate_cluster import add_cluster_arguments, estimate_cluster
@@ -144,11 +145,15 @@ def _work(config: Config, vocab_size: int) -> Iterator[str]:
 
 
 def _rates(config: Config, vocab_size: int) -> Iterator[str]:
+    from moe.optim.rates import adamw_rate, main_rate
     from moe.plan.estimate import find_rates
 
     rule, optimizer = find_rates(config, vocab_size), config.optimizer
+    peak, own = main_rate(asdict(optimizer)), adamw_rate(asdict(optimizer))
     yield f"{'RATES':<14}{'of this run':>14}{'by the rule':>14}   (for width, tokens and batch: docs/learning.md)"
-    yield f"  {'peak rate':<12}{optimizer.lr:>14g}{rule.lr:>14.3g}   Moonlight's fit: {rule.moonlight:.3g}"
+    yield f"  {'peak rate':<12}{peak:>14g}{rule.lr:>14.3g}   Moonlight's fit: {rule.moonlight:.3g}"
+    if (own, rule.adamw_lr) != (peak, rule.lr):
+        yield "  AdamW's     " + f"{own:>14g}{rule.adamw_lr:>14.3g}"
     yield f"  {'decay':<12}{optimizer.weight_decay:>14g}{rule.weight_decay:>14.3g}"
     yield f"  {'warmup':<12}{config.scheduler.t_warmup:>14}{f'{rule.warmup_steps}ba':>14}"
     if rule.outside:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from moe.plan.profile import profile_run
-    from moe.train.microbatch import LESS_MEMORY
+    from moe.train.microbatch import less_memory
     from moe.train.start import with_precision
 
     config = with_precision(config, torch.cuda.is_available())
@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
             balanced=args.balanced,
         )
     except torch.OutOfMemoryError as error:
-        raise InputError(f"{str(error).splitlines()[0]}; {LESS_MEMORY}") from None
+        fix = less_memory(config, config.device_train_microbatch_size, ranks=1)
+        if config.parallelism.fsdp2:
+            fix = "a profile holds the model undivided: give it fewer layers, as model.n_layers=4"
+        raise InputError(f"{str(error).splitlines()[0]}; {fix}") from None
     dealt = ", tokens dealt out evenly" * args.balanced
     show("\n".join(["", f"{args.config} on 1 x {found.device}, {found.precision}{dealt}", *_lines(found)]))
     if args.trace is not None:

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 from moe.config.times import Time
 
 if TYPE_CHECKING:
-    from moe.config.schema import Config
+    from moe.config.schema import Config, OptimizerConfig
+
+
+def is_unscaled(optimizer: OptimizerConfig) -> bool:
+    """Whether Muon's updates are of another scale than AdamW's, so that one rate does not serve both."""
+    return optimizer.name == "muon" and optimizer.adjust_lr_fn == "original"
 
 
 def check_rates(config: Config, errors: list[str]) -> None:
     optimizer = config.optimizer
-    if optimizer.name == "muon" and optimizer.adjust_lr_fn != "match_rms_adamw":
+    if is_unscaled(optimizer):
         adamw = optimizer.adamw
         rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "adamw.embedding_lr": adamw.embedding_lr}
         for key, value in rates.items():

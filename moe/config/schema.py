@@ -24,7 +24,7 @@ class ModelConfig:
     n_experts: int
     "Experts in each layer. 1 makes a dense model."
     top_k: int
-    "Experts that each token passes through."
+    "Experts that each token passes through. With 1 set `norm_topk_prob: false`, or the router learns nothing."
     expert_hidden: int
     "Hidden width of one expert (SwiGLU)."
     n_shared_experts: int = 0
@@ -52,7 +52,7 @@ class ModelConfig:
     scoring_func: Literal["softmax", "sigmoid"] = "softmax"
     "What makes scores of the router's logits: over all experts, or each expert alone (DeepSeek-V3)."
     norm_topk_prob: bool = True
-    "The weights of a token's experts are divided by their sum."
+    "The weights of a token's experts are divided by their sum; with `top_k: 1` that makes the one weight 1, always."
     routed_scaling_factor: float = 1.0
     "Factor on the routing weights, after `norm_topk_prob`."
     balance: BalanceName = "loss"
@@ -62,7 +62,7 @@ class ModelConfig:
     balance_loss: float | None = None
     "Weight of each layer's load-balance loss (arXiv 2501.11873). null means 0.01, and 0 where `balance` moves a bias."
     router_z_loss: float = 0.001
-    "Weight of the router z-loss, per layer (arXiv 2202.08906)."
+    "Weight of the router z-loss, per layer (arXiv 2202.08906). A dense model (`n_experts: 1`) has none."
     z_loss: float = 0.0001
     "Weight of the z-loss on the output logits (arXiv 2204.02311)."
 
@@ -70,7 +70,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
     lr: float | Literal["auto"] | None = None
-    "Learning rate of the AdamW groups; null means `optimizer.lr`, as does auto."
+    "Learning rate of the AdamW groups; null means `optimizer.lr`. auto: too; with `adjust_lr_fn: original` by a rule."
     embedding_lr: float | Literal["auto"] | None = None
     "That of an embedding that is not the head too (`tie_embeddings: false`); null means `lr`. auto: by a rule."
     betas: tuple[float, float] = (0.9, 0.95)
@@ -84,7 +84,7 @@ class OptimizerConfig:
     lr: float | Literal["auto"]
     "Peak learning rate. auto: by a rule, from width, tokens and batch (docs/learning.md)."
     name: Literal["muon", "adamw"] = "muon"
-    "`muon`: Muon for every matrix of the blocks, AdamW for embeddings, head and norms. `adamw`: AdamW for all."
+    "`muon`: Muon for the blocks' matrices, AdamW for embeddings, head, norms. `adamw`: for all, at `adamw.lr` if set."
     weight_decay: float | Literal["auto"] = 0.1
     "Decoupled weight decay; none on norms. auto: by a rule, from `lr` and the number of steps."
     momentum: float = 0.95

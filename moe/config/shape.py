@@ -63,4 +63,11 @@ def shape_errors(
     return errors
 
 
+def router_learns(*, n_experts: int, top_k: int, norm_topk_prob: bool) -> bool:
+    """Whether the loss of the tokens reaches the router, where there is a choice: the weight of one expert alone,
+    divided by itself, is 1 whatever the router says. No error, as runs that have it go on.
+    """
+    return n_experts == 1 or top_k > 1 or not norm_topk_prob
+
+
 SHAPE = tuple(inspect.signature(shape_errors).parameters)

@@ -91,9 +91,13 @@ class BiasSign(BalanceLoss):
 
 
 class BiasQuantile(BalanceLoss):
-    """b_e such that in the step just taken, all other biases as they were, K/E of its tokens had chosen e: the K/E
-    quantile over tokens of what e's score lacked (torchtitan #4577, kexue.fm/archives/11619). No rate. The quantile is
-    that of a histogram, whose integers are the same for any number of ranks and microbatches.
+    """b_e: the K/E quantile over the step's tokens of what e lacked to the (K+1)th biased score (torchtitan #4577,
+    kexue.fm/archives/11619). No rate. The quantile is that of a histogram, whose integers are the same for any number
+    of ranks and microbatches.
+
+    Of an expert with too many tokens that is the bias with which, all others as they were, K/E of the tokens had chosen
+    it. One with too few is raised by less than that, or not at all: a token that does not choose it would do so from
+    the Kth biased score on. It gains as the others fall, over several steps.
     """
 
     @torch.no_grad()

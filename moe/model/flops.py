@@ -11,6 +11,8 @@ import inspect
 import re
 from typing import Any, NamedTuple
 
+from moe.config.shape import router_learns
+
 # Peak of dense bf16 products with fp32 accumulation, in TFLOP/s, from NVIDIA's data sheets (which print twice as much
 # where they count sparsity). A name is looked for as words in the device's; the first that fits counts.
 PEAK_TFLOPS = {
@@ -135,7 +137,9 @@ def model_shape(settings: Any, vocab_size: int) -> dict[str, Any]:
 
 def experts_in_words(settings: Any) -> str:
     """`8 experts, top 2, 1 shared, 1 dense layer first` of an object with the model's settings."""
-    words = [f"{settings.n_experts} experts", f"top {settings.top_k}"]
+    chosen = {name: getattr(settings, name) for name in ("n_experts", "top_k", "norm_topk_prob")}
+    constant = "" if router_learns(**chosen) else " (its weight is always 1: the loss teaches no router)"
+    words = [f"{settings.n_experts} experts", f"top {settings.top_k}{constant}"]
     if settings.n_shared_experts:
         words.append(f"{settings.n_shared_experts} shared")
     if first := settings.first_k_dense_replace:

@@ -40,11 +40,12 @@ class RouterStats(NamedTuple):
 
     counts_E    int64, assignments per expert; they sum to T*K
     score_E     fp32, scores as shares of their sum over the experts; carries gradient (load balance)
-    z           fp32, squared logsumexp of the logits; carries gradient (arXiv 2202.08906)
+    z           fp32, squared logsumexp of the logits; carries gradient (arXiv 2202.08906). 0 where there is one expert:
+                its logit chooses nothing
     entropy     fp32, entropy of those shares in nats; detached
     logit_max   fp32, the largest logit; detached
-    needed_EB   int64, in how many tokens an expert would be chosen from a bias in this bin of `bias_range` on; no bins
-                where no rule asks for them, nor in evaluation
+    needed_EB   int64, in how many tokens a bias in this bin of `bias_range` lifts an expert's score to the (K+1)th
+                biased one; no bins where no rule asks for them, nor in evaluation
     """
 
     counts_E: Tensor
@@ -164,7 +165,7 @@ class Router(nn.Module):
             stats = RouterStats(
                 counts_E=counts_E,
                 score_E=share_TE.sum(0),
-                z=logsumexp_T.square().sum(),
+                z=logsumexp_T.square().sum() if self.n_experts > 1 else logsumexp_T.new_zeros(()),
                 entropy=entropy,
                 logit_max=watched_TE.max(),
                 needed_EB=needed_EB,
@@ -172,7 +173,7 @@ class Router(nn.Module):
             return Routing(weight_TK, expert_TK, stats)
 
     def _needed(self, biased_TE: Tensor, score_TE: Tensor, bias_E: Tensor) -> Tensor:
-        """RouterStats.needed_EB: an expert is chosen where its bias lifts its score to the (K+1)th biased one."""
+        """RouterStats.needed_EB: from there on an expert that is chosen stays so; one that is not needs the Kth."""
         bins = self.bins if self.training else 0
         counts_N = torch.zeros(self.n_experts * bins, dtype=torch.int64, device=bias_E.device)
         if bins:

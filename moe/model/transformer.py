@@ -34,6 +34,10 @@ from moe.model.precision import Linear, compute_dtype, linear
 from moe.model.ranks import sum_over_ranks
 from moe.model.router import Router, RouterStats
 
+# Dense and sparse blocks share one code: for each a graph of training and one of evaluation, of the first number of
+# sequences, of any number and of a single one, make 12, and FSDP2 may add some. torch's own 8 would end a run.
+MOST_GRAPHS = 32
+
 
 class LossParts(NamedTuple):
     """Sums over the targets of one forward pass, and what its routers did.
@@ -209,6 +213,7 @@ class Transformer(nn.Module):
         """
         if hasattr(functorch_config, "backward_pass_autocast"):  # not in torch 2.7
             functorch_config.backward_pass_autocast = "off"
+        torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
         self.compiled = True
         self.loss_backend = backend
         for block in self.blocks:

@@ -18,8 +18,10 @@ from moe.common.units import short
 from moe.config import Config
 from moe.config.auto import AUTO
 from moe.config.checks import find_errors
+from moe.config.schedule import is_unscaled
 from moe.config.steps import Steps
 from moe.optim import rule
+from moe.optim.rates import main_rate
 
 
 @dataclass(frozen=True)
@@ -50,39 +52,55 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     tokens_per_step, tokens = run.tokens_per_step, run.tokens
     steps = tokens / tokens_per_step
 
-    def choose(key: str, setting: Any, by_rule: Callable[[], float | str | None], follows: bool = True) -> Any:
-        """follows: the rate; a number that does is kept only while the rate is."""
+    def choose(
+        key: str,
+        setting: Any,
+        by_rule: Callable[[], float | str | None],
+        moved: Callable[[dict[str, Any]], bool] = lambda kept: False,
+    ) -> Any:
+        """moved: whether the rate that the number follows is not the kept one; then the number is not kept either."""
         if setting != AUTO:
             return setting
         found = by_rule()
-        keeps = kept is not None and not (follows and lr != _get(kept, "optimizer.lr"))
+        keeps = kept is not None and not moved(kept)
         choice = Choice(key, _get(kept, key) if keeps and kept is not None else found, found, keeps)
         chosen.append(choice)
         return choice.value
 
-    lr: Any = None
-    lr = choose(
-        "optimizer.lr",
-        optimizer.lr,
-        lambda: rounded(
+    def rate_by_rule() -> float:
+        return rounded(
             rule.learning_rate(d_model=d_model, tokens=tokens, batch=tokens_per_step, optimizer=optimizer.name)
-        ),
-        follows=False,
+        )
+
+    lr: Any = choose("optimizer.lr", optimizer.lr, rate_by_rule)
+    unscaled = is_unscaled(optimizer)  # then lr is none for AdamW, whose rate does not follow it
+    own = choose(
+        "optimizer.adamw.lr",
+        optimizer.adamw.lr,
+        rate_by_rule if unscaled else lambda: lr,
+        lambda kept: not unscaled and lr != _get(kept, "optimizer.lr"),
     )
+    main = main_rate({"name": optimizer.name, "lr": lr, "adamw": {"lr": own}})
+
+    def main_moved(kept: dict[str, Any]) -> bool:
+        return main != main_rate(kept["optimizer"])
+
     decay = choose(
-        "optimizer.weight_decay", optimizer.weight_decay, lambda: rounded(rule.weight_decay(lr, steps=steps))
+        "optimizer.weight_decay",
+        optimizer.weight_decay,
+        lambda: rounded(rule.weight_decay(main, steps=steps)),
+        main_moved,
     )
-    own = choose("optimizer.adamw.lr", optimizer.adamw.lr, lambda: lr)
     embedding = choose(
         "optimizer.adamw.embedding_lr",
         optimizer.adamw.embedding_lr,
-        lambda: None if tied else rounded(rule.embedding_rate(lr, d_model=d_model, tied=tied)),
+        lambda: None if tied else rounded(rule.embedding_rate(main, d_model=d_model, tied=tied)),
+        main_moved,
     )
     warmup = choose(
         "scheduler.t_warmup",
         config.scheduler.t_warmup,
         lambda: f"{round(rule.warmup_steps(steps, optimizer=optimizer.name))}ba",
-        follows=False,
     )
     if not chosen:
         return config, []

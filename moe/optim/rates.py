@@ -28,15 +28,28 @@ def schedule(config: dict[str, Any]) -> partial[float]:
     return partial(SCHEDULERS[scheduler["name"]], **settings)
 
 
+def main_rate(optimizer: dict[str, Any]) -> Any:
+    """The peak rate of the matrices: under AdamW alone `adamw.lr` where that is set, as `lr` trains nothing then.
+
+    optimizer: the section, as `dataclasses.asdict` gives it, or a manifest keeps it.
+    """
+    return adamw_rate(optimizer) if optimizer.get("name") == "adamw" else optimizer["lr"]
+
+
+def adamw_rate(optimizer: dict[str, Any]) -> Any:
+    """The peak rate of AdamW's groups. optimizer: as in `main_rate`."""
+    return optimizer["lr"] if optimizer["adamw"]["lr"] is None else optimizer["adamw"]["lr"]
+
+
 def rates_at(config: dict[str, Any], step: int) -> dict[str, float]:
     """The peak rates of `config`, each times the schedule's factor in `step` (the first is 1)."""
     total = parse_time(config["max_duration"])
     done = step if total.unit == "ba" else step * config["global_train_batch_size"] * config["max_seq_len"]
     factor = schedule(config)(min(done, total.value))
     optimizer = config["optimizer"]
-    own = optimizer["lr"] if optimizer["adamw"]["lr"] is None else optimizer["adamw"]["lr"]
+    own = adamw_rate(optimizer)
     rates = {
-        "learning rate": optimizer["lr"] if optimizer["name"] == "muon" else own,
+        "learning rate": main_rate(optimizer),
         "AdamW's learning rate": own,
         "the embedding's learning rate": optimizer["adamw"].get("embedding_lr") or own,
     }

@@ -32,6 +32,7 @@ from moe.common.units import short
 
 LR, LR_D, LR_T, LR_B, MOST_LR = 0.82, -5 / 6, -1 / 3, 1 / 2, 0.03
 ADAMW_SHARE = 0.65
+UNSCALED = 20.0  # `adjust_lr_fn: original` wants about 0.02 where match_rms_adamw wants about 0.001
 EMBEDDING_WIDTH = 118  # from which on the embedding's rate is above the matrices'
 PLAIN_DECAY, LEAST_DECAY, MOST_DECAY, MEMORY = 0.1, 0.05, 0.25, 0.2  # MEMORY: share of the run
 FEW_STEPS, MANY_STEPS = 2000, 5000
@@ -42,7 +43,7 @@ MEASURED: dict[str, tuple[float, float]] = {"d_model": (64, 256), "tokens": (0.3
 
 
 def learning_rate(*, d_model: int, tokens: float, batch: float, optimizer: str = "muon") -> float:
-    """Peak rate of Muon's groups under `adjust_lr_fn: match_rms_adamw`, or of AdamW alone.
+    """Peak rate of Muon's groups under `adjust_lr_fn: match_rms_adamw` and AdamW's beside them, or of AdamW alone.
 
     tokens: of the run. batch: tokens of a step. optimizer: "muon" or "adamw".
     """

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moe.config import Config, parse_time
+from moe.config.schedule import is_unscaled
 from moe.config.steps import Steps
 from moe.model.flops import ParameterCount, count_parameters, flops_per_token, model_shape
 from moe.model.memory import Step, StepMemory, imbalance_bytes, optimizer_bytes, step_memory
@@ -102,9 +103,13 @@ def find_work(config: Config, vocab_size: int) -> Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the rule of moe/optim/rule.py gives for a run, and Moonlight's fit; outside: what of it was not measured."""
+    """What the rule of moe/optim/rule.py gives for a run, and Moonlight's fit; outside: what of it was not measured.
+
+    lr: of the matrices, as the run scales their updates. adamw_lr: of AdamW's groups.
+    """
 
     lr: float
+    adamw_lr: float
     weight_decay: float
     warmup_steps: int
     moonlight: float
@@ -118,7 +123,8 @@ def find_rates(config: Config, vocab_size: int) -> Rates:
     size = {"d_model": config.model.d_model, "tokens": run.tokens, "batch": run.tokens_per_step}
     lr = rounded(rule.learning_rate(**size, optimizer=name))
     return Rates(
-        lr=lr,
+        lr=lr * rule.UNSCALED if is_unscaled(config.optimizer) else lr,
+        adamw_lr=lr,
         weight_decay=rounded(rule.weight_decay(lr, steps=steps)),
         warmup_steps=round(rule.warmup_steps(steps, optimizer=name)),
         moonlight=rule.moonlight_rate(find_work(config, vocab_size).flops),

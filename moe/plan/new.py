@@ -106,6 +106,7 @@ def notes(config: Config, wanted: Wanted) -> dict[str, str]:
         "device_train_microbatch_size": "sets the memory a step takes, not the result",
         "activation_checkpointing": "blocks are computed again in the backward pass: less memory, a third more time",
         "parallelism": "the model is divided among the GPUs",
+        "eval_first": "so short a run is only evaluated at its end: a batch more would be more than a tenth of it",
         "save_interval": "steps; what is lost at most when the machine dies without warning",
         "autoresume": "the same command resumes from the newest checkpoint",
     }

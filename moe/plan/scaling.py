@@ -5,7 +5,8 @@
   where that is near, most other numbers of GPUs.
 - Rate, warmup and weight decay: moe/optim/rule.py, of which docs/learning.md says what is measured.
 - Saves and evaluations: every 500 steps, in a short run at least twice; from 10,000 steps on a tenth of the run each is
-  kept for ever. All evaluations together read at most a tenth of the run's tokens.
+  kept for ever. All evaluations together, that before the first step with them, read at most a tenth of the run's
+  tokens; below 20 steps there is none before the first. A yaml's own number of tokens keeps its own `max_batches`.
 """
 
 from __future__ import annotations
@@ -80,16 +81,21 @@ def for_tokens(like: Config, tokens: int | None, n_gpus: int) -> Config:
             f"give at least {at_least(enough)}"
         )
     most = max(1, int(MOST_EVALUATED * tokens / tokens_per_step))  # batches
-    evaluate, times = next((i, -(-steps // i)) for i in INTERVALS if -(-steps // i) <= most and i >= _interval(steps))
+    first = like.eval_first and most > 1
+    evaluate, times = next(
+        (i, n + first) for i in INTERVALS if (n := -(-steps // i)) + first <= most and i >= _interval(steps)
+    )
     assert like.eval_data is not None
     wanted = like.eval_data.max_batches * like.global_train_batch_size * like.max_seq_len
+    read = like.eval_data.max_batches if same else min(-(-wanted // tokens_per_step), most // times)
     config = replace(
         like,
         max_duration=f"{tokens}tok",
         global_train_batch_size=batch,
-        eval_data=replace(like.eval_data, max_batches=min(-(-wanted // tokens_per_step), most // times)),
+        eval_data=replace(like.eval_data, max_batches=read),
         save_interval=f"{_interval(steps)}ba",
         eval_interval=f"{evaluate}ba",
+        eval_first=first,
         keep_every=f"{tokens // 10}tok" if steps >= MANY_STEPS else None,
     )
     return config if same else with_rates(config)

@@ -29,7 +29,7 @@ from moe.train.eval_tasks import find_eval_tasks
 from moe.train.inputs import Inputs
 from moe.train.loaders import build_evaluators, build_train_spec, check_shared_memory
 from moe.train.lost_processes import interrupted_by_lost_processes
-from moe.train.microbatch import LESS_MEMORY, OutOfMemory, choose_microbatch, microbatch_size
+from moe.train.microbatch import OutOfMemory, choose_microbatch, less_memory, microbatch_size
 from moe.train.plan_summary import print_plan
 from moe.train.recording import record_start
 from moe.train.start import Start
@@ -108,6 +108,7 @@ def fit(
             eval_first=start.eval_first,
             scores=scores[0] if start.score_first else None,
             more_steps=more_steps,
+            fix=less_memory(config, microbatch, ranks=WORLD_SIZE),
         )
     if more_steps and (reached := int(trainer.state.timestamp.batch)) < steps.total:
         folder.end("stopped", say, reason="a callback")
@@ -130,9 +131,9 @@ def _nothing_left(config: Config, folder: RunFolder, start: Start, steps: Steps)
 
 
 def _train(
-    trainer: Trainer, watchdog: Progress, *, eval_first: bool, scores: TaskScores | None, more_steps: bool
+    trainer: Trainer, watchdog: Progress, *, eval_first: bool, scores: TaskScores | None, more_steps: bool, fix: str
 ) -> None:
-    """scores: what an interruption left to be scored at this step."""
+    """scores: what an interruption left to be scored at this step. fix: what is left to do where memory is short."""
     try:
         with interrupted_by_lost_processes(watchdog):
             if eval_first:
@@ -144,7 +145,7 @@ def _train(
             if more_steps and trainer.state.timestamp.get(end.unit) < end:  # else a callback has stopped it
                 trainer.fit()
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"{str(error).splitlines()[0]}; {LESS_MEMORY}, and run the same command again") from error
+        raise OutOfMemory(f"{str(error).splitlines()[0]}; {fix}, and run the same command again") from error
     except RuntimeError as error:
         if not any(words in str(error) for words in REFUSED):
             raise

@@ -21,7 +21,6 @@ from moe.train.composer_model import MoEModel
 from moe.train.distributed.ranks import WORLD_SIZE
 from moe.train.microbatch_trial import expected_bytes, find_microbatch
 
-LESS_MEMORY = "lower device_train_microbatch_size, then set activation_checkpointing=true"
 CPU_TOKENS_PER_MICROBATCH = 4096  # fits the cache and a small machine's memory; larger is no faster there
 
 
@@ -29,6 +28,21 @@ class OutOfMemory(RunFailed):
     """A step does not fit the GPU's memory."""
 
     of_one_rank = True
+
+
+def less_memory(config: Config, microbatch: int | str, *, ranks: int) -> str:
+    """What a step that takes too much memory can still do without, in the order in which it costs.
+
+    microbatch: of that step; auto stands for 1.
+    """
+    fixes = ["lower device_train_microbatch_size"] if microbatch not in (1, "auto") else []
+    if not config.activation_checkpointing:
+        fixes.append("set activation_checkpointing=true")
+    if config.parallelism.fsdp2:
+        fixes.append("train on more ranks, which divide the model further (check=true with their launcher counts them)")
+    elif ranks > 1:
+        fixes.append("set parallelism.fsdp2=true, which divides the model among the ranks")
+    return ", then ".join(fixes) or "take a smaller model"
 
 
 def microbatch_size(config: Config, world_size: int, on_gpu: bool) -> int | str:

@@ -12,11 +12,11 @@ from moe.plan.checks.folder import check_folder, check_resume, existing, kept_se
 from moe.plan.checks.machine import (
     check_device,
     check_loader,
-    check_memory,
     check_port,
     check_shared_memory,
     check_versions,
 )
+from moe.plan.checks.memory import check_memory, why_not_alone
 from moe.plan.checks.result import Report, Result
 from moe.plan.checks.services import check_remotes, check_wandb
 from moe.plan.checks.settings import check_settings
@@ -45,7 +45,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
         yield Result("auto", "pass", ", ".join(map(str, chosen)))
     yield check_versions()
     yield check_device(config)
-    world_size = world_size or _gpus()
+    launched, world_size = world_size > 0, world_size or _gpus()
     yield check_port()
     yield check_wandb(config)
     yield from check_remotes(config, report)
@@ -55,7 +55,7 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     vocab_size = inputs.vocab_size if inputs is not None else _vocabulary(config)
     yield from check_settings(config, vocab_size=vocab_size, world_size=world_size)
     yield from check_user_callbacks(config)
-    memory = check_memory(config, vocab_size=vocab_size)
+    memory = check_memory(config, vocab_size=vocab_size, ranks=world_size, launched=launched)
     yield memory
     yield check_loader(config, world_size=world_size)
     samples = (inputs.epoch_tokens or 0) // config.max_seq_len if inputs is not None else 0
@@ -66,10 +66,13 @@ def run_checks(config: Config, *, world_size: int, fast: bool, report: Report) -
     if fast:
         return
     hindered = [result.name for result in (*found, *folder) if result.state == "fail"]
-    if memory.state == "warn" and not _on_gpu():  # the kernel would end some process
+    if memory.state == "warn" and not (_on_gpu() or config.parallelism.fsdp2):  # the kernel would end some process
         hindered.append(memory.name)
     if inputs is None or hindered:
         yield Result("step", "warn", f"not tried: fix {' and '.join(hindered)} first")
+        return
+    if why := why_not_alone(config, vocab_size=vocab_size):
+        yield Result("step", "warn", f"left out: {why}; the run divides it among its ranks (parallelism.fsdp2)")
         return
     place = existing(local_folder(config.save_folder, config.run_name).parent)
     yield from try_step(config, inputs, place=place, report=report)

@@ -121,7 +121,9 @@ def check_resume(config: Config, inputs: Inputs | None, *, hashes: bool, report:
             )
         found, note = _find(config, folder, hashes, report)
         if found is None and config.load_path is not None:
-            return Result("resume", "pass", f"{folder}: starts fresh, from {_other(config, inputs)}")
+            named, changes = _other(config, inputs)
+            text = f"{folder}: starts fresh, from {named}"
+            return Result("resume", "warn" if changes else "pass", "; ".join([text, *changes]))
         if found is None:
             return Result("resume", "pass", f"{folder}: starts fresh")
         changes = _changes(config, found, inputs) + _locks(folder)
@@ -173,18 +175,20 @@ def _locks(folder: Path) -> list[str]:
     return ["this file system has no locks: see to it yourself that no other process trains in that folder"]
 
 
-def _other(config: Config, inputs: Inputs | None) -> Path:
-    """The checkpoint of `load_path`. Raises InputError where it is not there or does not fit."""
+def _other(config: Config, inputs: Inputs | None) -> tuple[Path, list[str]]:
+    """The checkpoint of `load_path`, and what a start from it would say. Raises InputError where it is not there or
+    does not fit.
+    """
     from moe.train.checkpointing.checkpoints import find_named
     from moe.train.checkpointing.compatibility import check_weights_fit
 
     named = find_named(str(config.load_path))
     if config.load_weights_only:
         size = named.manifest["vocab_size"] if inputs is None else inputs.vocab_size
-        check_weights_fit(named, dataclasses.asdict(config), size, _tokenizer(inputs))
-    else:
-        _changes(config, named, inputs)
-    return named.path
+        lines: list[str] = []
+        check_weights_fit(named, dataclasses.asdict(config), size, _tokenizer(inputs), lines.append)
+        return named.path, lines
+    return named.path, _changes(config, named, inputs)
 
 
 def _changes(config: Config, found: Checkpoint, inputs: Inputs | None) -> list[str]:

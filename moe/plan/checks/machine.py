@@ -1,4 +1,4 @@
-"""The machine: packages, device, memory, shared memory, ports."""
+"""The machine: packages, device, shared memory, loaders, ports."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import os
 import shutil
 import socket
 import sys
-from dataclasses import replace
 
 from moe.common.environment import number
 from moe.common.errors import InputError
 from moe.common.units import size
 from moe.config import Config
 from moe.config.derived import reads_converted
-from moe.model.memory import step_memory
-from moe.model.step import make_step
 from moe.plan.checks.result import Result
-from moe.plan.estimate import gpu_memory, largest_microbatch
 
 SHOWN = ("torch", "mosaicml", "mosaicml-streaming", "transformers")
 MOST_PER_CORE = 2  # loader processes; beyond, they take turns
@@ -85,35 +81,6 @@ def check_device(config: Config) -> Result:
             "device", "warn", f"{number} x {name} has no bf16: it trains in fp32; precision=amp_fp16 is faster"
         )
     return Result("device", "pass", f"{number} x {name}, {config.precision}")
-
-
-def check_memory(config: Config, *, vocab_size: int) -> Result:
-    """The computed peak of a step against the memory of the device."""
-    import torch
-
-    from moe.train.compiling import wants_compile
-
-    asked, batch = config.device_train_microbatch_size, config.global_train_batch_size
-    step, hint = make_step(config, vocab_size, n_gpus=1, microbatch=1), ""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        there, where = device.total_memory, device.name
-        step = replace(step, compiled=wants_compile(config.compile, on_gpu=True))  # auto: whether Triton is installed
-        most = largest_microbatch(step, there, batch)
-        step = replace(step, microbatch=max(1, most) if asked == "auto" else min(int(asked), batch))
-        needed, hint = gpu_memory(step).total, f"; the largest microbatch that fits is {most}" if most else ""
-    else:
-        import psutil
-
-        there, where = psutil.virtual_memory().available, "this machine"
-        microbatch = 4096 // config.max_seq_len if asked == "auto" else int(asked)
-        step = replace(step, microbatch=max(1, min(microbatch, batch)), gpu=False, bf16=False)
-        needed = step_memory(step).total
-    text = f"a step takes about {size(needed)} at microbatch {step.microbatch} (computed)"
-    if needed > there:
-        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        return Result("memory", "warn", f"{text} and {where} has {size(there)}{hint}; {fix}")
-    return Result("memory", "pass", f"{text}, of {size(there)}{hint}")
 
 
 def check_shared_memory(config: Config, *, shared_order: int = 0) -> Result:

@@ -1,7 +1,9 @@
 """One real step, and a checkpoint of it that is written, read and gives the same loss.
 
 Decisions:
-- Built as a run builds it, on real data, in a temporary folder beside the run folder, on its disk; nothing stays.
+- Built as a run of one process builds it, on real data, in a temporary folder beside the run folder, on its disk;
+  nothing stays. A model that the run's ranks share (`parallelism.fsdp2`) is not divided here: where one process cannot
+  hold it, the step is left out, and no error of the run.
 - One microbatch, not the full batch, with fresh weights and without Composer's Trainer: a check is to take a minute.
 - The weights are zeroed before they are read back: what is compared must have come from the file.
 """
@@ -20,6 +22,7 @@ from moe.common.errors import InputError, RunFailed
 from moe.common.units import size
 from moe.config import Config
 from moe.plan.checks.result import Report, Result
+from moe.train.microbatch import less_memory
 from moe.train.temporary_folder import own_temporary_folder
 
 if TYPE_CHECKING:
@@ -44,8 +47,12 @@ def try_step(config: Config, inputs: Inputs, *, place: Path, report: Report) -> 
     except (InputError, RunFailed) as error:
         yield Result(name, "fail", str(error))
     except torch.OutOfMemoryError as error:
-        fix = "lower device_train_microbatch_size, then set activation_checkpointing=true"
-        yield Result(name, "fail", f"{str(error).splitlines()[0]}; {fix}")
+        reason = str(error).splitlines()[0]
+        if config.parallelism.fsdp2:
+            yield Result(name, "warn", f"left out: {reason}, undivided; the run divides the model among its ranks")
+            return
+        fix = less_memory(config, config.device_train_microbatch_size, ranks=1)
+        yield Result(name, "fail", f"{reason}; {fix}")
     except RuntimeError as error:
         from moe.train.lost_processes import is_lost_worker
 

@@ -163,13 +163,16 @@ def check_weights_fit(
     tokenizer: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Whether another run's weights fit this run's model and the `tokenizer` of this fingerprint.
+    """Whether another run's weights fit this run's model and the `tokenizer` of this fingerprint. What fits and
+    computes otherwise, as another `rope_theta`, may be meant, and is reported.
 
     Raises:
-        InputError: every setting of the model that differs, with both values.
+        InputError: every setting of the model that differs and must not, with both values.
     """
-    _, refused = compare_configs(checkpoint.manifest["config"], config)
-    refused = [line for line in refused if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
+    _, differs = compare_configs(checkpoint.manifest["config"], config)
+    differs = [line for line in differs if line.startswith("model.")]
+    refused = [line for line in differs if line.split(":")[0] in [f"model.{name}" for name in SHAPE]]
+    computes = [line for line in differs if line not in refused]
     if checkpoint.manifest["vocab_size"] != vocab_size:
         refused.append(f"vocabulary: was {checkpoint.manifest['vocab_size']}, is {vocab_size} (the tokenizer)")
     refused += _other_tokenizer(checkpoint, config, tokenizer)
@@ -178,6 +181,8 @@ def check_weights_fit(
     if refused:
         listed = "\n".join(f"  {line}" for line in refused)
         raise InputError(f"load_path ({checkpoint.path}): its weights belong to another model:\n{listed}")
+    for line in computes:
+        report(f"changed since the checkpoint: {line}")
 
 
 def _leaves(node: dict[str, Any], prefix: str = ""):

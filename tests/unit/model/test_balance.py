@@ -157,6 +157,23 @@ def test_quantile_is_that_of_the_tokens_themselves_within_a_bin():
     torch.testing.assert_close(choice.bias_LE, expected_LE, atol=bin_width, rtol=0)
 
 
+def test_quantile_alone_gives_an_overloaded_expert_its_share_and_an_underloaded_one_less():
+    """As its words say: the share of e where e's bias alone is the rule's, without its mean, and all others stay."""
+    choice = Choice("quantile", uneven(), 2)
+    before_LE = choice.load_LE
+    needed_LTE = choice.inputs.sigmoid().topk(3, dim=-1).values[..., -1:] - choice.inputs.sigmoid()
+    bias_LE = needed_LTE.sort(dim=1).values[:, 600 * 2 // 8 - 1] + 1e-6
+    for expert in range(8):
+        for router, bias_E in zip(choice.routers, bias_LE, strict=True):
+            router.bias_E.zero_()
+            router.bias_E[expert] = bias_E[expert]
+        for before, after in zip(before_LE[:, expert].tolist(), choice.load_LE[:, expert].tolist(), strict=True):
+            if before >= 1:
+                assert after == pytest.approx(1, abs=0.02)
+            else:
+                assert before <= after < 0.98
+
+
 @pytest.mark.parametrize("name", ["sign", "quantile"])
 def test_microbatches_change_no_bit_of_a_bias(name):
     whole, parts = (Choice(name, uneven(), 3, rate=0.01) for _ in range(2))

@@ -148,3 +148,15 @@ def test_the_histogram_holds_each_token_once_for_each_expert_and_none_in_evaluat
     upto = torch.stack([row[: end + 1].sum() for row, end in zip(stats.needed_EB, edge, strict=True)])
     assert (below <= stats.counts_E).all() and (stats.counts_E <= upto).all()
     assert router.eval()(x).stats.needed_EB.shape == (6, 0)
+
+
+@pytest.mark.parametrize("scoring_func", ["softmax", "sigmoid"])
+def test_one_expert_has_no_z_term_and_its_router_no_gradient(x, scoring_func):
+    """A dense model: there is no choice whose logits could be kept small."""
+    router = Router(d_model=16, n_experts=1, top_k=1, scoring_func=scoring_func)
+    torch.nn.init.normal_(router.weight)
+    x = x.clone().requires_grad_()
+    routing = router(x)
+    assert routing.stats.z == 0
+    (routing.weight_TK.sum() + routing.stats.score_E.sum() + routing.stats.z).backward()
+    assert x.grad.abs().max() < 1e-6 and router.weight.grad.abs().max() < 1e-6

@@ -15,8 +15,8 @@ LONG = "max_duration=6000ba"  # of 8 x 32 tokens
 SIZE = {"d_model": 32, "tokens": 6000 * 256, "batch": 256}
 ALL = [
     "optimizer.lr=auto",
-    "optimizer.weight_decay=auto",
     "optimizer.adamw.lr=auto",
+    "optimizer.weight_decay=auto",
     "optimizer.adamw.embedding_lr=auto",
     "scheduler.t_warmup=auto",
 ]
@@ -64,6 +64,21 @@ def test_a_rate_set_by_hand_stays_and_the_decay_is_that_of_it(load) -> None:
     config, chosen = resolve(load("optimizer.lr=0.02", "optimizer.weight_decay=auto"))
     assert config.optimizer.lr == 0.02 and [choice.key for choice in chosen] == ["optimizer.weight_decay"]
     assert config.optimizer.weight_decay == pytest.approx(max(0.05, 1 / (0.2 * 0.02 * 6000)), rel=5e-3)
+
+
+def test_under_adamw_alone_the_decay_follows_the_rate_that_trains(load) -> None:
+    """optimizer.adamw.lr, where it is set: optimizer.lr trains nothing then."""
+    words = ["optimizer.name=adamw", "optimizer.lr=0.0001", "optimizer.adamw.lr=0.01", "optimizer.weight_decay=auto"]
+    config, _ = resolve(load(*words))
+    assert config.optimizer.weight_decay == pytest.approx(weight_decay(0.01, steps=6000), rel=5e-3)
+    begun = {"name": "adamw", "lr": 0.0001, "weight_decay": 0.2, "adamw": {"lr": 0.01}}
+    kept = {"optimizer": begun, "scheduler": {"t_warmup": "77ba"}}
+    assert resolve(load(*words), kept)[0].optimizer.weight_decay == 0.2
+    unused, another = (
+        resolve(load(*words, "optimizer.lr=0.5"), kept),
+        resolve(load(*words, "optimizer.adamw.lr=1"), kept),
+    )
+    assert unused[0].optimizer.weight_decay == 0.2 != another[0].optimizer.weight_decay
 
 
 def test_without_auto_nothing_changes(load) -> None:
@@ -119,6 +134,16 @@ def test_what_is_neither_a_number_nor_auto_is_one_clear_error(load, override: st
 def test_auto_is_no_rule_for_updates_of_another_scale(load) -> None:
     with pytest.raises(ConfigError, match=r"optimizer.lr \(auto\) is a rule for optimizer.adjust_lr_fn match_rms"):
         load("optimizer.lr=auto", "optimizer.adjust_lr_fn=original")
+
+
+def test_under_original_adamws_auto_is_the_rules_rate_not_that_of_unscaled_updates(load) -> None:
+    words = ["optimizer.adjust_lr_fn=original", "optimizer.lr=0.02", "optimizer.adamw.lr=auto"]
+    assert resolve(load(*words))[0].optimizer.adamw.lr == pytest.approx(learning_rate(**SIZE), rel=5e-3)
+    kept = {"optimizer": {"name": "muon", "lr": 0.02, "adamw": {"lr": 0.02}}, "scheduler": {"t_warmup": "77ba"}}
+    for lr in ("0.02", "0.01"):
+        config, (choice,) = resolve(load(*words, f"optimizer.lr={lr}"), kept)
+        assert config.optimizer.adamw.lr == 0.02, "a run that had optimizer.lr goes on with it"
+        assert "kept; the rule gives 0.00633 now" in str(choice)
 
 
 @pytest.mark.parametrize(("typed", "value"), [("5e-4", 5e-4), ("1", 1.0), ("auto", "auto"), ('"auto"', "auto")])

@@ -6,6 +6,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
+import moe.plan.profile
 from moe.cli.main import main
 from moe.config import load_config
 from moe.model.flops import count_parameters, flops_per_token, model_shape
@@ -64,6 +65,18 @@ def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_p
     err = capsys.readouterr().err
     assert "is a folder; name a file" in err
     assert "--steps (0)" in err and "there is no folder" in err and "Traceback" not in err
+
+
+def test_a_model_that_one_gpu_cannot_hold_is_told_what_is_left_to_do(tiny: Path, monkeypatch, capsys) -> None:
+    def full(*args: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(moe.plan.profile, "profile_run", full)
+    words = ["profile", str(tiny / "tiny.yaml"), "device_train_microbatch_size=1"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("2 GiB; set activation_checkpointing=true\n")
+    assert main([*words, "activation_checkpointing=true", "parallelism.fsdp2=true"]) == 2
+    assert "2 GiB; a profile holds the model undivided: give it fewer layers" in capsys.readouterr().err
 
 
 def test_balanced_deals_the_tokens_out_in_every_layer(tiny: Path, capsys) -> None:

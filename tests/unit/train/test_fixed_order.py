@@ -73,7 +73,9 @@ def test_an_operation_that_knows_no_such_way_ends_the_run_with_the_setting(monke
     monkeypatch.setattr(fit, "interrupted_by_lost_processes", lambda watchdog: torch.no_grad())
     said = "deterministic: put_ does not have a deterministic implementation; set deterministic=false"
     with pytest.raises(RunFailed, match=f"^{said}$"):
-        fit._train(OneStep(), None, eval_first=True, scores=None, more_steps=False)
+        fit._train(
+            OneStep(), None, eval_first=True, scores=None, more_steps=False, fix="set activation_checkpointing=true"
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -90,7 +92,9 @@ def test_a_step_that_does_not_fit_the_gpu_ends_the_run_with_the_fix_on_the_rank_
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore words")
 
     def train(config, stop):
-        fit._train(OneStep(), None, eval_first=True, scores=None, more_steps=False)
+        fit._train(
+            OneStep(), None, eval_first=True, scores=None, more_steps=False, fix="set activation_checkpointing=true"
+        )
 
     monkeypatch.setattr(fit, "interrupted_by_lost_processes", lambda watchdog: torch.no_grad())
     monkeypatch.setattr(command, "train", train)
@@ -98,7 +102,7 @@ def test_a_step_that_does_not_fit_the_gpu_ends_the_run_with_the_fix_on_the_rank_
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
         monkeypatch.setattr(command, name, value)
     assert command.main(["c.yaml"]) == 1
-    said = "CUDA out of memory. Tried to allocate 2 GiB.; lower device_train_microbatch_size, then set"
+    said = "CUDA out of memory. Tried to allocate 2 GiB.; set activation_checkpointing=true, and run the same"
     assert f"rank {rank}: {said}" in capsys.readouterr().err
 
 

@@ -114,6 +114,8 @@ def test_weights_of_another_run_that_are_not_there_or_do_not_fit(check: Check, t
     assert_told(check, [f"load_path={other}"], "resume", "fail", "its weights belong to another model", "model.n_heads")
     shape = [f"model.{name}={value}" for name, value in (("n_heads", 4), ("n_kv_heads", 2), ("expert_hidden", 24))]
     assert_told(check, [f"load_path={other}", *shape], "resume", "pass", "starts fresh, from", "step-00000010")
+    shape.append("model.rope_theta=5e5")
+    assert_told(check, [f"load_path={other}", *shape], "resume", "warn", "step-00000010; changed", "is 500000.0")
 
 
 def test_data_and_run_folders_that_cannot_be_read(check: Check, tmp_path: Path, monkeypatch) -> None:

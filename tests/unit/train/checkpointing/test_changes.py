@@ -11,6 +11,8 @@ from moe.cli.main import main
 from moe.runs.changes import changes
 from moe.runs.reading import read_run
 from moe.train.checkpointing.changes import new_changes
+from moe.train.checkpointing.checkpoints import read_checkpoint
+from moe.train.checkpointing.compatibility import check_weights_fit
 from moe.use.export.to_hf import export
 from tests.unit.train.runs import rows, train
 
@@ -129,3 +131,21 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_at_its_default() -> 
     ]
     lines = ["eval_data.max_batches: was 100, is 7", "sample_prompts: was [], is ['a']"]
     assert compare_configs(saved["config"], now) == (lines, [])
+
+
+def test_weights_of_a_model_that_computes_otherwise_are_taken_with_a_line_for_each_difference(changed: Path) -> None:
+    """What fits by its shapes and is another function: silent differences cost a run its start."""
+    found = read_checkpoint(changed / "step-00000010")
+    config = found.manifest["config"]
+    now = {"rope_theta": 5e5, "norm_eps": 1e-5, "top_k": 1, "document_mask": False, "dropout": 0.5, "z_loss": 0.1}
+    model, told = {**config["model"], **now}, []
+    check_weights_fit(found, {**config, "model": model}, found.manifest["vocab_size"], report=told.append)
+    assert told == [
+        "changed since the checkpoint: model.document_mask: was True, is False",
+        "changed since the checkpoint: model.norm_eps: was 1e-06, is 1e-05",
+        "changed since the checkpoint: model.rope_theta: was 10000.0, is 500000.0",
+        "changed since the checkpoint: model.top_k: was 2, is 1",
+    ]
+    told.clear()
+    check_weights_fit(found, config, found.manifest["vocab_size"], report=told.append)
+    assert told == []
