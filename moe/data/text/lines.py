@@ -172,7 +172,7 @@ def read_jsonl(unit: Unit, text_column: str, id_column: str | None) -> Iterator[
 
 def peek_jsonl(file: SourceFile, text_column: str) -> None:
     """BadFileError when none of the first rows of the file has `text_column`, or none is a JSON object."""
-    long = False
+    front, long = b"", False
 
     def values() -> Iterator[Any]:
         nonlocal front, long
@@ -185,7 +185,6 @@ def peek_jsonl(file: SourceFile, text_column: str) -> None:
             if long or not line:
                 return
 
-    front = b""
     with open_stream(file) as (unpacked, _):
         seen = check_objects(values(), text_column)
     if seen is None:

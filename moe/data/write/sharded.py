@@ -109,7 +109,7 @@ def _record(plan: Plan, folder: Folder, failed: dict[str, str]) -> None:
 
 def _recorded(folder: Folder) -> dict[tuple[str, str], str]:
     """Of all shards, by name and version of the file: why it cannot be read. A damaged record says nothing."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for name in folder.sizes():
         try:
             record = parse_json(folder.read(name) or b"", dict[str, _Failure])
