@@ -143,9 +143,9 @@ def test_generation_leaves_compiled_blocks_alone(build):
     assert graphs() == 0
 
 
-def test_dense_and_sparse_blocks_have_room_for_the_graphs_of_every_size_and_of_evaluation(build, tokens, monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_dense_and_sparse_blocks_have_room_for_the_graphs_of_every_size_and_of_evaluation(build, tokens):
     """torch's default of 8 graphs ended a run whose last microbatch has one sequence, which is a graph of its own."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     model = build(n_layers=2, first_k_dense_replace=1, activation_checkpointing=True)
     model.compile_blocks(backend="aot_eager")
     for sequences in (3, 2, 1):
