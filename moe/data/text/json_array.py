@@ -15,7 +15,7 @@ from typing import IO, Any
 from moe.data.text.columns import absent
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, Unit
-from moe.data.text.lines import PEEK_ROWS, Row, check_objects, gather, names_twice, row_of
+from moe.data.text.lines import PEEK_BYTES, PEEK_ROWS, Row, check_objects, gather, keys_of_front, names_twice, row_of
 from moe.data.text.looks import BOM, HEAD_BYTES
 from moe.data.text.rows import Batch
 from moe.data.text.streams import open_stream
@@ -35,8 +35,11 @@ class _Broken(ValueError):
     pass
 
 
-def _elements(unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
-    """(value, its JSON) of the array's elements. Raises _Broken where it is not well formed."""
+def _elements(unpacked: IO[bytes], *, front_of: str | None = None) -> Iterator[tuple[Any, str]]:
+    """(value, its JSON) of the array's elements. Raises _Broken where it is not well formed.
+
+    front_of: the text column, to look at no more than the front of an element above PEEK_BYTES, which is then the last.
+    """
     decode = json.JSONDecoder().raw_decode
     utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text, at, ended = "", 0, False
@@ -68,6 +71,9 @@ def _elements(unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
     while True:
         following()
         while True:
+            if front_of is not None and len(text) - at > PEEK_BYTES + CHUNK_BYTES:
+                yield keys_of_front(text[at:], front_of), ""
+                return
             try:
                 value, end = decode(text, at)
                 if end < len(text) or ended:  # a number may continue
@@ -90,10 +96,10 @@ def _elements(unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
             raise _Broken(f"{mark!r} where a comma or the array's end should be" if mark else "it is cut short")
 
 
-def _of(file: SourceFile, unpacked: IO[bytes]) -> Iterator[tuple[Any, str]]:
+def _of(file: SourceFile, unpacked: IO[bytes], *, front_of: str | None = None) -> Iterator[tuple[Any, str]]:
     count = 0
     try:
-        for element in _elements(unpacked):
+        for element in _elements(unpacked, front_of=front_of):
             count += 1
             yield element
     except _Broken as error:
@@ -109,7 +115,7 @@ def peek_json(file: SourceFile, text_column: str) -> None:
             "`jq -c '.[]' FILE.json > FILE.jsonl` makes it",
         )
     with open_stream(file) as (unpacked, _):
-        first = itertools.islice(_of(file, unpacked), PEEK_ROWS)
+        first = itertools.islice(_of(file, unpacked, front_of=text_column), PEEK_ROWS)
         seen = check_objects((value for value, _ in first), text_column)
     if seen is None:
         return

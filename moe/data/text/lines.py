@@ -181,7 +181,7 @@ def peek_jsonl(file: SourceFile, text_column: str) -> None:
             line = line.removeprefix(BOM) if number == 0 else line
             front = front or line.strip()[:1]
             long = len(line) > PEEK_BYTES
-            yield _keys_of_front(line, text_column) if long else _value(line)
+            yield keys_of_front(line.decode("utf-8", "replace"), text_column) if long else _value(line)
             if long or not line:
                 return
 
@@ -207,11 +207,11 @@ def _value(line: bytes) -> Any:
         return None
 
 
-def _keys_of_front(line: bytes, text_column: str) -> dict[str, None] | None:
+def keys_of_front(text: str, text_column: str) -> dict[str, None] | None:
     """Of an object of which only the front is there: its keys so far. The text column is one of them where it may lie
     inside of the last. None: it is no object.
     """
-    text = line.decode("utf-8", "replace").lstrip()
+    text = text.lstrip()
     if not text.startswith("{"):
         return None
     decode = json.JSONDecoder(object_pairs_hook=lambda pairs: None).raw_decode  # objects inside of it are not kept

@@ -83,12 +83,15 @@ def test_a_shard_of_another_size_on_a_bucket_is_named_before_anything_is_written
 
 def monkeypatch_pages(monkeypatch: pytest.MonkeyPatch, size: int) -> list[str]:
     """Pages of `size` files, and the folders that were listed."""
+    from botocore.paginate import Paginator
+
     from moe.data.s3 import S3Folder
 
     listed: list[str] = []
-    plain = S3Folder._pages
+    objects, pages = S3Folder._objects, Paginator.paginate
+    monkeypatch.setattr(S3Folder, "_objects", lambda self: listed.append(str(self)) or objects(self))
     monkeypatch.setattr(
-        S3Folder, "_pages", lambda self, **limits: listed.append(str(self)) or plain(self, **limits, PageSize=size)
+        Paginator, "paginate", lambda self, **asked: pages(self, **asked, PaginationConfig={"PageSize": size})
     )
     return listed
 

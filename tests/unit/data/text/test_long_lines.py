@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.data.text import lines
+from moe.data.text import json_array, lines
 from moe.data.text.errors import BadFileError
 from moe.data.text.files import SourceFile, kind_of
 from moe.data.text.reading import looked_at
@@ -19,7 +19,8 @@ ROWS = [{"text": f"words of row {i}", "n": [i, {"deep": i}]} for i in range(150_
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(lines, "PEEK_BYTES", 100_000, raising=False)
+    for module in (lines, json_array):
+        monkeypatch.setattr(module, "PEEK_BYTES", 100_000)
 
 
 def file_of(path: Path, content: str) -> SourceFile:
@@ -48,6 +49,19 @@ def test_an_array_under_the_name_of_lines_is_refused_in_little_memory(tmp_path):
         with pytest.raises(BadFileError, match=r"not JSON objects.*`jq -c '\.\[\]'`"):
             looked_at(file, "text")
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_around_an_object_with_all_rows_is_refused_in_little_memory(tmp_path):
+    file = file_of(tmp_path / "a.json", json.dumps([{"version": 1, "data": ROWS}]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadFileError, match="no column 'text'; there are version, data"):
+            looked_at(file, "text")
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+        text = "long " * 1_000_000
+        assert looked_at(file_of(tmp_path / "b.json", json.dumps([{"id": 1, "text": text}])), "text").kind == "json"
     finally:
         tracemalloc.stop()
 

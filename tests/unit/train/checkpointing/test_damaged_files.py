@@ -135,7 +135,7 @@ def test_one_rank_that_fails_ends_all_with_its_message(monkeypatch) -> None:
 
     with pytest.raises(InputError, match=r"^s3://b/run: cannot read step-00000001/state.pt: refused$"):
         agreed(fails, here=True)
-    other = ("another rank's message", None)
+    other = (InputError("another rank's message"), None)
     monkeypatch.setattr(dist, "all_gather_object", lambda answer: [answer, other])
     with pytest.raises(InputError, match="another rank's message"):
         agreed(lambda: 1, here=True)
