@@ -17,7 +17,7 @@ from typing import Any
 from moe.common.errors import InputError
 from moe.common.ownership import remove_files
 from moe.common.temporary import room_for
-from moe.data.text.tokenizer import load_tokenizer, tokenizer_fingerprint
+from moe.data.text.tokenizer import load_tokenizer, save_files, tokenizer_fingerprint
 
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -50,7 +50,7 @@ def keep_tokenizer(tokenizer: Any) -> KeptTokenizer:
 
 def save_tokenizer(tokenizer: Any, folder: Path, **settings: Any) -> None:
     """Its files, as transformers 4 and 5 both read them; `settings` replace those of tokenizer_config.json."""
-    tokenizer.save_pretrained(folder)
+    save_files(tokenizer, folder)
     path = folder / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("tokenizer_class") == "TokenizersBackend":  # what 5.x writes and 4.57 does not find

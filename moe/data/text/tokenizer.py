@@ -34,6 +34,17 @@ PROBES = (
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[EOS]", "<|eos|>")
 
 
+def save_files(tokenizer: Any, folder: Path) -> None:
+    """As transformers' `save_pretrained`. Raises OSError where the disk refuses, which tokenizers hides."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)$", str(error))
+        if isinstance(error, OSError) or found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from None
+
+
 def spare_torch() -> None:
     """Let transformers load tokenizers without torch: 3 s and 130 MB, not 18 s and 690 MB. Call it first of all."""
     if "transformers" in sys.modules:  # too late, and the setting would reach the processes that this one starts

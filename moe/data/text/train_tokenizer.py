@@ -22,6 +22,7 @@ from moe.data.text.reading import read_batches
 from moe.data.text.rows import Skipped, clean
 from moe.data.text.selection import left_out_lines
 from moe.data.text.sources import resolve
+from moe.data.text.tokenizer import save_files
 
 EOS = "<|endoftext|>"
 KIND = "tokenizer"
@@ -110,7 +111,7 @@ def train_tokenizer(
     begin(scratch, KIND)
     made, old = scratch / "made", scratch / "replaced"
     try:
-        wrapped.save_pretrained(made)
+        save_files(wrapped, made)
         finish(made, KIND)
         _refuse_what_is_there(place, overwrite)  # once more: the work took long
         if place.exists():

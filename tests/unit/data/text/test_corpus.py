@@ -1,4 +1,6 @@
 import pyarrow.parquet as pq
+import pytest
+import transformers
 from tokenizers import trainers
 
 from moe.data import build_corpus, load_tokenizer
@@ -65,3 +67,27 @@ def test_corpus_is_the_same_each_time(tmp_path):
     one = build_corpus(tmp_path / "one", packages=("stdlib",), max_bytes=100_000)
     other = build_corpus(tmp_path / "other", packages=("stdlib",), max_bytes=100_000)
     assert pq.read_table(one).equals(pq.read_table(other))
+
+
+def test_a_disk_that_is_full_while_a_tokenizer_is_saved_is_one_message(tmp_path, monkeypatch, capsys):
+    """tokenizers raises a bare Exception: a traceback, of a start that keeps its tokenizer too."""
+    from moe.cli.main import main
+    from moe.common.errors import InputError
+    from moe.data.text.kept_tokenizer import keep_tokenizer
+
+    (tmp_path / "a.txt").write_text("words\n" * 100)
+    command = ["tokenizer", "--dataset", str(tmp_path / "a.txt"), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]
+    assert main(command) == 0
+    tokenizer = load_tokenizer(str(tmp_path / "bpe"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "save_pretrained", full)
+        with pytest.raises(InputError, match=r"the tokenizer's files cannot be written to .*No space left on device"):
+            keep_tokenizer(tokenizer)
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", full)
+    capsys.readouterr()
+    assert main([*command[:-1], str(tmp_path / "other")]) == 2
+    assert "No space left on device" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def full(*_):
+    raise Exception("No space left on device (os error 28)")
