@@ -61,9 +61,11 @@ def measure_tasks(args: argparse.Namespace) -> None:
 def _write(path: Path | None, kept: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.tmp")
+        whole = path.is_file() or not os.path.lexists(path)  # no pipe, no /dev/null
+        aside = path.with_name(f".{path.name}.tmp") if whole else path
         aside.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        if whole:
+            os.replace(aside, path)
 
 
 def _suite(name: str | None, fewshot: int | None) -> tuple[SuiteTask, ...]:

@@ -23,6 +23,8 @@ def check_writable(flag: str, path: Path, begins: bytes) -> None:
         raise InputError(f"{flag} ({path}) is a folder; give the name of a file, e.g. {path / 'results.json'}")
     if not os.path.lexists(path):
         return refuse_unwritable(path.parent, f"{flag} ({path})")
+    if not path.is_file():  # a pipe, /dev/stdout
+        return None
     try:
         with open(path, "r+b") as file:
             if file.read(len(begins)) not in (begins, b""):

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe.common.errors import InputError
+from moe.common.errors import InputError, Unreachable
 from moe.common.paths import refuse_irregular
+from moe.common.s3 import may_pass
 from moe.common.units import short
 from moe.config import Config, EvalData, TextData, TrainData
 from moe.config.values import BAD_YAML, plain_yaml
@@ -246,6 +247,9 @@ def _check_folder(
 def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
     """Copies a small file from the remote to where the shards will be cached, once on each machine: Streaming's copy of
     a folder has one temporary name for all processes.
+
+    Raises:
+        InputError: it is not to be had. Unreachable: it may be, later.
     """
     from moe.data.read.stock import CloudDownloader
 
@@ -259,4 +263,7 @@ def _fetch(key: str, remote: str, name: str, folder: Path) -> None:
             if not (folder / name).exists():  # another process of the machine was first
                 CloudDownloader.direct_download(f"{remote.rstrip('/')}/{name}", str(folder / name))
     except Exception as error:
-        raise InputError(f"{key}.remote ({remote}): {name} cannot be fetched ({error}); correct the address") from None
+        what = f"{key}.remote ({remote}): {name} cannot be fetched ({error})"
+        if may_pass(error):
+            raise Unreachable(f"{what}; run the same command again") from None
+        raise InputError(f"{what}; correct the address") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe.common.errors import InputError
 from moe.config import Config
+from moe.data.read.fingerprint import shards_fingerprint
 from moe.train.checkpointing.changes import versions
 from moe.train.checkpointing.compatibility import data_difference, differing, same_data
 from moe.train.distributed.ranks import WORLD_SIZE, on_each
@@ -31,7 +32,8 @@ def check_same_start(config: Config, inputs: Inputs) -> None:
     """
     if WORLD_SIZE == 1:
         return
-    mine = (os.uname().nodename, inputs.fingerprint, {**dataclasses.asdict(config), "versions": versions()})
+    settings = {**dataclasses.asdict(config), "versions": versions(), "validation data": _validation(inputs)}
+    mine = (os.uname().nodename, inputs.fingerprint, settings)
     (host, data, settings), *others = on_each(lambda: mine, here=True)
     for rank, (there, other_data, other_settings) in enumerate(others, 1):
         lines = [f"{key}: {was} on {host}, {is_} on {there}" for key, was, is_ in _differing(settings, other_settings)]
@@ -43,6 +45,11 @@ def check_same_start(config: Config, inputs: Inputs) -> None:
                 f"rank {rank} on {there} would train another run than rank 0 on {host}:\n{listed}\n"
                 "  start all machines with one yaml, the same settings, the same data and the same packages"
             )
+
+
+def _validation(inputs: Inputs) -> dict[str, str]:
+    """What the folders of the validation hold, which no manifest tells."""
+    return {name or "all": shards_fingerprint(spec.local) for name, spec in inputs.eval_streams.items()}
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:

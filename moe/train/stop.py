@@ -79,7 +79,7 @@ class StopSignal:
         self._asked: tuple[int, int] | None = None  # the rank that wanted to stop, and its signal's number
         self._microbatch = 0  # of the step that runs
         self._step_began = 0.0
-        self._pace, self._agreed_pace = 0, 0  # microbatches between two times; 0: more than a step has
+        self._pace, self._agreed_pace = 0, 1  # microbatches between two times, each at first; 0: more than a step has
         self._noted = self._handled = 0  # signals: by the kernel, and those that were acted on
         self._lock = threading.RLock()  # a signal is acted on once; a second one may interrupt the handler of the first
         self._handled_by_thread: list[int] = []  # acted on by the thread; the handler is still to run

@@ -9,9 +9,16 @@ from __future__ import annotations
 from moe.common.s3 import RemoteFolder
 from moe.train.checkpointing.checkpoints import MANIFEST
 
+WHY = ("left-behind", "set-aside")
+
+
+def hidden_manifests(folder: str) -> set[str]:
+    """The names that a manifest in `folder` has where it is hidden."""
+    return {f"{folder}/{why}-{MANIFEST}" for why in WHY}
+
 
 def hide(store: RemoteFolder, folder: str, why: str) -> None:
-    """why: "set-aside" or "left-behind". Raises RemoteError."""
+    """why: one of WHY. Raises RemoteError."""
     store.rename(f"{folder}/{MANIFEST}", f"{folder}/{why}-{MANIFEST}")
 
 
@@ -20,7 +27,10 @@ def make_way(store: RemoteFolder, folder: str) -> None:
     that a move that broke off goes on. Raises RemoteError.
     """
     names = list(store.list(f"{folder}/"))
-    hidden = [name for name in names if name.endswith(f"-{MANIFEST}")]
+    hidden = [name for name in names if name in hidden_manifests(folder)]
+    if f"{folder}/{MANIFEST}" in names:  # written over by an earlier version: nothing but that manifest is left of it
+        store.delete(hidden)
+        return
     for manifest in hidden:
         why = manifest.removeprefix(f"{folder}/").removesuffix(f"-{MANIFEST}")
         place = _free(store, f"{why}-{folder}")

@@ -43,7 +43,7 @@ from moe.train.checkpointing.checkpoints import (
     set_aside,
     step_folders,
 )
-from moe.train.checkpointing.hidden import hide, make_way
+from moe.train.checkpointing.hidden import hidden_manifests, hide, make_way
 from moe.train.checkpointing.record import RUN_FILE
 from moe.train.checkpointing.retention import remove_checkpoint, steps_to_remove
 
@@ -216,7 +216,9 @@ class RemoteRun:
         """Removes a checkpoint, or returns why it stays. `names`: of all that is in it."""
         done, mark = f"{folder}/{MANIFEST}", f"{folder}/{ownership.MARK}"
         files = self._made_here(folder, names)
-        if strange := sorted({*names} - {f"{folder}/{file}" for file in files} - {done, mark}):
+        if strange := sorted(
+            {*names} - {f"{folder}/{file}" for file in files} - {done, mark, *hidden_manifests(folder)}
+        ):
             more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
             return f"{self.store.url}/{clean_line(strange[0])}{more} was not made here"
         if mark not in names:

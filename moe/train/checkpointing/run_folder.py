@@ -199,7 +199,8 @@ class RunFolder:
             self.close(state, reason)
         except OSError as error:
             report(f"warning: {self.path / RUN_FILE} cannot be written: {error.strerror}")
-        if self.remote is not None and self.recorded:
+        # what is here while the logs have not come is not the run's
+        if self.remote is not None and self.recorded and LOGS_MISSING not in self.record:
             try:
                 with contextlib.suppress(Replaced):  # what is there belongs to another process now
                     self.remote.push_logs()

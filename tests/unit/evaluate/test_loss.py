@@ -186,6 +186,12 @@ def test_the_place_for_results_is_tried_before_the_work(tmp_path: Path, capsys) 
     for name in ("new/deeper/x.json", "earlier.json"):
         check_writable("--output", tmp_path / name, RESULT_BEGINS)
     (tmp_path / "earlier.json").unlink()
+    check_writable("--output", Path("/dev/null"), RESULT_BEGINS)
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    _write(link, {"step": 3})
+    assert link.is_symlink() and not link.is_file(), "written to, not replaced"
+    link.unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
 
 

@@ -37,9 +37,17 @@ def server() -> Iterator[http.server.HTTPServer]:
     found.server_close()
 
 
+@pytest.mark.parametrize("what", ["save_folder=s3://bucket/run", "train_data.remote=s3://bucket/run"])
 @pytest.mark.parametrize(("status", "code"), [(None, 75), (503, 75), (429, 75), (403, 2)])
 def test_the_code_says_whether_the_same_command_may_do_later(
-    tiny: Path, tmp_path: Path, monkeypatch, capsys, server: http.server.HTTPServer, status: int | None, code: int
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
+    server: http.server.HTTPServer,
+    status: int | None,
+    code: int,
+    what: str,
 ) -> None:
     """A requeued job met an s3 that was away, and ended for good with 2: "run the same command again"."""
     monkeypatch.chdir(tmp_path)
@@ -56,7 +64,7 @@ def test_the_code_says_whether_the_same_command_may_do_later(
         monkeypatch.setenv(name, value)
     path = write_config(tmp_path / "c.yaml", tiny_config(tiny))
     try:
-        assert main([str(path), "save_folder=s3://bucket/run"]) == code
+        assert main([str(path), what, *["train_data.local=new"] * ("remote" in what)]) == code
     finally:
         moe.common.s3._client.cache_clear()
     err = capsys.readouterr().err

@@ -54,9 +54,15 @@ def test_the_logs_come_again_where_a_start_has_ended_before_it_had_them(bucket: 
         plain(self, name, path)
 
     for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(InputError, match="connection lost"):
+        with monkeypatch.context() as patch:
             patch.setattr(RemoteFolder, "download", fails)
-            begin(f"{bucket}/run")
+            folder = open_run_folder(f"{bucket}/run", run_name="a", autoresume=True, resume_from=None, report=print)
+            folder.fetch(print)
+            with pytest.raises(InputError, match="connection lost"):
+                folder.begin(print)
+        (HERE / "alarms.jsonl").write_bytes(b"a few")
+        folder.end("failed", print, reason="connection lost")  # as the start ends that could not begin
+        folder.let_go()
     last = begin(f"{bucket}/run")
     assert "logs_missing" not in json.loads((HERE / "run.json").read_text())
     push(last, 200)
@@ -123,6 +129,17 @@ def test_a_step_that_is_saved_anew_on_s3_leaves_what_was_hidden_there_whole_and_
         for name in store.list(f"{why}-{folder_name(step)}/"):
             store.download(name, place / name.split("/", 1)[1])
         assert (place / "state.pt").read_bytes() == old[step] and read_checkpoint(place).step == step
+
+
+def test_what_an_earlier_version_wrote_over_is_removed_with_what_it_was_written_over_by(bucket: str) -> None:
+    store = RemoteFolder(f"{bucket}/run")
+    run = begin(f"{bucket}/run")
+    for step in (100, 200):
+        push(run, step)
+        store.write(f"{folder_name(step)}/left-behind-manifest.json", b"of the one that lay here")
+    push(run, 200)  # once more, as after a failed save
+    assert store.read("step-00000200/manifest.json") and not store.read("step-00000200/left-behind-manifest.json")
+    assert run.remote.retain(keep=1, **KEEP) == [] and not store.list("step-00000100")
 
 
 def test_a_move_that_broke_off_goes_on_and_a_second_hidden_one_has_a_place_of_its_own(bucket: str, monkeypatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from moe.common.errors import InputError
 from moe.config import Config, load_config
+from moe.data.read.mixture import StreamSpec
 from moe.train import same_start
 from moe.train.inputs import Inputs
 from tests.ranks import on_ranks
@@ -66,6 +67,19 @@ def test_other_data_on_one_machine_are_refused_on_all(
 ) -> None:
     """Each trained on its own: an older conversion, or the hub's newest commit where no revision is given."""
     refused(config, monkeypatch, said, data, other)
+
+
+def test_other_validation_data_on_one_machine_are_refused_on_all(config: Config, monkeypatch) -> None:
+    """Their losses were a mixture of two sets, or the ranks had batches of different number and waited for ever."""
+    monkeypatch.setattr(same_start, "WORLD_SIZE", 2)
+
+    def rank_of(rank: int) -> None:
+        monkeypatch.setattr(same_start, "shards_fingerprint", lambda folder: f"of rank {rank}")
+        inputs = Inputs(9, 0, "d", [], eval_streams={"": StreamSpec("data", None, "val")})
+        with pytest.raises(InputError, match=r"validation data.all: of rank 0 on .*, of rank 1 on"):
+            same_start.check_same_start(config, inputs)
+
+    on_ranks(2, rank_of)
 
 
 def test_where_a_machine_keeps_its_own_does_not_count(config: Config, monkeypatch) -> None:
