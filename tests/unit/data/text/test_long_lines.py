@@ -3,6 +3,7 @@
 import gzip
 import json
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "PEEK_BYTES", 100_000)
 
 
+@contextmanager
+def peak_below(size: int):
+    """size: bytes that Python may hold within it at most."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
+
+
 def file_of(path: Path, content: str) -> SourceFile:
     data = content.encode()
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
@@ -33,37 +45,23 @@ def file_of(path: Path, content: str) -> SourceFile:
 def test_an_object_with_all_rows_in_one_line_is_refused_in_little_memory(tmp_path, name):
     """A line of 63 MB took 750 MB while files were looked at, before it was refused."""
     file = file_of(tmp_path / name, json.dumps({"version": {"text": 1}, "data": ROWS}))
-    tracemalloc.start()
-    try:
-        with pytest.raises(BadFileError, match=r"no column 'text'.* version, data.*`jq -c '\.data\[\]'`"):
-            looked_at(file, "text")
-        assert tracemalloc.get_traced_memory()[1] < 4_000_000
-    finally:
-        tracemalloc.stop()
+    told = r"no column 'text'.* version, data.*`jq -c '\.data\[\]'`"
+    with peak_below(4_000_000), pytest.raises(BadFileError, match=told):
+        looked_at(file, "text")
 
 
 def test_an_array_under_the_name_of_lines_is_refused_in_little_memory(tmp_path):
     file = file_of(tmp_path / "a.jsonl", json.dumps(ROWS))
-    tracemalloc.start()
-    try:
-        with pytest.raises(BadFileError, match=r"not JSON objects.*`jq -c '\.\[\]'`"):
-            looked_at(file, "text")
-        assert tracemalloc.get_traced_memory()[1] < 4_000_000
-    finally:
-        tracemalloc.stop()
+    with peak_below(4_000_000), pytest.raises(BadFileError, match=r"not JSON objects.*`jq -c '\.\[\]'`"):
+        looked_at(file, "text")
 
 
 def test_an_array_around_an_object_with_all_rows_is_refused_in_little_memory(tmp_path):
     file = file_of(tmp_path / "a.json", json.dumps([{"version": 1, "data": ROWS}]))
-    tracemalloc.start()
-    try:
-        with pytest.raises(BadFileError, match="no column 'text'; there are version, data"):
-            looked_at(file, "text")
-        assert tracemalloc.get_traced_memory()[1] < 12_000_000
-        text = "long " * 1_000_000
-        assert looked_at(file_of(tmp_path / "b.json", json.dumps([{"id": 1, "text": text}])), "text").kind == "json"
-    finally:
-        tracemalloc.stop()
+    with peak_below(12_000_000), pytest.raises(BadFileError, match="no column 'text'; there are version, data"):
+        looked_at(file, "text")
+    text = "long " * 1_000_000
+    assert looked_at(file_of(tmp_path / "b.json", json.dumps([{"id": 1, "text": text}])), "text").kind == "json"
 
 
 @pytest.mark.parametrize("column", ["text", "doc.text", "doc"])
