@@ -113,7 +113,7 @@ def _refuse_what_is_there(out: Path, overwrite: bool, kind: str) -> None:
 
 def disk_error(error: BaseException | None) -> str | None:
     """What the disk said, where it is the cause of `error`: torch hides it behind an error of its own, and the Rust of
-    safetensors and tokenizers makes words of it.
+    safetensors makes words of it.
     """
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
