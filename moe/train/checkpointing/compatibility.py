@@ -89,6 +89,8 @@ def check_continues(
         InputError: every setting that must not change, with both values.
     """
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
+    kept = checkpoint.path.parent / "config.yaml"
+    kept_settings = f", as in {kept}" if refused and kept.is_file() else ""
     saved = checkpoint.manifest["data"]
     if not same_data(saved, data_fingerprint, former):
         refused.append(data_difference(checkpoint.manifest["data"], data_fingerprint))
@@ -99,7 +101,7 @@ def check_continues(
         weights = f" from these weights: run_name=NEW load_path={checkpoint.path}" if fits else ": run_name=NEW"
         raise InputError(
             f"{checkpoint.path}: this run cannot be resumed with other settings than it was started with:\n{listed}\n"
-            f"  set them back, or start a new run{weights}"
+            f"  set them back{kept_settings}, or start a new run{weights}"
         )
     for line in [line for line in applied if line.split(":")[0] not in OF_ONE_START]:
         report(f"changed since the checkpoint: {line}")

@@ -137,6 +137,11 @@ def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp
     with pytest.raises(InputError, match=r"model\.d_model: was 8, is 16\n.*was data aaa, is bbb") as error:
         check_continues(checkpoint, changed("model", "d_model", 16), "bbb", SAID.append)
     assert "load_path" not in str(error.value), "its weights would not fit"
+    assert "set them back, or" in str(error.value), "no yaml is kept there"
+    (tmp_path / "config.yaml").touch()
+    kept = Checkpoint(tmp_path / "step-00000005", checkpoint.manifest)
+    with pytest.raises(InputError, match=f"set them back, as in {tmp_path}/config.yaml, or start a new run"):
+        check_continues(kept, changed("model", "d_model", 16), "aaa", SAID.append)
     with pytest.raises(InputError, match="new run from these weights: run_name=NEW load_path="):
         check_continues(checkpoint, {**checkpoint.manifest["config"]}, "bbb", print)
 
