@@ -33,7 +33,13 @@ def main_rate(optimizer: dict[str, Any]) -> Any:
 
     optimizer: the section, as `dataclasses.asdict` gives it, or a manifest keeps it.
     """
-    return adamw_rate(optimizer) if optimizer.get("name") == "adamw" else optimizer["lr"]
+    return optimizer["lr"] if main_rate_key(optimizer) == "optimizer.lr" else optimizer["adamw"]["lr"]
+
+
+def main_rate_key(optimizer: dict[str, Any]) -> str:
+    """The key that sets it, by its full name. optimizer: as in `main_rate`."""
+    own = optimizer.get("name") == "adamw" and optimizer["adamw"]["lr"] is not None
+    return "optimizer.adamw.lr" if own else "optimizer.lr"
 
 
 def adamw_rate(optimizer: dict[str, Any]) -> Any:

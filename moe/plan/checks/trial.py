@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from moe.common.errors import InputError, RunFailed
 from moe.common.units import size
 from moe.config import Config
+from moe.optim.rates import main_rate_key
 from moe.plan.checks.result import Report, Result
 from moe.train.microbatch import less_memory
 from moe.train.temporary_folder import own_temporary_folder
@@ -117,7 +118,8 @@ class _Trial:
         if self.device.type == "cuda":
             text += f", at most {size(torch.cuda.max_memory_allocated())}"
         if not math.isfinite(before) or not math.isfinite(after):
-            return Result("step", "fail", f"{text}; it must be finite: lower optimizer.lr, or set precision=fp32")
+            rate = main_rate_key(dataclasses.asdict(self.config.optimizer))
+            return Result("step", "fail", f"{text}; it must be finite: lower {rate}, or set precision=fp32")
         if before > usual + 1.0:
             return Result("step", "warn", f"{text}; a fresh model starts near ln(vocabulary) = {usual:.2f}")
         return Result("step", "pass", text)

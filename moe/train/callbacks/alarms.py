@@ -33,6 +33,7 @@ class Alarms(LoggerDestination):
         run_name: str,
         command: str | None,
         use_wandb: bool,
+        rate: str,
         report: Callable[[str], None],
     ):
         self.folder = folder
@@ -43,7 +44,7 @@ class Alarms(LoggerDestination):
         self.use_wandb = use_wandb
         self.report = report
         self.tokens_per_row = every.interval.to_tokens(every.tokens_per_step)
-        self.detectors = Detectors()
+        self.detectors = Detectors(rate)
         self.row: dict[str, Any] = {}
         self.checkpoint_bytes = 0
 

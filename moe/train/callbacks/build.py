@@ -16,7 +16,7 @@ from moe.common.units import say
 from moe.config import Config, parse_time
 from moe.config.steps import Steps
 from moe.optim.muon import Muon
-from moe.optim.rates import schedule
+from moe.optim.rates import main_rate_key, schedule
 from moe.train.callbacks.alarms import Alarms
 from moe.train.callbacks.console import Console
 from moe.train.callbacks.events import Events
@@ -57,7 +57,7 @@ def build_callbacks(
     """What every rank needs. `optimizer` as configured: no checkpoint has been loaded into it yet."""
     log = steps.every(config.log_interval)
     tokenizer_files = inputs.kept_tokenizer.files if inputs.kept_tokenizer is not None else {}
-    clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps)
+    clipping = GradientClipping(config.gradient_clip_norm, config.max_skipped_steps, _rate_key(config))
     callbacks: list[Callback] = [
         Throughput(flops_per_token=flops_per_token, log=log),
         StepSeed(config.seed),
@@ -151,6 +151,11 @@ def build_loggers(
         run_name=config.run_name,
         command=config.alert_command,
         use_wandb=config.loggers.wandb is not None,
+        rate=_rate_key(config),
         report=say,
     )
     return [rows, Events(folder.history), Console(log, busy), alarms]
+
+
+def _rate_key(config: Config) -> str:
+    return main_rate_key(dataclasses.asdict(config.optimizer))

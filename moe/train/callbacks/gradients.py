@@ -25,9 +25,10 @@ class TooManySkippedSteps(RunFailed):
 
 
 class GradientClipping(Callback):
-    def __init__(self, max_norm: float, max_skipped_steps: int):
+    def __init__(self, max_norm: float, max_skipped_steps: int, rate: str = "optimizer.lr"):
         self.max_norm = max_norm
         self.max_skipped_steps = max_skipped_steps
+        self.rate = rate  # its key, for the message
         self.skipped = 0
         self.in_a_row = 0
 
@@ -60,5 +61,5 @@ class GradientClipping(Callback):
         if self.in_a_row >= self.max_skipped_steps:
             raise TooManySkippedSteps(
                 f"step {int(state.timestamp.batch) + 1}: the gradient was not finite for {self.in_a_row} steps in a "
-                f"row (max_skipped_steps); go back with resume_from=step:N and a lower optimizer.lr"
+                f"row (max_skipped_steps); go back with resume_from=step:N and a lower {self.rate}"
             )

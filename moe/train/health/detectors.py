@@ -33,7 +33,7 @@ class Alarm:
 class Detector(ABC):
     name: ClassVar[str]
     cause: ClassVar[str]
-    fix: ClassVar[str]
+    fix: ClassVar[str]  # RATE stands for the key of the rate that trains the matrices
 
     @abstractmethod
     def seen(self, row: Row) -> str | None:
@@ -51,7 +51,7 @@ class LossNotFalling(Detector):
 
     name = "loss_not_falling"
     cause = "the learning rate is too high, or the model has learned what this data holds"
-    fix = "halve optimizer.lr, or lengthen scheduler.t_warmup; after a jump go back with resume_from=step:N"
+    fix = "halve RATE, or lengthen scheduler.t_warmup; after a jump go back with resume_from=step:N"
     ROWS, SHARE, MOST = 10, 0.05, 2000
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class LossRising(Detector):
 
     name = "loss_rising"
     cause = "the learning rate is too high, or the text has changed"
-    fix = "halve optimizer.lr, or lengthen scheduler.t_warmup; go back with resume_from=step:N"
+    fix = "halve RATE, or lengthen scheduler.t_warmup; go back with resume_from=step:N"
     RISE, ROWS = 0.5, 3
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class GradientNorm(Detector):
 
     name = "gradient_norm"
     cause = "a learning rate at the edge of what is stable, or a batch of broken text"
-    fix = "one alone is clipped and does no harm; if more come, halve optimizer.lr or lengthen scheduler.t_warmup"
+    fix = "one alone is clipped and does no harm; if more come, halve RATE or lengthen scheduler.t_warmup"
     FACTOR, WARMUP, HISTORY = 10.0, 50, 200
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class NonFinite(Detector):
     name = "non_finite"
     cause = "a learning rate that is too high, or fp16"
     fix = (
-        "halve optimizer.lr, or use precision=amp_bf16; the weights are sound, and the run stops by itself after "
+        "halve RATE, or use precision=amp_bf16; the weights are sound, and the run stops by itself after "
         "max_skipped_steps in a row"
     )
 
@@ -159,7 +159,7 @@ class DeadExpert(Detector):
     name = "dead_expert"
     cause = "the router has settled on other experts"
     fix = (
-        f"raise model.balance_loss (with balance {WITH_RATE} model.balance_rate), or lower optimizer.lr; best from a "
+        f"raise model.balance_loss (with balance {WITH_RATE} model.balance_rate), or lower RATE; best from a "
         "checkpoint before it: resume_from=step:N"
     )
     STEPS = 200
@@ -244,9 +244,10 @@ class TimeLimit(Detector):
 
 
 class Detectors:
-    """All of them."""
+    """All of them. rate: the key that sets the rate of the matrices (`moe.optim.rates.main_rate_key`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: str = "optimizer.lr") -> None:
+        self.rate = rate
         self.falling, self.rising = LossNotFalling(), LossRising()
         self.gradient, self.non_finite = GradientNorm(), NonFinite()
         of_training: list[Detector] = [self.falling, self.rising, self.gradient, self.non_finite, DeadExpert()]
@@ -259,7 +260,8 @@ class Detectors:
         for detector in self.all:
             found = detector.seen(row)
             if found is not None and self.quiet.get(detector.name, QUIET) >= QUIET:
-                started.append(Alarm(detector.name, f"{found}; likely cause: {detector.cause}", detector.fix))
+                message = f"{found}; likely cause: {detector.cause}"
+                started.append(Alarm(detector.name, message, detector.fix.replace("RATE", self.rate)))
             if found is not None:
                 self.quiet[detector.name] = 0
             elif detector.name in self.quiet:

@@ -80,6 +80,8 @@ def test_a_step_that_gives_no_number_is_an_error(arguments: list[str], monkeypat
     monkeypatch.setattr(composer_model, "build_model", broken)
     assert main(["check", *arguments]) == 2
     assert "it must be finite: lower optimizer.lr" in capsys.readouterr().out
+    assert main(["check", *arguments, "optimizer.name=adamw", "optimizer.adamw.lr=1e-3"]) == 2
+    assert "it must be finite: lower optimizer.adamw.lr" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_comes_back_as_another_is_an_error(arguments: list[str], monkeypatch, capsys) -> None:

@@ -263,8 +263,10 @@ def test_row10_a_non_finite_step_is_skipped_and_counted_and_too_many_stop_the_ru
     assert all(torch.isfinite(value).all() for value in fourth.values())
     calls.clear()
     bad = {2, 3, 4}
-    code, _ = train(tiny, tmp_path, *overrides, "eval_data=null", "max_skipped_steps=3", name="stopped")
-    assert code == 1 and "not finite for 3 steps in a row" in capsys.readouterr().err
+    overrides += ["eval_data=null", "max_skipped_steps=3", "optimizer.name=adamw", "optimizer.adamw.lr=1e-3"]
+    code, _ = train(tiny, tmp_path, *overrides, name="stopped")
+    error = capsys.readouterr().err
+    assert code == 1 and "not finite for 3 steps in a row" in error and "and a lower optimizer.adamw.lr" in error
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["state"] == "failed"
 
 

@@ -99,7 +99,7 @@ def test_after_a_resume_medians_start_anew_and_losses_and_skipped_steps_go_on() 
 
 
 def test_every_alarm_says_what_it_sees_the_likely_cause_and_the_mend() -> None:
-    detectors = Detectors()
+    detectors = Detectors(rate="optimizer.adamw.lr")
     for step in range(60):
         detectors.gradient.add(1.0)
         detectors.check(row(step))
@@ -111,6 +111,8 @@ def test_every_alarm_says_what_it_sees_the_likely_cause_and_the_mend() -> None:
     assert {alarm.name for alarm in alarms} == {*ERRORS, "gradient_norm"}
     for alarm in alarms:
         assert "; likely cause: " in alarm.message and alarm.fix
+        assert "RATE" not in alarm.fix and "optimizer.lr" not in alarm.fix
+    assert sum("halve optimizer.adamw.lr" in alarm.fix for alarm in alarms) == 4
     (dead,) = [alarm.message for alarm in alarms if alarm.name == "dead_expert"]
     assert "for 250 steps, in layer 00, layer 03" in dead
     (clock,) = [alarm.message for alarm in alarms if alarm.name == "time_limit"]
