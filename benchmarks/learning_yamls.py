@@ -1,7 +1,7 @@
 """`demo` and `quick` before and after a change of their settings, seed by seed.
 
-    python benchmarks/learning_yamls.py recipe demo --data data/demo/mds --tokenizer data/demo/tokenizer
-    python benchmarks/learning_yamls.py recipe quick --data data/fineweb-10bt --tokenizer gpt2 --seeds 2
+    python benchmarks/learning_yamls.py decay demo --data data/demo/mds --tokenizer data/demo/tokenizer
+    python benchmarks/learning_yamls.py decay quick --data data/fineweb-10bt --tokenizer gpt2 --seeds 2
     python benchmarks/learning_yamls.py --report      docs/learning.md's tables from the results alone
 
 - Each run is `moe train` of the yaml, but for the settings of the side, the seed, the data's place and the evaluation
@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning_yamls"
 WORSE = 0.02  # nats: by which `after` may end above `before`
 HAND_WARMUP = {"demo": "60000tok", "quick": "100000tok"}
-WIDTHS = {"demo": 256, "quick": 512}  # of the experts, where a token has two
 SIDES = ("before", "after")
 
 
@@ -41,17 +40,14 @@ def rates(name: str, side: str) -> dict[str, Any]:
     return hand if side == "before" else dict.fromkeys(hand, "auto")
 
 
-def recipe(name: str, side: str) -> dict[str, Any]:
-    """8 experts, top 2, and a cosine to a tenth; or twice as many of half the width, and a line to a twentieth."""
-    parts = 1 if side == "before" else 2
-    experts = {"n_experts": 8 * parts, "top_k": 2 * parts, "expert_hidden": WIDTHS[name] // parts}
-    decay = {"before": ("cosine_with_warmup", 0.1), "after": ("linear_decay_with_warmup", 0.05)}[side]
-    schedule = dict(zip(("scheduler.name", "scheduler.alpha_f"), decay, strict=True))
-    return {**{f"model.{key}": value for key, value in experts.items()}, **schedule}
+def decay(name: str, side: str) -> dict[str, Any]:
+    """A cosine to a tenth, or a line to a twentieth."""
+    found = {"before": ("cosine_with_warmup", 0.1), "after": ("linear_decay_with_warmup", 0.05)}[side]
+    return dict(zip(("scheduler.name", "scheduler.alpha_f"), found, strict=True))
 
 
-QUESTIONS = {"rates": rates, "recipe": recipe}
-HEADS = {"rates": ("by hand", "by auto"), "recipe": ("8, top 2, cosine", "16, top 4, linear")}
+QUESTIONS = {"rates": rates, "decay": decay}
+HEADS = {"rates": ("by hand", "by auto"), "decay": ("cosine to 0.1", "linear to 0.05")}
 
 
 def train(question: str, name: str, side: str, seed: int, data: Path, tokenizer: str) -> dict[str, Any]:
@@ -100,7 +96,7 @@ def write_report(page: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", nargs="?", choices=tuple(QUESTIONS))
-    parser.add_argument("name", nargs="?", choices=tuple(WIDTHS))
+    parser.add_argument("name", nargs="?", choices=tuple(HAND_WARMUP))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokenizer")
     parser.add_argument("--seeds", type=int, default=3)

@@ -20,6 +20,7 @@ from moe.plan.sizing import SMALLEST, TOKENS_PER_PARAMETER, Fit, find_fit, large
 
 MOST_GPUS, MOST_HOURS = 4096, 24 * 366 * 10
 MOST_MISSED = 0.1  # of the number of parameters that was asked for
+FINER = {"n_experts": 32, "top_k": 4}  # where those of all experts may be any number: docs/learning.md, stages B and C
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def make(wanted: Wanted) -> tuple[Config, Fit]:
     vocab_size = wanted.vocab_size
 
     def build(count: int, active: bool = False) -> Config:
-        return replace(base, model=shape_for(base.model, vocab_size, count, active=active))
+        model = replace(base.model, **FINER) if active else base.model
+        return replace(base, model=shape_for(model, vocab_size, count, active=active))
 
     if not wanted.shape_free:
         config = base

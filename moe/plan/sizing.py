@@ -1,9 +1,9 @@
 """Which size a run has: a shape of a wanted number of parameters, and the largest that a card and a time allow.
 
 - Shapes: heads of 64; a width of a multiple of 128; 4 key-value heads, or as many of fewer as divide the heads; a layer
-  for each 64 of width (the yamls have 64 to 77); experts as in the yamls, their width what the number of parameters
-  asks for, between once and four times the model's. Of several widths that can, the one whose experts are nearest to
-  8/3 of it.
+  for each 64 of width (the yamls have 64 to 77); experts as many as in the config it is given, their width what the
+  number of parameters asks for: a token's experts have twice to eight times the model's together. Of several widths that can, the
+  one where they are nearest to 16/3 of it.
 - No larger than a twentieth of the run's tokens, unless that is asked for: 20 tokens a parameter, as the yamls.
 - Several GPUs hold the model each, or divide it (FSDP2) where they cannot. Where a step does not fit, blocks are
   computed again in the backward pass.
@@ -25,8 +25,8 @@ from moe.plan.estimate import MFU, find_work, gpu_memory, largest_microbatch
 from moe.plan.gpus import Gpu
 
 HEAD_DIM, WIDTH, LAYER, HIDDEN = 64, 128, 64, 64  # a head; steps of the width; width for each layer; steps of experts
-MOST_KV_HEADS, USUAL_HIDDEN = 4, 8 / 3
-NARROW, WIDE, MOST_WIDTH = 1.0, 4.0, 16_384  # of an expert, times the width; of the model
+MOST_KV_HEADS, MOST_WIDTH = 4, 16_384
+NARROW, USUAL, WIDE = 2, 16 / 3, 8  # of a token's experts together, times the width
 TOKENS_PER_PARAMETER = 20
 FINEST = 1.04  # between two sizes that are tried
 SMALLEST = 3_000_000
@@ -59,14 +59,14 @@ def shape_for(model: ModelConfig, vocab_size: int, wanted: int, *, active: bool)
         thin = _shape(model, width, 0)
         each = size(_shape(model, width, HIDDEN)) - size(thin)
         steps = round((wanted - size(thin)) / each)
-        least, most = -(-int(NARROW * width) // HIDDEN), int(WIDE * width) // HIDDEN
+        least, most = -(-NARROW * width // (model.top_k * HIDDEN)), WIDE * width // (model.top_k * HIDDEN)
         found.append(_shape(model, width, HIDDEN * min(most, max(least, steps))))
         if size(_shape(model, width, HIDDEN * least)) > wanted:
             break  # wider ones are all too large
     near = min(map(missed, found))
     return min(
         (shape for shape in found if missed(shape) <= near + 0.02),
-        key=lambda shape: abs(shape.expert_hidden / shape.d_model - USUAL_HIDDEN),
+        key=lambda shape: abs(shape.top_k * shape.expert_hidden / shape.d_model - USUAL),
     )
 
 

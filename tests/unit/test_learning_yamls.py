@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,12 @@ def test_each_run_is_made_once_and_kept_as_it_ends(results, monkeypatch):
         return {"loss": 4.0 + seed, "commit": "abc", "preload": ""}
 
     monkeypatch.setattr(learning_yamls, "train", train)
-    monkeypatch.setattr(sys, "argv", ["x", "recipe", "demo", "--data", "d", "--tokenizer", "t", "--seeds", "2"])
+    monkeypatch.setattr(sys, "argv", ["x", "decay", "demo", "--data", "d", "--tokenizer", "t", "--seeds", "2"])
     with pytest.raises(KeyboardInterrupt):
         learning_yamls.main()
     assert learning_yamls.main() == 0
     assert made == [("before", 0), ("after", 0), ("before", 1), ("before", 1), ("after", 1)]
-    assert json.loads((results / "recipe-demo.json").read_text())["after"]["1"]["loss"] == 5.0
+    assert json.loads((results / "decay-demo.json").read_text())["after"]["1"]["loss"] == 5.0
 
 
 def test_the_table_takes_differences_seed_by_seed_and_says_whether_the_change_is_no_worse(results):
@@ -47,15 +48,12 @@ def test_the_table_takes_differences_seed_by_seed_and_says_whether_the_change_is
     demo, quick = learning_yamls.report("rates").splitlines()[2:]
     assert demo == "| demo | 2 | 4.500 | 4.510 | +0.010 ± 0.000 | yes |"
     assert quick == "| quick | 2 | 4.500 | 4.530 | +0.030 ± 0.000 | no |"
-    assert learning_yamls.report("recipe") == "Not run yet."
+    assert learning_yamls.report("decay") == "Not run yet."
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
-def test_the_sides_of_the_recipe_have_equal_active_width_and_are_settings(name):
-    path = str(Path(__file__).resolve().parents[2] / f"yamls/{name}.yaml")
-    found = []
-    for side in learning_yamls.SIDES:
-        config = load_config(path, [f"{key}={value}" for key, value in learning_yamls.recipe(name, side).items()])
-        found.append(config.model.top_k * config.model.expert_hidden)
-        assert config.model.n_experts == 4 * config.model.top_k
-    assert found[0] == found[1] == 2 * learning_yamls.WIDTHS[name]
+def test_the_sides_of_the_decay_are_settings_that_differ_in_the_schedule_alone():
+    path = str(Path(__file__).resolve().parents[2] / "yamls/demo.yaml")
+    sides = [learning_yamls.decay("demo", side) for side in learning_yamls.SIDES]
+    before, after = (load_config(path, [f"{key}={value}" for key, value in side.items()]) for side in sides)
+    assert before.scheduler != after.scheduler
+    assert replace(before, scheduler=after.scheduler) == after

@@ -16,6 +16,7 @@ from moe.optim.auto import resolve
 from moe.optim.rule import embedding_rate, learning_rate
 from moe.plan.cluster import find_machines, find_plans
 from moe.plan.gpus import find_gpu
+from moe.plan.new import FINER
 from moe.plan.scaling import for_tokens
 from moe.plan.sizing import find_fit, shape_for
 
@@ -92,10 +93,24 @@ def test_without_hours_it_is_as_large_as_20_tokens_a_parameter() -> None:
 @pytest.mark.parametrize(("flag", "place"), [("--params", 0), ("--active", 1)])
 def test_a_size_that_is_asked_for_is_met(flag: str, place: int) -> None:
     for asked in (20e6, 42e6, 90e6, 170e6, 520e6, 1.1e9):
-        shape = shape_for(load_config(ROOT / "yamls/500m.yaml").model, 50257, int(asked), active=place == 1)
+        begun_with = load_config(ROOT / "yamls/500m.yaml").model
+        model = replace(begun_with, **FINER) if place else begun_with
+        shape = shape_for(model, 50257, int(asked), active=place == 1)
+        assert 1.9 <= shape.top_k * shape.expert_hidden / shape.d_model <= 8.1
         assert shape.d_model % shape.n_heads == 0 and shape.n_heads % shape.n_kv_heads == 0
         count = count_parameters(**model_shape(shape, 50257))
         assert (count.total, count.active)[place] == pytest.approx(asked, rel=0.06)
+
+
+def test_active_parameters_take_finer_experts_and_a_number_of_all_keeps_those_of_500m() -> None:
+    """What stages B and D of docs/learning.md decided."""
+    total, active = size(coarse := new("--tokens", "10B", "--params", "500M"))
+    fine = new("--tokens", "10B", "--active", f"{active / 1e6:.0f}M", out="fine.yaml")
+    assert (coarse.model.n_experts, coarse.model.top_k) == (8, 2) and (fine.model.n_experts, fine.model.top_k) == (
+        32,
+        4,
+    )
+    assert size(fine)[1] == pytest.approx(active, rel=0.03) and 1.6 < size(fine)[0] / total < 2.2
 
 
 def test_more_tokens_mean_a_larger_batch_that_the_gpus_divide_and_the_rules_rate() -> None:
@@ -146,7 +161,7 @@ def test_data_that_are_no_folder_are_refused_and_leave_no_file(elsewhere: Path, 
         (["--tokens", "10k"], ("--tokens (10k) makes", "give at least")),
         (["--tokens", "1B", "--params", "1k"], ("--params (1k): the nearest shape has 7.35", "M; ask for about that")),
         (["--tokens", "1B", "--params", "500T"], ("--params (500T): the nearest shape has 6.74T; ask",)),
-        (["--tokens", "1B", "--active", "900B"], ("needs 44,6", "it would with --params 6", " in the place of --a")),
+        (["--tokens", "1B", "--active", "900B"], ("needs 86,0", "it would with --params 6", " in the place of --a")),
         (["--tokens", "1B", "--gpu", ""], ("GPU () is not known",)),
         (["--tokens", "1B", "--gpu", "mine", "--gpu-memory", "48GB"], ("describe a card together; give both",)),
         (["--tokens", "1B", "--data", "a\nb"], ("a yaml cannot hold its name",)),
