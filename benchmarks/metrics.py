@@ -80,8 +80,9 @@ class Bench:
         self.throughput = Throughput(flops_per_token=1e7, log=every)
         writers = [jsonl_writer(folder / "metrics.jsonl", 0), tensorboard_writer(folder / "tensorboard", 0)]
         alarms = Alarms(
-            folder, every, stop=StopSignal(), run_name="bench", command=None, use_wandb=False, report=lambda line: None
-        )
+            folder, every, stop=StopSignal(), run_name="bench", command=None, use_wandb=False, rate="optimizer.lr",
+            report=lambda line: None,
+        )  # fmt: skip
         self.loggers: list[Any] = [RunLog(writers, every), Console(every), alarms]
         self.logger: Any = SimpleNamespace(log_metrics=lambda row: [to.log_metrics(row) for to in self.loggers])
         self.state: Any = SimpleNamespace(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from moe.common.errors import InputError
 from moe.common.units import short
-from moe.config import Config, parse_time
+from moe.config import Config, ModelConfig, parse_time
 from moe.config.steps import Steps
 from moe.plan.estimate import find_rates, find_work, parameters
 from moe.plan.gpus import Gpu
@@ -20,7 +20,6 @@ from moe.plan.sizing import SMALLEST, TOKENS_PER_PARAMETER, Fit, find_fit, large
 
 MOST_GPUS, MOST_HOURS = 4096, 24 * 366 * 10
 MOST_MISSED = 0.1  # of the number of parameters that was asked for
-FINER = {"n_experts": 32, "top_k": 4}  # where those of all experts may be any number: docs/learning.md, stages B and C
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def make(wanted: Wanted) -> tuple[Config, Fit]:
     vocab_size = wanted.vocab_size
 
     def build(count: int, active: bool = False) -> Config:
-        model = replace(base.model, **FINER) if active else base.model
+        model = finer(base.model) if active else base.model
         return replace(base, model=shape_for(model, vocab_size, count, active=active))
 
     if not wanted.shape_free:
@@ -73,6 +72,11 @@ def make(wanted: Wanted) -> tuple[Config, Fit]:
     fit = find_fit(config, vocab_size, wanted.gpu, wanted.n_gpus)
     parallelism = replace(config.parallelism, fsdp2=config.parallelism.fsdp2 or fit.sharded)
     return replace(config, activation_checkpointing=fit.checkpointing, parallelism=parallelism), fit
+
+
+def finer(model: ModelConfig) -> ModelConfig:
+    """With the experts that stages B and C of docs/learning.md chose, where the number of all parameters is free."""
+    return replace(model, n_experts=32, top_k=4)
 
 
 def _check_met(config: Config, asked: int, wanted: Wanted) -> None:

@@ -1,9 +1,9 @@
 """Which size a run has: a shape of a wanted number of parameters, and the largest that a card and a time allow.
 
 - Shapes: heads of 64; a width of a multiple of 128; 4 key-value heads, or as many of fewer as divide the heads; a layer
-  for each 64 of width (the yamls have 64 to 77); experts as many as in the config it is given, their width what the
-  number of parameters asks for: a token's experts have twice to eight times the model's together. Of several widths that can, the
-  one where they are nearest to 16/3 of it.
+  for each 64 of width (the yamls have 64 to 77); as many experts as in the config it is given, their width what the
+  number of parameters asks for: a token's experts have twice to eight times the model's together. Of several widths
+  that can, the one where they are nearest to 16/3 of it.
 - No larger than a twentieth of the run's tokens, unless that is asked for: 20 tokens a parameter, as the yamls.
 - Several GPUs hold the model each, or divide it (FSDP2) where they cannot. Where a step does not fit, blocks are
   computed again in the backward pass.

@@ -16,7 +16,7 @@ from moe.optim.auto import resolve
 from moe.optim.rule import embedding_rate, learning_rate
 from moe.plan.cluster import find_machines, find_plans
 from moe.plan.gpus import find_gpu
-from moe.plan.new import FINER
+from moe.plan.new import finer
 from moe.plan.scaling import for_tokens
 from moe.plan.sizing import find_fit, shape_for
 
@@ -94,7 +94,7 @@ def test_without_hours_it_is_as_large_as_20_tokens_a_parameter() -> None:
 def test_a_size_that_is_asked_for_is_met(flag: str, place: int) -> None:
     for asked in (20e6, 42e6, 90e6, 170e6, 520e6, 1.1e9):
         begun_with = load_config(ROOT / "yamls/500m.yaml").model
-        model = replace(begun_with, **FINER) if place else begun_with
+        model = finer(begun_with) if place else begun_with
         shape = shape_for(model, 50257, int(asked), active=place == 1)
         assert 1.9 <= shape.top_k * shape.expert_hidden / shape.d_model <= 8.1
         assert shape.d_model % shape.n_heads == 0 and shape.n_heads % shape.n_kv_heads == 0
