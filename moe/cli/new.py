@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", help="of the run, as 10B (default: those of --like)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--params", help="parameters, as 500M (default: the largest that fits, 20 tokens a parameter)")
-    size.add_argument("--active", help="parameters that one token meets, as 170M")
+    size.add_argument("--active", help="parameters that one token meets, as 170M; 32 finer experts, top 4")
     size.add_argument("--like", metavar="NAME", help="the shape of one of the yamls, as 500m: `moe yaml` lists them")
     add("--gpu", default="H100", help="the card, as `moe estimate` knows it (default: H100)")
     add("--gpu-memory", metavar="SIZE", help="of a --gpu that is not known, e.g. 48GB")
