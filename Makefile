@@ -8,7 +8,7 @@
 # make bench-scale    the start and memory of a run on a trillion tokens, in sparse shards that take no disk
 # make test-transformers5   the tests of export under transformers 5, in an environment of its own (.venv5)
 # make test-newest   tests/unit on the newest of all packages (.venv-newest; a Python of its own: NEWEST_PYTHON=python3.13)
-# make chaos   50 kills, compared with an uninterrupted run; most of an hour
+# make chaos   50 kills, compared with an uninterrupted run; a quarter of an hour
 # make bench-checkpoint   how long saving holds up training
 # make bench-shards   memory of ranks that share a model of 200M parameters: build, save, load
 # make bench-convert-scale   conversion of 100,000 small files, 27,000 footers of a hub, a hub that limits requests

@@ -70,7 +70,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
     lr: float | Literal["auto"] | None = None
-    "Learning rate of the AdamW groups; null means `optimizer.lr`. auto: too; with `adjust_lr_fn: original` by a rule."
+    "Learning rate of the AdamW groups; null: `optimizer.lr`. auto: the same, by a rule with `adjust_lr_fn: original`."
     embedding_lr: float | Literal["auto"] | None = None
     "That of an embedding that is not the head too (`tie_embeddings: false`); null means `lr`. auto: by a rule."
     betas: tuple[float, float] = (0.9, 0.95)
