@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = [*args.prompt, *args.text]
     if not prompts:
         raise InputError('give a text to continue: moe generate RUN "Once upon a time"')
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed ({args.seed:.15g}) must be 0 or more and below 2^63")
     heat = args.temperature
     if not 1 <= args.max_new_tokens <= MOST_NEW:
         raise InputError(f"--max-new-tokens ({args.max_new_tokens:.15g}) must be at least 1 and at most {MOST_NEW:,}")

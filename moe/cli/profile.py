@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moe.cli.output import check_writable
 from moe.common.errors import InputError
 from moe.common.paths import local_path
 from moe.common.units import say, short, show, size, tell
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--trace ({args.trace}) is a folder; name a file")
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise InputError(f"--trace ({args.trace}): there is no folder {args.trace.parent}")
+    if args.trace is not None:
+        check_writable("--trace", args.trace, begins=b"\x1f\x8b" if args.trace.suffix == ".gz" else b"{")
     from moe.config import load_config
     from moe.optim.auto import resolve
 

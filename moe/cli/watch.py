@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from moe.runs.frame import CURVES, frame
     from moe.runs.reading import RunReader
 
-    if not args.every > 0:
-        raise InputError(f"--every ({args.every}) must be above 0")
+    if not 0 < args.every <= 86_400:
+        raise InputError(f"--every ({args.every}) must be above 0 and at most 86,400 seconds, a day")
     reader = RunReader(args.run, [key for _, key in CURVES])
     console = Console(highlight=False, markup=False, emoji=False)
     if args.once or not console.is_terminal:

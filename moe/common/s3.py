@@ -71,6 +71,7 @@ def reason_and_fix(error: Exception) -> str:
         return f"refused ({code}); check the credentials and what they may do with this bucket"
     if isinstance(error, exceptions.ParamValidationError) or code == "InvalidBucketName":
         return "not a bucket's name; correct the address"
+    error = last_of(error) or error
     text = without_password(str(error)).strip().splitlines()
     return f"{(text or [type(error).__name__])[0][:300]}; what is done is kept: run the same command again"
 
@@ -95,15 +96,21 @@ def may_pass(error: BaseException | None) -> bool:
     """Whether the same request may do later: no connection, a timeout, an error of the server's own."""
     from botocore import exceptions
 
+    broken = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
     while error is not None:  # what boto3 raises of transfers stands before the cause
-        if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
+        if isinstance(error, (*broken, ConnectionError, TimeoutError)):
             return not isinstance(error, exceptions.SSLError)
         response = getattr(error, "response", None) or {}
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status >= 500 or status == 429:
             return True
-        error = error.__context__
+        error = last_of(error) or error.__context__
     return False
+
+
+def last_of(error: BaseException) -> BaseException | None:
+    """The error of the last try, where boto3 gave up after several."""
+    return getattr(error, "last_exception", None)
 
 
 class RemoteFolder:

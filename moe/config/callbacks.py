@@ -58,7 +58,9 @@ def check_callbacks(entries: list[Any], errors: list[str]) -> None:
 def _check_numbers(path: str, value: Any, errors: list[str]) -> None:
     """What is a number to everybody and text to yaml: nothing tells here which one an argument is to be."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+", value):
-        errors.append(f"{path} ({value}) is text to yaml; write the number as {float(value)}")
+        number = str(float(value))
+        number = number if "." in number else number.replace("e", ".0e")
+        errors.append(f"{path} ({value}) is text to yaml; write the number as {number}")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         _check_numbers(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key}]", item, errors)

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from moe.common.paths import ADDRESS
 from moe.config.balance import BALANCE_RULES, WITH_RATE
 from moe.config.bounds import brief, check_dimensions, check_ranges, get
 from moe.config.callbacks import check_callbacks
@@ -205,7 +206,8 @@ def _check_run(config: Config, errors: list[str]) -> None:
     if not config.save_folder.strip():
         fix = "set save_folder"
         errors.append(f"save_folder is empty{' with autoresume: true' if config.autoresume else ''}; {fix}")
-    if "://" in config.save_folder and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
+    address = "://" in config.save_folder or ADDRESS.match(config.save_folder)
+    if address and re.fullmatch(r"s3://[^/\s]+(/\S*)?", config.save_folder) is None:
         errors.append(f"save_folder ({config.save_folder}) must be a folder, or s3://bucket/prefix")
     limit, data = config.train_data.cache_limit, config.train_data
     folders: list[Any] = [data] if data.local is not None else [*data.streams.values()]

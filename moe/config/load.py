@@ -72,6 +72,8 @@ def to_yaml(config: Config) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str):  # what is to be read as it stands, not as the name of another setting
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -79,13 +81,15 @@ def _parse_override(keys: list[str], text: str) -> Any:
     """The value of `key=text`. Raises YAMLError where yaml would drop a part of it."""
     path = tuple(keys)
     typed = text.strip()
-    if _is_setting(path) and is_text(_hint_at(path)) and typed.lower() not in ("", "~", "null"):
+    if not typed:
+        raise yaml.YAMLError(f"it is empty; write {'.'.join(keys)}=null for none")
+    if _is_setting(path) and is_text(_hint_at(path)) and typed.lower() not in ("~", "null"):
         if typed[0] not in "\"'[{":
             return text
         if typed[0] in "\"'" and not is_one_value(text):
             return text
     value = parse_yaml(text)
-    if typed and not is_one_value(text):
+    if not is_one_value(text):
         raise yaml.YAMLError("all from ' #' on would be dropped as a comment; remove it, or put it in quotes")
     return value
 
@@ -134,15 +138,20 @@ def _build(tree: dict, errors: list[str], source: str) -> Config:
     wrong: set[str] = set()
     for path, value in _leaves(tree):
         dotted = ".".join(path)
+        if name := next((key for i, key in enumerate(path) if "." in key and _fields_at(path[:i]) is None), None):
+            section = dotted.partition(f".{name}")[0]
+            wrong.add(section)
+            errors.append(f"{section}.{name}: a name must be letters, digits, '_' and '-'")
+            continue
         try:
             value = read_as(value, _hint_at(path) if _is_setting(path) else None)
         except ValueError as error:
             wrong.add(dotted)
             errors.append(f"{dotted}: {error}")
             continue
-        if value == MISSING and _is_setting(path):
+        if _holds_missing(value) and (value != MISSING or _is_setting(path)):
             wrong.add(dotted)
-            errors.append(f"{dotted}: is {MISSING!r}, which stands for no value; give one, or leave the key out")
+            errors.append(f"{dotted}: {MISSING!r} stands for no value; give one, or leave it out")
             continue
         try:
             config = OmegaConf.merge(config, _nested(path, value))
@@ -161,9 +170,15 @@ def _build(tree: dict, errors: list[str], source: str) -> Config:
     except OmegaConfBaseException as error:
         errors.append(" ".join(str(error).split()))
     if errors:
-        raise ConfigError(source, errors)
+        raise ConfigError(source, list(dict.fromkeys(errors)))
     assert isinstance(result, Config)
     return with_derived(result)
+
+
+def _holds_missing(value: Any) -> bool:
+    """Whether OmegaConf's mark of a missing value stands anywhere in it."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value == MISSING or any(map(_holds_missing, items))
 
 
 def _nested(path: tuple[str, ...], value: Any) -> Any:
@@ -267,6 +282,8 @@ def _explain(path: tuple[str, ...], value: Any, error: Exception) -> str:
 
 def _wanted(hint: Any) -> str | None:
     """What to write for a setting of type `hint`."""
+    if get_origin(hint) is tuple:
+        return f"write a list of {len(get_args(hint))} numbers"
     kinds = [part for part in get_args(hint) if part is not NoneType] if is_union(hint) else [hint]
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     words = [WANTED[kind] for kind in kinds if kind in WANTED]

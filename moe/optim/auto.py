@@ -46,6 +46,8 @@ def resolve(config: Config, kept: dict[str, Any] | None = None) -> tuple[Config,
     kept: the config, as a manifest has it, of the checkpoint that is resumed from.
     Raises InputError where the numbers do not fit the other settings.
     """
+    if kept is not None and "optimizer" not in kept:
+        kept = None  # of an import, which holds weights alone
     optimizer, chosen = config.optimizer, []
     d_model, tied = config.model.d_model, config.model.tie_embeddings
     run = Steps.of(config)

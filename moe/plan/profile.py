@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
+from moe.common.errors import InputError
 from moe.config import Config
 from moe.model.router import RouterStats, Routing
 from moe.model.step import make_step
@@ -206,7 +207,11 @@ def _trace(step: Callable[[], Any], path: Path) -> float | None:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         seconds = step()[0]
+    if path.is_file():
+        path.unlink()
     profiler.export_chrome_trace(str(path))
+    if not path.exists():  # it says nothing
+        raise InputError(f"--trace ({path}) could not be written; give another file")
     if not on_gpu:
         return None
     return max(0.0, 1 - busy_seconds(profiler.events() or []) / seconds)

@@ -73,37 +73,43 @@ def _space(config: Config, vocab_size: int, place: Path, there: list[Path]) -> R
 
 
 def kept_settings(config: Config) -> dict[str, Any] | None:
-    """The config of the newest checkpoint on this machine, whose numbers a resumed run keeps where it says `auto`; None
-    where there is none. What else there is to be said of it, `check_resume` says.
+    """The config of the checkpoint that the run resumes from, or continues (`load_path`), whose numbers it keeps where
+    it says `auto`; None where there is none on this machine. What else there is to be said of it, `check_resume` says.
     """
-    from moe.train.checkpointing.checkpoints import newest_checkpoint, read_checkpoint, step_folders
     from moe.train.checkpointing.run_folder import local_folder
 
-    folder = local_folder(config.save_folder, config.run_name)
-    try:
-        found, _ = newest_checkpoint(step_folders(folder), partial(read_checkpoint, hashes=False))
-    except OSError:
-        return None
+    here = str(local_folder(config.save_folder, config.run_name))  # nobody waits for a remote yet
+    found = _continued(dataclasses.replace(config, save_folder=here))
     return found.manifest["config"] if found is not None else None
+
+
+def _continued(config: Config) -> Checkpoint | None:
+    """The checkpoint that the run resumes from, or continues (`load_path`). One that is not on this machine, or cannot
+    be used, is not looked into: `check_resume` reports that.
+    """
+    from moe.train.checkpointing.checkpoints import find_named, read_checkpoint
+    from moe.train.checkpointing.run_folder import local_folder
+
+    try:
+        found, _ = _find(config, local_folder(config.save_folder, config.run_name), False, lambda line: None)
+        if found is None and config.load_path is not None and not config.load_weights_only:
+            found = find_named(config.load_path, partial(read_checkpoint, hashes=False))
+    except (InputError, OSError):  # a remote that cannot be read is an OSError
+        return None
+    return found
 
 
 def resumes_in_stock_order(config: Config) -> bool:
     """Whether the checkpoint that the run resumes from, or continues (`load_path`), is in Streaming's order, an array
-    of each epoch: its position names none. One that is not on this machine, or cannot be used, is not looked into:
-    `check_resume` reports that.
+    of each epoch: its position names none.
     """
-    from moe.train.checkpointing.checkpoints import find_named, load_state
-    from moe.train.checkpointing.run_folder import local_folder
+    from moe.train.checkpointing.checkpoints import load_state
 
-    folder = local_folder(config.save_folder, config.run_name)
+    if (found := _continued(config)) is None:
+        return False
     try:
-        found, _ = _find(config, folder, False, lambda line: None)
-        if found is None and config.load_path is not None and not config.load_weights_only:
-            found = find_named(config.load_path)
-        if found is None:
-            return False
         state = load_state(found.state_file, mmap=True)["state"]
-    except (InputError, OSError):  # a remote that cannot be read is an OSError
+    except (InputError, OSError):
         return False
     return "order" not in state.get("dataset_state", {}).get("train", {"order": None})
 

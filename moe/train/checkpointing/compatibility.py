@@ -88,6 +88,11 @@ def check_continues(
     Raises:
         InputError: every setting that must not change, with both values.
     """
+    if "optimizer" not in checkpoint.manifest["config"]:
+        raise InputError(
+            f"{checkpoint.path} is an import, which holds weights alone; start a new run from it: "
+            f"run_name=NEW load_path={checkpoint.path} load_weights_only=true"
+        )
     applied, refused = compare_configs(checkpoint.manifest["config"], config)
     kept = checkpoint.path.parent / "config.yaml"
     kept_settings = f", as in {kept}" if refused and kept.is_file() else ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.common.s3 import RemoteError, RemoteFolder
+from moe.common.s3 import RemoteError, RemoteFolder, may_pass, reason_and_fix
 
 
 def test_what_is_written_is_listed_read_renamed_and_deleted(bucket: str, tmp_path: Path) -> None:
@@ -60,3 +60,20 @@ def test_a_server_that_fails_for_a_while_is_asked_again(monkeypatch: pytest.Monk
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_what_broke_off_in_every_try_may_pass_and_is_named() -> None:
+    from boto3.exceptions import RetriesExceededError
+    from botocore import exceptions
+
+    endpoint = "https://bucket.example"
+    for cause in (
+        exceptions.ReadTimeoutError(endpoint_url=endpoint),
+        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        ConnectionResetError("reset by peer"),
+    ):
+        given_up = RetriesExceededError(cause)
+        assert may_pass(cause) and may_pass(given_up)
+        assert str(cause) in reason_and_fix(given_up)
+    assert not may_pass(RetriesExceededError(exceptions.SSLError(endpoint_url=endpoint, error="certificate")))
+    assert not may_pass(ValueError("x"))

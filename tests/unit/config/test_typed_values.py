@@ -118,3 +118,40 @@ def test_a_tag_that_its_value_does_not_fit_is_one_error(path: Path, value: str) 
     path.write_text(path.read_text() + f"seed: {value}\n")
     (found,) = errors(path)
     assert "is not of type" in found or "seed: is ''" in found
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("save_folder=s3:/bucket/x", "save_folder (s3:/bucket/x) must be a folder, or s3://bucket/prefix"),
+        ("save_folder=gs:/bucket/x", "save_folder (gs:/bucket/x) must be a folder, or s3://bucket/prefix"),
+        ("sample_prompts=['???']", "sample_prompts: '???' stands for no value"),
+        ("callbacks=[{class: a.B, x: [1, '???']}]", "callbacks: '???' stands for no value"),
+        ("load_path=", "load_path: '' cannot be set: it is empty; write load_path=null for none"),
+        ("optimizer.adamw.betas=[a,b]", "optimizer.adamw.betas: is ['a', 'b']; write a list of 2 numbers"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_error(path: Path, override: str, expected: str) -> None:
+    (error,) = errors(path, override)
+    assert error.startswith(expected)
+
+
+@pytest.mark.parametrize("stream", ["{proportion: 1}", "{local: x, proportion: 1}"])
+def test_a_dot_in_a_streams_name_is_one_error(path: Path, stream: str) -> None:
+    (error,) = errors(path, "train_data.local=null", f"train_data.streams={{a.b: {stream}}}")
+    assert error == "train_data.streams.a.b: a name must be letters, digits, '_' and '-'"
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1e17", "25e-8", "3e4"])
+def test_the_number_that_an_argument_is_to_be_written_as_is_accepted(path: Path, number: str) -> None:
+    (error,) = errors(path, f"callbacks=[{{class: a.B, eps: {number}}}]")
+    better = error.partition("write the number as ")[2]
+    (callback,) = load_config(path, [f"callbacks=[{{class: a.B, eps: {better}}}]"]).callbacks
+    assert callback["eps"] == float(number)
+
+
+def test_text_that_looks_like_a_settings_name_is_read_back_as_it_was(path: Path) -> None:
+    config = load_config(path, [r"sample_prompts=['cost \${x} now', '{a} $ {b}']"])
+    assert config.sample_prompts[0] == "cost ${x} now"
+    path.with_name("again.yaml").write_text(to_yaml(config))
+    assert load_config(path.with_name("again.yaml")) == config

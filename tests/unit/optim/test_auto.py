@@ -150,3 +150,9 @@ def test_under_original_adamws_auto_is_the_rules_rate_not_that_of_unscaled_updat
 def test_numbers_are_read_as_before(load, typed: str, value: float | str) -> None:
     read = load(f"optimizer.lr={typed}").optimizer.lr
     assert read == value and type(read) is type(value)
+
+
+def test_a_checkpoint_without_an_optimizer_has_no_numbers_to_keep(load) -> None:
+    """That of an import, whose manifest has the model alone."""
+    config = load(*ALL)
+    assert resolve(config, kept={"model": {}, "tokenizer": "x"}) == resolve(config)

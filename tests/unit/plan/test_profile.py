@@ -62,6 +62,9 @@ def test_the_command_prints_a_table_and_refuses_what_cannot_be(tiny: Path, tmp_p
     assert main(["profile", config, "--trace", str(tmp_path / "no/t.json")]) == 2
     assert main(["profile", config, "--trace", str(tmp_path)]) == 2
     assert tmp_path.is_dir()
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["profile", config, "--trace", str(tmp_path / "mine.txt")]) == 2
+    assert (tmp_path / "mine.txt").read_text() == "mine"
     err = capsys.readouterr().err
     assert "is a folder; name a file" in err
     assert "--steps (0)" in err and "there is no folder" in err and "Traceback" not in err
@@ -113,3 +116,13 @@ def test_the_gpu_is_busy_while_a_kernel_runs_whoever_else_carries_its_time() -> 
     events = EventList([later, launch, *kernels, note], use_device="cuda")
     assert busy_seconds(events) == pytest.approx((1200 + 500) / 1e6)
     assert busy_seconds([launch, note]) == 0
+
+
+def test_a_trace_that_was_not_written_is_not_said_to_be(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    from torch.profiler import profile
+
+    (tmp_path / "t.json").write_text("{}")
+    monkeypatch.setattr(profile, "export_chrome_trace", lambda self, path: None)
+    assert main(["profile", str(tiny / "tiny.yaml"), "--steps", "1", "--trace", str(tmp_path / "t.json")]) == 2
+    shown = capsys.readouterr()
+    assert "could not be written" in shown.err and "trace of a step" not in shown.out

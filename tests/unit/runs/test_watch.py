@@ -159,6 +159,8 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert "is empty" in capsys.readouterr().err
     assert main(["watch", str(make_run(tmp_path / "run")), "--every", "0"]) == 2
     assert "--every (0.0)" in capsys.readouterr().err
+    assert main(["watch", str(tmp_path / "run"), "--every", "inf"]) == 2
+    assert "at most 86,400 seconds" in capsys.readouterr().err
 
 
 def in_terminal(folder: Path, linger: float = 60.0) -> tuple[int, int]:

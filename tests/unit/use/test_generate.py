@@ -101,6 +101,12 @@ def test_a_temperature_without_probabilities_is_refused(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == f"error: --temperature ({float(heat)}) must be 0, or from 0.001 to 1,000\n"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_generator_takes_is_refused(capsys: pytest.CaptureFixture, seed: int) -> None:
+    assert main(["generate", "nowhere", "--prompt", "hi", f"--seed={seed}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --seed ({seed:.15g}) must be 0 or more and below 2^63")
+
+
 def test_a_step_that_is_not_there_is_told_with_those_that_are(make_run: Callable, tmp_path: Path, capsys) -> None:
     """D8: of many the newest; a folder that is not there at all is told as that."""
     run = make_run(steps=(10, 20))

@@ -7,9 +7,10 @@ import pytest
 from moe.cli.main import main
 from moe.config import load_config
 from moe.optim.auto import resolve
+from moe.plan.checks.folder import kept_settings
 from moe.plan.checks.result import Result
 from moe.plan.checks.settings import check_settings
-from tests.tiny import tiny_config, write_config
+from tests.tiny import tiny_config, write_config, write_run
 
 
 @pytest.fixture
@@ -70,3 +71,12 @@ def test_the_estimate_shows_the_rate_that_trains(tmp_path: Path, capsys) -> None
     words = ["optimizer.name=adamw", "optimizer.lr=3", "optimizer.adamw.lr=0.004", "--vocab-size", "97"]
     assert main(["estimate", str(path), *words]) == 0
     assert "  peak rate            0.004" in capsys.readouterr().out
+
+
+def test_a_run_that_continues_another_keeps_its_numbers(tiny: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path / "c.yaml", tiny_config(tmp_path))
+    other = write_run(tmp_path / "other", tiny / "tokenizer")
+    words = [f"save_folder={tmp_path / 'new'}", f"load_path={other}"]
+    continued = kept_settings(load_config(path, [*words, "load_weights_only=false"]))
+    assert continued is not None and continued["optimizer"]["lr"] == 0.001
+    assert kept_settings(load_config(path, words)) is None, "of weights alone nothing is kept"

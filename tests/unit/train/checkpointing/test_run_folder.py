@@ -146,6 +146,14 @@ def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp
         check_continues(checkpoint, {**checkpoint.manifest["config"]}, "bbb", print)
 
 
+def test_an_import_is_refused_as_a_run_to_go_on_with(tmp_path: Path) -> None:
+    from moe.train.checkpointing.checkpoints import Checkpoint
+
+    imported = Checkpoint(tmp_path, {"config": {"model": CONFIG["model"]}, "data": ""})
+    with pytest.raises(InputError, match="is an import, which holds weights alone; .*load_weights_only=true"):
+        check_continues(imported, CONFIG, "aaa", SAID.append)
+
+
 def test_of_a_mixture_only_the_streams_that_differ_are_told_each_on_its_line(tmp_path: Path) -> None:
     from moe.train.checkpointing.checkpoints import Checkpoint
 
