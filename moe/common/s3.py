@@ -71,9 +71,9 @@ def reason_and_fix(error: Exception) -> str:
         return f"refused ({code}); check the credentials and what they may do with this bucket"
     if isinstance(error, exceptions.ParamValidationError) or code == "InvalidBucketName":
         return "not a bucket's name; correct the address"
-    error = last_of(error) or error
-    text = without_password(str(error)).strip().splitlines()
-    return f"{(text or [type(error).__name__])[0][:300]}; what is done is kept: run the same command again"
+    last = last_of(error) or error
+    text = without_password(str(last)).strip().splitlines()
+    return f"{(text or [type(last).__name__])[0][:300]}; what is done is kept: run the same command again"
 
 
 def bucket_and_prefix(address: str) -> tuple[str, str]:

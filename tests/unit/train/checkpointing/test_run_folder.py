@@ -150,7 +150,7 @@ def test_an_import_is_refused_as_a_run_to_go_on_with(tmp_path: Path) -> None:
     from moe.train.checkpointing.checkpoints import Checkpoint
 
     imported = Checkpoint(tmp_path, {"config": {"model": CONFIG["model"]}, "data": ""})
-    with pytest.raises(InputError, match="is an import, which holds weights alone; .*load_weights_only=true"):
+    with pytest.raises(InputError, match=r"is an import, which holds weights alone; .*load_weights_only=true"):
         check_continues(imported, CONFIG, "aaa", SAID.append)
 
 
