@@ -88,7 +88,7 @@ def check_continues(
     Raises:
         InputError: every setting that must not change, with both values.
     """
-    if "optimizer" not in checkpoint.manifest["config"]:
+    if "imported_from" in checkpoint.manifest:
         raise InputError(
             f"{checkpoint.path} is an import, which holds weights alone; start a new run from it: "
             f"run_name=NEW load_path={checkpoint.path} load_weights_only=true"

@@ -149,7 +149,7 @@ def test_a_continuation_with_other_data_or_shape_is_refused_with_both_values(tmp
 def test_an_import_is_refused_as_a_run_to_go_on_with(tmp_path: Path) -> None:
     from moe.train.checkpointing.checkpoints import Checkpoint
 
-    imported = Checkpoint(tmp_path, {"config": {"model": CONFIG["model"]}, "data": ""})
+    imported = Checkpoint(tmp_path, {"config": {"model": CONFIG["model"]}, "data": "", "imported_from": "hf"})
     with pytest.raises(InputError, match=r"is an import, which holds weights alone; .*load_weights_only=true"):
         check_continues(imported, CONFIG, "aaa", SAID.append)
 
