@@ -106,10 +106,8 @@ def test_active_parameters_take_finer_experts_and_a_number_of_all_keeps_those_of
     """What stages B and D of docs/learning.md decided."""
     total, active = size(coarse := new("--tokens", "10B", "--params", "500M"))
     fine = new("--tokens", "10B", "--active", f"{active / 1e6:.0f}M", out="fine.yaml")
-    assert (coarse.model.n_experts, coarse.model.top_k) == (8, 2) and (fine.model.n_experts, fine.model.top_k) == (
-        32,
-        4,
-    )
+    experts = [(config.model.n_experts, config.model.top_k) for config in (coarse, fine)]
+    assert experts == [(8, 2), (32, 4)]
     assert size(fine)[1] == pytest.approx(active, rel=0.03) and 1.6 < size(fine)[0] / total < 2.2
 
 
